@@ -1,0 +1,48 @@
+//! The library's one error type. Every message names the file or value at fault and the way out.
+
+use std::path::{Path, PathBuf};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: cannot read the picture: {source}", path.display())]
+    Image { path: PathBuf, source: image::ImageError },
+    /// A weights file that is not what it should be: truncated, misnamed, misshapen, unknown.
+    #[error("{}: {reason}", path.display())]
+    Weights { path: PathBuf, reason: String },
+    /// A value from the user (flag, property, configuration) that cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+    /// Data on disk that does not have the layout it should have.
+    #[error("{}: {reason}", path.display())]
+    Data { path: PathBuf, reason: String },
+    #[error("model: {0}")]
+    Candle(#[from] candle_core::Error),
+    #[error("video: {0}")]
+    Video(String),
+    /// Work ended early because it was asked to (Ctrl-C).
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), source }
+    }
+    pub fn image(path: impl AsRef<Path>, source: image::ImageError) -> Self {
+        Self::Image { path: path.as_ref().to_owned(), source }
+    }
+    pub fn weights(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Weights { path: path.as_ref().to_owned(), reason: reason.into() }
+    }
+    pub fn data(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Data { path: path.as_ref().to_owned(), reason: reason.into() }
+    }
+    pub fn invalid(reason: impl Into<String>) -> Self {
+        Self::Invalid(reason.into())
+    }
+}

@@ -1,0 +1,56 @@
+//! `torch.nn.BatchNorm2d`: batch statistics and their running averages in training, the averages in inference.
+
+use candle_core::{Result, Tensor, Var};
+use candle_nn::VarBuilder;
+
+/// Batch norm over `[N, C, H, W]`. State-dict names: `weight`, `bias`, `running_mean`, `running_var`.
+#[derive(Debug, Clone)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Var,
+    running_var: Var,
+    eps: f64,
+    momentum: f64,
+}
+
+impl BatchNorm {
+    /// Loads `channels` features' parameters; PyTorch's defaults, eps 1e-5 and momentum 0.1.
+    pub fn load(vb: VarBuilder, channels: usize) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get(channels, "weight")?,
+            bias: vb.get(channels, "bias")?,
+            // Shares the storage where the tensor is a variable already, so that a checkpoint sees the updates.
+            running_mean: Var::from_tensor(&vb.get(channels, "running_mean")?)?,
+            running_var: Var::from_tensor(&vb.get(channels, "running_var")?)?,
+            eps: 1e-5,
+            momentum: 0.1,
+        })
+    }
+
+    /// `x [N, C, H, W]` → the same shape. `train` uses the batch's statistics and updates the running ones
+    /// (with the unbiased variance, as PyTorch).
+    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let per_channel = |t: &Tensor| t.reshape((1, (), 1, 1));
+        let (mean, var) = if train {
+            let mean = x.mean_keepdim((0, 2, 3))?;
+            let var = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim((0, 2, 3))?;
+            let n = x.elem_count() as f64 / x.dim(1)? as f64;
+            self.update(&self.running_mean, &mean, 1.0)?;
+            self.update(&self.running_var, &var, n / (n - 1.0))?;
+            (mean, var)
+        } else {
+            (per_channel(self.running_mean.as_tensor())?, per_channel(self.running_var.as_tensor())?)
+        };
+        x.broadcast_sub(&mean)?
+            .broadcast_div(&(var + self.eps)?.sqrt()?)?
+            .broadcast_mul(&per_channel(&self.weight)?)?
+            .broadcast_add(&per_channel(&self.bias)?)
+    }
+
+    fn update(&self, running: &Var, batch: &Tensor, scale: f64) -> Result<()> {
+        let batch = batch.detach().flatten_all()?;
+        let kept = (running.as_detached_tensor() * (1.0 - self.momentum))?;
+        running.set(&(kept + (batch * (self.momentum * scale))?)?)
+    }
+}
