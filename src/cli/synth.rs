@@ -1,9 +1,81 @@
 //! `autosam-video synth`.
 
-/// Makes labelled synthetic endoscopy sequences in SUN-SEG's layout.
-#[derive(clap::Args)]
-pub struct Args {}
+use anyhow::Context;
+use autosam::synth::{DatasetConfig, SequenceConfig, write_dataset};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not written yet")
+/// Makes labelled synthetic endoscopy sequences in SUN-SEG's layout.
+///
+/// Writes DIR/SPLIT/{Frame,GT}/caseN_1/ and, for negatives, DIR/SUN-Negative/caseN/. The same seed gives the same
+/// bytes, whatever the number of threads. Ctrl-C leaves the sequences that are complete.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder to write into; must be empty or new, unless --force
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Sequences with polyps
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    sequences: usize,
+    /// Frames of each sequence
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    frames: usize,
+    /// Seed; sequence k of a seed is the same whatever --sequences is
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Frame size in pixels
+    #[arg(long, value_name = "WxH", default_value = "640x512", value_parser = parse_size)]
+    size: (u32, u32),
+    /// Sequences without polyps
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    negatives: usize,
+    /// Part of the data set to write: TrainDataset, TestEasyDataset/Unseen, …
+    #[arg(long, value_name = "NAME", default_value = "TrainDataset")]
+    split: PathBuf,
+    /// Write into a folder that is not empty; sequences of the same name are replaced
+    #[arg(long)]
+    force: bool,
+}
+
+fn parse_size(text: &str) -> Result<(u32, u32), String> {
+    text.split_once(['x', 'X'])
+        .and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)))
+        .ok_or_else(|| format!("{text:?} is not WIDTHxHEIGHT, such as 640x512"))
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (width, height) = args.size;
+    let config = DatasetConfig {
+        sequence: SequenceConfig { width, height, frames: args.frames, polyps: true },
+        sequences: args.sequences,
+        negatives: args.negatives,
+        seed: args.seed,
+        split: args.split,
+        force: args.force,
+        ..DatasetConfig::default()
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot catch Ctrl-C")?;
+    let total = (args.sequences + args.negatives) * args.frames;
+    let bar = ProgressBar::new(total as u64).with_style(
+        ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")
+            .expect("a valid template"),
+    );
+    let result = write_dataset(&args.out, &config, &stop, |_, _| {
+        bar.inc(1);
+        Ok(())
+    });
+    bar.finish_and_clear();
+    let summary = result.with_context(|| format!("synth into {}", args.out.display()))?;
+    println!(
+        "{} sequences, {} frames, {} of them with a polyp in view: {}",
+        summary.sequences,
+        summary.frames,
+        summary.with_polyp,
+        args.out.display()
+    );
+    Ok(())
 }
