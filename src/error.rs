@@ -46,3 +46,17 @@ impl Error {
         Self::Invalid(reason.into())
     }
 }
+
+/// Writes `bytes` beside `path` and renames: what was there stays until the new file is whole.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    let written = std::fs::write(&partial, bytes).map_err(|e| Error::io(&partial, e));
+    if written.is_err() {
+        // Half a file helps nobody; the error that matters is the first.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written?;
+    std::fs::rename(&partial, path).map_err(|e| Error::io(path, e))
+}

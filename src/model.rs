@@ -1,8 +1,28 @@
-//! AutoSAM: frame in, logits and mask out.
+//! AutoSAM (arXiv 2306.06370): a frozen SAM whose dense prompt a small network makes. Frame in, logits and
+//! mask out; the same code for live video, files, training and evaluation.
 
-use crate::engine::segmenter::Segmenter;
+use crate::engine::segmenter::{ProbMap, Sample, Segmenter};
+use crate::generator::{Generator, GeneratorConfig};
+use crate::ops;
+use crate::sam::{Prompts, Sam, SamConfig};
+use crate::train::losses::min_max;
+use crate::weights::{self, Checkpoint};
 use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
+
+/// The model that every default finds: AutoSAM at small scale, trained by this project (see its card in
+/// `models/`). Its weights are not Meta's.
+pub const SHIPPED: &[u8] = include_bytes!("../models/autosam-tiny.safetensors");
+
+/// The metadata key of our weight files that holds a [`ModelConfig`] as JSON.
+pub const CONFIG_KEY: &str = "autosam";
+
+/// SAM's pixel mean and standard deviation, RGB, for values of 0 to 255.
+const PIXEL_MEAN: [f32; 3] = [123.675, 116.28, 103.53];
+const PIXEL_STD: [f32; 3] = [58.395, 57.12, 57.375];
 
 /// Where a model computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,8 +34,23 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
+impl DeviceChoice {
+    /// The device itself. An error where a GPU is asked for by number and there is none.
+    pub fn resolve(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(id) if cfg!(feature = "cuda") => Ok(Device::new_cuda(id)?),
+            Self::Cuda(id) => Err(Error::invalid(format!(
+                "cuda device {id}: this build has no CUDA; build with --features cuda, or use the CPU"
+            ))),
+            Self::Auto => Ok(Device::cuda_if_available(0)?),
+        }
+    }
+}
+
 /// How logits become probabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MaskMode {
     /// `sigmoid(logit)`: an image without a polyp gets no mask. The one for live video.
     #[default]
@@ -30,8 +65,189 @@ pub struct ModelOptions {
     pub mask_mode: MaskMode,
 }
 
+/// What the parts of a model are; stored in its weight file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    pub sam: SamConfig,
+    pub generator: GeneratorConfig,
+}
+
+impl ModelConfig {
+    /// Names and shapes of every tensor, `sam.…` and `generator.…`.
+    pub fn parameter_shapes(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        Ok(weights::recorder::shapes_of(|vb| AutoSam::load(self, vb))?)
+    }
+
+    /// The configuration that a weight file carries.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let json = checkpoint.metadata.get(CONFIG_KEY).ok_or_else(|| {
+            Error::weights(
+                &checkpoint.path,
+                "no AutoSAM configuration in its metadata; expected a file made by `autosam-video train`",
+            )
+        })?;
+        serde_json::from_str(json).map_err(|e| {
+            Error::weights(&checkpoint.path, format!("its AutoSAM configuration is unusable: {e}"))
+        })
+    }
+}
+
+/// The joined model.
+#[derive(Debug)]
+pub struct AutoSam {
+    sam: Sam,
+    generator: Generator,
+    /// SAM's dense positional encoding, `[1, C, g, g]`: the same for every frame.
+    dense_pe: Tensor,
+    image_size: usize,
+    device: Device,
+}
+
+impl AutoSam {
+    /// Builds the model from `sam.…` and `generator.…` below `vb`.
+    pub fn load(config: &ModelConfig, vb: VarBuilder) -> candle_core::Result<Self> {
+        let sam = Sam::load(&config.sam, vb.pp("sam"))?;
+        let generator = Generator::load(&config.generator, vb.pp("generator"))?;
+        let dense_pe = sam.prompt_encoder.dense_pe()?;
+        let device = vb.device().clone();
+        Ok(Self { sam, generator, dense_pe, image_size: config.sam.image_size, device })
+    }
+
+    /// Builds the model from a checked weight file.
+    pub fn from_checkpoint(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let config = ModelConfig::of(checkpoint)?;
+        checkpoint.check(&config.parameter_shapes()?)?;
+        let vb = VarBuilder::from_tensors(checkpoint.tensors.clone(), DType::F32, device);
+        Ok(Self::load(&config, vb)?)
+    }
+
+    pub fn sam(&self) -> &Sam {
+        &self.sam
+    }
+
+    /// Side of SAM's square input in pixels.
+    pub fn image_size(&self) -> usize {
+        self.image_size
+    }
+
+    /// [`preprocess`] on this model's device.
+    pub fn preprocess(&self, samples: &[Sample]) -> Result<Tensor> {
+        preprocess(samples, self.image_size, &self.device)
+    }
+
+    /// SAM's image embedding of preprocessed images, `[N, 3, S, S]` → `[N, C, g, g]`. Frozen: it does not
+    /// depend on the generator.
+    pub fn embed(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.sam.encode_image(x, false)?)
+    }
+
+    /// The generator's dense prompt for preprocessed images, `[N, 3, S, S]` → `[N, C, g, g]`.
+    pub fn dense_prompt(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let side = self.generator.input_size();
+        let x = if side == self.image_size { x.clone() } else { ops::resize_bilinear(x, side, side, true)? };
+        Ok(self.generator.forward(&x, self.dense_pe.dim(2)?, train)?)
+    }
+
+    /// SAM's mask for embeddings and dense prompts, with no sparse prompt: the first mask token's logits,
+    /// `[N, 1, 4g, 4g]`.
+    pub fn decode(&self, embeddings: &Tensor, dense_prompt: &Tensor) -> Result<Tensor> {
+        let n = embeddings.dim(0)?;
+        let (sparse, _) = self.sam.prompt_encoder.forward(&Prompts::default(), n)?;
+        Ok(self.sam.mask_decoder.mask_logits(embeddings, &self.dense_pe, &sparse, dense_prompt)?)
+    }
+
+    /// Low-resolution logits `[N, 1, 4g, 4g]` of preprocessed images `[N, 3, S, S]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.decode(&self.embed(x)?, &self.dense_prompt(x, false)?)
+    }
+}
+
+/// Normalises by SAM's mean and standard deviation and pads with zeros below and to the right:
+/// samples whose longest side is the image size → `[N, 3, S, S]`.
+pub fn preprocess(samples: &[Sample], size: usize, device: &Device) -> Result<Tensor> {
+    let s = size;
+    let mut data = vec![0f32; samples.len() * 3 * s * s];
+    for (sample, out) in samples.iter().zip(data.chunks_exact_mut(3 * s * s)) {
+        if sample.width > s || sample.height > s || sample.rgb.len() != 3 * sample.width * sample.height {
+            return Err(Error::invalid(format!(
+                "a {}x{} sample of {} bytes does not fit a network of {s} px",
+                sample.width,
+                sample.height,
+                sample.rgb.len()
+            )));
+        }
+        for (c, plane) in out.chunks_exact_mut(s * s).enumerate() {
+            let (scale, shift) = (1.0 / PIXEL_STD[c], -PIXEL_MEAN[c] / PIXEL_STD[c]);
+            for (row, line) in sample.rgb.chunks_exact(3 * sample.width).zip(plane.chunks_exact_mut(s)) {
+                for (v, px) in line.iter_mut().zip(row.chunks_exact(3)) {
+                    *v = f32::from(px[c]) * scale + shift;
+                }
+            }
+        }
+    }
+    Ok(Tensor::from_vec(data, (samples.len(), 3, s, s), device)?)
+}
+
+/// Probability maps of the samples that gave `logits [N, 1, 4g, 4g]`: enlarged to the network's `size`
+/// (bilinear) and cropped to each sample.
+pub fn probabilities(
+    logits: &Tensor,
+    samples: &[Sample],
+    size: usize,
+    mode: MaskMode,
+) -> Result<Vec<ProbMap>> {
+    let s = size;
+    let enlarge = |t: &Tensor| ops::resize_bilinear(t, s, s, false);
+    let p = match mode {
+        MaskMode::Sigmoid => candle_nn::ops::sigmoid(&enlarge(logits)?)?,
+        MaskMode::MinMax => enlarge(&min_max(logits)?)?,
+    };
+    let all = p.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+    let maps = samples.iter().zip(all.chunks_exact(s * s)).map(|(sample, p)| ProbMap {
+        width: sample.width,
+        height: sample.height,
+        data: p
+            .chunks_exact(s)
+            .take(sample.height)
+            .flat_map(|row| &row[..sample.width])
+            .map(|p| (p * 255.0 + 0.5) as u8)
+            .collect(),
+    });
+    Ok(maps.collect())
+}
+
+/// An [`AutoSam`] as the engine sees it.
+struct AutoSamSegmenter {
+    model: AutoSam,
+    mask_mode: MaskMode,
+}
+
+impl Segmenter for AutoSamSegmenter {
+    fn input_size(&self) -> usize {
+        self.model.image_size()
+    }
+
+    fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()> {
+        let samples = std::slice::from_ref(sample);
+        let logits = self.model.forward(&self.model.preprocess(samples)?)?;
+        if let Some(map) = probabilities(&logits, samples, self.model.image_size, self.mask_mode)?.pop() {
+            *out = map;
+        }
+        Ok(())
+    }
+}
+
+/// The checkpoint at `location`, or the shipped one where there is none.
+pub fn checkpoint(location: Option<&Path>) -> Result<Checkpoint> {
+    match location {
+        Some(path) => weights::load(path),
+        None => weights::load_bytes(Path::new("shipped autosam-tiny"), SHIPPED),
+    }
+}
+
 /// Opens the weights at `location`, or the shipped model where there is none, ready for the engine.
 pub fn open(location: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
-    let _ = (location, options);
-    Err(Error::invalid("model: to be written"))
+    let model = AutoSam::from_checkpoint(&checkpoint(location)?, &options.device.resolve()?)?;
+    Ok(Box::new(AutoSamSegmenter { model, mask_mode: options.mask_mode }))
 }

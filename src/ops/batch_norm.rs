@@ -1,5 +1,7 @@
 //! `torch.nn.BatchNorm2d`: batch statistics and their running averages in training, the averages in inference.
 
+use super::cpu;
+use super::norm::{ChannelMoments, Normalise};
 use candle_core::{Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
@@ -31,26 +33,42 @@ impl BatchNorm {
     /// `x [N, C, H, W]` → the same shape. `train` uses the batch's statistics and updates the running ones
     /// (with the unbiased variance, as PyTorch).
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let per_channel = |t: &Tensor| t.reshape((1, (), 1, 1));
         let (mean, var) = if train {
-            let mean = x.mean_keepdim((0, 2, 3))?;
-            let var = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim((0, 2, 3))?;
+            let (mean, var) = batch_moments(x)?;
             let n = x.elem_count() as f64 / x.dim(1)? as f64;
             self.update(&self.running_mean, &mean, 1.0)?;
-            self.update(&self.running_var, &var, n / (n - 1.0))?;
+            self.update(&self.running_var, &var, n / (n - 1.0).max(1.0))?;
             (mean, var)
         } else {
-            (per_channel(self.running_mean.as_tensor())?, per_channel(self.running_var.as_tensor())?)
+            // Detached: the statistics are variables, but no gradient is wanted of them.
+            (self.running_mean.as_detached_tensor(), self.running_var.as_detached_tensor())
         };
-        x.broadcast_sub(&mean)?
-            .broadcast_div(&(var + self.eps)?.sqrt()?)?
+        if cpu::handles(&[x, &self.weight, &self.bias]) {
+            let inverse = (var.detach() + self.eps)?.sqrt()?.recip()?.to_vec1::<f32>()?;
+            let op = Normalise { mean: mean.detach().to_vec1::<f32>()?, inverse, train };
+            return x.contiguous()?.apply_op3(&self.weight, &self.bias, op);
+        }
+        let per_channel = |t: &Tensor| t.reshape((1, (), 1, 1));
+        x.broadcast_sub(&per_channel(&mean)?)?
+            .broadcast_div(&(per_channel(&var)? + self.eps)?.sqrt()?)?
             .broadcast_mul(&per_channel(&self.weight)?)?
             .broadcast_add(&per_channel(&self.bias)?)
     }
 
     fn update(&self, running: &Var, batch: &Tensor, scale: f64) -> Result<()> {
-        let batch = batch.detach().flatten_all()?;
+        let batch = batch.detach();
         let kept = (running.as_detached_tensor() * (1.0 - self.momentum))?;
         running.set(&(kept + (batch * (self.momentum * scale))?)?)
     }
+}
+
+/// Mean and biased variance of each channel, `[C]` each.
+fn batch_moments(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    if cpu::handles(&[x]) {
+        let both = x.contiguous()?.apply_op1_no_bwd(&ChannelMoments)?;
+        return Ok((both.narrow(0, 0, 1)?.squeeze(0)?, both.narrow(0, 1, 1)?.squeeze(0)?));
+    }
+    let mean = x.mean_keepdim((0, 2, 3))?;
+    let var = x.broadcast_sub(&mean)?.sqr()?.mean((0, 2, 3))?;
+    Ok((mean.flatten_all()?, var))
 }

@@ -1,0 +1,377 @@
+//! Convolution as matrix products over tiles of unfolded columns that stay in cache.
+
+use super::cpu::{Shared, slice};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::cell::RefCell;
+
+/// Floats in a tile of unfolded columns: a share of the second-level cache.
+const TILE: usize = 96 * 1024;
+
+/// The sizes of one convolution without groups.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Geometry {
+    n: usize,
+    c: usize,
+    h: usize,
+    w: usize,
+    o: usize,
+    k: usize,
+    stride: usize,
+    padding: usize,
+    oh: usize,
+    ow: usize,
+}
+
+impl Geometry {
+    fn of(x: &[usize], w: &[usize], stride: usize, padding: usize) -> Result<Self> {
+        let (&[n, c, h, width], &[o, ci, k, k2]) = (x, w) else {
+            candle_core::bail!("conv2d: expected [N, C, H, W] and [O, C, K, K], found {x:?} and {w:?}")
+        };
+        if ci != c || k != k2 || h + 2 * padding < k || width + 2 * padding < k {
+            candle_core::bail!("conv2d: {w:?} does not fit {x:?} with padding {padding}");
+        }
+        let out = |size: usize| (size + 2 * padding - k) / stride + 1;
+        Ok(Self { n, c, h, w: width, o, k, stride, padding, oh: out(h), ow: out(width) })
+    }
+
+    fn pixels(&self) -> usize {
+        self.oh * self.ow
+    }
+
+    /// Rows of the unfolded matrix.
+    fn depth(&self) -> usize {
+        self.c * self.k * self.k
+    }
+
+    /// True where the input is the unfolded matrix as it stands.
+    fn pointwise(&self) -> bool {
+        self.k == 1 && self.stride == 1 && self.padding == 0
+    }
+
+    /// Output rows a tile, so that a batch of one still feeds two threads.
+    fn tile_rows(&self) -> usize {
+        let fits = (TILE / (self.depth() * self.ow)).max(1);
+        fits.min(self.oh.div_ceil(2)).max(1)
+    }
+
+    fn tiles(&self) -> usize {
+        self.oh.div_ceil(self.tile_rows())
+    }
+
+    /// First row and number of rows of tile `t`.
+    fn tile(&self, t: usize) -> (usize, usize) {
+        let rows = self.tile_rows();
+        (t * rows, rows.min(self.oh - t * rows))
+    }
+
+    /// Columns of output rows `y0..y0 + rows` of one image: `[depth, rows · ow]`.
+    fn unfold(&self, image: &[f32], y0: usize, rows: usize, out: &mut [f32]) {
+        let width = rows * self.ow;
+        for (r, line) in out.chunks_exact_mut(width).enumerate() {
+            let (ch, ky, kx) = (r / (self.k * self.k), r / self.k % self.k, r % self.k);
+            let plane = &image[ch * self.h * self.w..][..self.h * self.w];
+            for (dy, cells) in line.chunks_exact_mut(self.ow).enumerate() {
+                let iy = ((y0 + dy) * self.stride + ky).wrapping_sub(self.padding);
+                if iy >= self.h {
+                    cells.fill(0.0);
+                    continue;
+                }
+                let row = &plane[iy * self.w..][..self.w];
+                let (from, to) = self.span(kx);
+                cells[..from].fill(0.0);
+                cells[to..].fill(0.0);
+                let start = from * self.stride + kx - self.padding;
+                if from >= to {
+                } else if self.stride == 1 {
+                    cells[from..to].copy_from_slice(&row[start..start + to - from]);
+                } else {
+                    for (cell, v) in cells[from..to].iter_mut().zip(row[start..].iter().step_by(self.stride))
+                    {
+                        *cell = *v;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds columns back to where [`Self::unfold`] took them from.
+    fn fold(&self, columns: &[f32], y0: usize, rows: usize, image: &mut [f32]) {
+        let width = rows * self.ow;
+        for (r, line) in columns.chunks_exact(width).enumerate() {
+            let (ch, ky, kx) = (r / (self.k * self.k), r / self.k % self.k, r % self.k);
+            let plane = &mut image[ch * self.h * self.w..][..self.h * self.w];
+            for (dy, cells) in line.chunks_exact(self.ow).enumerate() {
+                let iy = ((y0 + dy) * self.stride + ky).wrapping_sub(self.padding);
+                if iy >= self.h {
+                    continue;
+                }
+                let (from, to) = self.span(kx);
+                if from >= to {
+                    continue;
+                }
+                let start = from * self.stride + kx - self.padding;
+                let row = &mut plane[iy * self.w..][..self.w];
+                for (v, cell) in row[start..].iter_mut().step_by(self.stride).zip(&cells[from..to]) {
+                    *v += cell;
+                }
+            }
+        }
+    }
+
+    /// Output columns whose input at kernel column `kx` lies inside the picture.
+    fn span(&self, kx: usize) -> (usize, usize) {
+        let from = self.padding.saturating_sub(kx).div_ceil(self.stride);
+        let to = (self.w + self.padding).saturating_sub(kx).div_ceil(self.stride);
+        (from.min(self.ow), to.min(self.ow))
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Gives `f` a buffer of `len` floats that the thread keeps.
+fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    SCRATCH.with(|cell| {
+        // Taken, not borrowed: work that rayon steals while `f` runs may come here again.
+        let mut buffer = cell.take();
+        if buffer.len() < len {
+            buffer.resize(len, 0.0);
+        }
+        let result = f(&mut buffer[..len]);
+        cell.replace(buffer);
+        result
+    })
+}
+
+/// A strided matrix.
+#[derive(Clone, Copy)]
+struct Matrix {
+    data: *const f32,
+    rows: isize,
+    cols: isize,
+}
+
+/// `dst [m, n] = a [m, k] · b [k, n]`, added to `dst` with `add`.
+///
+/// # Safety
+/// The pointers reach the whole matrices, `dst` is not shared.
+unsafe fn gemm(
+    m: usize,
+    n: usize,
+    k: usize,
+    dst: *mut f32,
+    dst_rows: isize,
+    add: bool,
+    a: Matrix,
+    b: Matrix,
+) {
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst,
+            1,
+            dst_rows,
+            add,
+            a.data,
+            a.cols,
+            a.rows,
+            b.data,
+            b.cols,
+            b.rows,
+            if add { 1.0 } else { 0.0 },
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// The forward operation.
+pub(super) struct Conv {
+    pub stride: usize,
+    pub padding: usize,
+}
+
+impl CustomOp2 for Conv {
+    fn name(&self) -> &'static str {
+        "autosam-conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let g = Geometry::of(l1.dims(), l2.dims(), self.stride, self.padding)?;
+        let (x, w) = (slice(s1, l1)?, slice(s2, l2)?);
+        let mut out = vec![0f32; g.n * g.o * g.pixels()];
+        let shared = Shared::new(&mut out);
+        (0..g.n * g.tiles()).into_par_iter().for_each(|task| {
+            let (image, tile) = (task / g.tiles(), task % g.tiles());
+            let (y0, rows) = g.tile(tile);
+            let columns = rows * g.ow;
+            let picture = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
+            let weights = Matrix { data: w.as_ptr(), rows: g.depth() as isize, cols: 1 };
+            // SAFETY: a task writes the pixels of its own rows of its own image.
+            let dst = unsafe { shared.at(image * g.o * g.pixels() + y0 * g.ow) };
+            let product = |data: *const f32, stride: usize| unsafe {
+                let b = Matrix { data, rows: stride as isize, cols: 1 };
+                gemm(g.o, columns, g.depth(), dst, g.pixels() as isize, false, weights, b);
+            };
+            if g.pointwise() {
+                product(picture[y0 * g.ow..].as_ptr(), g.pixels());
+            } else {
+                scratch(g.depth() * columns, |buffer| {
+                    g.unfold(picture, y0, rows, buffer);
+                    product(buffer.as_ptr(), columns);
+                });
+            }
+        });
+        Ok((CpuStorage::F32(out), Shape::from((g.n, g.o, g.oh, g.ow))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (stride, padding) = (self.stride, self.padding);
+        let dx = match x.track_op() {
+            true => Some(grad.apply_op2_no_bwd(w, &GradInput { stride, padding, input: x.dims().to_vec() })?),
+            false => None,
+        };
+        let dw = match w.track_op() {
+            true => {
+                Some(x.apply_op2_no_bwd(&grad, &GradWeight { stride, padding, weight: w.dims().to_vec() })?)
+            }
+            false => None,
+        };
+        Ok((dx, dw))
+    }
+}
+
+/// Gradient of the input, from the output's gradient and the weights.
+struct GradInput {
+    stride: usize,
+    padding: usize,
+    input: Vec<usize>,
+}
+
+impl CustomOp2 for GradInput {
+    fn name(&self) -> &'static str {
+        "autosam-conv2d-grad-input"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let g = Geometry::of(&self.input, l2.dims(), self.stride, self.padding)?;
+        let (grad, w) = (slice(s1, l1)?, slice(s2, l2)?);
+        let mut dx = vec![0f32; g.n * g.c * g.h * g.w];
+        let transposed = || Matrix { data: w.as_ptr(), rows: 1, cols: g.depth() as isize };
+        dx.par_chunks_mut(g.c * g.h * g.w).zip(grad.par_chunks(g.o * g.pixels())).for_each(|(dx, grad)| {
+            for tile in 0..g.tiles() {
+                let (y0, rows) = g.tile(tile);
+                let columns = rows * g.ow;
+                let b = Matrix { data: grad[y0 * g.ow..].as_ptr(), rows: g.pixels() as isize, cols: 1 };
+                if g.pointwise() {
+                    let dst = dx[y0 * g.ow..].as_mut_ptr();
+                    // SAFETY: rows y0.. of every channel of this image.
+                    unsafe {
+                        gemm(g.depth(), columns, g.o, dst, g.pixels() as isize, false, transposed(), b)
+                    };
+                } else {
+                    scratch(g.depth() * columns, |buffer| {
+                        // SAFETY: the buffer holds depth × columns floats.
+                        unsafe {
+                            let dst = buffer.as_mut_ptr();
+                            gemm(g.depth(), columns, g.o, dst, columns as isize, false, transposed(), b);
+                        }
+                        g.fold(buffer, y0, rows, dx);
+                    });
+                }
+            }
+        });
+        Ok((CpuStorage::F32(dx), Shape::from(self.input.as_slice())))
+    }
+}
+
+/// Gradient of the weights, from the input and the output's gradient.
+struct GradWeight {
+    stride: usize,
+    padding: usize,
+    weight: Vec<usize>,
+}
+
+impl CustomOp2 for GradWeight {
+    fn name(&self) -> &'static str {
+        "autosam-conv2d-grad-weight"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let g = Geometry::of(l1.dims(), &self.weight, self.stride, self.padding)?;
+        let (x, grad) = (slice(s1, l1)?, slice(s2, l2)?);
+        // Each part sums its own images in order and the parts are summed in order, so that the same machine
+        // gives the same bits every time.
+        let share = g.n.div_ceil(rayon::current_num_threads()).max(1);
+        let parts: Vec<Vec<f32>> = (0..g.n.div_ceil(share))
+            .into_par_iter()
+            .map(|part| {
+                let mut dw = vec![0f32; g.o * g.depth()];
+                for image in part * share..((part + 1) * share).min(g.n) {
+                    let picture = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
+                    let grad = &grad[image * g.o * g.pixels()..][..g.o * g.pixels()];
+                    for tile in 0..g.tiles() {
+                        let (y0, rows) = g.tile(tile);
+                        let columns = rows * g.ow;
+                        let a =
+                            Matrix { data: grad[y0 * g.ow..].as_ptr(), rows: g.pixels() as isize, cols: 1 };
+                        let mut add = |data: *const f32, stride: usize| {
+                            let b = Matrix { data, rows: 1, cols: stride as isize };
+                            // SAFETY: dw holds o × depth floats of this part.
+                            unsafe {
+                                gemm(g.o, g.depth(), columns, dw.as_mut_ptr(), g.depth() as isize, true, a, b)
+                            };
+                        };
+                        if g.pointwise() {
+                            add(picture[y0 * g.ow..].as_ptr(), g.pixels());
+                        } else {
+                            scratch(g.depth() * columns, |buffer| {
+                                g.unfold(picture, y0, rows, buffer);
+                                add(buffer.as_ptr(), columns);
+                            });
+                        }
+                    }
+                }
+                dw
+            })
+            .collect();
+        let mut parts = parts.into_iter();
+        let mut dw = parts.next().unwrap_or_else(|| vec![0f32; g.o * g.depth()]);
+        for part in parts {
+            dw.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+        }
+        Ok((CpuStorage::F32(dw), Shape::from(self.weight.as_slice())))
+    }
+}

@@ -1,0 +1,615 @@
+//! Layer norm over the last dimension or over channels, and batch norm's arithmetic.
+
+use super::cpu::{GRAIN, Shared, simd, slice};
+use super::pointwise::sum;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+/// Layer norm over the last dimension.
+pub(super) struct LayerNorm {
+    pub eps: f32,
+}
+
+/// Mean and 1 / sqrt(variance + eps) of a row.
+#[inline(always)]
+fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+    let n = x.len() as f32;
+    let mean = sum(x) / n;
+    let mut lanes = [0f32; 16];
+    let blocks = x.chunks_exact(16);
+    let mut rest = 0f32;
+    for v in blocks.remainder() {
+        rest += (v - mean) * (v - mean);
+    }
+    for block in blocks {
+        for i in 0..16 {
+            let d = block[i] - mean;
+            lanes[i] += d * d;
+        }
+    }
+    let variance = (lanes.iter().sum::<f32>() + rest) / n;
+    (mean, 1.0 / (variance + eps).sqrt())
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "autosam-layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, b) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
+        let width = w.len();
+        let block = (GRAIN / width).max(1) * width;
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(o, x)| {
+            simd(
+                #[inline(always)]
+                || {
+                    for (o, x) in o.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let (mean, inv) = moments(x, self.eps);
+                        for (((o, x), w), b) in o.iter_mut().zip(x).zip(w).zip(b) {
+                            *o = (x - mean) * inv * w + b;
+                        }
+                    }
+                },
+            )
+        });
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let dx = match x.track_op() {
+            true => Some(x.apply_op3_no_bwd(w, &grad, &LayerNormGrad { eps: self.eps })?),
+            false => None,
+        };
+        if !w.track_op() && !b.track_op() {
+            return Ok((dx, None, None));
+        }
+        let sums = x.apply_op2_no_bwd(&grad, &LayerNormSums { eps: self.eps })?;
+        Ok((dx, Some(sums.narrow(0, 0, 1)?.squeeze(0)?), Some(sums.narrow(0, 1, 1)?.squeeze(0)?)))
+    }
+}
+
+struct LayerNormGrad {
+    eps: f32,
+}
+
+impl CustomOp3 for LayerNormGrad {
+    fn name(&self) -> &'static str {
+        "autosam-layer-norm-grad"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, grad) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
+        let width = w.len();
+        let block = (GRAIN / width).max(1) * width;
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(block).zip(x.par_chunks(block)).zip(grad.par_chunks(block)).for_each(
+            |((o, x), g)| {
+                let mut normal = vec![0f32; width];
+                simd(
+                    #[inline(always)]
+                    || {
+                        let rows =
+                            o.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(g.chunks_exact(width));
+                        for ((o, x), g) in rows {
+                            let (mean, inv) = moments(x, self.eps);
+                            o.iter_mut().zip(g).zip(w).for_each(|((o, g), w)| *o = g * w);
+                            let mean_g = sum(o) / width as f32;
+                            for ((n, o), x) in normal.iter_mut().zip(o.iter()).zip(x) {
+                                *n = o * (x - mean) * inv;
+                            }
+                            let mean_gx = sum(&normal) / width as f32;
+                            for (o, x) in o.iter_mut().zip(x) {
+                                *o = inv * (*o - mean_g - (x - mean) * inv * mean_gx);
+                            }
+                        }
+                    },
+                )
+            },
+        );
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+}
+
+/// `[2, C]`: gradients of gain and bias.
+struct LayerNormSums {
+    eps: f32,
+}
+
+impl CustomOp2 for LayerNormSums {
+    fn name(&self) -> &'static str {
+        "autosam-layer-norm-sums"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, grad) = (slice(s1, l1)?, slice(s2, l2)?);
+        let width = l1.dims().last().copied().unwrap_or(1).max(1);
+        // A fixed split, summed in order: the same bits every time.
+        let block = x.len().div_ceil(16).div_ceil(width).max(1) * width;
+        let parts: Vec<Vec<f32>> = x
+            .par_chunks(block)
+            .zip(grad.par_chunks(block))
+            .map(|(x, g)| {
+                let mut out = vec![0f32; 2 * width];
+                simd(
+                    #[inline(always)]
+                    || {
+                        let (dw, db) = out.split_at_mut(width);
+                        for (x, g) in x.chunks_exact(width).zip(g.chunks_exact(width)) {
+                            let (mean, inv) = moments(x, self.eps);
+                            for (((dw, db), x), g) in dw.iter_mut().zip(db.iter_mut()).zip(x).zip(g) {
+                                *dw += g * (x - mean) * inv;
+                                *db += g;
+                            }
+                        }
+                    },
+                );
+                out
+            })
+            .collect();
+        Ok((CpuStorage::F32(add_all(parts, 2 * width)), Shape::from((2, width))))
+    }
+}
+
+fn add_all(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
+    let mut out = vec![0f32; len];
+    for part in parts {
+        out.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+    }
+    out
+}
+
+/// Pixels that channel-wise layer norm works on at a time.
+const PIXELS: usize = 64;
+
+/// Layer norm over the channels of `[N, C, H, W]`.
+pub(super) struct LayerNorm2d {
+    pub eps: f32,
+}
+
+/// Calls `f(image, first pixel, pixels)` for tiles of pixels, in parallel.
+fn tiles(n: usize, pixels: usize, f: impl Fn(usize, usize, usize) + Sync + Send) {
+    let per_image = pixels.div_ceil(PIXELS);
+    (0..n * per_image).into_par_iter().with_min_len(8).for_each(|task| {
+        let (image, tile) = (task / per_image, task % per_image);
+        f(image, tile * PIXELS, PIXELS.min(pixels - tile * PIXELS));
+    });
+}
+
+/// Means and reciprocal deviations over channels of `width` pixels from `at`.
+#[inline(always)]
+fn moments_2d(
+    x: &[f32],
+    c: usize,
+    pixels: usize,
+    at: usize,
+    width: usize,
+    eps: f32,
+) -> ([f32; PIXELS], [f32; PIXELS]) {
+    let (mut mean, mut square) = ([0f32; PIXELS], [0f32; PIXELS]);
+    for channel in 0..c {
+        let row = &x[channel * pixels + at..][..width];
+        mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
+    }
+    mean.iter_mut().for_each(|m| *m /= c as f32);
+    for channel in 0..c {
+        let row = &x[channel * pixels + at..][..width];
+        for ((s, m), x) in square.iter_mut().zip(&mean).zip(row) {
+            *s += (x - m) * (x - m);
+        }
+    }
+    square.iter_mut().for_each(|s| *s = 1.0 / (*s / c as f32 + eps).sqrt());
+    (mean, square)
+}
+
+impl CustomOp3 for LayerNorm2d {
+    fn name(&self) -> &'static str {
+        "autosam-layer-norm-2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, b) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
+        let (n, c, h, width) = l1.shape().dims4()?;
+        let pixels = h * width;
+        let mut out = vec![0f32; x.len()];
+        let shared = Shared::new(&mut out);
+        tiles(n, pixels, |image, at, count| {
+            let x = &x[image * c * pixels..][..c * pixels];
+            simd(
+                #[inline(always)]
+                || {
+                    let (mean, inv) = moments_2d(x, c, pixels, at, count, self.eps);
+                    for channel in 0..c {
+                        let row = &x[channel * pixels + at..][..count];
+                        // SAFETY: a task writes its own pixels of its own image.
+                        let o = unsafe {
+                            std::slice::from_raw_parts_mut(
+                                shared.at((image * c + channel) * pixels + at),
+                                count,
+                            )
+                        };
+                        for (((o, x), m), i) in o.iter_mut().zip(row).zip(&mean).zip(&inv) {
+                            *o = (x - m) * i * w[channel] + b[channel];
+                        }
+                    }
+                },
+            )
+        });
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let dx = match x.track_op() {
+            true => Some(x.apply_op3_no_bwd(w, &grad, &LayerNorm2dGrad { eps: self.eps })?),
+            false => None,
+        };
+        if !w.track_op() && !b.track_op() {
+            return Ok((dx, None, None));
+        }
+        // Rare beside the rest (SAM's neck and decoder, in stage sam alone): composed.
+        let mean = x.mean_keepdim(1)?;
+        let centred = x.broadcast_sub(&mean)?;
+        let deviation = (centred.sqr()?.mean_keepdim(1)? + f64::from(self.eps))?.sqrt()?;
+        let dw = grad.mul(&centred.broadcast_div(&deviation)?)?.sum((0, 2, 3))?;
+        Ok((dx, Some(dw), Some(grad.sum((0, 2, 3))?)))
+    }
+}
+
+struct LayerNorm2dGrad {
+    eps: f32,
+}
+
+impl CustomOp3 for LayerNorm2dGrad {
+    fn name(&self) -> &'static str {
+        "autosam-layer-norm-2d-grad"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, grad) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
+        let (n, c, h, width) = l1.shape().dims4()?;
+        let pixels = h * width;
+        let mut out = vec![0f32; x.len()];
+        let shared = Shared::new(&mut out);
+        tiles(n, pixels, |image, at, count| {
+            let (x, grad) =
+                (&x[image * c * pixels..][..c * pixels], &grad[image * c * pixels..][..c * pixels]);
+            simd(
+                #[inline(always)]
+                || {
+                    let (mean, inv) = moments_2d(x, c, pixels, at, count, self.eps);
+                    let (mut mean_g, mut mean_gx) = ([0f32; PIXELS], [0f32; PIXELS]);
+                    for channel in 0..c {
+                        let (row, g) =
+                            (&x[channel * pixels + at..][..count], &grad[channel * pixels + at..][..count]);
+                        for i in 0..count {
+                            let v = g[i] * w[channel];
+                            mean_g[i] += v;
+                            mean_gx[i] += v * (row[i] - mean[i]) * inv[i];
+                        }
+                    }
+                    for channel in 0..c {
+                        let (row, g) =
+                            (&x[channel * pixels + at..][..count], &grad[channel * pixels + at..][..count]);
+                        // SAFETY: a task writes its own pixels of its own image.
+                        let o = unsafe {
+                            std::slice::from_raw_parts_mut(
+                                shared.at((image * c + channel) * pixels + at),
+                                count,
+                            )
+                        };
+                        for i in 0..count {
+                            let normal = (row[i] - mean[i]) * inv[i];
+                            let (g, scale) = (g[i] * w[channel], 1.0 / c as f32);
+                            o[i] = inv[i] * (g - mean_g[i] * scale - normal * mean_gx[i] * scale);
+                        }
+                    }
+                },
+            )
+        });
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+}
+
+/// `[2, C]`: mean and (biased) variance of each channel of `[N, C, H, W]`.
+pub(super) struct ChannelMoments;
+
+/// Σ f(i) over a plane: lanes in f32 within a block, blocks in f64, so that large planes lose nothing.
+#[inline(always)]
+fn plane_sum(len: usize, f: impl Fn(usize) -> f32) -> f64 {
+    let mut total = 0f64;
+    let mut at = 0;
+    while at < len {
+        let end = (at + 1024).min(len);
+        let mut lanes = [0f32; 16];
+        let whole = at + (end - at) / 16 * 16;
+        let mut i = at;
+        while i < whole {
+            for (lane, value) in lanes.iter_mut().enumerate() {
+                *value += f(i + lane);
+            }
+            i += 16;
+        }
+        total += lanes.iter().map(|v| f64::from(*v)).sum::<f64>();
+        for i in whole..end {
+            total += f64::from(f(i));
+        }
+        at = end;
+    }
+    total
+}
+
+impl CustomOp1 for ChannelMoments {
+    fn name(&self) -> &'static str {
+        "autosam-channel-moments"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(s, l)?;
+        let (n, c, h, w) = l.shape().dims4()?;
+        let pixels = h * w;
+        let plane = |image: usize, channel: usize| &x[(image * c + channel) * pixels..][..pixels];
+        let moments: Vec<(f32, f32)> = (0..c)
+            .into_par_iter()
+            .map(|channel| {
+                simd(
+                    #[inline(always)]
+                    || {
+                        let count = (n * pixels) as f64;
+                        let mut total = 0f64;
+                        for image in 0..n {
+                            let p = plane(image, channel);
+                            total += plane_sum(
+                                p.len(),
+                                #[inline(always)]
+                                |i| p[i],
+                            );
+                        }
+                        let mean = total / count;
+                        let shift = mean as f32;
+                        let mut squares = 0f64;
+                        for image in 0..n {
+                            let p = plane(image, channel);
+                            squares += plane_sum(
+                                p.len(),
+                                #[inline(always)]
+                                |i| (p[i] - shift) * (p[i] - shift),
+                            );
+                        }
+                        (shift, (squares / count) as f32)
+                    },
+                )
+            })
+            .collect();
+        let out: Vec<f32> = moments.iter().map(|m| m.0).chain(moments.iter().map(|m| m.1)).collect();
+        Ok((CpuStorage::F32(out), Shape::from((2, c))))
+    }
+}
+
+/// Batch norm with given statistics; in training they are the batch's own, through which gradients pass.
+pub(super) struct Normalise {
+    pub mean: Vec<f32>,
+    /// 1 / sqrt(variance + eps).
+    pub inverse: Vec<f32>,
+    pub train: bool,
+}
+
+impl CustomOp3 for Normalise {
+    fn name(&self) -> &'static str {
+        "autosam-batch-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, b) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
+        let (_, c, h, width) = l1.shape().dims4()?;
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(h * width).zip(x.par_chunks(h * width)).enumerate().with_min_len(4).for_each(
+            |(i, (o, x))| {
+                let i = i % c;
+                let scale = w[i] * self.inverse[i];
+                let shift = b[i] - self.mean[i] * scale;
+                simd(
+                    #[inline(always)]
+                    || o.iter_mut().zip(x).for_each(|(o, x)| *o = x * scale + shift),
+                );
+            },
+        );
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let sums = if self.train || w.track_op() || b.track_op() {
+            let op = NormaliseSums { mean: self.mean.clone(), inverse: self.inverse.clone() };
+            Some(x.apply_op2_no_bwd(&grad, &op)?)
+        } else {
+            None
+        };
+        let dx = if x.track_op() {
+            let sums = match (&sums, self.train) {
+                (Some(sums), true) => Some(sums.flatten_all()?.to_vec1::<f32>()?),
+                _ => None,
+            };
+            let op = NormaliseGrad { mean: self.mean.clone(), inverse: self.inverse.clone(), sums };
+            Some(x.apply_op3_no_bwd(w, &grad, &op)?)
+        } else {
+            None
+        };
+        let part = |at: usize| sums.as_ref().map(|s| s.narrow(0, at, 1)?.squeeze(0)).transpose();
+        Ok((dx, part(1)?, part(0)?))
+    }
+}
+
+/// `[2, C]`: Σ g and Σ g · x̂ of each channel.
+struct NormaliseSums {
+    mean: Vec<f32>,
+    inverse: Vec<f32>,
+}
+
+impl CustomOp2 for NormaliseSums {
+    fn name(&self) -> &'static str {
+        "autosam-batch-norm-sums"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, grad) = (slice(s1, l1)?, slice(s2, l2)?);
+        let (n, c, h, w) = l1.shape().dims4()?;
+        let pixels = h * w;
+        let sums: Vec<(f32, f32)> = (0..c)
+            .into_par_iter()
+            .map(|channel| {
+                let (mut total, mut product) = (0f64, 0f64);
+                let mean = self.mean[channel];
+                for image in 0..n {
+                    let at = (image * c + channel) * pixels;
+                    let (x, g) = (&x[at..][..pixels], &grad[at..][..pixels]);
+                    simd(
+                        #[inline(always)]
+                        || {
+                            total += plane_sum(
+                                pixels,
+                                #[inline(always)]
+                                |i| g[i],
+                            );
+                            product += plane_sum(
+                                pixels,
+                                #[inline(always)]
+                                |i| g[i] * (x[i] - mean),
+                            );
+                        },
+                    );
+                }
+                (total as f32, (product * f64::from(self.inverse[channel])) as f32)
+            })
+            .collect();
+        let out: Vec<f32> = sums.iter().map(|s| s.0).chain(sums.iter().map(|s| s.1)).collect();
+        Ok((CpuStorage::F32(out), Shape::from((2, c))))
+    }
+}
+
+struct NormaliseGrad {
+    mean: Vec<f32>,
+    inverse: Vec<f32>,
+    /// [`NormaliseSums`] in training; `None` where the statistics do not depend on x.
+    sums: Option<Vec<f32>>,
+}
+
+impl CustomOp3 for NormaliseGrad {
+    fn name(&self) -> &'static str {
+        "autosam-batch-norm-grad"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, grad) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
+        let (n, c, h, width) = l1.shape().dims4()?;
+        let (pixels, count) = (h * width, (n * h * width) as f32);
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(pixels)
+            .zip(x.par_chunks(pixels))
+            .zip(grad.par_chunks(pixels))
+            .enumerate()
+            .with_min_len(4)
+            .for_each(|(i, ((o, x), g))| {
+                let i = i % c;
+                let (mean, inverse) = (self.mean[i], self.inverse[i]);
+                let scale = w[i] * inverse;
+                // dx = scale · (g - mean(g) - x̂ · mean(g · x̂))
+                let (mean_g, slope) = match &self.sums {
+                    Some(sums) => (sums[i] / count, sums[c + i] / count * inverse),
+                    None => (0.0, 0.0),
+                };
+                simd(
+                    #[inline(always)]
+                    || {
+                        for ((o, x), g) in o.iter_mut().zip(x).zip(g) {
+                            *o = scale * (g - mean_g - (x - mean) * slope);
+                        }
+                    },
+                );
+            });
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+}

@@ -1,0 +1,299 @@
+//! Every kernel against candle's composed operations in f64, values and gradients.
+
+use super::*;
+use candle_core::{DType, Device, Var};
+use proptest::prelude::*;
+
+/// Deterministic numbers in [-1, 1).
+fn noise(shape: &[usize], seed: u64) -> Tensor {
+    let n: usize = shape.iter().product();
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x1234_5678;
+    let values: Vec<f32> = (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn error(a: &Tensor, b: &Tensor) -> f64 {
+    let a = a.to_dtype(DType::F64).unwrap();
+    let b = b.to_dtype(DType::F64).unwrap();
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+    let diff = norm(&(&a - &b).unwrap());
+    if norm(&b) < 1e-12 { diff } else { diff / norm(&b) }
+}
+
+/// Runs `f` on f32 (our kernels) and on f64 (candle's), compares the results and the gradients of
+/// `sum(result · noise)` with respect to every input.
+fn agrees(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let run = |dtype: DType| -> (Tensor, Vec<Tensor>) {
+        let vars: Vec<Var> =
+            inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
+        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let y = f(&tensors).unwrap();
+        let weights = noise(y.dims(), 99).to_dtype(dtype).unwrap();
+        let grads = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        (y.detach(), vars.iter().map(|v| grads.get(v).expect("a gradient for every input").clone()).collect())
+    };
+    let (ours, our_grads) = run(DType::F32);
+    let (theirs, their_grads) = run(DType::F64);
+    assert_eq!(ours.dims(), theirs.dims(), "{what}");
+    let e = error(&ours, &theirs);
+    assert!(e < 2e-6, "{what}: value off by {e:.1e}");
+    for (i, (a, b)) in our_grads.iter().zip(&their_grads).enumerate() {
+        let e = error(a, b);
+        assert!(e < 2e-5, "{what}: gradient {i} off by {e:.1e}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn convolution(n in 1usize..4, c in 1usize..9, o in 1usize..9, h in 3usize..20, w in 3usize..20,
+                   k in 1usize..4, stride in 1usize..3, padding in 0usize..2) {
+        let inputs = [noise(&[n, c, h, w], 1), noise(&[o, c, k, k], 2), noise(&[o], 3)];
+        let cfg = Conv2d { stride, padding, groups: 1 };
+        agrees(&format!("{n} {c} {o} {h}x{w} k{k} {cfg:?}"), &inputs, |t| match t[0].dtype() {
+            DType::F64 => shifted_convolution(&t[0], &t[1], &t[2], cfg),
+            _ => conv2d(&t[0], &t[1], Some(&t[2]), cfg),
+        });
+    }
+
+    #[test]
+    fn softmax_and_norms(rows in 1usize..40, width in 8usize..70) {
+        let x = (noise(&[rows, width], 4) * 5.0).unwrap();
+        agrees("softmax", std::slice::from_ref(&x), |t| softmax(&t[0]));
+        let inputs = [x, noise(&[width], 5), noise(&[width], 6)];
+        agrees("layer_norm", &inputs, |t| layer_norm(&t[0], &t[1], &t[2], 1e-6));
+    }
+
+    #[test]
+    fn channel_norms(n in 1usize..4, c in 8usize..24, h in 1usize..14, w in 1usize..14) {
+        let inputs = [noise(&[n, c, h, w], 7), noise(&[c], 8), noise(&[c], 9)];
+        agrees("layer_norm_2d", &inputs, |t| layer_norm_2d(&t[0], &t[1], &t[2], 1e-6));
+    }
+}
+
+/// A convolution as a sum over kernel positions of a matrix product with a shifted picture: candle's own
+/// has no right backward for a stride of 2 on pictures that are not square.
+fn shifted_convolution(x: &Tensor, w: &Tensor, bias: &Tensor, cfg: Conv2d) -> Result<Tensor> {
+    let ((n, c, h, width), (o, _, k, _)) = (x.dims4()?, w.dims4()?);
+    let (s, p) = (cfg.stride, cfg.padding);
+    let out = |size: usize| (size + 2 * p - k) / s + 1;
+    let (oh, ow) = (out(h), out(width));
+    let x = x.pad_with_zeros(2, p, p + s)?.pad_with_zeros(3, p, p + s)?;
+    let mut y = bias.reshape((1, o, 1))?.broadcast_as((n, o, oh * ow))?;
+    for ky in 0..k {
+        for kx in 0..k {
+            let view = x
+                .narrow(2, ky, s * oh)?
+                .narrow(3, kx, s * ow)?
+                .contiguous()?
+                .reshape((n, c, oh, s, ow, s))?
+                .narrow(3, 0, 1)?
+                .narrow(5, 0, 1)?
+                .contiguous()?
+                .reshape((n, c, oh * ow))?;
+            let weights = w.narrow(2, ky, 1)?.narrow(3, kx, 1)?.contiguous()?.reshape((1, o, c))?;
+            y = (y + weights.broadcast_as((n, o, c))?.contiguous()?.matmul(&view)?)?;
+        }
+    }
+    y.reshape((n, o, oh, ow))
+}
+
+/// candle's own depth-wise convolution has no f64 backward of groups that is worth trusting: a naive sum is
+/// the reference.
+#[test]
+fn depthwise_convolution_follows_its_definition() {
+    for (h, w, k, stride, padding) in
+        [(9, 7, 3, 1, 1), (8, 8, 3, 2, 1), (7, 10, 5, 1, 2), (5, 6, 3, 2, 0), (1, 1, 3, 1, 1)]
+    {
+        let (n, c) = (2, 3);
+        let cfg = Conv2d { stride, padding, groups: c };
+        agrees_with_finite_differences(
+            &format!("{h}x{w} k{k} s{stride} p{padding}"),
+            &[noise(&[n, c, h, w], 10), noise(&[c, 1, k, k], 11)],
+            |t| conv2d(&t[0], &t[1], None, cfg),
+            |t| {
+                let (x, weights) = (values(&t[0]), values(&t[1]));
+                let out = |size: usize| (size + 2 * padding - k) / stride + 1;
+                let (oh, ow) = (out(h), out(w));
+                let mut y = vec![0f64; n * c * oh * ow];
+                for (at, y) in y.iter_mut().enumerate() {
+                    let (plane, oy, ox) = (at / (oh * ow), at / ow % oh, at % ow);
+                    for ky in 0..k {
+                        for kx in 0..k {
+                            let (iy, ix) = (oy * stride + ky, ox * stride + kx);
+                            if iy >= padding && ix >= padding && iy - padding < h && ix - padding < w {
+                                let v = x[plane * h * w + (iy - padding) * w + ix - padding];
+                                *y += v * weights[plane % c * k * k + ky * k + kx];
+                            }
+                        }
+                    }
+                }
+                y
+            },
+        );
+    }
+}
+
+#[test]
+fn max_pooling_follows_its_definition() {
+    for (h, w, k, stride, padding) in
+        [(8, 8, 2, 2, 0), (7, 9, 2, 2, 0), (8, 7, 3, 2, 1), (9, 9, 3, 2, 1), (5, 5, 3, 1, 1)]
+    {
+        agrees_with_finite_differences(
+            &format!("{h}x{w} k{k} s{stride} p{padding}"),
+            &[noise(&[2, 2, h, w], 12)],
+            |t| max_pool2d(&t[0], k, stride, padding),
+            |t| {
+                let x = values(&t[0]);
+                let out = |size: usize| (size + 2 * padding - k) / stride + 1;
+                let (oh, ow) = (out(h), out(w));
+                let mut y = vec![f64::NEG_INFINITY; 4 * oh * ow];
+                for (at, y) in y.iter_mut().enumerate() {
+                    let (plane, oy, ox) = (at / (oh * ow), at / ow % oh, at % ow);
+                    for ky in 0..k {
+                        for kx in 0..k {
+                            let (iy, ix) = (oy * stride + ky, ox * stride + kx);
+                            if iy >= padding && ix >= padding && iy - padding < h && ix - padding < w {
+                                *y = y.max(x[plane * h * w + (iy - padding) * w + ix - padding]);
+                            }
+                        }
+                    }
+                }
+                y
+            },
+        );
+    }
+}
+
+#[test]
+fn bilinear_resizing_follows_its_definition() {
+    for (h, w, to_h, to_w, align) in [
+        (4, 5, 9, 7, false),
+        (4, 5, 9, 7, true),
+        (8, 8, 3, 5, false),
+        (8, 8, 3, 5, true),
+        (1, 3, 4, 1, true),
+        (6, 6, 6, 6, false),
+    ] {
+        agrees_with_finite_differences(
+            &format!("{h}x{w} to {to_h}x{to_w} align {align}"),
+            &[noise(&[2, 2, h, w], 13)],
+            |t| resize_bilinear(&t[0], to_h, to_w, align),
+            |t| {
+                let x = values(&t[0]);
+                let at = |i: usize, from: usize, to: usize| -> f64 {
+                    match (align, to) {
+                        (true, 1) => 0.0,
+                        (true, _) => i as f64 * (from - 1) as f64 / (to - 1) as f64,
+                        (false, _) => ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0),
+                    }
+                };
+                let mut y = Vec::new();
+                for plane in x.chunks(h * w) {
+                    for i in 0..to_h {
+                        for j in 0..to_w {
+                            let (fy, fx) = (at(i, h, to_h), at(j, w, to_w));
+                            let (y0, x0) = ((fy as usize).min(h - 1), (fx as usize).min(w - 1));
+                            let (y1, x1) = ((y0 + 1).min(h - 1), (x0 + 1).min(w - 1));
+                            let (ty, tx) = (fy - y0 as f64, fx - x0 as f64);
+                            let row = |r: usize| plane[r * w + x0] * (1.0 - tx) + plane[r * w + x1] * tx;
+                            y.push(row(y0) * (1.0 - ty) + row(y1) * ty);
+                        }
+                    }
+                }
+                y
+            },
+        );
+    }
+}
+
+fn values(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Values against `reference`, gradients against its central differences; both in f64.
+fn agrees_with_finite_differences(
+    what: &str,
+    inputs: &[Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    reference: impl Fn(&[Tensor]) -> Vec<f64>,
+) {
+    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let y = f(&vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>()).unwrap();
+    for (a, b) in values(&y).iter().zip(reference(inputs)) {
+        assert!((a - b).abs() < 1e-5, "{what}: {a} against {b}");
+    }
+    let weights = noise(y.dims(), 98);
+    let grads = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let weights = values(&weights);
+    for (which, var) in vars.iter().enumerate() {
+        let ours = values(grads.get(var).expect("a gradient for every input"));
+        let base = values(&inputs[which]);
+        for at in 0..base.len() {
+            let shifted = |delta: f64| -> f64 {
+                let mut moved = base.clone();
+                moved[at] += delta;
+                let mut all: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F64).unwrap()).collect();
+                all[which] = Tensor::from_vec(moved, inputs[which].dims(), &Device::Cpu).unwrap();
+                reference(&all).iter().zip(&weights).map(|(y, w)| y * w).sum()
+            };
+            let step = 1e-6;
+            let slope = (shifted(step) - shifted(-step)) / (2.0 * step);
+            assert!(
+                (ours[at] - slope).abs() < 1e-4,
+                "{what}: gradient {which}[{at}]: {} against {slope}",
+                ours[at]
+            );
+        }
+    }
+}
+
+#[test]
+fn activations() {
+    let x = (noise(&[3, 1000], 14) * 8.0).unwrap();
+    agrees("gelu", std::slice::from_ref(&x), |t| gelu(&t[0]));
+    agrees("leaky_relu", std::slice::from_ref(&x), |t| leaky_relu(&t[0]));
+    // candle's clamp is exact except at its corners, which random numbers do not hit.
+    agrees("relu6", std::slice::from_ref(&x), |t| relu6(&t[0]));
+}
+
+#[test]
+fn transposed_convolution() {
+    for (k, stride) in [(2, 2), (3, 2)] {
+        let inputs = [noise(&[2, 6, 5, 4], 15), noise(&[6, 3, k, k], 16), noise(&[3], 17)];
+        agrees(&format!("k{k} s{stride}"), &inputs, |t| conv_transpose2d(&t[0], &t[1], Some(&t[2]), stride));
+    }
+}
+
+#[test]
+fn batch_norm_in_training_and_inference() {
+    let shape = [3, 4, 6, 5];
+    let x = ((noise(&shape, 18) * 2.0).unwrap() + 3.0).unwrap();
+    for train in [true, false] {
+        agrees(&format!("train {train}"), &[x.clone(), noise(&[4], 19), noise(&[4], 20)], |t| {
+            let statistics = |seed: u64| noise(&[4], seed).to_dtype(t[0].dtype())?.abs()? + 0.5;
+            let map = std::collections::HashMap::from([
+                ("weight".to_string(), t[1].clone()),
+                ("bias".to_string(), t[2].clone()),
+                ("running_mean".to_string(), statistics(21)?),
+                ("running_var".to_string(), statistics(22)?),
+            ]);
+            let vb = candle_nn::VarBuilder::from_tensors(map, t[0].dtype(), &Device::Cpu);
+            BatchNorm::load(vb, 4)?.forward(&t[0], train)
+        });
+    }
+}
+
+#[test]
+fn frozen_weights_get_no_gradient() {
+    let x = Var::from_tensor(&noise(&[1, 2, 4, 4], 23)).unwrap();
+    let w = noise(&[3, 2, 3, 3], 24);
+    let grads = conv2d(&x, &w, None, Conv2d::default()).unwrap().sum_all().unwrap().backward().unwrap();
+    assert!(grads.get(&x).is_some() && grads.get(&w).is_none());
+}

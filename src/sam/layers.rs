@@ -1,0 +1,127 @@
+//! Layers that several parts share, loaded by PyTorch's names.
+
+use crate::ops;
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// `nn.Linear`.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
+        Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: Some(vb.get(outputs, "bias")?) })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// `nn.LayerNorm`, over the last dimension.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub fn load(vb: VarBuilder, size: usize, eps: f64) -> Result<Self> {
+        Ok(Self { weight: vb.get(size, "weight")?, bias: vb.get(size, "bias")?, eps })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+
+    /// Over the channels of `[N, C, H, W]` (SAM's `LayerNorm2d`).
+    pub fn forward_2d(&self, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm_2d(x, &self.weight, &self.bias, self.eps)
+    }
+}
+
+/// `nn.Conv2d` with or without bias.
+#[derive(Debug, Clone)]
+pub(crate) struct Conv {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    cfg: ops::Conv2d,
+}
+
+impl Conv {
+    pub fn load(
+        vb: VarBuilder,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        cfg: ops::Conv2d,
+        bias: bool,
+    ) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get((outputs, inputs / cfg.groups, kernel, kernel), "weight")?,
+            bias: if bias { Some(vb.get(outputs, "bias")?) } else { None },
+            cfg,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::conv2d(x, &self.weight, self.bias.as_ref(), self.cfg)
+    }
+}
+
+/// SAM's `neck`: 1x1, norm, 3x3, norm; no biases. `[N, C, g, g]` → `[N, out, g, g]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Neck {
+    conv1: Conv,
+    norm1: LayerNorm,
+    conv2: Conv,
+    norm2: LayerNorm,
+}
+
+impl Neck {
+    pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
+        let padded = ops::Conv2d { padding: 1, ..Default::default() };
+        Ok(Self {
+            conv1: Conv::load(vb.pp("0"), inputs, outputs, 1, Default::default(), false)?,
+            norm1: LayerNorm::load(vb.pp("1"), outputs, 1e-6)?,
+            conv2: Conv::load(vb.pp("2"), outputs, outputs, 3, padded, false)?,
+            norm2: LayerNorm::load(vb.pp("3"), outputs, 1e-6)?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.norm1.forward_2d(&self.conv1.forward(x)?)?;
+        self.norm2.forward_2d(&self.conv2.forward(&x)?)
+    }
+}
+
+/// `[N, H, W, C]` → windows `[N·wh·ww, w, w, C]`, padded with zeros below and to the right.
+pub(crate) fn partition(x: &Tensor, window: usize) -> Result<Tensor> {
+    let (n, h, w, c) = x.dims4()?;
+    let (rows, cols) = (h.div_ceil(window), w.div_ceil(window));
+    let x = x.pad_with_zeros(1, 0, rows * window - h)?.pad_with_zeros(2, 0, cols * window - w)?;
+    x.reshape((n, rows, window, cols, window * c))?.transpose(2, 3)?.contiguous()?.reshape((
+        n * rows * cols,
+        window,
+        window,
+        c,
+    ))
+}
+
+/// The inverse of [`partition`] for a grid of `h × w`.
+pub(crate) fn unpartition(x: &Tensor, window: usize, h: usize, w: usize) -> Result<Tensor> {
+    let (rows, cols) = (h.div_ceil(window), w.div_ceil(window));
+    let (b, _, _, c) = x.dims4()?;
+    let n = b / (rows * cols);
+    x.reshape((n, rows, cols, window, window * c))?
+        .transpose(2, 3)?
+        .contiguous()?
+        .reshape((n, rows * window, cols * window, c))?
+        .narrow(1, 0, h)?
+        .narrow(2, 0, w)?
+        .contiguous()
+}

@@ -1,0 +1,133 @@
+//! `MaskDecoder` (segment_anything/modeling/mask_decoder.py), batched: one prompt an image.
+
+use super::config::SamConfig;
+use super::layers::{LayerNorm, Linear};
+use super::transformer::TwoWayTransformer;
+use crate::ops;
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+#[derive(Debug, Clone)]
+pub struct MaskDecoder {
+    transformer: TwoWayTransformer,
+    iou_token: Tensor,
+    mask_tokens: Tensor,
+    upscale1: (Tensor, Tensor),
+    upscale_norm: LayerNorm,
+    upscale2: (Tensor, Tensor),
+    hypernetworks: Vec<Mlp>,
+    iou_head: Mlp,
+}
+
+impl MaskDecoder {
+    pub fn load(cfg: &SamConfig, vb: VarBuilder) -> Result<Self> {
+        let (c, d) = (cfg.embed_channels, &cfg.decoder);
+        let masks = d.multimask_outputs + 1;
+        let up = vb.pp("output_upscaling");
+        let transposed = |vb: VarBuilder, i: usize, o: usize| -> Result<(Tensor, Tensor)> {
+            Ok((vb.get((i, o, 2, 2), "weight")?, vb.get(o, "bias")?))
+        };
+        let hypernetworks = (0..masks)
+            .map(|i| Mlp::load(c, c, c / 8, 3, vb.pp("output_hypernetworks_mlps").pp(i)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            transformer: TwoWayTransformer::load(d, c, vb.pp("transformer"))?,
+            iou_token: vb.pp("iou_token").get((1, c), "weight")?,
+            mask_tokens: vb.pp("mask_tokens").get((masks, c), "weight")?,
+            upscale1: transposed(up.pp("0"), c, c / 4)?,
+            upscale_norm: LayerNorm::load(up.pp("1"), c / 4, 1e-6)?,
+            upscale2: transposed(up.pp("3"), c / 4, c / 8)?,
+            hypernetworks,
+            iou_head: Mlp::load(c, d.iou_hidden, masks, d.iou_depth, vb.pp("iou_prediction_head"))?,
+        })
+    }
+
+    /// Low-resolution logits `[N, M, 4g, 4g]` and predicted overlaps `[N, M]`; M is the number of ambiguous
+    /// masks with `multimask`, else 1 (the first token's).
+    ///
+    /// `embeddings [N, C, g, g]`, `image_pe [1, C, g, g]`, `sparse [N, T, C]` (T may be 0), `dense [N, C, g, g]`.
+    pub fn forward(
+        &self,
+        embeddings: &Tensor,
+        image_pe: &Tensor,
+        sparse: &Tensor,
+        dense: &Tensor,
+        multimask: bool,
+    ) -> Result<(Tensor, Tensor)> {
+        let (tokens, upscaled) = self.attend(embeddings, image_pe, sparse, dense)?;
+        let masks = self.hypernetworks.len();
+        let chosen = if multimask { 1..masks } else { 0..1 };
+        let logits = self.masks(&tokens, &upscaled, chosen.clone())?;
+        let iou = self.iou_head.forward(&tokens.narrow(1, 0, 1)?.squeeze(1)?)?;
+        Ok((logits, iou.narrow(1, chosen.start, chosen.len())?))
+    }
+
+    /// [`Self::forward`]'s single mask alone, `[N, 1, 4g, 4g]`: what AutoSAM uses.
+    pub fn mask_logits(
+        &self,
+        embeddings: &Tensor,
+        image_pe: &Tensor,
+        sparse: &Tensor,
+        dense: &Tensor,
+    ) -> Result<Tensor> {
+        let (tokens, upscaled) = self.attend(embeddings, image_pe, sparse, dense)?;
+        self.masks(&tokens, &upscaled, 0..1)
+    }
+
+    /// Tokens after attention `[N, 1 + masks + T, C]` and image features at 4g × 4g, `[N, C/8, 4g, 4g]`.
+    fn attend(
+        &self,
+        embeddings: &Tensor,
+        image_pe: &Tensor,
+        sparse: &Tensor,
+        dense: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let (n, c, h, w) = embeddings.dims4()?;
+        let output = Tensor::cat(&[&self.iou_token, &self.mask_tokens], 0)?.unsqueeze(0)?;
+        let count = output.dim(1)?;
+        let output = output.broadcast_as((n, count, c))?.contiguous()?;
+        let tokens = if sparse.dim(1)? == 0 { output } else { Tensor::cat(&[&output, sparse], 1)? };
+        let flat = |t: &Tensor| t.flatten_from(2)?.transpose(1, 2)?.contiguous();
+        let (tokens, image) =
+            self.transformer.forward(&tokens, &flat(&(embeddings + dense)?)?, &flat(image_pe)?)?;
+        let image = image.transpose(1, 2)?.contiguous()?.reshape((n, c, h, w))?;
+        let x = ops::conv_transpose2d(&image, &self.upscale1.0, Some(&self.upscale1.1), 2)?;
+        let x = ops::gelu(&self.upscale_norm.forward_2d(&x)?)?;
+        let x = ops::gelu(&ops::conv_transpose2d(&x, &self.upscale2.0, Some(&self.upscale2.1), 2)?)?;
+        Ok((tokens, x))
+    }
+
+    fn masks(&self, tokens: &Tensor, upscaled: &Tensor, which: std::ops::Range<usize>) -> Result<Tensor> {
+        let (n, c, h, w) = upscaled.dims4()?;
+        let weights = which
+            .clone()
+            .map(|i| self.hypernetworks[i].forward(&tokens.narrow(1, 1 + i, 1)?.squeeze(1)?)?.unsqueeze(1))
+            .collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&weights, 1)?.matmul(&upscaled.reshape((n, c, h * w))?)?.reshape((n, which.len(), h, w))
+    }
+}
+
+/// Linear layers with ReLU between.
+#[derive(Debug, Clone)]
+struct Mlp(Vec<Linear>);
+
+impl Mlp {
+    fn load(inputs: usize, hidden: usize, outputs: usize, depth: usize, vb: VarBuilder) -> Result<Self> {
+        let layers = (0..depth)
+            .map(|i| {
+                let from = if i == 0 { inputs } else { hidden };
+                let to = if i + 1 == depth { outputs } else { hidden };
+                Linear::load(vb.pp("layers").pp(i), from, to)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self(layers))
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, layer) in self.0.iter().enumerate() {
+            x = if i == 0 { layer.forward(&x.contiguous()?)? } else { layer.forward(&x.relu()?)? };
+        }
+        Ok(x)
+    }
+}

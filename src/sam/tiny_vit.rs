@@ -1,0 +1,236 @@
+//! `TinyViT` as MobileSAM has it (mobile_sam/modeling/tiny_vit_sam.py): a convolutional stage, then three of
+//! windowed attention with a depth-wise convolution between attention and MLP.
+
+use super::config::TinyVitConfig;
+use super::layers::{Conv, LayerNorm, Linear, Neck, partition, unpartition};
+use crate::ops::{self, BatchNorm};
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+#[derive(Debug, Clone)]
+pub struct TinyVitEncoder {
+    stem1: ConvNorm,
+    stem2: ConvNorm,
+    convolutional: Vec<MbConv>,
+    merges: Vec<Merge>,
+    stages: Vec<Vec<Block>>,
+    neck: Neck,
+}
+
+impl TinyVitEncoder {
+    pub fn load(cfg: &TinyVitConfig, image_size: usize, out_channels: usize, vb: VarBuilder) -> Result<Self> {
+        let d = cfg.dims;
+        let stem = vb.pp("patch_embed.seq");
+        let layers = vb.pp("layers");
+        let convolutional = (0..cfg.depths[0])
+            .map(|i| MbConv::load(d[0], cfg.mbconv_expand, layers.pp(0).pp("blocks").pp(i)))
+            .collect::<Result<_>>()?;
+        let merges = (0..3)
+            .map(|i| {
+                // The last merge keeps the grid: the embedding's stride is 16, not 32.
+                let stride = if i == 2 { 1 } else { 2 };
+                Merge::load(d[i], d[i + 1], stride, layers.pp(i).pp("downsample"))
+            })
+            .collect::<Result<_>>()?;
+        let stages = (1..4)
+            .map(|s| {
+                let grid = image_size / [4, 8, 16, 16][s];
+                (0..cfg.depths[s])
+                    .map(|i| Block::load(cfg, s, grid, layers.pp(s).pp("blocks").pp(i)))
+                    .collect::<Result<_>>()
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            stem1: ConvNorm::load(3, d[0] / 2, 3, 2, 1, stem.pp(0))?,
+            stem2: ConvNorm::load(d[0] / 2, d[0], 3, 2, 1, stem.pp(2))?,
+            convolutional,
+            merges,
+            stages,
+            neck: Neck::load(vb.pp("neck"), d[3], out_channels)?,
+        })
+    }
+
+    /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`; `train` uses the batch's statistics in batch norm.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let x = ops::gelu(&self.stem1.forward(x, train)?)?;
+        let mut x = self.stem2.forward(&x, train)?;
+        for block in &self.convolutional {
+            x = block.forward(&x, train)?;
+        }
+        for (merge, stage) in self.merges.iter().zip(&self.stages) {
+            x = merge.forward(&x, train)?;
+            for block in stage {
+                x = block.forward(&x, train)?;
+            }
+        }
+        self.neck.forward(&x)
+    }
+}
+
+/// `Conv2d_BN`: convolution without bias, batch norm.
+#[derive(Debug, Clone)]
+struct ConvNorm {
+    conv: Conv,
+    norm: BatchNorm,
+}
+
+impl ConvNorm {
+    fn load(i: usize, o: usize, kernel: usize, stride: usize, groups: usize, vb: VarBuilder) -> Result<Self> {
+        let cfg = ops::Conv2d { stride, padding: kernel / 2, groups };
+        Ok(Self {
+            conv: Conv::load(vb.pp("c"), i, o, kernel, cfg, false)?,
+            norm: BatchNorm::load(vb.pp("bn"), o)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.norm.forward(&self.conv.forward(x)?, train)
+    }
+}
+
+/// `MBConv`: expand, depth-wise, project, residual.
+#[derive(Debug, Clone)]
+struct MbConv {
+    conv1: ConvNorm,
+    conv2: ConvNorm,
+    conv3: ConvNorm,
+}
+
+impl MbConv {
+    fn load(dim: usize, expand: usize, vb: VarBuilder) -> Result<Self> {
+        let hidden = dim * expand;
+        Ok(Self {
+            conv1: ConvNorm::load(dim, hidden, 1, 1, 1, vb.pp("conv1"))?,
+            conv2: ConvNorm::load(hidden, hidden, 3, 1, hidden, vb.pp("conv2"))?,
+            conv3: ConvNorm::load(hidden, dim, 1, 1, 1, vb.pp("conv3"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let y = ops::gelu(&self.conv1.forward(x, train)?)?;
+        let y = ops::gelu(&self.conv2.forward(&y, train)?)?;
+        ops::gelu(&(self.conv3.forward(&y, train)? + x)?)
+    }
+}
+
+/// `PatchMerging`: 1x1, depth-wise 3x3 with the stride, 1x1.
+#[derive(Debug, Clone)]
+struct Merge {
+    conv1: ConvNorm,
+    conv2: ConvNorm,
+    conv3: ConvNorm,
+}
+
+impl Merge {
+    fn load(i: usize, o: usize, stride: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            conv1: ConvNorm::load(i, o, 1, 1, 1, vb.pp("conv1"))?,
+            conv2: ConvNorm::load(o, o, 3, stride, o, vb.pp("conv2"))?,
+            conv3: ConvNorm::load(o, o, 1, 1, 1, vb.pp("conv3"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let x = ops::gelu(&self.conv1.forward(x, train)?)?;
+        let x = ops::gelu(&self.conv2.forward(&x, train)?)?;
+        self.conv3.forward(&x, train)
+    }
+}
+
+/// `TinyViTBlock`: windowed attention, depth-wise convolution, MLP.
+#[derive(Debug, Clone)]
+struct Block {
+    attn: Attention,
+    local_conv: ConvNorm,
+    mlp_norm: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    window: usize,
+}
+
+impl Block {
+    fn load(cfg: &TinyVitConfig, stage: usize, grid: usize, vb: VarBuilder) -> Result<Self> {
+        let (dim, window) = (cfg.dims[stage], cfg.windows[stage]);
+        let hidden = dim * cfg.mlp_ratio;
+        let _ = grid;
+        Ok(Self {
+            attn: Attention::load(dim, cfg.heads[stage], window, vb.pp("attn"))?,
+            local_conv: ConvNorm::load(dim, dim, cfg.local_conv, 1, dim, vb.pp("local_conv"))?,
+            mlp_norm: LayerNorm::load(vb.pp("mlp.norm"), dim, 1e-5)?,
+            fc1: Linear::load(vb.pp("mlp.fc1"), dim, hidden)?,
+            fc2: Linear::load(vb.pp("mlp.fc2"), hidden, dim)?,
+            window,
+        })
+    }
+
+    /// `[N, C, H, W]` → the same.
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let (_, _, h, w) = x.dims4()?;
+        let cells = x.permute((0, 2, 3, 1))?.contiguous()?;
+        let y = if h == self.window && w == self.window {
+            self.attn.forward(&cells)?
+        } else {
+            unpartition(&self.attn.forward(&partition(&cells, self.window)?)?, self.window, h, w)?
+        };
+        let x = (cells + y)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let x = self.local_conv.forward(&x, train)?.permute((0, 2, 3, 1))?.contiguous()?;
+        let y = self.fc2.forward(&ops::gelu(&self.fc1.forward(&self.mlp_norm.forward(&x)?)?)?)?;
+        (x + y)?.permute((0, 3, 1, 2))?.contiguous()
+    }
+}
+
+/// Attention inside a window, with a learned bias for every distance (LeViT's).
+#[derive(Debug, Clone)]
+struct Attention {
+    norm: LayerNorm,
+    qkv: Linear,
+    proj: Linear,
+    /// `[heads, distances]`.
+    biases: Tensor,
+    /// For query i and key j the column of `biases`, `[tokens · tokens]`.
+    index: Tensor,
+    heads: usize,
+}
+
+impl Attention {
+    fn load(dim: usize, heads: usize, window: usize, vb: VarBuilder) -> Result<Self> {
+        // The reference numbers distances (|dy|, |dx|) in the order it meets them, row by row from the first
+        // cell, which is dy·window + dx.
+        let tokens = window * window;
+        let index: Vec<u32> = (0..tokens * tokens)
+            .map(|i| {
+                let (a, b) = (i / tokens, i % tokens);
+                let dy = (a / window).abs_diff(b / window);
+                let dx = (a % window).abs_diff(b % window);
+                (dy * window + dx) as u32
+            })
+            .collect();
+        Ok(Self {
+            norm: LayerNorm::load(vb.pp("norm"), dim, 1e-5)?,
+            qkv: Linear::load(vb.pp("qkv"), dim, 3 * dim)?,
+            proj: Linear::load(vb.pp("proj"), dim, dim)?,
+            biases: vb.get((heads, tokens), "attention_biases")?,
+            index: Tensor::from_vec(index, tokens * tokens, vb.device())?,
+            heads,
+        })
+    }
+
+    /// `[B, w, w, C]` → the same.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, h, w, c) = x.dims4()?;
+        let (tokens, d) = (h * w, c / self.heads);
+        // Each head's q, k and v lie side by side: [B, tokens, heads, 3, d].
+        let qkv = self
+            .qkv
+            .forward(&self.norm.forward(x)?)?
+            .reshape((b, tokens, self.heads, 3, d))?
+            .permute((3, 0, 2, 1, 4))?
+            .contiguous()?;
+        let part = |i: usize| qkv.narrow(0, i, 1)?.squeeze(0)?.contiguous();
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        let bias = self.biases.index_select(&self.index, 1)?.reshape((1, self.heads, tokens, tokens))?;
+        let scores = (q.matmul(&k.t()?)? * (d as f64).powf(-0.5))?.broadcast_add(&bias)?;
+        let y = ops::softmax(&scores)?.matmul(&v)?;
+        self.proj.forward(&y.transpose(1, 2)?.contiguous()?.reshape((b, h, w, c))?)
+    }
+}

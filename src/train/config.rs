@@ -1,0 +1,202 @@
+//! What a training run is made of; TOML in, unknown keys refused.
+
+use super::optimizer::OptimizerConfig;
+use super::prompts::PromptMix;
+use crate::data::augment::Augment;
+use crate::model::MaskMode;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Which part is fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// A small SAM from scratch, as a promptable segmenter.
+    Sam,
+    /// The generator, through a frozen SAM (AutoSAM proper).
+    Generator,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    Constant,
+    /// Down to a hundredth of `learning_rate` along half a cosine.
+    Cosine,
+}
+
+/// Which generator is fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GeneratorKind {
+    Tiny,
+    HarDNet39ds,
+    HarDNet68,
+    HarDNet85,
+}
+
+/// One training run. The defaults are `configs/default.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    pub stage: Stage,
+    pub seed: u64,
+    /// Optimiser steps in all.
+    pub steps: u64,
+    /// Images a forward pass.
+    pub batch: usize,
+    /// Forward passes an optimiser step.
+    pub accumulate: usize,
+    pub learning_rate: f64,
+    /// Steps over which the learning rate rises from 0.
+    pub warmup: u64,
+    pub schedule: Schedule,
+    pub mask_mode: MaskMode,
+    /// Weight of the past in the moving average of weights that is validated and saved; 0 turns it off.
+    pub ema: f64,
+    pub generator: GeneratorKind,
+    /// Side of the generator's input in pixels (the paper's Idim).
+    pub generator_input: usize,
+    /// Steps between validations and between checkpoints.
+    pub validate_every: u64,
+    pub checkpoint_every: u64,
+    pub optimizer: OptimizerConfig,
+    pub augment: Augment,
+    pub prompts: PromptMix,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            stage: Stage::Generator,
+            seed: 0,
+            steps: 2000,
+            batch: 8,
+            accumulate: 1,
+            learning_rate: 1e-3,
+            warmup: 100,
+            schedule: Schedule::Cosine,
+            mask_mode: MaskMode::Sigmoid,
+            ema: 0.99,
+            generator: GeneratorKind::Tiny,
+            generator_input: 192,
+            validate_every: 250,
+            checkpoint_every: 100,
+            optimizer: OptimizerConfig::default(),
+            augment: Augment::default(),
+            prompts: PromptMix::default(),
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Reads `path` (or the defaults), then applies `key=value` overrides; dots reach into tables
+    /// (`optimizer.weight_decay=0`). Errors name the file and the key.
+    pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Self> {
+        let (text, origin) = match path {
+            Some(p) => (std::fs::read_to_string(p).map_err(|e| Error::io(p, e))?, p.display().to_string()),
+            None => (String::new(), "defaults".to_string()),
+        };
+        let mut table: toml::Table =
+            text.parse().map_err(|e: toml::de::Error| Error::invalid(format!("{origin}: {}", e.message())))?;
+        for item in overrides {
+            let (key, value) = item
+                .split_once('=')
+                .ok_or_else(|| Error::invalid(format!("--set {item}: expected KEY=VALUE")))?;
+            set(&mut table, key, value)?;
+        }
+        let config: Self = toml::Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::invalid(format!("{origin}: {}", e.message())))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<()> {
+        for (name, value) in [("batch", self.batch as u64), ("accumulate", self.accumulate as u64), ("steps", self.steps)] {
+            if value == 0 {
+                return Err(Error::invalid(format!("{name} must be at least 1")));
+            }
+        }
+        if self.generator_input < 32 || !self.generator_input.is_multiple_of(32) {
+            return Err(Error::invalid(format!(
+                "generator_input is {}; it must be a multiple of 32, at least 32",
+                self.generator_input
+            )));
+        }
+        Ok(())
+    }
+
+    /// Learning rate of step `step` (from 0).
+    pub fn learning_rate_at(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.learning_rate * (step + 1) as f64 / self.warmup as f64;
+        }
+        match self.schedule {
+            Schedule::Constant => self.learning_rate,
+            Schedule::Cosine => {
+                let span = self.steps.saturating_sub(self.warmup).max(1) as f64;
+                let t = ((step - self.warmup) as f64 / span).min(1.0);
+                let floor = 0.01;
+                self.learning_rate * (floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * t).cos()))
+            }
+        }
+    }
+}
+
+/// Puts `value`, read as TOML (or as a bare string), at the dotted `key`.
+fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
+    let value = format!("v = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut at = table;
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        at = at
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| Error::invalid(format!("--set {key}: {part} is a value, not a table")))?;
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(overrides: &[&str]) -> Result<TrainConfig> {
+        TrainConfig::load(None, &overrides.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn overrides_reach_into_tables() {
+        let c = load(&["steps=7", "optimizer.weight_decay=0.5", "stage=sam", "prompts.none=1.0"]).unwrap();
+        assert_eq!((c.steps, c.stage), (7, Stage::Sam));
+        assert_eq!((c.optimizer.weight_decay, c.prompts.none), (0.5, 1.0));
+    }
+
+    #[test]
+    fn unknown_and_impossible_values_are_refused_by_name() {
+        let text = |o: &[&str]| load(o).unwrap_err().to_string();
+        assert!(text(&["stepz=7"]).contains("stepz"));
+        assert!(text(&["optimizer.momentum=1"]).contains("momentum"));
+        assert!(text(&["batch=0"]).contains("batch must be at least 1"));
+        assert!(text(&["generator_input=100"]).contains("multiple of 32"));
+        assert!(text(&["steps"]).contains("KEY=VALUE"));
+    }
+
+    #[test]
+    fn the_learning_rate_rises_then_falls() {
+        let c = TrainConfig { steps: 100, warmup: 10, learning_rate: 1.0, ..Default::default() };
+        assert!((c.learning_rate_at(0) - 0.1).abs() < 1e-9);
+        assert!((c.learning_rate_at(10) - 1.0).abs() < 1e-9);
+        assert!(c.learning_rate_at(55) < c.learning_rate_at(20));
+        assert!((c.learning_rate_at(100) - 0.01).abs() < 1e-9);
+    }
+}

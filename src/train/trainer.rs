@@ -1,0 +1,302 @@
+//! One optimiser step after another, for either stage.
+
+use super::config::{GeneratorKind, Stage, TrainConfig};
+use super::losses::{Loss, segmentation_loss};
+use super::optimizer::{Adam, Gradients};
+use super::params::{self, Params};
+use super::prompts;
+use super::checkpoint;
+use crate::data::loader::Batch;
+use crate::engine::segmenter::{ProbMap, Sample};
+use crate::generator::GeneratorConfig;
+use crate::model::{self, AutoSam, CONFIG_KEY, MaskMode, ModelConfig};
+use crate::sam::{Prompts, Sam, SamConfig};
+use crate::weights::{self, Dtype};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use candle_nn::VarBuilder;
+use rand::SeedableRng;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    pub bce: f64,
+    pub dice_loss: f64,
+    pub gradient_norm: f64,
+    pub learning_rate: f64,
+}
+
+/// The network being fitted.
+enum Net {
+    Sam { sam: Sam, dense_pe: Tensor },
+    AutoSam(AutoSam),
+}
+
+/// Weights, optimiser, moving average and position of a run.
+pub struct Trainer {
+    config: TrainConfig,
+    model: ModelConfig,
+    params: Params,
+    net: Net,
+    average: HashMap<String, Tensor>,
+    adam: Adam,
+    step: u64,
+    device: Device,
+}
+
+impl Trainer {
+    /// Stage [`Stage::Sam`]: a fresh small SAM, or the one in `sam` to go on from. Stage
+    /// [`Stage::Generator`]: a fresh generator before the frozen SAM in `sam`, which must be given.
+    pub fn new(config: &TrainConfig, sam: Option<&Path>, device: &Device) -> Result<Self> {
+        let known = sam.map(load_sam).transpose()?;
+        let (sam_config, sam_tensors) = match (known, config.stage) {
+            (Some((c, t)), _) => (c, Some(t)),
+            (None, Stage::Sam) => (SamConfig::tiny(), None),
+            (None, Stage::Generator) => {
+                return Err(Error::invalid(
+                    "training the generator needs a SAM: give --sam FILE (Meta's or MobileSAM's weights, or what --stage sam made)",
+                ));
+            }
+        };
+        let model = ModelConfig { generator: generator_config(config, &sam_config), sam: sam_config };
+        let sam_config = model.sam.clone();
+        let (params, net) = match config.stage {
+            Stage::Sam => {
+                let shapes = weights::recorder::shapes_of(|vb| Sam::load(&sam_config, vb))?;
+                let mut tensors = params::initialise(&shapes, config.seed)?;
+                tensors.extend(sam_tensors.unwrap_or_default());
+                let fourier = |n: &str| n.ends_with("positional_encoding_gaussian_matrix");
+                let params = Params::new(tensors, |n| !fourier(n), device)?;
+                let sam = Sam::load(&sam_config, params.var_builder())?;
+                let dense_pe = sam.prompt_encoder.dense_pe()?;
+                (params, Net::Sam { sam, dense_pe })
+            }
+            Stage::Generator => {
+                let shapes = model.parameter_shapes()?;
+                let mut tensors = params::initialise(&shapes, config.seed)?;
+                tensors.retain(|n, _| n.starts_with("generator."));
+                tensors.extend(
+                    sam_tensors.unwrap_or_default().into_iter().map(|(n, t)| (format!("sam.{n}"), t)),
+                );
+                let params = Params::new(tensors, |n| n.starts_with("generator."), device)?;
+                let net = Net::AutoSam(AutoSam::load(&model, params.var_builder())?);
+                (params, net)
+            }
+        };
+        let average = params.trained().iter().map(|(n, v)| Ok((n.clone(), v.copy()?.detach()))).collect::<Result<_>>()?;
+        let adam = Adam::new(config.optimizer.clone());
+        Ok(Self { config: config.clone(), model, params, net, average, adam, step: 0, device: device.clone() })
+    }
+
+    /// Side of the network's input in pixels.
+    pub fn image_size(&self) -> usize {
+        self.model.sam.image_size
+    }
+
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Steps done.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Trained parameters, buffers left out.
+    pub fn parameter_count(&self) -> usize {
+        let trained = self.params.trained().iter();
+        trained.filter(|(n, _)| !params::is_buffer(n)).map(|(_, v)| v.elem_count()).sum()
+    }
+
+    /// One optimiser step over `batches` (the micro-batches of gradient accumulation).
+    ///
+    /// # Errors
+    /// Where loss or gradient is not finite; no weight is changed then.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        let learning_rate = self.config.learning_rate_at(self.step);
+        let share = 1.0 / batches.len() as f64;
+        let mut gradients = Gradients::default();
+        let (mut bce, mut dice_loss) = (0.0, 0.0);
+        for (micro, batch) in batches.iter().enumerate() {
+            let loss = self.loss(batch, micro)?;
+            let (b, d) = (scalar(&loss.bce)?, scalar(&loss.dice)?);
+            if !(b + d).is_finite() {
+                return Err(Error::invalid(format!(
+                    "the loss of step {} is not finite (BCE {b}, Dice {d}); images: {}. Lower learning_rate, or leave those images out",
+                    self.step + 1,
+                    batch.ids.join(", ")
+                )));
+            }
+            bce += b * share;
+            dice_loss += d * share;
+            gradients.add(self.params.trained(), loss.total()?.backward()?, share)?;
+        }
+        let gradient_norm = self.adam.step(self.params.trained(), &gradients, learning_rate)?;
+        if !gradient_norm.is_finite() {
+            return Err(Error::invalid(format!("the gradient of step {} is not finite", self.step + 1)));
+        }
+        self.step += 1;
+        self.update_average()?;
+        Ok(StepReport { step: self.step, bce, dice_loss, gradient_norm, learning_rate })
+    }
+
+    fn loss(&self, batch: &Batch, micro: usize) -> Result<Loss> {
+        let n = batch.samples.len();
+        let size = self.image_size();
+        let x = model::preprocess(&batch.samples, size, &self.device)?;
+        let (logits, mode) = match &self.net {
+            Net::AutoSam(model) => {
+                let prompt = model.dense_prompt(&x, true)?;
+                (model.decode(&model.embed(&x)?, &prompt)?, self.config.mask_mode)
+            }
+            Net::Sam { sam, dense_pe } => {
+                let seed = self.config.seed ^ self.step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ micro as u64;
+                let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+                let kind = self.config.prompts.draw(&mut rng);
+                let low = 4 * dense_pe.dim(2)?;
+                let prompts = prompts::simulate(kind, &batch.masks, size, low, &mut rng, &self.device)?;
+                let (sparse, dense) = sam.prompt_encoder.forward(&prompts, n)?;
+                let embeddings = sam.encode_image(&x, true)?;
+                (sam.mask_decoder.mask_logits(&embeddings, dense_pe, &sparse, &dense)?, MaskMode::Sigmoid)
+            }
+        };
+        let target = low_resolution_target(&batch.masks, size, logits.dim(2)?, &self.device)?;
+        Ok(segmentation_loss(&logits, &target, mode)?)
+    }
+
+    fn update_average(&mut self) -> Result<()> {
+        // Early weights are far off: the average starts short and lengthens.
+        let keep = self.config.ema.min((1.0 + self.step as f64) / (10.0 + self.step as f64));
+        let keep = if self.config.ema == 0.0 { 0.0 } else { keep };
+        for (name, var) in self.params.trained() {
+            if let Some(average) = self.average.get_mut(name) {
+                *average = ((&*average * keep)? + (var.as_detached_tensor() * (1.0 - keep))?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The averaged weights in a network of their own, for validation. A SAM answers without a prompt.
+    pub fn averaged(&self) -> Result<Validator> {
+        let mut tensors = self.params.snapshot();
+        tensors.extend(self.average.clone());
+        let vb = VarBuilder::from_tensors(tensors, candle_core::DType::F32, &self.device);
+        let net = match self.config.stage {
+            Stage::Sam => {
+                let sam = Sam::load(&self.model.sam, vb)?;
+                let dense_pe = sam.prompt_encoder.dense_pe()?;
+                Net::Sam { sam, dense_pe }
+            }
+            Stage::Generator => Net::AutoSam(AutoSam::load(&self.model, vb)?),
+        };
+        Ok(Validator { net, size: self.image_size(), device: self.device.clone() })
+    }
+
+    /// Writes the averaged model: stage generator, an AutoSAM file that every command opens; stage sam, a
+    /// SAM with Meta's tensor names.
+    pub fn save_model(&self, path: &Path, dtype: Dtype) -> Result<()> {
+        let mut tensors = self.params.snapshot();
+        tensors.extend(self.average.clone());
+        let json = match self.config.stage {
+            Stage::Sam => serde_json::to_string(&self.model.sam),
+            Stage::Generator => serde_json::to_string(&self.model),
+        };
+        let key = match self.config.stage {
+            Stage::Sam => SAM_CONFIG_KEY,
+            Stage::Generator => CONFIG_KEY,
+        };
+        let json = json.map_err(|e| Error::invalid(e.to_string()))?;
+        weights::save_safetensors(path, &tensors, &HashMap::from([(key.to_owned(), json)]), dtype)
+    }
+
+    pub fn save_checkpoint(&self, out: &Path) -> Result<()> {
+        checkpoint::save(out, &self.config, self.step, &self.params, &self.average, &self.adam)
+    }
+
+    /// Goes back to the checkpoint in `out`.
+    pub fn resume(&mut self, out: &Path) -> Result<()> {
+        let (step, average) = checkpoint::restore(out, &self.config, &self.params, &mut self.adam)?;
+        self.step = step;
+        self.average = average;
+        Ok(())
+    }
+}
+
+/// The metadata key of a small SAM's file that holds its [`SamConfig`] as JSON.
+const SAM_CONFIG_KEY: &str = "autosam.sam";
+
+/// A SAM's configuration and tensors (Meta's names) from a file of ours, of Meta's or of MobileSAM's, or
+/// from inside an AutoSAM file.
+fn load_sam(path: &Path) -> Result<(SamConfig, HashMap<String, Tensor>)> {
+    let file = weights::load(path)?;
+    if file.metadata.contains_key(CONFIG_KEY) {
+        let config = ModelConfig::of(&file)?;
+        file.check(&config.parameter_shapes()?)?;
+        let sam = file.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix("sam.")?.to_owned(), t.clone())));
+        return Ok((config.sam, sam.collect()));
+    }
+    let config = match file.metadata.get(SAM_CONFIG_KEY) {
+        Some(json) => serde_json::from_str(json)
+            .map_err(|e| Error::weights(path, format!("its SAM configuration is unusable: {e}")))?,
+        None => SamConfig::infer(&file.shapes(), "")?,
+    };
+    file.check(&weights::recorder::shapes_of(|vb| Sam::load(&config, vb))?)?;
+    Ok((config, file.tensors))
+}
+
+fn generator_config(config: &TrainConfig, sam: &SamConfig) -> GeneratorConfig {
+    let size = config.generator_input;
+    match config.generator {
+        GeneratorKind::Tiny => GeneratorConfig::tiny(size, sam.embed_channels),
+        GeneratorKind::HarDNet39ds => GeneratorConfig::hardnet39ds(size),
+        GeneratorKind::HarDNet68 => GeneratorConfig::hardnet68(size),
+        GeneratorKind::HarDNet85 => GeneratorConfig::hardnet85(size),
+    }
+}
+
+/// Averaged weights, ready to answer.
+pub struct Validator {
+    net: Net,
+    size: usize,
+    device: Device,
+}
+
+impl Validator {
+    /// Probability maps of `samples`.
+    pub fn segment(&self, samples: &[Sample]) -> Result<Vec<ProbMap>> {
+        let x = model::preprocess(samples, self.size, &self.device)?;
+        let logits = match &self.net {
+            Net::AutoSam(model) => model.forward(&x)?,
+            Net::Sam { sam, dense_pe } => {
+                let (sparse, dense) = sam.prompt_encoder.forward(&Prompts::default(), samples.len())?;
+                sam.mask_decoder.mask_logits(&sam.encode_image(&x, false)?, dense_pe, &sparse, &dense)?
+            }
+        };
+        model::probabilities(&logits, samples, self.size, MaskMode::Sigmoid)
+    }
+}
+
+fn scalar(t: &Tensor) -> Result<f64> {
+    Ok(f64::from(t.to_scalar::<f32>()?))
+}
+
+/// `size × size` masks (0 or 255) → `[N, 1, low, low]` in [0, 1], each cell the share of its pixels inside.
+///
+/// Published: nearest. The mean keeps what a boundary cell knows; with a sharp mask both agree elsewhere.
+fn low_resolution_target(masks: &[Vec<u8>], size: usize, low: usize, device: &Device) -> Result<Tensor> {
+    let step = size / low;
+    let scale = 1.0 / (step * step * 255) as f32;
+    let mut out = vec![0f32; masks.len() * low * low];
+    for (mask, cells) in masks.iter().zip(out.chunks_exact_mut(low * low)) {
+        for (y, row) in mask.chunks_exact(size).enumerate().take(low * step) {
+            for (cell, pixels) in cells[y / step * low..][..low].iter_mut().zip(row.chunks_exact(step)) {
+                *cell += pixels.iter().map(|p| u32::from(*p)).sum::<u32>() as f32 * scale;
+            }
+        }
+    }
+    Ok(Tensor::from_vec(out, (masks.len(), 1, low, low), device)?)
+}

@@ -1,0 +1,88 @@
+//! Quick figures during training: Dice at 0.5 on frames with a polyp, alarms on frames without.
+
+use super::trainer::Validator;
+use crate::Result;
+use crate::data::Dataset;
+use crate::engine::segmenter::{ProbMap, Sample};
+use crate::frame::sample::Sampler;
+use crate::frame::Frame;
+use image::imageops::{self, FilterType};
+
+/// Images a forward pass.
+const BATCH: usize = 8;
+
+/// One data set's figures, at the network's size (`eval` measures at the frame's).
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Validation {
+    pub name: String,
+    /// Mean over frames with a polyp; `None` where there are none.
+    pub dice: Option<f64>,
+    pub positives: usize,
+    pub negatives: usize,
+    /// Frames without a polyp in which any pixel is marked.
+    pub alarms: usize,
+}
+
+/// Validation frames in memory at the network's size.
+pub(super) struct Sets(Vec<(String, Vec<(Sample, Vec<u8>)>)>);
+
+impl Sets {
+    pub fn load(sets: &[Dataset], size: usize) -> Result<Self> {
+        let mut sampler = Sampler::new(size);
+        let mut all = Vec::new();
+        for set in sets {
+            let mut items = Vec::new();
+            for item in &set.items {
+                let pair = item.load()?;
+                let mut sample = Sample::default();
+                sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
+                let mask = imageops::resize(
+                    &pair.mask,
+                    sample.width as u32,
+                    sample.height as u32,
+                    FilterType::Nearest,
+                );
+                items.push((sample, mask.into_raw()));
+            }
+            all.push((set.name.clone(), items));
+        }
+        Ok(Self(all))
+    }
+
+    pub fn run(&self, network: &Validator) -> Result<Vec<Validation>> {
+        let mut results = Vec::new();
+        for (name, items) in &self.0 {
+            let (mut sum, mut result) =
+                (0.0, Validation { name: name.clone(), dice: None, positives: 0, negatives: 0, alarms: 0 });
+            for chunk in items.chunks(BATCH) {
+                let samples: Vec<Sample> = chunk.iter().map(|(s, _)| s.clone()).collect();
+                for (map, (_, truth)) in network.segment(&samples)?.iter().zip(chunk) {
+                    let (dice, marked) = dice(map, truth);
+                    if truth.iter().any(|t| *t > 127) {
+                        result.positives += 1;
+                        sum += dice;
+                    } else {
+                        result.negatives += 1;
+                        result.alarms += usize::from(marked);
+                    }
+                }
+            }
+            result.dice = (result.positives > 0).then(|| sum / result.positives as f64);
+            results.push(result);
+        }
+        Ok(results)
+    }
+}
+
+/// Dice at 0.5 and whether any pixel is marked.
+fn dice(map: &ProbMap, truth: &[u8]) -> (f64, bool) {
+    let (mut both, mut either) = (0u64, 0u64);
+    let mut marked = false;
+    for (p, t) in map.data.iter().zip(truth) {
+        let (p, t) = (*p > 127, *t > 127);
+        both += u64::from(p && t);
+        either += u64::from(p) + u64::from(t);
+        marked |= p;
+    }
+    (if either == 0 { 1.0 } else { 2.0 * both as f64 / either as f64 }, marked)
+}
