@@ -1,9 +1,172 @@
 //! `autosam-video train`.
 
-/// Fits the generator through a frozen SAM.
-#[derive(clap::Args)]
-pub struct Args {}
+use anyhow::{Context, bail};
+use autosam::data::Dataset;
+use autosam::model::DeviceChoice;
+use autosam::train::{self, Job, Observer, StepReport, TrainConfig, Trainer, Validation};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not written yet")
+/// Fits the generator through a frozen SAM (stage generator), or a small SAM from scratch (stage sam).
+///
+/// A run folder gets config.toml, log.jsonl, checkpoint.safetensors and model.safetensors. Ctrl-C writes a
+/// checkpoint; --resume goes on from it.
+#[derive(clap::Args)]
+pub struct Args {
+    /// SUN-SEG folder (its TrainDataset is trained on)
+    #[arg(long, value_name = "DIR")]
+    sunseg: Vec<PathBuf>,
+    /// Folder with images/ and masks/, or any layout that `eval --data` knows; several may be given.
+    /// `DIR:2` draws its images twice as often
+    #[arg(long, value_name = "DIR[:WEIGHT]")]
+    data: Vec<String>,
+    /// Folder to validate on (same layouts); several may be given
+    #[arg(long, value_name = "DIR")]
+    val: Vec<PathBuf>,
+    /// Validate on every Nth frame only
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    val_every: usize,
+    /// Run folder
+    #[arg(long, value_name = "DIR", required_unless_present = "print_config")]
+    out: Option<PathBuf>,
+    /// SAM weights: Meta's or MobileSAM's .pth, or what --stage sam made. The shipped model's SAM where
+    /// nothing is given
+    #[arg(long, value_name = "FILE")]
+    sam: Option<PathBuf>,
+    /// TOML file; without one the defaults hold
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Overrides one key of the configuration, for example --set steps=500
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// sam or generator; short for --set stage=…
+    #[arg(long)]
+    stage: Option<String>,
+    /// Go on from the checkpoint in --out
+    #[arg(long)]
+    resume: bool,
+    /// Print the configuration and stop
+    #[arg(long)]
+    print_config: bool,
+    /// Stop at pictures that cannot be used, instead of leaving them out
+    #[arg(long)]
+    strict: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let mut overrides = args.set.clone();
+    overrides.extend(args.stage.iter().map(|s| format!("stage={s}")));
+    let config = TrainConfig::load(args.config.as_deref(), &overrides)?;
+    if args.print_config {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(());
+    }
+    let out = args.out.clone().context("--out is missing")?;
+    let mut sets = Vec::new();
+    for dir in &args.sunseg {
+        sets.push((Dataset::sunseg(dir, "TrainDataset")?, 1.0));
+    }
+    for text in &args.data {
+        let (dir, weight) = match text.rsplit_once(':').map(|(d, w)| (d, w.parse::<f32>())) {
+            Some((dir, Ok(weight))) => (dir, weight),
+            _ => (text.as_str(), 1.0),
+        };
+        sets.push((Dataset::open(dir.as_ref())?, weight));
+    }
+    if sets.is_empty() {
+        bail!(
+            "nothing to train on: give --sunseg DIR or --data DIR (autosam-video synth makes a folder to try)"
+        );
+    }
+    let mut validation = args.val.iter().map(|d| Dataset::open(d)).collect::<Result<Vec<_>, _>>()?;
+    for set in &mut validation {
+        let mut at = 0;
+        set.items.retain(|_| {
+            at += 1;
+            (at - 1) % args.val_every.max(1) == 0
+        });
+    }
+    for set in sets.iter().map(|(s, _)| s).chain(&validation) {
+        for problem in &set.problems {
+            eprintln!("left out: {problem}");
+        }
+        if args.strict && !set.problems.is_empty() {
+            bail!("{}: {} pictures cannot be used (--strict)", set.root.display(), set.problems.len());
+        }
+        eprintln!("{}: {} frames", set.name, set.items.len());
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+    let job = Job {
+        config,
+        sam: args.sam,
+        train: sets,
+        validation,
+        out: out.clone(),
+        resume: args.resume,
+        device: DeviceChoice::Auto.resolve()?,
+    };
+    let mut progress = Progress::default();
+    match train::fit(&job, &mut progress, &stop) {
+        Err(autosam::Error::Interrupted) => {
+            bail!("interrupted; a checkpoint is in {}: go on with --resume", out.display())
+        }
+        result => result?,
+    }
+    println!("model: {}", out.join("model.safetensors").display());
+    Ok(())
+}
+
+#[derive(Default)]
+struct Progress {
+    bar: Option<ProgressBar>,
+    batch: u64,
+}
+
+impl Observer for Progress {
+    fn started(&mut self, trainer: &Trainer, images: usize) {
+        eprintln!(
+            "{images} images, {} trained parameters, {} px",
+            trainer.parameter_count(),
+            trainer.image_size()
+        );
+        let config = trainer.config();
+        self.batch = (config.batch * config.accumulate) as u64;
+        let bar = ProgressBar::new(config.steps).with_position(trainer.step_count());
+        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {elapsed} ETA {eta}") {
+            bar.set_style(style);
+        }
+        bar.reset_eta();
+        self.bar = Some(bar);
+    }
+
+    fn stepped(&mut self, r: &StepReport) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(r.step);
+            let images = bar.per_sec() * self.batch as f64;
+            bar.set_message(format!(
+                "loss {:.3} (BCE {:.3}, Dice {:.3}) {images:.1} images/s",
+                r.bce + r.dice_loss,
+                r.bce,
+                r.dice_loss
+            ));
+        }
+    }
+
+    fn validated(&mut self, step: u64, results: &[Validation]) {
+        for v in results {
+            let dice = v.dice.map_or("-".to_owned(), |d| format!("{d:.4}"));
+            let line = format!(
+                "step {step}: {}: Dice {dice} on {} frames; marked {} of {} polyp-free frames",
+                v.name, v.positives, v.alarms, v.negatives
+            );
+            match &self.bar {
+                Some(bar) if !bar.is_hidden() => bar.println(line),
+                _ => eprintln!("{line}"),
+            }
+        }
+    }
 }

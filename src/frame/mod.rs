@@ -1,5 +1,9 @@
 //! Pictures in memory as video has them: planes with strides, in the formats that the element accepts.
 
+pub mod sample;
+
+use crate::{Error, Result};
+
 /// Pixel layouts that can be sampled and drawn on without conversion (names as GStreamer's).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
@@ -18,6 +22,16 @@ pub enum PixelFormat {
 pub enum ColorMatrix {
     Bt601,
     Bt709,
+}
+
+impl ColorMatrix {
+    /// Kr and Kb: how much red and blue weigh in luma.
+    pub fn weights(self) -> (f32, f32) {
+        match self {
+            Self::Bt601 => (0.299, 0.114),
+            Self::Bt709 => (0.2126, 0.0722),
+        }
+    }
 }
 
 /// What the bytes of a frame mean.
@@ -55,4 +69,119 @@ pub struct Frame<'a> {
 pub struct FrameMut<'a> {
     pub info: FrameInfo,
     pub planes: [PlaneMut<'a>; 3],
+}
+
+impl PixelFormat {
+    /// Every format, in the order that caps list them.
+    pub const ALL: [Self; 8] =
+        [Self::Nv12, Self::I420, Self::Bgra, Self::Rgba, Self::Bgrx, Self::Rgbx, Self::Rgb, Self::Bgr];
+
+    /// GStreamer's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nv12 => "NV12",
+            Self::I420 => "I420",
+            Self::Rgb => "RGB",
+            Self::Bgr => "BGR",
+            Self::Rgba => "RGBA",
+            Self::Bgra => "BGRA",
+            Self::Rgbx => "RGBx",
+            Self::Bgrx => "BGRx",
+        }
+    }
+
+    /// Packed RGB's bytes a pixel and the offsets of R, G and B in it; `None` for YUV.
+    pub fn packed(self) -> Option<(usize, [usize; 3])> {
+        match self {
+            Self::Nv12 | Self::I420 => None,
+            Self::Rgb => Some((3, [0, 1, 2])),
+            Self::Bgr => Some((3, [2, 1, 0])),
+            Self::Rgba | Self::Rgbx => Some((4, [0, 1, 2])),
+            Self::Bgra | Self::Bgrx => Some((4, [2, 1, 0])),
+        }
+    }
+
+    /// Width in bytes and number of rows of each used plane of a `width × height` picture.
+    pub fn planes(self, width: usize, height: usize) -> Vec<(usize, usize)> {
+        let (half_w, half_h) = (width.div_ceil(2), height.div_ceil(2));
+        match self {
+            Self::Nv12 => vec![(width, height), (2 * half_w, half_h)],
+            Self::I420 => vec![(width, height), (half_w, half_h), (half_w, half_h)],
+            packed => vec![(width * packed.packed().map_or(0, |(bytes, _)| bytes), height)],
+        }
+    }
+}
+
+impl FrameInfo {
+    /// Full-range RGB.
+    pub fn rgb(width: usize, height: usize) -> Self {
+        Self { format: PixelFormat::Rgb, width, height, matrix: ColorMatrix::Bt601, full_range: true }
+    }
+
+    /// `rgb` as Y', Cb, Cr of this frame's matrix and range.
+    pub fn yuv(&self, rgb: [u8; 3]) -> [u8; 3] {
+        let (kr, kb) = self.matrix.weights();
+        let [r, g, b] = rgb.map(f32::from);
+        let y = kr * r + (1.0 - kr - kb) * g + kb * b;
+        let (cb, cr) = ((b - y) / (2.0 * (1.0 - kb)), (r - y) / (2.0 * (1.0 - kr)));
+        let (black, luma, chroma) =
+            if self.full_range { (0.0, 1.0, 1.0) } else { (16.0, 219.0 / 255.0, 224.0 / 255.0) };
+        [black + y * luma, 128.0 + cb * chroma, 128.0 + cr * chroma].map(|v| v.round() as u8)
+    }
+
+    /// Fails where a plane is too short for the picture, so that rows can be indexed without fear after it.
+    fn check(&self, planes: [(usize, usize); 3]) -> Result<()> {
+        if self.width == 0 || self.height == 0 {
+            return Err(Error::invalid(format!("a {}x{} frame has no pixels", self.width, self.height)));
+        }
+        for ((bytes, rows), (len, stride)) in
+            self.format.planes(self.width, self.height).into_iter().zip(planes)
+        {
+            if stride < bytes || len < stride * (rows - 1) + bytes {
+                return Err(Error::invalid(format!(
+                    "a {}x{} {} frame needs {rows} rows of {bytes} bytes; it has {len} bytes with a stride of {stride}",
+                    self.width,
+                    self.height,
+                    self.format.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Frame<'a> {
+    /// A frame of checked planes; those that the format does not use are empty.
+    pub fn new(info: FrameInfo, planes: [Plane<'a>; 3]) -> Result<Self> {
+        info.check(planes.map(|p| (p.data.len(), p.stride)))?;
+        Ok(Self { info, planes })
+    }
+
+    /// A view of a picture in memory.
+    pub fn rgb_image(image: &'a image::RgbImage) -> Self {
+        let info = FrameInfo::rgb(image.width() as usize, image.height() as usize);
+        let none = Plane { data: &[], stride: 0 };
+        Self { info, planes: [Plane { data: image.as_raw(), stride: 3 * info.width }, none, none] }
+    }
+}
+
+impl<'a> FrameMut<'a> {
+    /// A frame of checked planes; those that the format does not use are empty.
+    pub fn new(info: FrameInfo, planes: [PlaneMut<'a>; 3]) -> Result<Self> {
+        info.check([0, 1, 2].map(|i| (planes[i].data.len(), planes[i].stride)))?;
+        Ok(Self { info, planes })
+    }
+
+    /// A view of a picture in memory.
+    pub fn rgb_image(image: &'a mut image::RgbImage) -> Self {
+        let info = FrameInfo::rgb(image.width() as usize, image.height() as usize);
+        let none = || PlaneMut { data: &mut [], stride: 0 };
+        Self { info, planes: [PlaneMut { data: image.as_mut(), stride: 3 * info.width }, none(), none()] }
+    }
+
+    /// The same picture, to read.
+    pub fn as_frame(&self) -> Frame<'_> {
+        let plane = |i: usize| Plane { data: &*self.planes[i].data, stride: self.planes[i].stride };
+        Frame { info: self.info, planes: [plane(0), plane(1), plane(2)] }
+    }
 }

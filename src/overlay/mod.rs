@@ -1,1 +1,375 @@
+//! Draws masks on pictures in place. Outside the mark no bit changes.
+//!
+//! A [`Mark`] is made beside the picture's thread; drawing it touches the marked pixels alone. It is made of
+//! 2 × 2 blocks, so that formats with shared chroma stay untouched outside it too.
 
+use crate::engine::mask::{Enlarged, Mask};
+use crate::frame::{FrameMut, PixelFormat, PlaneMut};
+
+/// What is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum OverlayMode {
+    None,
+    /// The polyp's area, tinted.
+    Mask,
+    /// Its outline.
+    Contour,
+    /// Both.
+    #[default]
+    MaskContour,
+    /// A box around each region.
+    Box,
+}
+
+/// How it is drawn; read when drawing, so a change shows on the next picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Style {
+    /// R, G, B.
+    pub color: [u8; 3],
+    /// Of the tint, 0 to 1; lines are always opaque.
+    pub opacity: f32,
+}
+
+impl Default for Style {
+    fn default() -> Self {
+        // Green: no mucosa is.
+        Self { color: [0, 255, 64], opacity: 0.35 }
+    }
+}
+
+/// A stretch of blocks in one row of blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    start: u32,
+    end: u32,
+    line: bool,
+}
+
+/// The pixels to draw on a picture of one size, as runs of 2 × 2 blocks.
+#[derive(Debug, Clone, Default)]
+pub struct Mark {
+    width: usize,
+    height: usize,
+    runs: Vec<Run>,
+    /// Where each row of blocks begins in `runs`, and the end.
+    rows: Vec<usize>,
+}
+
+impl Mark {
+    /// Prepares `mask` for pictures of `width × height`. Lines are about a 400th of the picture wide.
+    pub fn new(mask: &Mask, width: usize, height: usize, mode: OverlayMode) -> Self {
+        let mut mark = Self { width, height, runs: Vec::new(), rows: vec![0] };
+        let (w, h) = (width.div_ceil(2), height.div_ceil(2));
+        let reach = (width.min(height) / 800).max(1);
+        let cells = match mode {
+            OverlayMode::None => return mark,
+            _ if mask.regions.is_empty() => return mark,
+            OverlayMode::Box => boxes(mask, w, h, reach),
+            _ => areas(mask, w, h, mode, reach),
+        };
+        for y in 0..h {
+            if let Some(row) = cells.row(y) {
+                let mut x = 0;
+                while x < row.len() {
+                    let kind = row[x];
+                    let start = x;
+                    while x < row.len() && row[x] == kind {
+                        x += 1;
+                    }
+                    if kind != Cell::Empty {
+                        let (start, end) = ((cells.left + start) as u32, (cells.left + x) as u32);
+                        mark.runs.push(Run { start, end, line: kind == Cell::Line });
+                    }
+                }
+            }
+            mark.rows.push(mark.runs.len());
+        }
+        mark
+    }
+
+    /// True where nothing is drawn.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Draws on `frame`; does nothing where its size is not the one that the mark was made for.
+    pub fn draw(&self, frame: &mut FrameMut, style: &Style) {
+        let info = frame.info;
+        if (info.width, info.height) != (self.width, self.height) {
+            return;
+        }
+        let tint = (style.opacity.clamp(0.0, 1.0) * 256.0).round() as u32;
+        let color = match info.format.packed() {
+            Some(_) => style.color,
+            None => info.yuv(style.color),
+        };
+        for (by, ends) in self.rows.windows(2).enumerate() {
+            for run in &self.runs[ends[0]..ends[1]] {
+                let alpha = if run.line { 256 } else { tint };
+                let (x0, x1) = (2 * run.start as usize, (2 * run.end as usize).min(info.width));
+                let lines = 2 * by..(2 * by + 2).min(info.height);
+                match info.format.packed() {
+                    Some((bytes, order)) => {
+                        for y in lines {
+                            let row = line(&mut frame.planes[0], y, bytes * x0, bytes * x1);
+                            for pixel in row.chunks_exact_mut(bytes) {
+                                for (at, c) in order.iter().zip(color) {
+                                    blend(&mut pixel[*at], c, alpha);
+                                }
+                            }
+                        }
+                    }
+                    None => {
+                        for y in lines {
+                            for v in line(&mut frame.planes[0], y, x0, x1) {
+                                blend(v, color[0], alpha);
+                            }
+                        }
+                        let (c0, c1) = (run.start as usize, run.end as usize);
+                        if info.format == PixelFormat::Nv12 {
+                            for pair in line(&mut frame.planes[1], by, 2 * c0, 2 * c1).chunks_exact_mut(2) {
+                                blend(&mut pair[0], color[1], alpha);
+                                blend(&mut pair[1], color[2], alpha);
+                            }
+                        } else {
+                            for (plane, c) in [(1, color[1]), (2, color[2])] {
+                                for v in line(&mut frame.planes[plane], by, c0, c1) {
+                                    blend(v, c, alpha);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the pixel is part of the mark (for tests and for measuring pixel integrity).
+    pub fn covers(&self, x: usize, y: usize) -> bool {
+        let (bx, by) = ((x / 2) as u32, y / 2);
+        by + 1 < self.rows.len()
+            && self.runs[self.rows[by]..self.rows[by + 1]].iter().any(|r| (r.start..r.end).contains(&bx))
+    }
+}
+
+fn line<'p>(plane: &'p mut PlaneMut, y: usize, start: usize, end: usize) -> &'p mut [u8] {
+    &mut plane.data[y * plane.stride + start..y * plane.stride + end]
+}
+
+/// `alpha` of 256.
+#[inline]
+fn blend(value: &mut u8, color: u8, alpha: u32) {
+    *value = ((u32::from(*value) * (256 - alpha) + u32::from(color) * alpha + 128) >> 8) as u8;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cell {
+    Empty,
+    Fill,
+    Line,
+}
+
+/// Blocks of the part of a picture that has any.
+struct Cells {
+    left: usize,
+    top: usize,
+    width: usize,
+    cells: Vec<Cell>,
+}
+
+impl Cells {
+    fn new(left: usize, top: usize, right: usize, bottom: usize) -> Self {
+        let width = right - left;
+        Self { left, top, width, cells: vec![Cell::Empty; width * (bottom - top)] }
+    }
+
+    fn row(&self, y: usize) -> Option<&[Cell]> {
+        self.cells.chunks_exact(self.width.max(1)).nth(y.checked_sub(self.top)?)
+    }
+}
+
+/// Blocks from which to which the regions reach, with room for rounding, within the picture.
+fn extent(mask: &Mask, w: usize, h: usize) -> (usize, usize, usize, usize) {
+    let over = |pick: fn(&crate::engine::mask::Region) -> f32, side: usize, up: bool| {
+        let values = mask.regions.iter().map(pick);
+        let v = if up { values.fold(0.0, f32::max) } else { values.fold(1.0, f32::min) };
+        // Enlarging spreads a region by up to one cell of the map.
+        let spread = side as f32 / mask.map.width.min(mask.map.height).max(1) as f32 + 1.0;
+        let at = v * side as f32;
+        if up { ((at + spread) as usize + 1).min(side) } else { (at - spread).max(0.0) as usize }
+    };
+    (
+        over(|r| r.left, w, false),
+        over(|r| r.top, h, false),
+        over(|r| r.right, w, true),
+        over(|r| r.bottom, h, true),
+    )
+}
+
+fn areas(mask: &Mask, w: usize, h: usize, mode: OverlayMode, reach: usize) -> Cells {
+    let (left, top, right, bottom) = extent(mask, w, h);
+    let mut out = Cells::new(left, top, right, bottom);
+    let (cw, ch) = (right - left, bottom - top);
+    let enlarged = Enlarged::new(&mask.map, w, h);
+    let mut values = vec![0; cw];
+    let mut inside = vec![false; cw * ch];
+    for (y, row) in inside.chunks_exact_mut(cw.max(1)).enumerate() {
+        enlarged.row(top + y, left, &mut values);
+        for (i, v) in row.iter_mut().zip(&values) {
+            *i = *v >= u32::from(mask.cut) * Enlarged::UNIT;
+        }
+    }
+    // The core: blocks with nothing but inside within reach. What is inside and not core is the outline;
+    // beyond the picture's border nothing is inside, so an outline closes there.
+    let core = |x: usize, y: usize| {
+        x >= reach
+            && y >= reach
+            && x + reach < cw
+            && y + reach < ch
+            && (y - reach..=y + reach)
+                .all(|ny| inside[ny * cw + x - reach..=ny * cw + x + reach].iter().all(|i| *i))
+    };
+    for y in 0..ch {
+        for x in 0..cw {
+            if inside[y * cw + x] {
+                out.cells[y * cw + x] = match mode {
+                    OverlayMode::Mask => Cell::Fill,
+                    _ if !core(x, y) => Cell::Line,
+                    OverlayMode::Contour => Cell::Empty,
+                    _ => Cell::Fill,
+                };
+            }
+        }
+    }
+    out
+}
+
+fn boxes(mask: &Mask, w: usize, h: usize, reach: usize) -> Cells {
+    let mut out = Cells::new(0, 0, w, h);
+    for r in &mask.regions {
+        let from = |v: f32, side: usize| ((v * side as f32) as usize).min(side - 1);
+        let to = |v: f32, side: usize| ((v * side as f32).ceil() as usize).min(side);
+        let (x0, y0) = (from(r.left, w), from(r.top, h));
+        let (x1, y1) = (to(r.right, w).max(x0 + 1), to(r.bottom, h).max(y0 + 1));
+        for y in y0..y1 {
+            for x in x0..x1 {
+                let depth = (x - x0).min(x1 - 1 - x).min(y - y0).min(y1 - 1 - y);
+                if depth <= reach {
+                    out.cells[y * w + x] = Cell::Line;
+                }
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::mask::MaskSettings;
+    use crate::engine::segmenter::ProbMap;
+    use crate::frame::{ColorMatrix, FrameInfo};
+    use proptest::prelude::*;
+
+    fn disc(w: usize, h: usize) -> Mask {
+        let data = (0..w * h)
+            .map(|i| {
+                let d = ((i % w) as f32 - 0.4 * w as f32).hypot((i / w) as f32 - 0.5 * h as f32);
+                if d < 0.25 * h as f32 { 230 } else { 10 }
+            })
+            .collect();
+        Mask::new(ProbMap { width: w, height: h, data }, &MaskSettings::default())
+    }
+
+    /// Planes of noise with padded rows.
+    fn picture(format: PixelFormat, w: usize, h: usize) -> Vec<Vec<u8>> {
+        format
+            .planes(w, h)
+            .into_iter()
+            .map(|(bytes, rows)| (0..(bytes + 3) * rows).map(|i| (i * 31 % 251) as u8).collect())
+            .collect()
+    }
+
+    fn draw(mark: &Mark, info: FrameInfo, planes: &mut [Vec<u8>], style: &Style) {
+        let strides: Vec<usize> =
+            info.format.planes(info.width, info.height).iter().map(|p| p.0 + 3).collect();
+        let mut planes = planes.iter_mut().zip(strides).map(|(data, stride)| PlaneMut { data, stride });
+        let mut next = || planes.next().unwrap_or(PlaneMut { data: &mut [], stride: 0 });
+        let mut frame = FrameMut::new(info, [next(), next(), next()]).unwrap();
+        mark.draw(&mut frame, style);
+    }
+
+    proptest! {
+        /// Pixel integrity: in every format and size, strided, bits outside the mark are as they were.
+        #[test]
+        fn outside_the_mark_no_bit_changes(
+            w in 1usize..80, h in 1usize..80, which in 0usize..8, mode in 0usize..5,
+        ) {
+            let modes = [OverlayMode::None, OverlayMode::Mask, OverlayMode::Contour, OverlayMode::MaskContour, OverlayMode::Box];
+            let format = PixelFormat::ALL[which];
+            let info = FrameInfo { format, width: w, height: h, matrix: ColorMatrix::Bt709, full_range: false };
+            let mark = Mark::new(&disc(32, 24), w, h, modes[mode]);
+            let before = picture(format, w, h);
+            let mut after = before.clone();
+            draw(&mark, info, &mut after, &Style { opacity: 1.0, ..Style::default() });
+            let mut changed = 0;
+            for (p, ((a, b), (bytes, _))) in after.iter().zip(&before).zip(format.planes(w, h)).enumerate() {
+                for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                    if a == b { continue }
+                    changed += 1;
+                    let (column, y) = (i % (bytes + 3), i / (bytes + 3));
+                    prop_assert!(column < bytes, "padding was written");
+                    let (x, y) = match (format.packed(), p) {
+                        (Some((n, order)), _) => {
+                            prop_assert!(order.contains(&(column % n)), "alpha was written");
+                            (column / n, y)
+                        }
+                        (None, 0) => (column, y),
+                        (None, _) if format == PixelFormat::Nv12 => (column / 2 * 2, 2 * y),
+                        (None, _) => (2 * column, 2 * y),
+                    };
+                    prop_assert!(mark.covers(x, y), "{x},{y} plane {p}");
+                }
+            }
+            prop_assert_eq!(changed == 0, mark.is_empty());
+        }
+    }
+
+    #[test]
+    fn modes_draw_what_their_names_say() {
+        let mask = disc(64, 64);
+        let count = |mode| {
+            let m = Mark::new(&mask, 128, 128, mode);
+            let lines: u32 = m.runs.iter().filter(|r| r.line).map(|r| r.end - r.start).sum();
+            let fill: u32 = m.runs.iter().filter(|r| !r.line).map(|r| r.end - r.start).sum();
+            (lines, fill)
+        };
+        assert_eq!(count(OverlayMode::None), (0, 0));
+        let (area, outline) = (count(OverlayMode::Mask), count(OverlayMode::Contour));
+        assert!(area.0 == 0 && area.1 > 700, "{area:?}");
+        assert!(outline.1 == 0 && outline.0 > 50 && outline.0 < area.1 / 2, "{outline:?}");
+        let both = count(OverlayMode::MaskContour);
+        assert_eq!((both.0, both.0 + both.1), (outline.0, area.1));
+        assert!(count(OverlayMode::Box).0 > outline.0);
+    }
+
+    #[test]
+    fn a_mark_for_another_size_is_not_drawn() {
+        let mark = Mark::new(&disc(32, 32), 64, 64, OverlayMode::Mask);
+        let info = FrameInfo::rgb(66, 64);
+        let mut planes = picture(PixelFormat::Rgb, 66, 64);
+        let before = planes.clone();
+        draw(&mark, info, &mut planes, &Style::default());
+        assert_eq!(planes, before);
+    }
+
+    #[test]
+    fn the_colour_is_the_one_asked_for() {
+        let mask = disc(32, 32);
+        let mark = Mark::new(&mask, 32, 32, OverlayMode::Mask);
+        let mut image = image::RgbImage::new(32, 32);
+        let style = Style { color: [200, 100, 50], opacity: 0.5 };
+        mark.draw(&mut FrameMut::rgb_image(&mut image), &style);
+        assert_eq!(image.get_pixel(12, 16).0, [100, 50, 25]);
+    }
+}

@@ -92,10 +92,11 @@ impl Path {
         if rng.random_bool(0.5) {
             (at, step) = (stops.len() - 1, -1);
         }
-        // Short sequences start at a polyp rather than on the way to one.
+        // Most sequences start at a polyp rather than on the way to one: short ones would not arrive.
         let mut t = -rng.random_range(10f32..34.0);
-        plan.travel(rng, t, stops[at] - 5.0);
-        t += rng.random_range(8.0..16.0);
+        let far = rng.random_bool(0.35);
+        plan.travel(rng, t, stops[at] - if far { 10.5 } else { 5.0 });
+        t += if far { rng.random_range(25.0..45.0) } else { rng.random_range(8.0..16.0) };
         loop {
             t = match polyps.get(at) {
                 Some(polyp) => plan.visit(rng, t, polyp),
@@ -110,7 +111,7 @@ impl Path {
             }
             let next = (at as isize + step).clamp(0, stops.len() as isize - 1) as usize;
             let (from, to) = (plan.keys.last().expect("a visit leaves keys").c[0], stops[next] - 5.0);
-            let speed = rng.random_range(0.16..0.38);
+            let speed = rng.random_range(0.14..0.32);
             let legs = ((to - from).abs() / 4.5).ceil().max(1.0);
             for leg in 1..=legs as usize {
                 t += ((to - from).abs() / legs / speed).max(7.0);
@@ -224,11 +225,11 @@ impl Plan<'_> {
     /// Several looks at one polyp, from different distances and sides.
     fn visit(&mut self, rng: &mut ChaCha8Rng, mut t: f32, polyp: &Polyp) -> f32 {
         let axes = self.tube.axes(polyp.s);
-        for _ in 0..rng.random_range(3..6) {
-            // Area of the picture, 0.8% to 22%, evenly in the logarithm.
-            let area = 0.008 * 28f32.powf(rng.random_range(0.0..1.0));
+        for _ in 0..rng.random_range(2..4) {
+            // Area of the picture, 1.2% to 36%, evenly in the logarithm.
+            let area = 0.012 * 30f32.powf(rng.random_range(0.0..1.0));
             let seen = ((area * self.view.pixels / PI).sqrt() / self.view.f).min(1.0);
-            let distance = (polyp.radius / seen.tan()).clamp(polyp.radius + 0.45, 6.5);
+            let distance = (polyp.radius / seen.tan()).clamp(polyp.radius + 0.45, 5.5);
             // From a distance the camera must stand back along the tube.
             let back = (1.2 * self.tube.radius / distance).min(1.0).acos();
             let back = rng.random_range(0.0..1.0f32).mul_add((STEEPEST - back).max(0.0), back).min(STEEPEST);
@@ -250,7 +251,7 @@ impl Plan<'_> {
             let off = side * around.cos() + aim.cross(side) * around.sin();
             self.roll += rng.random_range(-0.5..0.5);
             self.push(t, s, (out * to.cos(), out * to.sin()), aim * miss.cos() + off * miss.sin());
-            t += rng.random_range(9.0..26.0);
+            t += rng.random_range(8.0..22.0);
         }
         t
     }

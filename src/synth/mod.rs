@@ -8,7 +8,7 @@
 //!
 //! The mask comes from the same geometry as the picture: a pixel is polyp exactly where the polyp's surface, its
 //! stalk included, is the nearest thing the lens sees within the screen's aperture. A polyp that shows less than
-//! 0.06 % of the picture, or is more than 8.5 cm away in the dark, is not drawn, so it is not in the mask
+//! 0.06 % of the picture, or is more than 7 cm away in the dark, is not drawn, so it is not in the mask
 //! either: frames without a polyp in view have an all-black mask.
 //!
 //! Everything is a pure function of the seed, the configuration and the frame's number, whatever the number of
@@ -72,7 +72,7 @@ pub struct Sequence {
 }
 
 /// Polyps (or, without polyps, places to look at) are this far apart at least, centimetres.
-const STOP_GAP: f32 = 11.0;
+const STOP_GAP: f32 = 12.0;
 const MOST_STOPS: usize = 6;
 /// Pictures smaller than this (pixels) are rendered at twice the size.
 const OVERSAMPLE_BELOW: u32 = 180_000;
@@ -113,13 +113,14 @@ impl Sequence {
             depth: if rng.random_bool(0.2) {
                 rng.random_range(0.05..0.2)
             } else {
-                rng.random_range(0.2..0.42)
+                rng.random_range(0.22..0.46)
             },
             bend: rng.random_range(0.04..0.16),
             lumps: rng.random_range(0.02..0.06),
         };
-        let count = (1 + frames / 70).min(MOST_STOPS);
-        let mut stops = vec![12.0];
+        // Always somewhere else to go, so that polyps leave the view.
+        let count = (2 + frames / 80).min(MOST_STOPS);
+        let mut stops = vec![16.0];
         while stops.len() < count {
             let last = stops[stops.len() - 1];
             stops.push(last + STOP_GAP + rng.random_range(0.0..5.0f32));
@@ -127,7 +128,7 @@ impl Sequence {
         let tube = tube::Tube::new(seed, &mut rng, &shape, stops[count - 1] + 40.0);
         let tile = std::f32::consts::TAU * shape.radius;
         let wall = texture::WallLook {
-            trees: rng.random_range(6..26),
+            trees: rng.random_range(8..40),
             mucus: if rng.random_bool(0.5) { rng.random_range(0.1..0.6) } else { 0.0 },
             foam: if rng.random_bool(0.35) { rng.random_range(2..14) } else { 0 },
         };
@@ -218,29 +219,30 @@ fn reduce(light: &[[f32; 3]], w: usize, h: usize, n: usize) -> Vec<[f32; 3]> {
 fn look(rng: &mut ChaCha8Rng) -> render::Look {
     // Pink, orange, tan, red, greyish.
     const MUCOSA: [[f32; 3]; 5] =
-        [[0.62, 0.26, 0.21], [0.66, 0.27, 0.13], [0.64, 0.36, 0.17], [0.56, 0.18, 0.12], [0.52, 0.31, 0.22]];
+        [[0.62, 0.26, 0.21], [0.66, 0.27, 0.13], [0.64, 0.36, 0.17], [0.58, 0.18, 0.11], [0.58, 0.31, 0.2]];
     let (a, b) = (MUCOSA[rng.random_range(0..5)], MUCOSA[rng.random_range(0..5)]);
     let t = rng.random_range(0.0..0.6);
-    let warm = rng.random_range(-0.08..0.08f32);
+    let warm = rng.random_range(-0.16..0.16f32);
     render::Look {
         mucosa: std::array::from_fn(|c| math::mix(a[c], b[c], t)),
-        mucus: [0.6, rng.random_range(0.38..0.5), rng.random_range(0.1..0.24)],
-        mottle: rng.random_range(0.25..0.7),
-        vessels: rng.random_range(0.25..1.0),
+        mucus: [1.0, rng.random_range(0.8..0.98), rng.random_range(0.35..0.7)],
+        mottle: rng.random_range(0.3..0.8),
+        vessels: rng.random_range(0.4..1.25),
         gloss: rng.random_range(0.5..1.2),
-        rough: rng.random_range(1.2..3.2),
-        bounce: rng.random_range(0.1..0.3),
+        rough: rng.random_range(1.6..4.5),
+        dry: rng.random_range(0.4..0.75),
+        bounce: rng.random_range(0.05..0.22),
         lamp: [1.0 + warm, 1.0, 1.0 - warm],
     }
 }
 
 fn chain(rng: &mut ChaCha8Rng, height: u32) -> post::Chain {
     post::Chain {
-        exposure: rng.random_range(0.14..0.3),
+        exposure: rng.random_range(0.13..0.36),
         blur: rng.random_range(0.45..1.1) * height as f32 / 512.0,
         sharpen: rng.random_range(0.0..1.2),
         noise: rng.random_range(0.8..3.2),
-        saturation: rng.random_range(0.9..1.2),
+        saturation: rng.random_range(0.9..1.3),
         gamma: rng.random_range(1.9..2.4),
         quality: rng.random_bool(0.7).then(|| rng.random_range(60..95)),
     }
@@ -248,8 +250,8 @@ fn chain(rng: &mut ChaCha8Rng, height: u32) -> post::Chain {
 
 fn shutter(rng: &mut ChaCha8Rng) -> post::Shutter {
     post::Shutter {
-        open: rng.random_range(0.15..0.7),
-        colour_lag: if rng.random_bool(0.3) { rng.random_range(0.1..0.33) } else { 0.0 },
+        open: rng.random_range(0.1..0.45),
+        colour_lag: if rng.random_bool(0.3) { rng.random_range(0.05..0.2) } else { 0.0 },
         interlace: if rng.random_bool(0.15) { 0.5 } else { 0.0 },
     }
 }

@@ -74,7 +74,7 @@ struct Profile {
 
 impl Profile {
     fn foot(&self) -> f32 {
-        (0.05 * self.radius).min(0.03)
+        (0.08 * self.radius).min(0.05)
     }
 
     fn body(&self, x: f32) -> (f32, f32) {
@@ -105,7 +105,7 @@ impl Profile {
         }
         let q = (t - BODY) / (1.0 - BODY);
         let (r, h) = self.body(1.0);
-        (r + 0.2 * self.radius * q, h * (1.0 - q) * (1.0 - q) - 0.02 * q)
+        (r + 0.3 * self.radius * q, h * (1.0 - q) * (1.0 - q) - 0.02 * q)
     }
 
     /// Height of the top.
@@ -122,7 +122,7 @@ impl Polyp {
             5..8 => Kind::Flat,
             _ => Kind::Pedunculated,
         };
-        let big = rng.random_range(0f32..1.0).powf(1.5);
+        let big = rng.random_range(0f32..1.0);
         let profile = match kind {
             Kind::Sessile => {
                 let radius = mix(0.2, 0.95, big);
@@ -130,7 +130,7 @@ impl Polyp {
                     kind,
                     radius,
                     height: radius * rng.random_range(0.5..1.05),
-                    end: rng.random_range(1.3..2.05),
+                    end: rng.random_range(1.2..1.75),
                     edge: 0.0,
                     stalk: 0.0,
                     stalk_length: 0.0,
@@ -150,7 +150,7 @@ impl Polyp {
             }
             Kind::Pedunculated => {
                 let radius = mix(0.28, 0.8, big);
-                let stalk = radius * rng.random_range(0.3..0.55);
+                let stalk = radius * rng.random_range(0.35..0.65);
                 Profile {
                     kind,
                     radius,
@@ -175,7 +175,12 @@ impl Polyp {
         };
         // Redder, as the wall, or paler.
         let strength = if kind == Kind::Flat { 0.6 } else { 1.0 };
-        let red = strength * rng.random_range(-0.35f32..1.0);
+        let red = strength
+            * if rng.random_bool(0.4) {
+                rng.random_range(-0.25f32..0.25)
+            } else {
+                rng.random_range(-0.4..1.0)
+            };
         let tint = [
             1.0 + 0.06 * red + 0.1 * rng.random_range(-0.5..1.0f32),
             (1.0 - 0.32 * red).min(1.2),
@@ -242,7 +247,7 @@ fn mesh(
 ) -> (Vec<Vertex>, Vec<[u32; 3]>, Vec3) {
     let lobes = match profile.kind {
         Kind::Flat => rng.random_range(0.05..0.3),
-        _ if rng.random_bool(0.35) => rng.random_range(0.2..0.42),
+        _ if rng.random_bool(0.3) => rng.random_range(0.2..0.4),
         _ => rng.random_range(0.03..0.15),
     };
     let uneven = rng.random_range(0.0..0.25f32);
@@ -275,8 +280,9 @@ fn mesh(
             let (st, ct) = (a - turned).sin_cos();
             let outline = 1.0 / (ct * ct + (st / oval).powi(2)).sqrt();
             let up = h / top.max(1e-3);
-            let bump = noise3(seed, vec3(cos * r, sin * r, h) * (1.5 / profile.radius) + vec3(3.7, 1.1, 8.3))
-                + uneven * noise3(seed ^ 1, vec3(cos * r, sin * r, h) * (4.0 / profile.radius));
+            let bump =
+                noise3(seed, vec3(cos * r, sin * r, h) * (0.95 / profile.radius) + vec3(3.7, 1.1, 8.3))
+                    + uneven * noise3(seed ^ 1, vec3(cos * r, sin * r, h) * (2.6 / profile.radius));
             // Lobes fade out on the skirt, so that it stays on the wall.
             let swell = 1.0 + on_head * lobes * bump * smoothstep(1.2, 0.95, body);
             let edge = if profile.kind == Kind::Flat {
@@ -303,7 +309,7 @@ fn mesh(
                 skin: [arc * cos, arc * sin],
                 tint: tint * mix(0.25, 1.0, on_head),
                 cover: smoothstep(1.13, 0.99, body),
-                relief: mix(-0.5, 0.35, smoothstep(0.0, 0.5, up)) * smoothstep(1.2, 1.0, body),
+                relief: mix(-0.3, 0.35, smoothstep(0.0, 0.5, up)) * smoothstep(1.2, 1.0, body),
             });
         }
     }

@@ -37,9 +37,9 @@ impl Motion {
         };
         let ((i, fx, i1), (j, fy, j1)) = (place(x, self.columns), place(y, rows));
         let at = |i: usize, j: usize| self.speeds[j * self.columns + i];
-        std::array::from_fn(|c| {
-            mix(mix(at(i, j)[c], at(i1, j)[c], fx), mix(at(i, j1)[c], at(i1, j1)[c], fx), fy)
-        })
+        let across =
+            |c: usize| mix(mix(at(i, j)[c], at(i1, j)[c], fx), mix(at(i, j1)[c], at(i1, j1)[c], fx), fy);
+        [across(0), across(1)]
     }
 }
 
@@ -61,14 +61,23 @@ pub fn smear(
     motion: &Motion,
     shutter: &Shutter,
 ) -> Vec<[f32; 3]> {
-    let sample = |x: f32, y: f32, c: usize| {
-        let (x, y) = (x.clamp(0.0, width as f32 - 1.001), y.clamp(0.0, height as f32 - 1.001));
+    let (right, bottom) = (width as f32 - 1.001, height as f32 - 1.001);
+    // Adds `share` of the picture at (x, y) to the channels of `sum` from `first` up to `end`.
+    let add = |sum: &mut [f32; 3], first: usize, end: usize, share: f32, x: f32, y: f32| {
+        let (x, y) = (x.clamp(0.0, right), y.clamp(0.0, bottom));
         let (i, j) = (x as usize, y as usize);
         let (fx, fy) = (x - i as f32, y - j as f32);
-        let i1 = (i + 1).min(width - 1);
-        let j1 = (j + 1).min(height - 1);
-        let at = |i: usize, j: usize| src[j * width + i][c];
-        mix(mix(at(i, j), at(i1, j), fx), mix(at(i, j1), at(i1, j1), fx), fy)
+        let (top, below) = (j * width + i, (j + 1) * width + i);
+        for (at, w) in [
+            (top, (1.0 - fx) * (1.0 - fy)),
+            (top + 1, fx * (1.0 - fy)),
+            (below, (1.0 - fx) * fy),
+            (below + 1, fx * fy),
+        ] {
+            for c in first..end {
+                sum[c] += share * w * src[at][c];
+            }
+        }
     };
     let mut out = Vec::with_capacity(src.len());
     for y in 0..height {
@@ -76,22 +85,25 @@ pub fn smear(
         for x in 0..width {
             let [vx, vy] = motion.at(x, y);
             let speed = (vx * vx + vy * vy).sqrt();
-            let reach = speed * (shutter.open + shutter.colour_lag + field);
-            if reach < 0.4 {
+            if speed * (shutter.open + shutter.colour_lag + field) < 0.4 {
                 out.push(src[y * width + x]);
                 continue;
             }
-            let taps = (1 + (speed * shutter.open) as usize).min(9);
-            out.push(std::array::from_fn(|c| {
-                let base = field + shutter.colour_lag * (c as f32 - 1.0);
-                (0..taps)
-                    .map(|k| {
-                        let t = base + shutter.open * ((k as f32 + 0.5) / taps as f32 - 0.5);
-                        sample(x as f32 - vx * t, y as f32 - vy * t, c)
-                    })
-                    .sum::<f32>()
-                    / taps as f32
-            }));
+            let taps = (1 + (0.7 * speed * shutter.open) as usize).min(8);
+            let share = 1.0 / taps as f32;
+            let mut sum = [0f32; 3];
+            for k in 0..taps {
+                let t = field + shutter.open * ((k as f32 + 0.5) * share - 0.5);
+                if shutter.colour_lag == 0.0 {
+                    add(&mut sum, 0, 3, share, x as f32 - vx * t, y as f32 - vy * t);
+                    continue;
+                }
+                for c in 0..3 {
+                    let t = t + shutter.colour_lag * (c as f32 - 1.0);
+                    add(&mut sum, c, c + 1, share, x as f32 - vx * t, y as f32 - vy * t);
+                }
+            }
+            out.push(sum);
         }
     }
     out
@@ -110,7 +122,10 @@ pub fn blur(image: &mut Vec<[f32; 3]>, width: usize, height: usize, sigma: f32) 
     let mut next = vec![[0f32; 3]; image.len()];
     for (row, out) in image.chunks_exact(width).zip(next.chunks_exact_mut(width)) {
         for x in 0..width {
-            let mut acc = row[x].map(|v| v * kernel[0]);
+            let mut acc = [0f32; 3];
+            for c in 0..3 {
+                acc[c] = kernel[0] * row[x][c];
+            }
             for (k, w) in kernel.iter().enumerate().skip(1) {
                 let (a, b) = (row[x.saturating_sub(k)], row[(x + k).min(width - 1)]);
                 for c in 0..3 {
@@ -123,7 +138,9 @@ pub fn blur(image: &mut Vec<[f32; 3]>, width: usize, height: usize, sigma: f32) 
     for y in 0..height {
         let out = &mut image[y * width..][..width];
         for (o, v) in out.iter_mut().zip(&next[y * width..]) {
-            *o = v.map(|v| v * kernel[0]);
+            for c in 0..3 {
+                o[c] = kernel[0] * v[c];
+            }
         }
         for (k, w) in kernel.iter().enumerate().skip(1) {
             let above = &next[y.saturating_sub(k) * width..][..width];
@@ -170,12 +187,12 @@ pub fn develop(linear: &mut [[f32; 3]], chain: &Chain, gain: f32) {
         .collect();
     for p in linear.iter_mut() {
         let l = luma(*p);
-        *p = p.map(|v| {
-            let v = (l + (v - l) * chain.saturation).max(0.0) * gain;
-            let at = (v.min(TOP) / TOP).sqrt() * STEPS as f32;
+        for v in p {
+            let x = (l + (*v - l) * chain.saturation).max(0.0) * gain;
+            let at = (x.min(TOP) / TOP).sqrt() * STEPS as f32;
             let i = (at as usize).min(STEPS - 1);
-            mix(curve[i], curve[i + 1], at - i as f32)
-        });
+            *v = mix(curve[i], curve[i + 1], at - i as f32);
+        }
     }
 }
 
@@ -188,7 +205,9 @@ pub fn sharpen(image: &mut [[f32; 3]], width: usize, height: usize, amount: f32,
     blur(&mut soft, width, height, sigma);
     for (p, s) in image.iter_mut().zip(&soft) {
         let lift = amount * (luma(*p) - luma(*s));
-        *p = p.map(|v| v + lift);
+        for v in p {
+            *v += lift;
+        }
     }
 }
 
@@ -207,9 +226,12 @@ pub fn noise(image: &mut [[f32; 3]], seed: u32, amount: f32) {
     }
 }
 
-/// Values rounded to bytes.
+/// Values cut to bytes (noise has been added: no rounding needed); out of range saturates.
 pub fn to_bytes(image: &[[f32; 3]], width: usize, height: usize) -> RgbImage {
-    let bytes = image.iter().flat_map(|p| p.map(|v| (v + 0.5).clamp(0.0, 255.0) as u8)).collect();
+    let mut bytes = Vec::with_capacity(3 * image.len());
+    for p in image {
+        bytes.extend_from_slice(&[p[0] as u8, p[1] as u8, p[2] as u8]);
+    }
     RgbImage::from_raw(width as u32, height as u32, bytes).expect("three bytes a pixel")
 }
 

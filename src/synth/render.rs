@@ -19,6 +19,8 @@ pub struct Look {
     /// Strength and unevenness of highlights.
     pub gloss: f32,
     pub rough: f32,
+    /// Wetness below which nothing glistens, 0 to 1.
+    pub dry: f32,
     /// Light that has bounced in the bowel, a share of the direct light.
     pub bounce: f32,
     /// Colour of the lamp.
@@ -44,10 +46,10 @@ pub struct Rendered {
 }
 
 /// Centimetres of tube drawn behind and ahead of the camera: beyond, it is dark.
-const BEHIND: f32 = 5.0;
-const AHEAD: f32 = 34.0;
+const BEHIND: f32 = 11.0;
+const AHEAD: f32 = 30.0;
 /// A polyp further away than this is not drawn: nobody could see or mark it, centimetres.
-const SIGHT: f32 = 8.5;
+const SIGHT: f32 = 7.0;
 /// Nor is one that shows less than this share of the picture.
 const SPECK: f32 = 0.0006;
 
@@ -110,7 +112,7 @@ impl Scene {
         let distance = to_eye.length();
         let eye = to_eye * (1.0 / distance);
         let facing = v.n.dot(eye).max(0.05);
-        let axes = self.tube.axes(v.wall[0]);
+        let ahead = self.tube.ahead(v.wall[0]);
         let lod =
             |skin: &Skin| (distance / f * skin.size as f32 / skin.tile / facing.sqrt()).max(1e-3).log2();
 
@@ -127,7 +129,9 @@ impl Scene {
             look.mucosa[2] * (1.0 + m) * (1.0 - 0.7 * look.vessels * vessel),
         ];
         for c in 0..3 {
-            skin[c] = mix(skin[c], look.mucus[c], 0.6 * mucus);
+            // A film that tints what lies below, thick in places.
+            skin[c] *= mix(1.0, look.mucus[c], mucus);
+            skin[c] = mix(skin[c], 0.6 * look.mucus[c], 0.3 * mucus * mucus);
             skin[c] *= 1.0 - dirt * [0.45, 0.6, 0.8][c];
             skin[c] *= 1.0 + 0.35 * foam;
         }
@@ -155,13 +159,15 @@ impl Scene {
         }
 
         // Slopes tilt the normal: little for shading, much for highlights.
-        let along = (axes.t - v.n * v.n.dot(axes.t)).unit();
+        let along = (ahead - v.n * v.n.dot(ahead)).unit();
         let around = v.n.cross(along);
         let tilt = along * -slope[1] + around * -slope[0];
-        let soft = (v.n + tilt * 0.7).unit();
+        let soft = (v.n + tilt * 0.9).unit();
         let film = (v.n + tilt * look.rough).unit();
 
         // Two lamps beside the lens.
+        // Far away the film's unevenness is finer than a pixel: it no longer mirrors.
+        let sharp = smoothstep(3.0, 0.8, level);
         let mut direct = [0f32; 3];
         let mut shine = 0.0;
         for side in [-1.0, 1.0] {
@@ -179,14 +185,17 @@ impl Scene {
             }
             let half = (lamp + eye).unit();
             let x = film.dot(half).max(0.0);
-            let gate = smoothstep(0.35, 0.75, wet);
-            shine += power.powf(0.75) * (smoothstep(0.972, 0.99, x) * gate * 3.0 + 0.1 * x.powi(40));
+            let gate = smoothstep(look.dry, look.dry + 0.2, wet) * sharp;
+            shine += power.sqrt()
+                * power.sqrt().sqrt()
+                * (smoothstep(0.986, 0.995, x) * gate * 3.0 + 0.12 * x.powi(24));
         }
-        let around = look.bounce / (0.7 + distance).powf(1.6);
-        std::array::from_fn(|c| {
+        let around = look.bounce / ((0.7 + distance) * (0.7 + distance).sqrt());
+        let light = |c: usize| {
             let bounced = around * (0.4 + 0.6 * skin[c] / look.mucosa[0]) * (1.0 + 0.3 * v.relief);
             look.lamp[c] * (skin[c] * (direct[c] + bounced) + look.gloss * shine)
-        })
+        };
+        [light(0), light(1), light(2)]
     }
 }
 
@@ -278,19 +287,19 @@ impl<'a> View<'a> {
                 polyp.triangles[(number - self.starts[p]) as usize].map(|i| polyp.vertices[i as usize])
             }
         };
-        let sum = |get: &dyn Fn(&Vertex) -> f32| w.iter().zip(&corners).map(|(w, c)| w * get(c)).sum::<f32>();
-        let blend = |get: &dyn Fn(&Vertex) -> Vec3| {
-            w.iter().zip(&corners).fold(Vec3::default(), |s, (w, c)| s + get(c) * *w)
-        };
-        let vertex = Vertex {
-            p: blend(&|c| c.p),
-            n: blend(&|c| c.n).unit(),
-            wall: [sum(&|c| c.wall[0]), sum(&|c| c.wall[1])],
-            skin: [sum(&|c| c.skin[0]), sum(&|c| c.skin[1])],
-            tint: sum(&|c| c.tint),
-            cover: sum(&|c| c.cover),
-            relief: sum(&|c| c.relief),
-        };
+        let mut vertex = Vertex::default();
+        for (w, c) in w.into_iter().zip(&corners) {
+            vertex.p += c.p * w;
+            vertex.n += c.n * w;
+            for k in 0..2 {
+                vertex.wall[k] += c.wall[k] * w;
+                vertex.skin[k] += c.skin[k] * w;
+            }
+            vertex.tint += c.tint * w;
+            vertex.cover += c.cover * w;
+            vertex.relief += c.relief * w;
+        }
+        vertex.n = vertex.n.unit();
         (vertex, owner.map(|p| self.polyps[p]))
     }
 

@@ -33,30 +33,36 @@ impl Texture {
     /// Four channels in 0..=1 at (`u`, `v`) in tiles; `lod` is log2 of the texels a pixel spans.
     pub fn sample(&self, u: f32, v: f32, lod: f32) -> [f32; 4] {
         let lod = lod.clamp(0.0, (self.levels.len() - 1) as f32);
-        let (a, f) = (lod as usize, lod.fract());
-        let near = self.bilinear(a, u, v);
-        if f < 0.02 || a + 1 == self.levels.len() {
-            return near;
+        let (a, f) = split(lod);
+        let mut near = self.bilinear(a as usize, u, v);
+        if f > 0.02 {
+            let far = self.bilinear(a as usize + 1, u, v);
+            for c in 0..4 {
+                near[c] = mix(near[c], far[c], f);
+            }
         }
-        let far = self.bilinear(a + 1, u, v);
-        std::array::from_fn(|c| mix(near[c], far[c], f))
+        near
     }
 
     fn bilinear(&self, level: usize, u: f32, v: f32) -> [f32; 4] {
         let (n, texels) = &self.levels[level];
         // Sizes are powers of two.
-        let wrap = n - 1;
-        let (x, y) = (u * *n as f32 - 0.5, v * *n as f32 - 0.5);
-        let (ix, iy) = (x.floor(), y.floor());
-        let (fx, fy) = (x - ix, y - iy);
-        let (x0, y0) = (ix as i32 as usize & wrap, iy as i32 as usize & wrap);
-        let (x1, y1) = ((x0 + 1) & wrap, (y0 + 1) & wrap);
-        let (a, b, c, d) =
-            (texels[y0 * n + x0], texels[y0 * n + x1], texels[y1 * n + x0], texels[y1 * n + x1]);
-        let (wa, wb, wc, wd) = ((1.0 - fx) * (1.0 - fy), fx * (1.0 - fy), (1.0 - fx) * fy, fx * fy);
-        std::array::from_fn(|k| {
-            (a[k] as f32 * wa + b[k] as f32 * wb + c[k] as f32 * wc + d[k] as f32 * wd) * (1.0 / 255.0)
-        })
+        let wrap = *n as i32 - 1;
+        let ((x, fx), (y, fy)) = (split(u * *n as f32 - 0.5), split(v * *n as f32 - 0.5));
+        let at = |x: i32, y: i32| texels[(y & wrap) as usize * n + (x & wrap) as usize];
+        let mut sum = [0f32; 4];
+        for (dx, dy, w) in [
+            (0, 0, (1.0 - fx) * (1.0 - fy)),
+            (1, 0, fx * (1.0 - fy)),
+            (0, 1, (1.0 - fx) * fy),
+            (1, 1, fx * fy),
+        ] {
+            let (texel, w) = (at(x + dx, y + dy), w * (1.0 / 255.0));
+            for c in 0..4 {
+                sum[c] += texel[c] as f32 * w;
+            }
+        }
+        sum
     }
 }
 
@@ -76,15 +82,44 @@ fn quantise(x: f32) -> u8 {
     (x.clamp(0.0, 1.0) * 255.0 + 0.5) as u8
 }
 
-/// Slopes of a tileable height field as bytes around 128, with `gain` per texel of height.
-fn slopes(height: &[f32], n: usize, gain: f32) -> impl Fn(usize) -> (u8, u8) + Sync + '_ {
+/// Slopes of a tileable height field around 0.5, times `gain`.
+fn slopes(height: &[f32], n: usize, gain: f32) -> impl Fn(usize) -> [f32; 2] + Sync + '_ {
     move |i| {
         let (x, y) = (i % n, i / n);
         let at = |x: usize, y: usize| height[(y % n) * n + x % n];
         let dx = at(x + 1, y) - at(x + n - 1, y);
         let dy = at(x, y + 1) - at(x, y + n - 1);
-        (quantise(0.5 + gain * dx), quantise(0.5 + gain * dy))
+        [0.5 + gain * dx, 0.5 + gain * dy]
     }
+}
+
+/// `f` over the unit square, worked out at a quarter of `n` each way and interpolated: for slow features.
+fn slow_field(n: usize, f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+    let m = n / 4;
+    let coarse: Vec<f32> =
+        (0..m * m).into_par_iter().map(|i| f((i % m) as f32 / m as f32, (i / m) as f32 / m as f32)).collect();
+    (0..n * n)
+        .into_par_iter()
+        .map(|i| {
+            let (x, y) = (i % n, i / n);
+            let (x0, y0, fx, fy) = (x / 4, y / 4, (x % 4) as f32 * 0.25, (y % 4) as f32 * 0.25);
+            let (x1, y1) = ((x0 + 1) % m, (y0 + 1) % m);
+            mix(
+                mix(coarse[y0 * m + x0], coarse[y0 * m + x1], fx),
+                mix(coarse[y1 * m + x0], coarse[y1 * m + x1], fx),
+                fy,
+            )
+        })
+        .collect()
+}
+
+/// `f` over the unit square at each of `n` × `n` texels.
+fn field(n: usize, f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+    (0..n * n).into_par_iter().map(|i| f((i % n) as f32 / n as f32, (i / n) as f32 / n as f32)).collect()
+}
+
+fn texture(n: usize, texel: impl Fn(usize) -> [f32; 4] + Sync) -> Texture {
+    Texture::new(n, (0..n * n).into_par_iter().map(|i| texel(i).map(quantise)).collect())
 }
 
 /// How one bowel's wall looks.
@@ -104,40 +139,37 @@ pub fn wall(seed: u32, rng: &mut ChaCha8Rng, look: &WallLook, tile: f32) -> Skin
     let n = WALL;
     let vessels = vessels(seed, rng, n, look.trees);
     let bubbles = bubbles(rng, n, look.foam);
-    // Height, wetness, mucus.
-    let parts: Vec<[f32; 3]> = (0..n * n)
-        .into_par_iter()
-        .map(|i| {
-            let (u, v) = ((i % n) as f32 / n as f32, (i / n) as f32 / n as f32);
-            let warp = 0.03 * fbm2_tiled(seed ^ 0x10, u, v, 7, 2);
-            let film = fbm2_tiled(seed ^ 0x11, u + warp, v - warp, 9, 4);
-            let edge = 1.05 - 1.3 * look.mucus;
-            let mucus = if look.mucus > 0.0 { smoothstep(edge, edge + 0.22, film) } else { 0.0 };
-            let rough = fbm2_tiled(seed ^ 0x12, u + warp, v + warp, 40, 3);
-            let wet = 0.5 + 0.5 * fbm2_tiled(seed ^ 0x13, u, v, 11, 3);
-            [0.9 * rough + 0.5 * mucus + bubbles[i] * 5.0, wet, mucus]
-        })
-        .collect();
-    let height: Vec<f32> = parts.iter().zip(&vessels).map(|(p, v)| p[0] + 0.25 * v).collect();
+    let mucus = slow_field(n, |u, v| {
+        if look.mucus == 0.0 {
+            return 0.0;
+        }
+        let warp = 0.03 * fbm2_tiled(seed ^ 0x10, u, v, 7, 2);
+        let edge = 1.05 - 1.3 * look.mucus;
+        smoothstep(edge, edge + 0.22, fbm2_tiled(seed ^ 0x11, u + warp, v - warp, 9, 4))
+    });
+    let wet = slow_field(n, |u, v| 0.5 + 0.5 * fbm2_tiled(seed ^ 0x13, u, v, 11, 3));
+    let mottle = slow_field(n, |u, v| 0.5 + 0.33 * fbm2_tiled(seed ^ 0x14, u, v, 6, 5));
+    let rough = field(n, |u, v| fbm2_tiled(seed ^ 0x12, u, v, 40, 3));
+    let height: Vec<f32> =
+        (0..n * n).map(|i| 0.9 * rough[i] + 0.25 * vessels[i] + 0.5 * mucus[i] + 5.0 * bubbles[i]).collect();
     let slope = slopes(&height, n, 0.55);
-    let colour = (0..n * n)
-        .into_par_iter()
-        .map(|i| {
-            let (u, v) = ((i % n) as f32 / n as f32, (i / n) as f32 / n as f32);
-            let mottle = 0.5 + 0.33 * fbm2_tiled(seed ^ 0x14, u, v, 6, 5);
-            let dirt = smoothstep(0.62, 0.8, fbm2_tiled(seed ^ 0x15, u, v, 60, 2))
-                * smoothstep(0.1, 0.5, parts[i][2]);
-            [quantise(vessels[i]), quantise(mottle), quantise(parts[i][2]), quantise(dirt)]
-        })
-        .collect();
-    let relief = (0..n * n)
-        .into_par_iter()
-        .map(|i| {
-            let (dx, dy) = slope(i);
-            [dx, dy, quantise(parts[i][1]), quantise(if bubbles[i] > 0.0 { 1.0 - bubbles[i] } else { 0.0 })]
-        })
-        .collect();
-    Skin { colour: Texture::new(n, colour), relief: Texture::new(n, relief), tile, size: n }
+    // Specks only within mucus, so only there worth the noise.
+    let dirt = field(n, |u, v| {
+        let i = (v * n as f32) as usize * n + (u * n as f32) as usize;
+        if mucus[i] < 0.1 {
+            return 0.0;
+        }
+        smoothstep(0.62, 0.8, fbm2_tiled(seed ^ 0x15, u, v, 60, 2)) * smoothstep(0.1, 0.5, mucus[i])
+    });
+    Skin {
+        colour: texture(n, |i| [vessels[i], mottle[i], mucus[i], dirt[i]]),
+        relief: texture(n, |i| {
+            let [dx, dy] = slope(i);
+            [dx, dy, wet[i], if bubbles[i] > 0.0 { 1.0 - bubbles[i] } else { 0.0 }]
+        }),
+        tile,
+        size: n,
+    }
 }
 
 /// How a polyp's surface is patterned.
@@ -157,51 +189,37 @@ pub fn polyp(seed: u32, rng: &mut ChaCha8Rng, pattern: Pattern, tile: f32) -> Sk
     let n = POLYP;
     let vessels = vessels(seed ^ 0x77, rng, n, 5);
     let cells: i32 = rng.random_range(13..24);
-    let parts: Vec<[f32; 3]> = (0..n * n)
-        .into_par_iter()
-        .map(|i| {
-            let (u, v) = ((i % n) as f32 / n as f32, (i / n) as f32 / n as f32);
-            let (wu, wv) =
-                (0.02 * fbm2_tiled(seed ^ 0x21, u, v, 9, 2), 0.02 * fbm2_tiled(seed ^ 0x22, u, v, 9, 2));
-            let pits = match pattern {
-                Pattern::Smooth => 0.12 * (0.5 + 0.5 * noise2_tiled(seed ^ 0x23, u * 48.0, v * 48.0, 48)),
-                Pattern::Pits => {
-                    let p = cells * 2;
-                    smoothstep(
-                        0.5,
-                        0.12,
-                        cells_tiled(seed ^ 0x24, (u + wu) * p as f32, (v + wv) * p as f32, p),
-                    )
-                }
-                Pattern::Gyri => {
-                    let x = fbm2_tiled(seed ^ 0x25, u + wu, v + wv, cells, 2);
-                    smoothstep(0.28, 0.0, x.abs())
-                }
-            };
-            let patches = smoothstep(0.35, 0.75, fbm2_tiled(seed ^ 0x26, u, v, 5, 4));
-            let rough = fbm2_tiled(seed ^ 0x27, u, v, 22, 3);
-            [pits, patches, 0.75 * rough - 0.6 * pits]
-        })
-        .collect();
-    let height: Vec<f32> = parts.iter().map(|p| p[2]).collect();
+    let (wu, wv) = (
+        slow_field(n, |u, v| 0.02 * fbm2_tiled(seed ^ 0x21, u, v, 9, 2)),
+        slow_field(n, |u, v| 0.02 * fbm2_tiled(seed ^ 0x22, u, v, 9, 2)),
+    );
+    let pits = field(n, |u, v| {
+        let i = (v * n as f32) as usize * n + (u * n as f32) as usize;
+        let (wu, wv) = (u + wu[i], v + wv[i]);
+        match pattern {
+            Pattern::Smooth => 0.12 * (0.5 + 0.5 * noise2_tiled(seed ^ 0x23, u * 48.0, v * 48.0, 48)),
+            Pattern::Pits => {
+                let p = cells * 2;
+                smoothstep(0.5, 0.12, cells_tiled(seed ^ 0x24, wu * p as f32, wv * p as f32, p))
+            }
+            Pattern::Gyri => smoothstep(0.28, 0.0, fbm2_tiled(seed ^ 0x25, wu, wv, cells, 2).abs()),
+        }
+    });
+    let patches = slow_field(n, |u, v| smoothstep(0.35, 0.75, fbm2_tiled(seed ^ 0x26, u, v, 5, 4)));
+    let mottle = slow_field(n, |u, v| 0.5 + 0.4 * fbm2_tiled(seed ^ 0x28, u, v, 6, 4));
+    let wet = slow_field(n, |u, v| 0.55 + 0.5 * fbm2_tiled(seed ^ 0x29, u, v, 5, 3));
+    let rough = field(n, |u, v| fbm2_tiled(seed ^ 0x27, u, v, 22, 3));
+    let height: Vec<f32> = (0..n * n).map(|i| 0.75 * rough[i] - 0.6 * pits[i]).collect();
     let slope = slopes(&height, n, 0.55);
-    let colour = (0..n * n)
-        .into_par_iter()
-        .map(|i| {
-            let (u, v) = ((i % n) as f32 / n as f32, (i / n) as f32 / n as f32);
-            let mottle = 0.5 + 0.4 * fbm2_tiled(seed ^ 0x28, u, v, 6, 4);
-            [quantise(parts[i][0]), quantise(mottle), quantise(parts[i][1]), quantise(vessels[i])]
-        })
-        .collect();
-    let relief = (0..n * n)
-        .into_par_iter()
-        .map(|i| {
-            let (u, v) = ((i % n) as f32 / n as f32, (i / n) as f32 / n as f32);
-            let (dx, dy) = slope(i);
-            [dx, dy, quantise(0.55 + 0.5 * fbm2_tiled(seed ^ 0x29, u, v, 5, 3)), 0]
-        })
-        .collect();
-    Skin { colour: Texture::new(n, colour), relief: Texture::new(n, relief), tile, size: n }
+    Skin {
+        colour: texture(n, |i| [pits[i], mottle[i], patches[i], vessels[i]]),
+        relief: texture(n, |i| {
+            let [dx, dy] = slope(i);
+            [dx, dy, wet[i], 0.0]
+        }),
+        tile,
+        size: n,
+    }
 }
 
 /// Branching vessels on a torus of `n` texels, 0 to 1.
@@ -218,7 +236,7 @@ fn vessels(seed: u32, rng: &mut ChaCha8Rng, n: usize, trees: u32) -> Vec<f32> {
             x: rng.random_range(0.0..n as f32),
             y: rng.random_range(0.0..n as f32),
             heading: rng.random_range(0.0..TAU),
-            width: rng.random_range(0.9f32..2.6),
+            width: 0.8 + 2.4 * rng.random_range(0f32..1.0).powi(2),
         })
         .collect();
     // A bound on the work; trees normally thin out long before.
@@ -241,7 +259,7 @@ fn vessels(seed: u32, rng: &mut ChaCha8Rng, n: usize, trees: u32) -> Vec<f32> {
                 tip.x,
                 tip.y,
                 tip.width,
-                depth.clamp(0.05, 1.0) * (0.45 + 0.22 * tip.width).min(1.0),
+                depth.clamp(0.05, 1.0) * (0.5 + 0.25 * tip.width).min(1.0),
             );
             if rng.random_bool(0.022) {
                 let side = if rng.random_bool(0.5) { 1.0 } else { -1.0 };

@@ -115,6 +115,11 @@ impl Tube {
         Axes { c: a.c.mix(b.c, f), t, u, v: t.cross(u) }
     }
 
+    /// The centre line's direction near `s`, to the nearest ring.
+    pub fn ahead(&self, s: f32) -> Vec3 {
+        self.axes[((s / STEP).max(0.0) as usize).min(self.rings() - 1)].t
+    }
+
     fn bilinear<T: Copy>(&self, grid: &[T], s: f32, angle: f32, mix: impl Fn(T, T, f32) -> T) -> T {
         let x = (s / STEP).clamp(0.0, (self.rings() - 2) as f32);
         let y = (angle / TAU).rem_euclid(1.0) * SEGMENTS as f32;

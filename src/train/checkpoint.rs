@@ -51,17 +51,15 @@ pub fn restore(
     let path = path(out);
     let file = weights::load(&path)?;
     let number = |key: &str| {
-        file.metadata
-            .get(key)
-            .and_then(|v| v.parse::<u64>().ok())
-            .ok_or_else(|| Error::weights(&path, format!("not a training checkpoint: no {key} in its metadata")))
+        file.metadata.get(key).and_then(|v| v.parse::<u64>().ok()).ok_or_else(|| {
+            Error::weights(&path, format!("not a training checkpoint: no {key} in its metadata"))
+        })
     };
     let (step, adam_steps) = (number(STEP)?, number(ADAM_STEPS)?);
-    let saved: TrainConfig = file
-        .metadata
-        .get(CONFIG)
-        .and_then(|json| serde_json::from_str(json).ok())
-        .ok_or_else(|| Error::weights(&path, "its training configuration is missing or of another version"))?;
+    let saved: TrainConfig =
+        file.metadata.get(CONFIG).and_then(|json| serde_json::from_str(json).ok()).ok_or_else(|| {
+            Error::weights(&path, "its training configuration is missing or of another version")
+        })?;
     if saved != *config {
         return Err(Error::weights(
             &path,

@@ -98,8 +98,9 @@ impl TrainConfig {
             Some(p) => (std::fs::read_to_string(p).map_err(|e| Error::io(p, e))?, p.display().to_string()),
             None => (String::new(), "defaults".to_string()),
         };
-        let mut table: toml::Table =
-            text.parse().map_err(|e: toml::de::Error| Error::invalid(format!("{origin}: {}", e.message())))?;
+        let mut table: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| Error::invalid(format!("{origin}: {}", e.message())))?;
         for item in overrides {
             let (key, value) = item
                 .split_once('=')
@@ -114,11 +115,14 @@ impl TrainConfig {
     }
 
     fn validate(&self) -> Result<()> {
-        for (name, value) in [("batch", self.batch as u64), ("accumulate", self.accumulate as u64), ("steps", self.steps)] {
+        for (name, value) in
+            [("batch", self.batch as u64), ("accumulate", self.accumulate as u64), ("steps", self.steps)]
+        {
             if value == 0 {
                 return Err(Error::invalid(format!("{name} must be at least 1")));
             }
         }
+        self.augment.validate()?;
         if self.generator_input < 32 || !self.generator_input.is_multiple_of(32) {
             return Err(Error::invalid(format!(
                 "generator_input is {}; it must be a multiple of 32, at least 32",

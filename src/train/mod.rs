@@ -1,5 +1,138 @@
 //! Fits a small SAM, then the generator through it: losses, parameters, the loop, checkpoints.
 
+pub mod checkpoint;
+pub mod config;
 pub mod losses;
 pub mod optimizer;
 pub mod params;
+pub mod prompts;
+pub mod trainer;
+mod validation;
+
+pub use config::{Stage, TrainConfig};
+pub use trainer::{StepReport, Trainer};
+pub use validation::Validation;
+
+use crate::data::Dataset;
+use crate::data::loader::{Loader, LoaderConfig};
+use crate::error::write_atomically;
+use crate::weights::Dtype;
+use crate::{Error, Result};
+use candle_core::Device;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What to train on and where to put it.
+#[derive(Debug)]
+pub struct Job {
+    pub config: TrainConfig,
+    /// SAM weights: frozen below the generator, or the start of a SAM.
+    pub sam: Option<PathBuf>,
+    /// Each with its weight: how often its images are drawn compared with plain concatenation.
+    pub train: Vec<(Dataset, f32)>,
+    pub validation: Vec<Dataset>,
+    /// The run's folder: `config.toml`, `log.jsonl`, `checkpoint.safetensors`, `model.safetensors`.
+    pub out: PathBuf,
+    /// Go on from the checkpoint in `out`.
+    pub resume: bool,
+    pub device: Device,
+}
+
+/// Hears of a run's progress.
+pub trait Observer {
+    fn started(&mut self, trainer: &Trainer, images: usize);
+    fn stepped(&mut self, report: &StepReport);
+    fn validated(&mut self, step: u64, results: &[Validation]);
+}
+
+/// Runs `job` to its end, or until `stop` is set (a checkpoint is written first). The model file holds the
+/// moving average of weights; it is replaced at every validation.
+pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<()> {
+    let config = &job.config;
+    std::fs::create_dir_all(&job.out).map_err(|e| Error::io(&job.out, e))?;
+    if !job.resume && checkpoint::path(&job.out).exists() {
+        return Err(Error::invalid(format!(
+            "{} holds another run; go on with --resume, or choose another --out",
+            job.out.display()
+        )));
+    }
+    let mut trainer = Trainer::new(config, job.sam.as_deref(), &job.device)?;
+    if job.resume {
+        trainer.resume(&job.out)?;
+    }
+    let text = toml::to_string(config).map_err(|e| Error::invalid(e.to_string()))?;
+    write_atomically(&job.out.join("config.toml"), text.as_bytes())?;
+    let mut log = Log::open(&job.out.join("log.jsonl"), trainer.step_count())?;
+
+    let size = trainer.image_size();
+    let loader = Loader::new(
+        &job.train,
+        LoaderConfig {
+            image_size: size,
+            batch: config.batch,
+            seed: config.seed,
+            augment: config.augment.clone(),
+        },
+    )?;
+    let validation = validation::Sets::load(&job.validation, size)?;
+    observer.started(&trainer, loader.len());
+
+    let mut batches = loader.batches_from(trainer.step_count() * config.accumulate as u64);
+    while trainer.step_count() < config.steps {
+        let micro = (0..config.accumulate)
+            .map(|_| batches.next().unwrap_or_else(|| Err(Error::invalid("there is no image to train on"))))
+            .collect::<Result<Vec<_>>>()?;
+        let report = trainer.step(&micro)?;
+        log.write(&serde_json::json!({ "train": report }))?;
+        observer.stepped(&report);
+        let (step, last) = (report.step, report.step == config.steps);
+        if step.is_multiple_of(config.checkpoint_every) || last || stop.load(Ordering::Relaxed) {
+            trainer.save_checkpoint(&job.out)?;
+        }
+        if step.is_multiple_of(config.validate_every) || last {
+            let results = validation.run(&trainer.averaged()?)?;
+            for result in &results {
+                log.write(&serde_json::json!({ "validation": result, "step": step }))?;
+            }
+            trainer.save_model(&job.out.join("model.safetensors"), Dtype::F16)?;
+            observer.validated(step, &results);
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+/// JSON lines, one a step or validation.
+struct Log {
+    path: PathBuf,
+    file: std::fs::File,
+}
+
+impl Log {
+    /// Appends to the log of a resumed run, without the lines of steps after its checkpoint.
+    fn open(path: &Path, step: u64) -> Result<Self> {
+        let mut kept = String::new();
+        if step > 0
+            && let Ok(text) = std::fs::read_to_string(path)
+        {
+            let of = |line: &str| {
+                let value: serde_json::Value = serde_json::from_str(line).ok()?;
+                value["train"]["step"].as_u64().or_else(|| value["step"].as_u64())
+            };
+            for line in text.lines().filter(|l| of(l).is_some_and(|s| s <= step)) {
+                kept.push_str(line);
+                kept.push('\n');
+            }
+        }
+        write_atomically(path, kept.as_bytes())?;
+        let file = std::fs::OpenOptions::new().append(true).open(path).map_err(|e| Error::io(path, e))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn write(&mut self, line: &serde_json::Value) -> Result<()> {
+        writeln!(self.file, "{line}").map_err(|e| Error::io(&self.path, e))
+    }
+}

@@ -72,8 +72,8 @@ pub fn is_buffer(name: &str) -> bool {
         .any(|end| name.ends_with(end))
 }
 
-/// Fresh parameters for `shapes`, the same for the same seed: He for convolutions, LeCun for linear maps,
-/// N(0, 1) for SAM's embeddings and Fourier matrix, ones and zeros for norms, biases and position tables.
+/// Fresh parameters for `shapes`, the same for the same seed: He for convolutions, PyTorch's variance for linear
+/// maps, N(0, 1) for SAM's Fourier matrix, ones and zeros for norms, biases and position tables.
 pub fn initialise(shapes: &[(String, Vec<usize>)], seed: u64) -> Result<HashMap<String, Tensor>> {
     let mut out = HashMap::new();
     for (name, shape) in shapes {
@@ -83,21 +83,40 @@ pub fn initialise(shapes: &[(String, Vec<usize>)], seed: u64) -> Result<HashMap<
         let fan_in = (n / shape.first().copied().unwrap_or(1).max(1)).max(1) as f32;
         let ends = |s: &str| name.ends_with(s);
         let std = if ends("running_var") || (shape.len() == 1 && ends("weight")) {
-            out.insert(name.clone(), Tensor::ones(shape.as_slice(), DType::F32, &Device::Cpu)?);
+            // TinyViT's MBConv begins as the identity: its last norm has no gain.
+            let gain = if name.contains(".blocks.") && ends("conv3.bn.weight") { 0.0 } else { 1.0 };
+            out.insert(name.clone(), (Tensor::ones(shape.as_slice(), DType::F32, &Device::Cpu)? * gain)?);
             continue;
         } else if ends("positional_encoding_gaussian_matrix") {
             1.0
         } else if ends("pos_embed") {
             0.02
-        } else if name.contains("_embed") && !name.contains("patch_embed") || name.contains("token") {
+        } else if (name.contains("_embed") && !name.contains("patch_embed"))
+            || ends("iou_token.weight")
+            || ends("mask_tokens.weight")
+        {
             // SAM's learned embeddings stand beside unit-variance features; smaller starts train sooner.
             0.3
         } else if shape.len() <= 1 || name.contains("rel_pos") || name.contains("attention_biases") {
             0.0
+        } else if name.contains("output_upscaling") {
+            // Transposed, without overlap: an output pixel sums over the input channels alone.
+            (1.0 / shape[0] as f32).sqrt()
         } else if shape.len() == 4 {
             (2.0 / fan_in).sqrt()
         } else {
-            (1.0 / fan_in).sqrt()
+            // Masks must begin near 0: from large random logits training flees to a constant answer and stays.
+            // What ends a residual branch begins small too.
+            let last = name.contains("output_hypernetworks_mlps") && ends("layers.2.weight");
+            let branch = ["attn.proj.weight", "mlp.fc2.weight", "mlp.lin2.weight"].iter().any(|e| ends(e));
+            (1.0 / (3.0 * fan_in)).sqrt()
+                * if last {
+                    0.1
+                } else if branch {
+                    0.3
+                } else {
+                    1.0
+                }
         };
         let values: Vec<f32> = if std == 0.0 {
             vec![0.0; n]

@@ -81,8 +81,10 @@ pub fn simulate(
                 coords.extend([(at % size) as f32, (at / size) as f32]);
                 labels.push(if inside.is_empty() { 0f32 } else { 1.0 });
             }
-            prompts.points =
-                Some((Tensor::from_vec(coords, (n, 1, 2), device)?, Tensor::from_vec(labels, (n, 1), device)?));
+            prompts.points = Some((
+                Tensor::from_vec(coords, (n, 1, 2), device)?,
+                Tensor::from_vec(labels, (n, 1), device)?,
+            ));
         }
         PromptKind::Box => {
             let mut boxes = Vec::with_capacity(4 * n);
@@ -110,7 +112,8 @@ pub fn simulate(
                 let (dx, dy) = (rng.random_range(-reach..=reach), rng.random_range(-reach..=reach));
                 for y in 0..low {
                     for x in 0..low {
-                        let at = |v: usize, d: i64| ((v * step + step / 2) as i64 + d).clamp(0, size as i64 - 1);
+                        let at =
+                            |v: usize, d: i64| ((v * step + step / 2) as i64 + d).clamp(0, size as i64 - 1);
                         let inside = mask[at(y, dy) as usize * size + at(x, dx) as usize] > 127;
                         values.push(if inside { 6f32 } else { -6.0 } + rng.random_range(-2.0..2.0));
                     }

@@ -1,11 +1,11 @@
 //! One optimiser step after another, for either stage.
 
+use super::checkpoint;
 use super::config::{GeneratorKind, Stage, TrainConfig};
 use super::losses::{Loss, segmentation_loss};
 use super::optimizer::{Adam, Gradients};
 use super::params::{self, Params};
 use super::prompts;
-use super::checkpoint;
 use crate::data::loader::Batch;
 use crate::engine::segmenter::{ProbMap, Sample};
 use crate::generator::GeneratorConfig;
@@ -87,9 +87,22 @@ impl Trainer {
                 (params, net)
             }
         };
-        let average = params.trained().iter().map(|(n, v)| Ok((n.clone(), v.copy()?.detach()))).collect::<Result<_>>()?;
+        let average = params
+            .trained()
+            .iter()
+            .map(|(n, v)| Ok((n.clone(), v.copy()?.detach())))
+            .collect::<Result<_>>()?;
         let adam = Adam::new(config.optimizer.clone());
-        Ok(Self { config: config.clone(), model, params, net, average, adam, step: 0, device: device.clone() })
+        Ok(Self {
+            config: config.clone(),
+            model,
+            params,
+            net,
+            average,
+            adam,
+            step: 0,
+            device: device.clone(),
+        })
     }
 
     /// Side of the network's input in pixels.
@@ -236,7 +249,8 @@ fn load_sam(path: &Path) -> Result<(SamConfig, HashMap<String, Tensor>)> {
     if file.metadata.contains_key(CONFIG_KEY) {
         let config = ModelConfig::of(&file)?;
         file.check(&config.parameter_shapes()?)?;
-        let sam = file.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix("sam.")?.to_owned(), t.clone())));
+        let sam =
+            file.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix("sam.")?.to_owned(), t.clone())));
         return Ok((config.sam, sam.collect()));
     }
     let config = match file.metadata.get(SAM_CONFIG_KEY) {
@@ -299,4 +313,72 @@ fn low_resolution_target(masks: &[Vec<u8>], size: usize, low: usize, device: &De
         }
     }
     Ok(Tensor::from_vec(out, (masks.len(), 1, low, low), device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::prompts::PromptMix;
+
+    /// A disc at a place of its own in each of two pictures.
+    fn batch(size: usize) -> Batch {
+        let (mut samples, mut masks) = (Vec::new(), Vec::new());
+        for (cx, cy) in [(0.3, 0.6), (0.7, 0.4)] {
+            let inside = |i: usize| {
+                let (x, y) = ((i % size) as f32 / size as f32, (i / size) as f32 / size as f32);
+                (x - cx).hypot(y - cy) < 0.2
+            };
+            let pixel = |i: usize| if inside(i) { [200, 120, 110] } else { [90 + (i % 17) as u8, 40, 50] };
+            samples.push(Sample {
+                width: size,
+                height: size,
+                rgb: (0..size * size).flat_map(pixel).collect(),
+            });
+            masks.push((0..size * size).map(|i| if inside(i) { 255 } else { 0 }).collect());
+        }
+        Batch { samples, masks, ids: vec!["a".into(), "b".into()] }
+    }
+
+    fn only(kind: &str) -> PromptMix {
+        let one = |k| if k == kind { 1.0 } else { 0.0 };
+        PromptMix { none: one("none"), point: one("point"), bbox: one("bbox"), mask: one("mask") }
+    }
+
+    /// Weights of a SAM: the slope of the loss along its gradient is the gradient's length. (A frozen SAM's goldens
+    /// see no weight's gradient.)
+    #[test]
+    fn sams_gradients_are_the_slopes_of_its_loss() {
+        for kind in ["none", "mask"] {
+            let config =
+                TrainConfig { stage: Stage::Sam, prompts: only(kind), batch: 2, ..TrainConfig::default() };
+            let trainer = Trainer::new(&config, None, &Device::Cpu).unwrap();
+            let batch = batch(trainer.image_size());
+            let total = || {
+                let loss = trainer.loss(&batch, 0).unwrap().total().unwrap();
+                (f64::from(loss.to_scalar::<f32>().unwrap()), loss)
+            };
+            let grads = total().1.backward().unwrap();
+            let mut checked = 0;
+            // A prime stride reaches every kind of layer at a fraction of the time.
+            for (name, var) in trainer.params.trained().iter().step_by(17) {
+                let Some(grad) = grads.get(var) else { continue };
+                let norm = f64::from(grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
+                // What is smaller drowns in the loss's last digits.
+                if norm < 0.02 {
+                    continue;
+                }
+                let theta = var.as_detached_tensor().copy().unwrap();
+                let step = 2e-3 / norm;
+                let at = |sign: f64| {
+                    var.set(&(&theta + (grad * (sign * step / norm)).unwrap()).unwrap()).unwrap();
+                    total().0
+                };
+                let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+                var.set(&theta).unwrap();
+                assert!((slope / norm - 1.0).abs() < 0.1, "{kind} {name}: gradient {norm:.3e}, slope {slope:.3e}");
+                checked += 1;
+            }
+            assert!(checked >= 5, "{kind}: {checked} tensors have a gradient worth checking");
+        }
+    }
 }

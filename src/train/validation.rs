@@ -4,8 +4,8 @@ use super::trainer::Validator;
 use crate::Result;
 use crate::data::Dataset;
 use crate::engine::segmenter::{ProbMap, Sample};
-use crate::frame::sample::Sampler;
 use crate::frame::Frame;
+use crate::frame::sample::Sampler;
 use image::imageops::{self, FilterType};
 
 /// Images a forward pass.

@@ -1,0 +1,136 @@
+//! What a user can set, apart from what the element is doing.
+
+use autosam::engine;
+use autosam::engine::mask::MaskSettings;
+use autosam::model::{DeviceChoice, MaskMode, ModelOptions};
+use autosam::overlay;
+use gst::glib;
+use std::path::PathBuf;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstAutoSamDevice")]
+#[repr(i32)]
+pub enum Device {
+    #[default]
+    #[enum_value(
+        name = "The first GPU where the build and the machine have one, else the CPU",
+        nick = "auto"
+    )]
+    Auto,
+    #[enum_value(name = "The CPU", nick = "cpu")]
+    Cpu,
+    #[enum_value(name = "The NVIDIA GPU chosen by device-id", nick = "cuda")]
+    Cuda,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstAutoSamSyncMode")]
+#[repr(i32)]
+pub enum SyncMode {
+    #[default]
+    #[enum_value(name = "The picture never waits; the latest mask is drawn", nick = "async")]
+    Async,
+    #[enum_value(name = "Every picture waits for its own mask (files)", nick = "frame-accurate")]
+    FrameAccurate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstAutoSamOverlayMode")]
+#[repr(i32)]
+pub enum OverlayMode {
+    #[enum_value(name = "Nothing is drawn", nick = "none")]
+    None,
+    #[enum_value(name = "The area, tinted", nick = "mask")]
+    Mask,
+    #[enum_value(name = "The outline", nick = "contour")]
+    Contour,
+    #[default]
+    #[enum_value(name = "Area and outline", nick = "mask-contour")]
+    MaskContour,
+    #[enum_value(name = "A box around each region", nick = "box")]
+    Box,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstAutoSamOnError")]
+#[repr(i32)]
+pub enum OnError {
+    #[default]
+    #[enum_value(
+        name = "The picture goes on without masks; a warning message says why",
+        nick = "passthrough"
+    )]
+    Passthrough,
+    #[enum_value(name = "An error message ends the stream", nick = "fail")]
+    Fail,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub model_location: Option<PathBuf>,
+    pub device: Device,
+    pub device_id: u32,
+    pub sync_mode: SyncMode,
+    pub threshold: f32,
+    pub overlay_mode: OverlayMode,
+    /// ARGB; the alpha is not used.
+    pub color: u32,
+    pub opacity: f32,
+    /// 0: masks do not age.
+    pub expire_overlay: gst::ClockTime,
+    pub min_area: f32,
+    pub enabled: bool,
+    pub inference_interval: u32,
+    pub on_error: OnError,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let (mask, style) = (MaskSettings::default(), overlay::Style::default());
+        let [r, g, b] = style.color;
+        Self {
+            model_location: None,
+            device: Device::default(),
+            device_id: 0,
+            sync_mode: SyncMode::default(),
+            threshold: mask.threshold,
+            overlay_mode: OverlayMode::default(),
+            color: u32::from_be_bytes([255, r, g, b]),
+            opacity: style.opacity,
+            expire_overlay: gst::ClockTime::from_mseconds(500),
+            min_area: mask.min_area,
+            enabled: true,
+            inference_interval: 1,
+            on_error: OnError::default(),
+        }
+    }
+}
+
+impl Settings {
+    pub fn engine(&self) -> engine::Settings {
+        engine::Settings {
+            mask: MaskSettings { threshold: self.threshold, min_area: self.min_area },
+            overlay: match self.overlay_mode {
+                OverlayMode::None => overlay::OverlayMode::None,
+                OverlayMode::Mask => overlay::OverlayMode::Mask,
+                OverlayMode::Contour => overlay::OverlayMode::Contour,
+                OverlayMode::MaskContour => overlay::OverlayMode::MaskContour,
+                OverlayMode::Box => overlay::OverlayMode::Box,
+            },
+        }
+    }
+
+    pub fn style(&self) -> overlay::Style {
+        let [_, r, g, b] = self.color.to_be_bytes();
+        overlay::Style { color: [r, g, b], opacity: self.opacity }
+    }
+
+    pub fn model(&self) -> ModelOptions {
+        let device = match self.device {
+            Device::Auto => DeviceChoice::Auto,
+            Device::Cpu => DeviceChoice::Cpu,
+            Device::Cuda => DeviceChoice::Cuda(self.device_id as usize),
+        };
+        ModelOptions { device, mask_mode: MaskMode::Sigmoid }
+    }
+}

@@ -1,0 +1,197 @@
+//! From probabilities to marks: threshold, connected regions, small ones left out.
+
+use super::segmenter::ProbMap;
+
+/// What becomes of a probability map.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MaskSettings {
+    /// Probability from which a pixel is polyp, 0 to 1.
+    pub threshold: f32,
+    /// Regions smaller than this part of the picture (0 to 1) are left out.
+    pub min_area: f32,
+}
+
+impl Default for MaskSettings {
+    fn default() -> Self {
+        Self { threshold: 0.5, min_area: 0.0 }
+    }
+}
+
+/// One connected region; places are parts (0 to 1) of the picture's width and height.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Region {
+    pub left: f32,
+    pub top: f32,
+    pub right: f32,
+    pub bottom: f32,
+    /// Part of the picture, 0 to 1.
+    pub area: f32,
+    /// Mean probability inside, 0 to 1.
+    pub confidence: f32,
+}
+
+/// A thresholded map with its regions. Probabilities of regions left out are set to 0.
+#[derive(Debug, Clone, Default)]
+pub struct Mask {
+    pub map: ProbMap,
+    /// Lowest value of `map.data` that is polyp; at least 1.
+    pub cut: u8,
+    /// Largest first.
+    pub regions: Vec<Region>,
+}
+
+impl Mask {
+    /// Finds the regions (8-connected) of `map`.
+    pub fn new(mut map: ProbMap, settings: &MaskSettings) -> Self {
+        let cut = (settings.threshold.clamp(0.0, 1.0) * 255.0).round().clamp(1.0, 255.0) as u8;
+        let (w, h) = (map.width, map.height);
+        let total = (w * h).max(1) as f32;
+        let mut seen = vec![false; w * h];
+        let (mut stack, mut members) = (Vec::new(), Vec::new());
+        let mut regions = Vec::new();
+        for start in 0..w * h {
+            if seen[start] || map.data[start] < cut {
+                continue;
+            }
+            members.clear();
+            seen[start] = true;
+            stack.push(start);
+            while let Some(at) = stack.pop() {
+                members.push(at);
+                let (x, y) = (at % w, at / w);
+                for ny in y.saturating_sub(1)..(y + 2).min(h) {
+                    for nx in x.saturating_sub(1)..(x + 2).min(w) {
+                        let next = ny * w + nx;
+                        if !seen[next] && map.data[next] >= cut {
+                            seen[next] = true;
+                            stack.push(next);
+                        }
+                    }
+                }
+            }
+            let area = members.len() as f32 / total;
+            if area < settings.min_area {
+                for at in &members {
+                    map.data[*at] = 0;
+                }
+                continue;
+            }
+            let (mut x0, mut y0, mut x1, mut y1, mut sum) = (w, h, 0, 0, 0u64);
+            for at in &members {
+                let (x, y) = (at % w, at / w);
+                (x0, y0, x1, y1) = (x0.min(x), y0.min(y), x1.max(x + 1), y1.max(y + 1));
+                sum += u64::from(map.data[*at]);
+            }
+            regions.push(Region {
+                left: x0 as f32 / w as f32,
+                top: y0 as f32 / h as f32,
+                right: x1 as f32 / w as f32,
+                bottom: y1 as f32 / h as f32,
+                area,
+                confidence: sum as f32 / (255 * members.len()) as f32,
+            });
+        }
+        regions.sort_by(|a, b| b.area.total_cmp(&a.area));
+        Self { map, cut, regions }
+    }
+
+    /// The mask at `width × height`, 255 where polyp: probabilities enlarged bilinearly, then cut.
+    pub fn enlarge(&self, width: usize, height: usize) -> Vec<u8> {
+        let mut out = vec![0; width * height];
+        let rows = Enlarged::new(&self.map, width, height);
+        let mut line = vec![0; width];
+        for (y, row) in out.chunks_exact_mut(width.max(1)).enumerate() {
+            rows.row(y, 0, &mut line);
+            for (o, p) in row.iter_mut().zip(&line) {
+                *o = if *p >= u32::from(self.cut) * Enlarged::UNIT { 255 } else { 0 };
+            }
+        }
+        out
+    }
+}
+
+/// A probability map read at another size, bilinearly (half-pixel centres).
+pub(crate) struct Enlarged<'a> {
+    map: &'a ProbMap,
+    x: Vec<(u32, u32, u32)>,
+    y: Vec<(u32, u32, u32)>,
+}
+
+impl<'a> Enlarged<'a> {
+    const SIDE: u32 = 256;
+    /// What a probability of 1/255 reads as.
+    pub const UNIT: u32 = Self::SIDE * Self::SIDE;
+
+    pub fn new(map: &'a ProbMap, width: usize, height: usize) -> Self {
+        let axis = |from: usize, to: usize| -> Vec<(u32, u32, u32)> {
+            (0..to)
+                .map(|i| {
+                    let last = from.saturating_sub(1);
+                    let v = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, last as f64);
+                    let low = v as usize;
+                    let share = ((v - low as f64) * f64::from(Self::SIDE)).round() as u32;
+                    (low as u32, (low + 1).min(last) as u32, share)
+                })
+                .collect()
+        };
+        Self { map, x: axis(map.width, width), y: axis(map.height, height) }
+    }
+
+    /// Values of row `y` from column `first` on, in units of 1/([`Self::UNIT`] · 255).
+    pub fn row(&self, y: usize, first: usize, out: &mut [u32]) {
+        let (top, bottom, share) = self.y[y];
+        let line = |n: u32| &self.map.data[n as usize * self.map.width..][..self.map.width];
+        let (top, bottom) = (line(top), line(bottom));
+        for (o, &(left, right, part)) in out.iter_mut().zip(&self.x[first..]) {
+            let across = |l: &[u8]| {
+                u32::from(l[left as usize]) * (Self::SIDE - part) + u32::from(l[right as usize]) * part
+            };
+            *o = across(top) * (Self::SIDE - share) + across(bottom) * share;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(rows: &[&str]) -> ProbMap {
+        let data = rows.iter().flat_map(|r| r.bytes().map(|b| if b == b'#' { 200 } else { 40 })).collect();
+        ProbMap { width: rows[0].len(), height: rows.len(), data }
+    }
+
+    #[test]
+    fn regions_are_found_and_small_ones_left_out() {
+        let m = map(&["##......", "##....#.", "........", "#......."]);
+        let all = Mask::new(m.clone(), &MaskSettings::default());
+        assert_eq!(all.regions.iter().map(|r| (r.area * 32.0).round()).collect::<Vec<_>>(), [4.0, 1.0, 1.0]);
+        let largest = all.regions[0];
+        assert_eq!((largest.left, largest.top, largest.right, largest.bottom), (0.0, 0.0, 0.25, 0.5));
+        assert!((largest.confidence - 200.0 / 255.0).abs() < 1e-6);
+        let few = Mask::new(m, &MaskSettings { min_area: 0.1, ..Default::default() });
+        assert_eq!(few.regions.len(), 1);
+        assert_eq!(few.map.data[8 + 6], 0);
+    }
+
+    #[test]
+    fn diagonal_neighbours_are_connected() {
+        assert_eq!(Mask::new(map(&["#.", ".#"]), &MaskSettings::default()).regions.len(), 1);
+    }
+
+    #[test]
+    fn a_threshold_of_zero_still_needs_some_probability() {
+        let empty = ProbMap { width: 2, height: 1, data: vec![0, 1] };
+        let mask = Mask::new(empty, &MaskSettings { threshold: 0.0, min_area: 0.0 });
+        assert!((mask.regions[0].area - 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn enlarging_to_the_same_size_is_the_cut() {
+        let m = map(&["#..#", ".##.", "...."]);
+        let mask = Mask::new(m.clone(), &MaskSettings::default());
+        let want: Vec<u8> = m.data.iter().map(|p| if *p >= 128 { 255 } else { 0 }).collect();
+        assert_eq!(mask.enlarge(4, 3), want);
+        assert_eq!(mask.enlarge(8, 6).iter().filter(|v| **v > 0).count() % 2, 0);
+        assert_eq!(mask.enlarge(1, 1).len(), 1);
+    }
+}

@@ -1,0 +1,348 @@
+//! From a video frame straight to the network's size, without a full-size copy.
+
+use super::{Frame, FrameInfo, PixelFormat};
+use crate::engine::segmenter::Sample;
+use crate::{Error, Result};
+
+/// At most this many source pixels are averaged along each side of an output pixel: enough against
+/// aliasing, and it bounds the time spent on the streaming thread whatever the frame's size.
+const MOST_TAPS: usize = 4;
+/// Chroma has half the resolution and less detail.
+const MOST_CHROMA_TAPS: usize = 2;
+/// Weights of one axis sum to this.
+const UNIT: u32 = 256;
+
+/// Largest frame side accepted, in pixels.
+pub const MOST_SIDE: usize = 16_384;
+
+/// Width and height of a frame whose longest side is brought to `size` (SAM's rule: halves round up; at
+/// least one pixel).
+pub fn fitted(width: usize, height: usize, size: usize) -> (usize, usize) {
+    let longest = width.max(height);
+    let side = |v: usize| ((2 * v * size + longest) / (2 * longest)).max(1);
+    (side(width), side(height))
+}
+
+/// Reduces frames to samples. Tables are made when the frame's kind changes; after that nothing is
+/// allocated as long as the same [`Sample`] comes back.
+#[derive(Debug)]
+pub struct Sampler {
+    size: usize,
+    tables: Option<(FrameInfo, Tables)>,
+    luma: Vec<u32>,
+    chroma: [Vec<u32>; 2],
+}
+
+#[derive(Debug)]
+struct Tables {
+    width: usize,
+    height: usize,
+    x: Axis,
+    y: Axis,
+    chroma_x: Axis,
+    chroma_y: Axis,
+}
+
+/// For every output coordinate the source coordinates that make it, and their weights (sum [`UNIT`]).
+#[derive(Debug)]
+struct Axis {
+    taps: usize,
+    at: Vec<(u32, u32)>,
+}
+
+impl Axis {
+    /// Enlarging is bilinear; reducing averages up to `most` evenly spaced pixels of the footprint.
+    fn new(from: usize, to: usize, most: usize) -> Self {
+        let scale = from as f64 / to as f64;
+        let last = from - 1;
+        let mut at = Vec::new();
+        if scale <= 1.0 {
+            for i in 0..to {
+                let x = ((i as f64 + 0.5) * scale - 0.5).max(0.0);
+                let left = (x as usize).min(last);
+                let right = (left + 1).min(last);
+                let weight = ((x - left as f64) * f64::from(UNIT)).round() as u32;
+                at.extend([(left as u32, UNIT - weight), (right as u32, weight)]);
+            }
+            return Self { taps: 2, at };
+        }
+        // A power of two, so that equal weights sum to UNIT.
+        let taps = (scale.ceil() as usize).next_power_of_two().min(most);
+        for i in 0..to {
+            for t in 0..taps {
+                let x = (i as f64 + (t as f64 + 0.5) / taps as f64) * scale;
+                at.push(((x as usize).min(last) as u32, UNIT / taps as u32));
+            }
+        }
+        Self { taps, at }
+    }
+
+    fn of(&self, i: usize) -> &[(u32, u32)] {
+        &self.at[i * self.taps..(i + 1) * self.taps]
+    }
+}
+
+impl Sampler {
+    /// A sampler to a longest side of `size` pixels.
+    pub fn new(size: usize) -> Self {
+        Self { size, tables: None, luma: Vec::new(), chroma: [Vec::new(), Vec::new()] }
+    }
+
+    /// Longest side of its samples.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Writes `frame` into `out` as packed RGB at the network's size.
+    ///
+    /// # Errors
+    /// For a frame with a side above [`MOST_SIDE`].
+    pub fn sample(&mut self, frame: &Frame, out: &mut Sample) -> Result<()> {
+        let info = frame.info;
+        if self.tables.as_ref().is_none_or(|(made_for, _)| *made_for != info) {
+            if info.width.max(info.height) > MOST_SIDE {
+                return Err(Error::invalid(format!(
+                    "a {}x{} frame is larger than {MOST_SIDE} pixels a side",
+                    info.width, info.height
+                )));
+            }
+            self.tables = Some((info, Tables::new(&info, self.size)));
+        }
+        let Some((_, t)) = &self.tables else { return Ok(()) };
+        (out.width, out.height) = (t.width, t.height);
+        out.rgb.resize(3 * t.width * t.height, 0);
+        match info.format.packed() {
+            Some((bytes, [r, g, b])) => {
+                let plane = &frame.planes[0];
+                self.luma.resize(3 * t.width, 0);
+                for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
+                    self.luma.fill(0);
+                    for &(line, weight) in t.y.of(y) {
+                        let line = &plane.data[line as usize * plane.stride..][..bytes * info.width];
+                        for (sum, taps) in self.luma.chunks_exact_mut(3).zip(t.x.at.chunks_exact(t.x.taps)) {
+                            let mut rgb = [0; 3];
+                            for &(x, w) in taps {
+                                let pixel = &line[x as usize * bytes..][..bytes];
+                                rgb[0] += w * u32::from(pixel[r]);
+                                rgb[1] += w * u32::from(pixel[g]);
+                                rgb[2] += w * u32::from(pixel[b]);
+                            }
+                            for (s, v) in sum.iter_mut().zip(rgb) {
+                                *s += weight * v;
+                            }
+                        }
+                    }
+                    for (v, sum) in row.iter_mut().zip(&self.luma) {
+                        *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
+                    }
+                }
+            }
+            None => {
+                let interleaved = info.format == PixelFormat::Nv12;
+                let convert = Yuv::new(&info);
+                let chroma_width = info.width.div_ceil(2);
+                for sums in [&mut self.luma].into_iter().chain(&mut self.chroma) {
+                    sums.resize(t.width, 0);
+                }
+                for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
+                    let plane = &frame.planes[0];
+                    gather(plane.data, plane.stride, info.width, 1, 0, &t.x, t.y.of(y), &mut self.luma);
+                    for (c, sums) in self.chroma.iter_mut().enumerate() {
+                        let (plane, step, offset, width) = if interleaved {
+                            (&frame.planes[1], 2, c, 2 * chroma_width)
+                        } else {
+                            (&frame.planes[1 + c], 1, 0, chroma_width)
+                        };
+                        gather(
+                            plane.data,
+                            plane.stride,
+                            width,
+                            step,
+                            offset,
+                            &t.chroma_x,
+                            t.chroma_y.of(y),
+                            sums,
+                        );
+                    }
+                    let [u, v] = &self.chroma;
+                    for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+                        pixel.copy_from_slice(&convert.rgb([self.luma[x], u[x], v[x]]));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tables {
+    fn new(info: &FrameInfo, size: usize) -> Self {
+        let (width, height) = fitted(info.width, info.height, size);
+        let (chroma_w, chroma_h) = (info.width.div_ceil(2), info.height.div_ceil(2));
+        Self {
+            width,
+            height,
+            x: Axis::new(info.width, width, MOST_TAPS),
+            y: Axis::new(info.height, height, MOST_TAPS),
+            chroma_x: Axis::new(chroma_w, width, MOST_CHROMA_TAPS),
+            chroma_y: Axis::new(chroma_h, height, MOST_CHROMA_TAPS),
+        }
+    }
+}
+
+/// Weighted sums (times [`UNIT`]²) of one channel for one output row.
+#[allow(clippy::too_many_arguments)] // the inner loop: everything is already a plain number or slice
+fn gather(
+    data: &[u8],
+    stride: usize,
+    width: usize,
+    step: usize,
+    offset: usize,
+    x: &Axis,
+    rows: &[(u32, u32)],
+    sums: &mut [u32],
+) {
+    sums.fill(0);
+    for &(line, weight) in rows {
+        let line = &data[line as usize * stride..][..width];
+        for (sum, taps) in sums.iter_mut().zip(x.at.chunks_exact(x.taps)) {
+            let mut value = 0;
+            for &(at, w) in taps {
+                value += w * u32::from(line[at as usize * step + offset]);
+            }
+            *sum += weight * value;
+        }
+    }
+}
+
+/// Y'CbCr sums (times [`UNIT`]²) to R'G'B'.
+#[derive(Debug, Clone, Copy)]
+struct Yuv {
+    black: f32,
+    luma: f32,
+    r_v: f32,
+    g_u: f32,
+    g_v: f32,
+    b_u: f32,
+}
+
+impl Yuv {
+    fn new(info: &FrameInfo) -> Self {
+        let (kr, kb) = info.matrix.weights();
+        let kg = 1.0 - kr - kb;
+        let (black, luma, chroma) =
+            if info.full_range { (0.0, 1.0, 1.0) } else { (16.0, 255.0 / 219.0, 255.0 / 224.0) };
+        Self {
+            black,
+            luma,
+            r_v: 2.0 * (1.0 - kr) * chroma,
+            g_u: -2.0 * kb * (1.0 - kb) / kg * chroma,
+            g_v: -2.0 * kr * (1.0 - kr) / kg * chroma,
+            b_u: 2.0 * (1.0 - kb) * chroma,
+        }
+    }
+
+    #[inline]
+    fn rgb(&self, sums: [u32; 3]) -> [u8; 3] {
+        let [y, u, v] = sums.map(|s| s as f32 * (1.0 / (UNIT * UNIT) as f32));
+        let y = (y - self.black) * self.luma;
+        let (u, v) = (u - 128.0, v - 128.0);
+        let byte = |v: f32| (v + 0.5) as u8; // saturates
+        [byte(y + self.r_v * v), byte(y + self.g_u * u + self.g_v * v), byte(y + self.b_u * u)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{ColorMatrix, Plane};
+    use proptest::prelude::*;
+
+    /// A frame of one colour in `format`, with padding after every row that must never be read as picture.
+    fn flat(
+        format: PixelFormat,
+        w: usize,
+        h: usize,
+        rgb: [f32; 3],
+        full_range: bool,
+    ) -> (FrameInfo, Vec<Vec<u8>>) {
+        let info = FrameInfo { format, width: w, height: h, matrix: ColorMatrix::Bt709, full_range };
+        let yuv = info.yuv(rgb.map(|v| v as u8));
+        let planes = format.planes(w, h).into_iter().enumerate().map(|(p, (bytes, rows))| {
+            let mut plane = vec![0xEE; (bytes + 5) * rows];
+            for row in plane.chunks_exact_mut(bytes + 5) {
+                for (i, b) in row[..bytes].iter_mut().enumerate() {
+                    *b = match (format.packed(), format) {
+                        (Some((n, order)), _) => {
+                            (0..3).find(|c| order[*c] == i % n).map_or(0x77, |c| rgb[c] as u8)
+                        }
+                        (None, PixelFormat::Nv12) if p == 1 => yuv[1 + i % 2],
+                        (None, _) => yuv[p],
+                    };
+                }
+            }
+            plane
+        });
+        (info, planes.collect())
+    }
+
+    fn sample(info: FrameInfo, planes: &[Vec<u8>], size: usize) -> Sample {
+        let none = Plane { data: &[], stride: 0 };
+        let widths = info.format.planes(info.width, info.height);
+        let plane = |i: usize| planes.get(i).map_or(none, |d| Plane { data: d, stride: widths[i].0 + 5 });
+        let frame = Frame::new(info, [plane(0), plane(1), plane(2)]).unwrap();
+        let mut out = Sample::default();
+        Sampler::new(size).sample(&frame, &mut out).unwrap();
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn a_flat_colour_stays_that_colour(
+            w in 1usize..70, h in 1usize..70, size in 1usize..50, which in 0usize..8, full in any::<bool>(),
+            rgb in [20u8..230, 20u8..230, 20u8..230],
+        ) {
+            let (info, planes) = flat(PixelFormat::ALL[which], w, h, rgb.map(f32::from), full);
+            let out = sample(info, &planes, size);
+            prop_assert_eq!(out.width.max(out.height), size);
+            for pixel in out.rgb.chunks_exact(3) {
+                for (got, want) in pixel.iter().zip(rgb) {
+                    prop_assert!(got.abs_diff(want) <= 2, "{:?} {:?} {:?}", info, pixel, rgb);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_networks_own_size_is_copied() {
+        let image = image::RgbImage::from_fn(64, 40, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
+        let mut out = Sample::default();
+        Sampler::new(64).sample(&Frame::rgb_image(&image), &mut out).unwrap();
+        assert_eq!(&out.rgb, image.as_raw());
+    }
+
+    #[test]
+    fn reducing_averages() {
+        let image = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([255 * ((x + y) % 2) as u8; 3]));
+        let mut out = Sample::default();
+        Sampler::new(16).sample(&Frame::rgb_image(&image), &mut out).unwrap();
+        assert!(out.rgb.iter().all(|v| v.abs_diff(128) <= 1));
+    }
+
+    #[test]
+    fn odd_sizes_keep_sams_rule() {
+        assert_eq!(fitted(1, 1, 256), (256, 256));
+        assert_eq!(fitted(4099, 7, 256), (256, 1));
+        assert_eq!(fitted(1920, 1080, 256), (256, 144));
+        assert_eq!(fitted(100, 75, 256), (256, 192));
+    }
+
+    #[test]
+    fn a_short_plane_is_an_error_not_a_crash() {
+        let info = FrameInfo::rgb(10, 10);
+        let none = Plane { data: &[], stride: 0 };
+        let text =
+            Frame::new(info, [Plane { data: &[0; 299], stride: 30 }, none, none]).unwrap_err().to_string();
+        assert!(text.contains("10 rows of 30 bytes"), "{text}");
+    }
+}
