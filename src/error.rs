@@ -60,3 +60,13 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     written?;
     std::fs::rename(&partial, path).map_err(|e| Error::io(path, e))
 }
+
+/// Writes `image` as PNG to `path`, whose folder is made where it is missing; the file is whole or not there.
+pub fn write_png(path: &Path, image: &image::DynamicImage) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    }
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::image(path, e))?;
+    write_atomically(path, bytes.get_ref())
+}

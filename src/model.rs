@@ -20,6 +20,9 @@ pub const SHIPPED: &[u8] = include_bytes!("../models/autosam-tiny.safetensors");
 /// The metadata key of our weight files that holds a [`ModelConfig`] as JSON.
 pub const CONFIG_KEY: &str = "autosam";
 
+/// The metadata key of a small SAM's file (`train --stage sam`) that holds its [`SamConfig`] as JSON.
+pub const SAM_CONFIG_KEY: &str = "autosam.sam";
+
 /// SAM's pixel mean and standard deviation, RGB, for values of 0 to 255.
 const PIXEL_MEAN: [f32; 3] = [123.675, 116.28, 103.53];
 const PIXEL_STD: [f32; 3] = [58.395, 57.12, 57.375];
@@ -90,6 +93,17 @@ impl ModelConfig {
         serde_json::from_str(json).map_err(|e| {
             Error::weights(&checkpoint.path, format!("its AutoSAM configuration is unusable: {e}"))
         })
+    }
+}
+
+/// The configuration of a file that holds a SAM alone: from its metadata where we made it, else from the shapes
+/// of Meta's and MobileSAM's tensors.
+pub fn sam_config(checkpoint: &Checkpoint) -> Result<SamConfig> {
+    match checkpoint.metadata.get(SAM_CONFIG_KEY) {
+        Some(json) => serde_json::from_str(json)
+            .map_err(|e| Error::weights(&checkpoint.path, format!("its SAM configuration is unusable: {e}"))),
+        None => SamConfig::infer(&checkpoint.shapes(), "")
+            .map_err(|e| Error::weights(&checkpoint.path, e.to_string())),
     }
 }
 

@@ -3,7 +3,6 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-mod eval;
 mod models;
 mod run;
 mod synth;
@@ -23,7 +22,6 @@ enum Command {
     Synth(synth::Args),
     Models(models::Args),
     Train(train::Args),
-    Eval(eval::Args),
 }
 
 pub fn main() -> ExitCode {
@@ -40,7 +38,6 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Models(args) => models::run(args),
         Command::Train(args) => train::run(args),
-        Command::Eval(args) => eval::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

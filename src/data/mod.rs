@@ -217,6 +217,12 @@ pub(crate) fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     list(dir, |p| p.is_dir())
 }
 
+/// The pictures in `dir` itself, in order, without masks.
+pub fn pictures_in(dir: &Path) -> Result<Vec<Item>> {
+    let item = |(name, image)| Item { sequence: String::new(), name, image, mask: None };
+    Ok(pictures(dir)?.into_iter().map(item).collect())
+}
+
 /// The pictures in `dir` by name without ending, in SUN-SEG's frame order.
 pub(crate) fn pictures(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let known = |p: &Path| {

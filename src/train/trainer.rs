@@ -9,7 +9,7 @@ use super::prompts;
 use crate::data::loader::Batch;
 use crate::engine::segmenter::{ProbMap, Sample};
 use crate::generator::GeneratorConfig;
-use crate::model::{self, AutoSam, CONFIG_KEY, MaskMode, ModelConfig};
+use crate::model::{self, AutoSam, CONFIG_KEY, MaskMode, ModelConfig, SAM_CONFIG_KEY};
 use crate::sam::{Prompts, Sam, SamConfig};
 use crate::weights::{self, Dtype};
 use crate::{Error, Result};
@@ -239,9 +239,6 @@ impl Trainer {
     }
 }
 
-/// The metadata key of a small SAM's file that holds its [`SamConfig`] as JSON.
-const SAM_CONFIG_KEY: &str = "autosam.sam";
-
 /// A SAM's configuration and tensors (Meta's names) from a file of ours, of Meta's or of MobileSAM's, or
 /// from inside an AutoSAM file.
 fn load_sam(path: &Path) -> Result<(SamConfig, HashMap<String, Tensor>)> {
@@ -253,11 +250,7 @@ fn load_sam(path: &Path) -> Result<(SamConfig, HashMap<String, Tensor>)> {
             file.tensors.iter().filter_map(|(n, t)| Some((n.strip_prefix("sam.")?.to_owned(), t.clone())));
         return Ok((config.sam, sam.collect()));
     }
-    let config = match file.metadata.get(SAM_CONFIG_KEY) {
-        Some(json) => serde_json::from_str(json)
-            .map_err(|e| Error::weights(path, format!("its SAM configuration is unusable: {e}")))?,
-        None => SamConfig::infer(&file.shapes(), "")?,
-    };
+    let config = model::sam_config(&file)?;
     file.check(&weights::recorder::shapes_of(|vb| Sam::load(&config, vb))?)?;
     Ok((config, file.tensors))
 }
@@ -362,7 +355,8 @@ mod tests {
             // A prime stride reaches every kind of layer at a fraction of the time.
             for (name, var) in trainer.params.trained().iter().step_by(17) {
                 let Some(grad) = grads.get(var) else { continue };
-                let norm = f64::from(grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
+                let norm =
+                    f64::from(grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
                 // What is smaller drowns in the loss's last digits.
                 if norm < 0.02 {
                     continue;
@@ -375,7 +369,10 @@ mod tests {
                 };
                 let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
                 var.set(&theta).unwrap();
-                assert!((slope / norm - 1.0).abs() < 0.1, "{kind} {name}: gradient {norm:.3e}, slope {slope:.3e}");
+                assert!(
+                    (slope / norm - 1.0).abs() < 0.1,
+                    "{kind} {name}: gradient {norm:.3e}, slope {slope:.3e}"
+                );
                 checked += 1;
             }
             assert!(checked >= 5, "{kind}: {checked} tensors have a gradient worth checking");

@@ -1,0 +1,322 @@
+//! What the element promises a pipeline; each test names one promise.
+
+use autosam::generator::GeneratorConfig;
+use autosam::model::{CONFIG_KEY, ModelConfig};
+use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
+use autosam::train::params::initialise;
+use autosam::weights::{Dtype, save_safetensors};
+use gst::prelude::*;
+use gst_check::Harness;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+const FORMATS: [&str; 8] = ["NV12", "I420", "BGRA", "RGBA", "BGRx", "RGBx", "RGB", "BGR"];
+
+fn init() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        gst::init().unwrap();
+        gstautosam::plugin_register_static().unwrap();
+    });
+}
+
+/// A model of random weights: everywhere about as likely as not, so a threshold of 0.1 marks all.
+fn model(dir: &Path) -> PathBuf {
+    let encoder = EncoderConfig::Vit(VitConfig {
+        embed_dim: 32,
+        depth: 1,
+        heads: 2,
+        global_blocks: vec![0],
+        window: 2,
+        mlp_ratio: 2,
+    });
+    let decoder = DecoderConfig { mlp_dim: 32, ..DecoderConfig::default() };
+    let sam = SamConfig { image_size: 64, encoder, embed_channels: 32, decoder };
+    let config = ModelConfig { generator: GeneratorConfig::tiny(64, 32), sam };
+    let tensors = initialise(&config.parameter_shapes().unwrap(), 1).unwrap();
+    let metadata = HashMap::from([(CONFIG_KEY.to_owned(), serde_json::to_string(&config).unwrap())]);
+    let path = dir.join("random.safetensors");
+    save_safetensors(&path, &tensors, &metadata, Dtype::F32).unwrap();
+    path
+}
+
+/// The element with a bus of its own, and a harness around it.
+fn harness(properties: &[(&str, &str)]) -> (Harness, gst::Element, gst::Bus) {
+    init();
+    let element = gst::ElementFactory::make("autosam").build().unwrap();
+    for (name, value) in properties {
+        element.set_property_from_str(name, value);
+    }
+    let bus = gst::Bus::new();
+    element.set_bus(Some(&bus));
+    let harness = Harness::with_element(&element, Some("sink"), Some("src"));
+    (harness, element, bus)
+}
+
+fn caps(format: &str, width: i32, height: i32) -> gst::Caps {
+    gst::Caps::builder("video/x-raw")
+        .field("format", format)
+        .field("width", width)
+        .field("height", height)
+        .field("framerate", gst::Fraction::new(25, 1))
+        .build()
+}
+
+/// Noise, the same each time.
+fn buffer(caps: &gst::Caps, index: u64) -> gst::Buffer {
+    let info = gst_video::VideoInfo::from_caps(caps).unwrap();
+    let bytes: Vec<u8> = (0..info.size()).map(|i| (i * 37 % 253) as u8).collect();
+    let mut buffer = gst::Buffer::from_mut_slice(bytes);
+    let b = buffer.get_mut().unwrap();
+    b.set_pts(gst::ClockTime::from_mseconds(40 * index));
+    b.set_duration(gst::ClockTime::from_mseconds(40));
+    buffer
+}
+
+fn bytes(buffer: &gst::Buffer) -> Vec<u8> {
+    buffer.map_readable().unwrap().to_vec()
+}
+
+fn stat(element: &gst::Element, name: &str) -> u64 {
+    element.property::<gst::Structure>("stats").get(name).unwrap()
+}
+
+fn wait(what: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !what() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Error and warning messages so far.
+fn complaints(bus: &gst::Bus) -> Vec<String> {
+    let kinds = [gst::MessageType::Error, gst::MessageType::Warning];
+    std::iter::from_fn(|| bus.pop_filtered(&kinds))
+        .map(|m| match m.view() {
+            gst::MessageView::Error(e) => format!("error: {} {:?}", e.error(), e.debug()),
+            gst::MessageView::Warning(w) => format!("warning: {} {:?}", w.error(), w.debug()),
+            _ => unreachable!("filtered"),
+        })
+        .collect()
+}
+
+#[test]
+fn frame_accurate_marks_every_picture_in_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let location = model(dir.path());
+    for format in FORMATS {
+        let (mut h, element, bus) = harness(&[
+            ("model-location", location.to_str().unwrap()),
+            ("sync-mode", "frame-accurate"),
+            ("threshold", "0.1"),
+        ]);
+        let caps = caps(format, 50, 38);
+        h.set_src_caps(caps.clone());
+        for i in 0..3 {
+            let before = buffer(&caps, i);
+            let want = bytes(&before);
+            let after = h.push_and_pull(before).unwrap();
+            assert_ne!(bytes(&after), want, "{format}: no mark");
+            assert_eq!(after.pts(), Some(gst::ClockTime::from_mseconds(40 * i)));
+            assert_eq!(after.duration(), Some(gst::ClockTime::from_mseconds(40)));
+        }
+        assert_eq!((stat(&element, "frames"), stat(&element, "inferred")), (3, 3));
+        assert_eq!(complaints(&bus), [""; 0]);
+    }
+}
+
+#[test]
+fn async_loses_no_picture_and_draws_once_a_mask_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut h, element, _) = harness(&[
+        ("model-location", model(dir.path()).to_str().unwrap()),
+        ("threshold", "0.1"),
+        ("expire-overlay", "0"),
+    ]);
+    let caps = caps("NV12", 320, 240);
+    h.set_src_caps(caps.clone());
+    for i in 0..50 {
+        let out = h.push_and_pull(buffer(&caps, i)).unwrap();
+        assert_eq!(out.pts(), Some(gst::ClockTime::from_mseconds(40 * i)));
+    }
+    wait(|| stat(&element, "pending") == 0);
+    let total = stat(&element, "inferred") + stat(&element, "skipped") + stat(&element, "errors");
+    assert_eq!((stat(&element, "frames"), total), (50, 50));
+    let last = buffer(&caps, 50);
+    let want = bytes(&last);
+    assert_ne!(bytes(&h.push_and_pull(last).unwrap()), want);
+}
+
+#[test]
+fn a_flush_and_a_caps_change_forget_old_masks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut h, element, _) = harness(&[
+        ("model-location", model(dir.path()).to_str().unwrap()),
+        ("threshold", "0.1"),
+        ("expire-overlay", "0"),
+        ("inference-interval", "1000"),
+    ]);
+    let small = caps("RGB", 64, 48);
+    h.set_src_caps(small.clone());
+    // Only picture 0 is inferred; its mask stays until it is forgotten.
+    h.push_and_pull(buffer(&small, 0)).unwrap();
+    wait(|| stat(&element, "inferred") == 1);
+    let marked = |h: &mut Harness, caps: &gst::Caps, i| {
+        let b = buffer(caps, i);
+        let before = bytes(&b);
+        bytes(&h.push_and_pull(b).unwrap()) != before
+    };
+    assert!(marked(&mut h, &small, 1));
+    h.push_event(gst::event::FlushStart::new());
+    h.push_event(gst::event::FlushStop::new(true));
+    h.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+    assert!(!marked(&mut h, &small, 2), "a mask from before the flush");
+    element.set_property("inference-interval", 1u32);
+    h.push_and_pull(buffer(&small, 3)).unwrap();
+    wait(|| stat(&element, "inferred") >= 2);
+    element.set_property("inference-interval", 1000u32);
+    assert!(marked(&mut h, &small, 4));
+    let large = caps("RGB", 128, 96);
+    h.set_src_caps(large.clone());
+    assert!(!marked(&mut h, &large, 5), "a mask from before the caps change");
+}
+
+#[test]
+fn sizes_change_in_mid_stream_down_to_one_pixel() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut h, _, bus) = harness(&[
+        ("model-location", model(dir.path()).to_str().unwrap()),
+        ("sync-mode", "frame-accurate"),
+        ("threshold", "0.1"),
+    ]);
+    for (i, (w, hgt)) in [(1, 1), (4099, 7), (7, 4099), (2, 3), (640, 480), (1, 1)].into_iter().enumerate() {
+        for format in ["NV12", "I420", "BGRA", "RGB"] {
+            let caps = caps(format, w, hgt);
+            h.set_src_caps(caps.clone());
+            let b = buffer(&caps, i as u64);
+            let before = bytes(&b);
+            assert_ne!(bytes(&h.push_and_pull(b).unwrap()), before, "{format} {w}x{hgt}");
+        }
+    }
+    assert_eq!(complaints(&bus), [""; 0]);
+}
+
+#[test]
+fn the_end_without_pictures_is_an_end() {
+    let (mut h, element, bus) = harness(&[]);
+    h.set_src_caps(caps("NV12", 64, 64));
+    assert!(h.push_event(gst::event::Eos::new()));
+    assert!(std::iter::from_fn(|| h.try_pull_event()).any(|e| e.type_() == gst::EventType::Eos));
+    assert_eq!(stat(&element, "frames"), 0);
+    assert_eq!(complaints(&bus), [""; 0]);
+}
+
+#[test]
+fn overlay_none_and_enabled_false_leave_every_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let location = model(dir.path());
+    for off in [("overlay-mode", "none"), ("enabled", "false")] {
+        let (mut h, element, _) = harness(&[
+            ("model-location", location.to_str().unwrap()),
+            ("sync-mode", "frame-accurate"),
+            ("threshold", "0.1"),
+            off,
+        ]);
+        let caps = caps("I420", 63, 47);
+        h.set_src_caps(caps.clone());
+        let b = buffer(&caps, 0);
+        let before = bytes(&b);
+        assert_eq!(bytes(&h.push_and_pull(b).unwrap()), before);
+        assert_eq!(stat(&element, "inferred"), u64::from(off.0 == "overlay-mode"));
+    }
+}
+
+/// Files that are no model, and what the message must say beside the path.
+fn bad_models(dir: &Path) -> Vec<(PathBuf, &'static str)> {
+    let whole = std::fs::read(model(dir)).unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    vec![
+        (dir.join("nowhere.safetensors"), "No such file"),
+        (file("truncated.safetensors", &whole[..whole.len() / 2]), "truncated"),
+        (file("text.safetensors", b"these are not weights, but a few words"), "not"),
+        (file("empty.safetensors", b""), "empty"),
+    ]
+}
+
+#[test]
+fn a_model_that_does_not_open_is_a_bus_error_with_the_path() {
+    let dir = tempfile::tempdir().unwrap();
+    init();
+    for (path, reason) in bad_models(dir.path()) {
+        let element = gst::ElementFactory::make("autosam")
+            .property("model-location", path.to_str().unwrap())
+            .property_from_str("on-error", "fail")
+            .build()
+            .unwrap();
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        assert!(element.set_state(gst::State::Paused).is_err(), "{path:?}");
+        let said = complaints(&bus).join("\n");
+        assert!(said.starts_with("error:") && said.contains(path.to_str().unwrap()), "{said}");
+        assert!(said.contains(reason), "{reason}: {said}");
+        element.set_state(gst::State::Null).unwrap();
+    }
+}
+
+#[test]
+fn with_passthrough_the_picture_goes_on_and_the_bus_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, reason) in bad_models(dir.path()) {
+        let (mut h, _, bus) = harness(&[("model-location", path.to_str().unwrap())]);
+        let caps = caps("NV12", 64, 64);
+        h.set_src_caps(caps.clone());
+        for i in 0..3 {
+            let b = buffer(&caps, i);
+            let before = bytes(&b);
+            assert_eq!(bytes(&h.push_and_pull(b).unwrap()), before);
+        }
+        let said = complaints(&bus).join("\n");
+        assert!(said.starts_with("warning:") && said.contains(path.to_str().unwrap()), "{said}");
+        assert!(said.contains(reason), "{reason}: {said}");
+    }
+}
+
+#[test]
+fn states_can_be_cycled() {
+    init();
+    let pipeline = gst::parse::launch(
+        "videotestsrc num-buffers=5 ! video/x-raw,format=NV12,width=64,height=64 ! autosam ! fakesink",
+    )
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
+    for _ in 0..5 {
+        pipeline.set_state(gst::State::Playing).unwrap();
+        let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+        let message =
+            pipeline.bus().unwrap().timed_pop_filtered(gst::ClockTime::from_seconds(30), &ends).unwrap();
+        assert_eq!(message.type_(), gst::MessageType::Eos, "{message:?}");
+        pipeline.set_state(gst::State::Null).unwrap();
+    }
+}
+
+#[test]
+fn async_adds_no_latency() {
+    let (mut h, _, _) = harness(&[]);
+    h.set_src_caps(caps("NV12", 64, 64));
+    h.set_upstream_latency(gst::ClockTime::from_mseconds(7));
+    assert_eq!(h.query_latency(), Some(gst::ClockTime::from_mseconds(7)));
+}
+
+#[test]
+fn late_pictures_are_not_dropped() {
+    let (_, element, _) = harness(&[]);
+    assert!(!element.property::<bool>("qos"));
+}
