@@ -1,7 +1,8 @@
 //! `autosam-video synth`.
 
 use anyhow::Context;
-use autosam::synth::{DatasetConfig, SequenceConfig, write_dataset};
+use autosam::synth::{DatasetConfig, FRAME_RATE, SequenceConfig, write_dataset};
+use autosam::video::{FrameRate, Writer};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +38,9 @@ pub struct Args {
     /// Write into a folder that is not empty; sequences of the same name are replaced
     #[arg(long)]
     force: bool,
+    /// Write the sequences one after another as a video too (.mp4, .mkv, .webm)
+    #[arg(long, value_name = "FILE")]
+    clip: Option<PathBuf>,
 }
 
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
@@ -64,12 +68,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")
             .expect("a valid template"),
     );
-    let result = write_dataset(&args.out, &config, &stop, |_, _| {
+    let rate = FrameRate { numerator: FRAME_RATE as i32, denominator: 1 };
+    let mut clip = args.clip.as_deref().map(|path| Writer::create(path, args.size, rate)).transpose()?;
+    let result = write_dataset(&args.out, &config, &stop, |rgb, _| {
         bar.inc(1);
-        Ok(())
+        clip.as_mut().map_or(Ok(()), |clip| clip.write(rgb))
     });
     bar.finish_and_clear();
     let summary = result.with_context(|| format!("synth into {}", args.out.display()))?;
+    if let Some(clip) = clip {
+        clip.finish()?;
+    }
     println!(
         "{} sequences, {} frames, {} of them with a polyp in view: {}",
         summary.sequences,

@@ -1,8 +1,9 @@
 //! The prompt generator against the published PyTorch code: `prompt_generator_*.safetensors`.
 
-use crate::support::{Golden, check, goldens, param, signed};
+use crate::support::{Golden, check, goldens, param, relative_error, signed};
 use autosam::generator::{Generator, GeneratorConfig};
 use autosam::weights::recorder::shapes_of;
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use std::collections::{BTreeMap, HashMap};
@@ -48,47 +49,121 @@ fn every(x: &Tensor, dim: usize, step: usize) -> Tensor {
     x.contiguous().unwrap().index_select(&Tensor::new(index.as_slice(), &Device::Cpu).unwrap(), dim).unwrap()
 }
 
-fn agrees(golden: &Golden) {
-    let (config, prefix) = (config(golden), golden.prefix());
-    let vars: HashMap<String, Var> = shapes_of(|vb| Generator::load(&config, vb))
-        .unwrap()
-        .into_iter()
-        .map(|(n, s)| (n.clone(), Var::from_tensor(&param(&format!("{prefix}{n}"), &s)).unwrap()))
-        .collect();
-    let map = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
-    let generator =
-        Generator::load(&config, VarBuilder::from_tensors(map, DType::F32, &Device::Cpu)).unwrap();
+/// The golden's network with its deterministic weights, in `dtype`.
+struct Net {
+    generator: Generator,
+    vars: HashMap<String, Var>,
+    dtype: DType,
+    prefix: String,
+}
 
+impl Net {
+    fn new(golden: &Golden, config: &GeneratorConfig, dtype: DType) -> Self {
+        let prefix = golden.prefix().to_owned();
+        let vars: HashMap<String, Var> = shapes_of(|vb| Generator::load(config, vb))
+            .unwrap()
+            .into_iter()
+            .map(|(n, s)| {
+                let value = param(&format!("{prefix}{n}"), &s).to_dtype(dtype).unwrap();
+                (n, Var::from_tensor(&value).unwrap())
+            })
+            .collect();
+        let map = vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())).collect();
+        let vb = VarBuilder::from_tensors(map, dtype, &Device::Cpu);
+        Self { generator: Generator::load(config, vb).unwrap(), vars, dtype, prefix }
+    }
+
+    /// The goldens' inputs are 2 (2u - 1).
+    fn input(&self, name: &str, shape: &[usize]) -> Tensor {
+        (signed(&format!("{}{name}", self.prefix), shape) * 2.0).unwrap().to_dtype(self.dtype).unwrap()
+    }
+
+    /// The training step's prompt and loss.
+    fn step(&self) -> (Tensor, Tensor) {
+        let y = self.generator.forward(&self.input("input2", &[2, 3, 128, 128]), GRID, true).unwrap();
+        let r = signed(&format!("{}cotangent", self.prefix), y.dims()).to_dtype(self.dtype).unwrap();
+        let loss = ((&y * r).unwrap().mean_all().unwrap() * 100.0).unwrap();
+        (y, loss)
+    }
+}
+
+fn agrees(golden: &Golden) {
+    let config = config(golden);
+    let net = Net::new(golden, &config, DType::F32);
     let side = config.input_size;
-    // The goldens' inputs are 2 (2u - 1).
-    let input = |name: &str, shape: &[usize]| (signed(&format!("{prefix}{name}"), shape) * 2.0).unwrap();
-    let x = input("input", &[1, 3, side, side]);
-    for (i, feature) in generator.features(&x, true, false).unwrap().iter().enumerate() {
+    let x = net.input("input", &[1, 3, side, side]);
+    for (i, feature) in net.generator.features(&x, true, false).unwrap().iter().enumerate() {
         let out = every(&every(&every(feature, 1, 8), 2, 4), 3, 4);
         check(golden, &format!("feature{i}"), &out, golden.get(&format!("feature{i}")), OUT);
     }
-    let prompt = generator.forward(&x, GRID, false).unwrap();
+    let prompt = net.generator.forward(&x, GRID, false).unwrap();
     check(golden, "dense_prompt", &every(&prompt, 1, 4), golden.get("dense_prompt"), OUT);
 
-    let y = generator.forward(&input("input2", &[2, 3, 128, 128]), GRID, true).unwrap();
-    check(
-        golden,
-        "train.dense_prompt",
-        &every(&y, 1, every_of(golden)),
-        golden.get("train.dense_prompt"),
-        OUT,
-    );
-    let r = signed(&format!("{prefix}cotangent"), y.dims());
-    let loss = ((y * r).unwrap().mean_all().unwrap() * 100.0).unwrap();
+    let (y, loss) = net.step();
+    let channels = every(&y, 1, every_of(golden));
+    check(golden, "train.dense_prompt", &channels, golden.get("train.dense_prompt"), OUT);
     check(golden, "train.loss", &loss.reshape(1).unwrap(), golden.get("train.loss"), OUT);
     let grads = loss.backward().unwrap();
+    // Made where an f32 gradient is outside the bar; see `beyond_f32`.
+    let mut exact = None;
     for (name, expected) in &golden.tensors {
         if let Some(parameter) = name.strip_prefix("grad.") {
-            let grad = strided(grads.get(&vars[parameter]).unwrap());
-            check(golden, name, &grad.reshape(expected.shape()).unwrap(), expected, GRAD);
+            let grad = strided(grads.get(&net.vars[parameter]).unwrap()).reshape(expected.shape()).unwrap();
+            if relative_error(&grad, expected) < GRAD {
+                check(golden, name, &grad, expected, GRAD);
+            } else {
+                let exact = exact.get_or_insert_with(|| Exact::new(golden, &config));
+                exact.beyond_f32(golden, name, parameter, &grad, expected);
+            }
         } else if let Some(buffer) = name.strip_prefix("after.") {
-            check(golden, name, &vars[buffer].as_detached_tensor(), expected, OUT);
+            check(golden, name, &net.vars[buffer].as_detached_tensor(), expected, OUT);
         }
+    }
+}
+
+/// The same training step in f64, with its gradients.
+///
+/// HarDNet-68 and -85 pass a random cotangent back through some eighty batch norms and ReLU6 gates, at batch
+/// 2. Wherever a value lies within rounding of a gate's edge, one side of a comparison lets the gradient
+/// through and the other does not: two right f32 programs differ by more than 1e-3 there, and so does f64 from
+/// PyTorch's f32. What can be asked for is that ours is no further from PyTorch's than f64 is, times three,
+/// and that the f64 graph, made of the same layers, has the slope that finite differences give.
+struct Exact {
+    net: Net,
+    loss: f64,
+    grads: GradStore,
+}
+
+impl Exact {
+    fn new(golden: &Golden, config: &GeneratorConfig) -> Self {
+        let net = Net::new(golden, config, DType::F64);
+        let (_, loss) = net.step();
+        let grads = loss.backward().unwrap();
+        Self { loss: loss.to_scalar().unwrap(), net, grads }
+    }
+
+    fn beyond_f32(&self, golden: &Golden, name: &str, parameter: &str, grad: &Tensor, expected: &Tensor) {
+        let var = &self.net.vars[parameter];
+        let exact = self.grads.get(var).unwrap();
+        let gates = relative_error(&strided(exact).reshape(expected.shape()).unwrap(), expected);
+        check(
+            golden,
+            &format!("{name} (f64 against the golden: {gates:.1e})"),
+            grad,
+            expected,
+            GRAD.max(3.0 * gates),
+        );
+        assert!(gates < 0.05, "{name}: f64 is {gates:.1e} from the golden: more than gates explain");
+
+        // Along the gradient the loss rises by its length.
+        let norm = exact.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+        let theta = var.as_detached_tensor().copy().unwrap();
+        let step = 1e-7;
+        var.set(&(&theta + (exact * (step / norm)).unwrap()).unwrap()).unwrap();
+        let risen: f64 = self.net.step().1.to_scalar().unwrap();
+        var.set(&theta).unwrap();
+        let slope = (risen - self.loss) / step;
+        assert!((slope / norm - 1.0).abs() < 1e-2, "{name}: slope {slope:.6e}, gradient {norm:.6e}");
     }
 }
 

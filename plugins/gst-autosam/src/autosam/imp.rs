@@ -339,6 +339,13 @@ impl BaseTransformImpl for AutoSam {
         {
             engine.flush();
         }
+        if matches!(event.view(), EventView::Eos(_)) {
+            // `gst-launch-1.0 -m` shows it.
+            let message = gst::message::Element::builder(self.stats()).src(&*self.obj()).build();
+            if self.obj().post_message(message).is_err() {
+                gst::debug!(CAT, imp = self, "no bus to take the statistics");
+            }
+        }
         self.parent_sink_event(event)
     }
 }
