@@ -82,7 +82,7 @@ fn verify(file: &Path) -> anyhow::Result<()> {
 }
 
 /// In words, and the tensors that such a file has.
-fn kind(checkpoint: &Checkpoint) -> anyhow::Result<(String, Vec<(String, Vec<usize>)>)> {
+fn kind(checkpoint: &Checkpoint) -> anyhow::Result<(String, recorder::Shapes)> {
     if checkpoint.metadata.contains_key(CONFIG_KEY) {
         let config = ModelConfig::of(checkpoint)?;
         let what = format!(

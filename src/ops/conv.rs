@@ -157,6 +157,7 @@ struct Matrix {
 ///
 /// # Safety
 /// The pointers reach the whole matrices, `dst` is not shared.
+#[allow(clippy::too_many_arguments)] // the shape of every BLAS
 unsafe fn gemm(
     m: usize,
     n: usize,

@@ -38,7 +38,7 @@ impl Sam {
         let image_encoder = match &cfg.encoder {
             EncoderConfig::Vit(c) => ImageEncoder::Vit(vit::VitEncoder::load(c, size, out, encoder)?),
             EncoderConfig::TinyVit(c) => {
-                ImageEncoder::TinyVit(tiny_vit::TinyVitEncoder::load(c, size, out, encoder)?)
+                ImageEncoder::TinyVit(tiny_vit::TinyVitEncoder::load(c, out, encoder)?)
             }
         };
         Ok(Self {

@@ -18,7 +18,7 @@ pub struct TinyVitEncoder {
 }
 
 impl TinyVitEncoder {
-    pub fn load(cfg: &TinyVitConfig, image_size: usize, out_channels: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn load(cfg: &TinyVitConfig, out_channels: usize, vb: VarBuilder) -> Result<Self> {
         let d = cfg.dims;
         let stem = vb.pp("patch_embed.seq");
         let layers = vb.pp("layers");
@@ -34,9 +34,8 @@ impl TinyVitEncoder {
             .collect::<Result<_>>()?;
         let stages = (1..4)
             .map(|s| {
-                let grid = image_size / [4, 8, 16, 16][s];
                 (0..cfg.depths[s])
-                    .map(|i| Block::load(cfg, s, grid, layers.pp(s).pp("blocks").pp(i)))
+                    .map(|i| Block::load(cfg, s, layers.pp(s).pp("blocks").pp(i)))
                     .collect::<Result<_>>()
             })
             .collect::<Result<_>>()?;
@@ -149,10 +148,9 @@ struct Block {
 }
 
 impl Block {
-    fn load(cfg: &TinyVitConfig, stage: usize, grid: usize, vb: VarBuilder) -> Result<Self> {
+    fn load(cfg: &TinyVitConfig, stage: usize, vb: VarBuilder) -> Result<Self> {
         let (dim, window) = (cfg.dims[stage], cfg.windows[stage]);
         let hidden = dim * cfg.mlp_ratio;
-        let _ = grid;
         Ok(Self {
             attn: Attention::load(dim, cfg.heads[stage], window, vb.pp("attn"))?,
             local_conv: ConvNorm::load(dim, dim, cfg.local_conv, 1, dim, vb.pp("local_conv"))?,

@@ -149,11 +149,11 @@ impl Path {
         let shake =
             |channel: u32, speed: f32| self.tremor * noise1(self.seed ^ (0x90 + channel), t * speed + 0.3);
         c[0] += 0.06 * shake(0, 0.11);
-        for k in 1..3 {
-            c[k] += 0.09 * shake(k as u32, 0.13) + 0.02 * shake(k as u32 + 10, 0.37);
+        for (k, c) in c.iter_mut().enumerate().take(3).skip(1) {
+            *c += 0.09 * shake(k as u32, 0.13) + 0.02 * shake(k as u32 + 10, 0.37);
         }
-        for k in 4..6 {
-            c[k] += 0.09 * shake(k as u32, 0.09) + 0.03 * shake(k as u32 + 10, 0.31);
+        for (k, c) in c.iter_mut().enumerate().take(6).skip(4) {
+            *c += 0.09 * shake(k as u32, 0.09) + 0.03 * shake(k as u32 + 10, 0.31);
         }
         let axes = tube.axes(c[0]);
         let (mut out, angle) = ((c[1] * c[1] + c[2] * c[2]).sqrt(), c[2].atan2(c[1]));

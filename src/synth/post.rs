@@ -110,7 +110,7 @@ pub fn smear(
 }
 
 /// Gaussian blur of standard deviation `sigma` pixels.
-pub fn blur(image: &mut Vec<[f32; 3]>, width: usize, height: usize, sigma: f32) {
+pub fn blur(image: &mut [[f32; 3]], width: usize, height: usize, sigma: f32) {
     if sigma < 0.25 {
         return;
     }

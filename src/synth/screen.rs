@@ -182,7 +182,7 @@ impl Screen {
                 let mut hits = 0;
                 for (sx, sy) in [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)] {
                     let (fx, fy) = ((x as f32 + sx - left) / dot, (y as f32 + sy - top) / dot);
-                    if fx >= 0.0 && fy >= 0.0 && fy < 7.0 {
+                    if fx >= 0.0 && (0.0..7.0).contains(&fy) {
                         let (cell, column) = (fx as usize / 6, fx as usize % 6);
                         let letter = text.as_bytes().get(cell).copied().unwrap_or(b' ');
                         hits += (column < 5 && glyph(letter)[column] >> fy as usize & 1 == 1) as u32;

@@ -3,7 +3,8 @@
 use super::trainer::Validator;
 use crate::Result;
 use crate::data::Dataset;
-use crate::engine::segmenter::{ProbMap, Sample};
+use crate::engine::segmenter::Sample;
+use crate::eval::dice;
 use crate::frame::Frame;
 use crate::frame::sample::Sampler;
 use image::imageops::{self, FilterType};
@@ -24,7 +25,10 @@ pub struct Validation {
 }
 
 /// Validation frames in memory at the network's size.
-pub(super) struct Sets(Vec<(String, Vec<(Sample, Vec<u8>)>)>);
+pub(super) struct Sets(Vec<(String, Vec<Labelled>)>);
+
+/// A frame and its mask, both at the network's size.
+type Labelled = (Sample, Vec<u8>);
 
 impl Sets {
     pub fn load(sets: &[Dataset], size: usize) -> Result<Self> {
@@ -57,13 +61,12 @@ impl Sets {
             for chunk in items.chunks(BATCH) {
                 let samples: Vec<Sample> = chunk.iter().map(|(s, _)| s.clone()).collect();
                 for (map, (_, truth)) in network.segment(&samples)?.iter().zip(chunk) {
-                    let (dice, marked) = dice(map, truth);
                     if truth.iter().any(|t| *t > 127) {
                         result.positives += 1;
-                        sum += dice;
+                        sum += dice(&map.data, truth);
                     } else {
                         result.negatives += 1;
-                        result.alarms += usize::from(marked);
+                        result.alarms += usize::from(map.data.iter().any(|p| *p > 127));
                     }
                 }
             }
@@ -72,17 +75,4 @@ impl Sets {
         }
         Ok(results)
     }
-}
-
-/// Dice at 0.5 and whether any pixel is marked.
-fn dice(map: &ProbMap, truth: &[u8]) -> (f64, bool) {
-    let (mut both, mut either) = (0u64, 0u64);
-    let mut marked = false;
-    for (p, t) in map.data.iter().zip(truth) {
-        let (p, t) = (*p > 127, *t > 127);
-        both += u64::from(p && t);
-        either += u64::from(p) + u64::from(t);
-        marked |= p;
-    }
-    (if either == 0 { 1.0 } else { 2.0 * both as f64 / either as f64 }, marked)
 }

@@ -1,0 +1,179 @@
+//! The program as a user types it: what it writes, and what it says where something is wrong.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn program(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_autosam-video")).args(args).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Output of a call that must succeed.
+fn good(args: &[&str]) -> String {
+    let output = program(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output));
+    text(&output)
+}
+
+/// What a call that must fail says, in one `error:` line.
+fn bad(args: &[&str]) -> String {
+    let output = program(args);
+    assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output));
+    let said = text(&output);
+    assert!(said.contains("error: "), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+fn path(p: &Path) -> &str {
+    p.to_str().unwrap()
+}
+
+fn picture(p: &Path, w: u32, h: u32) {
+    std::fs::create_dir_all(p.parent().unwrap()).unwrap();
+    image::RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 3 % 200) as u8, (y * 5 % 200) as u8, 60]))
+        .save(p)
+        .unwrap();
+}
+
+#[test]
+fn a_synthetic_clip_goes_in_and_an_overlaid_one_comes_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, clip) = (dir.path().join("data"), dir.path().join("clip.webm"));
+    good(&[
+        "synth",
+        "--out",
+        path(&data),
+        "--sequences",
+        "1",
+        "--frames",
+        "6",
+        "--size",
+        "128x96",
+        "--clip",
+        path(&clip),
+    ]);
+    assert!(clip.metadata().unwrap().len() > 500);
+    let (overlaid, masks) = (dir.path().join("overlaid.webm"), dir.path().join("masks"));
+    let said = good(&["run", "--input", path(&clip), "--output", path(&overlaid), "--masks", path(&masks)]);
+    assert!(said.contains("6 frames in") && said.contains("gst-launch-1.0 filesrc"), "{said}");
+    assert!(overlaid.metadata().unwrap().len() > 500);
+    assert_eq!(std::fs::read_dir(&masks).unwrap().count(), 6);
+    assert_eq!(image::open(masks.join("000003.png")).unwrap().into_luma8().dimensions(), (128, 96));
+    let left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.ends_with(".partial"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    // A labelled folder is compared with its masks.
+    let said = good(&["run", "--input", path(&data.join("TrainDataset"))]);
+    assert!(said.contains("mean Dice") || said.contains("without a polyp"), "{said}");
+}
+
+#[test]
+fn pictures_of_any_size_are_segmented() {
+    let dir = tempfile::tempdir().unwrap();
+    let frames = dir.path().join("frames");
+    picture(&frames.join("1.png"), 1, 1);
+    picture(&frames.join("2.png"), 4099, 7);
+    picture(&frames.join("10.png"), 30, 500);
+    let (out, masks) = (dir.path().join("out"), dir.path().join("masks"));
+    let said = good(&["run", "--input", path(&frames), "--output", path(&out), "--masks", path(&masks)]);
+    assert!(said.contains("3 frames in"), "{said}");
+    for (name, size) in [("1", (1, 1)), ("2", (4099, 7)), ("10", (30, 500))] {
+        for folder in [&out, &masks] {
+            assert_eq!(image::image_dimensions(folder.join(format!("{name}.png"))).unwrap(), size);
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_none_are_named_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    picture(&dir.path().join("frames/1.png"), 32, 32);
+    let frames = dir.path().join("frames");
+    let whole = autosam::model::SHIPPED;
+    let cases: [(&str, &[u8], &str); 4] = [
+        ("truncated.safetensors", &whole[..whole.len() / 3], "truncated"),
+        ("text.safetensors", b"to whom it may concern", "not"),
+        ("empty.safetensors", b"", "empty"),
+        ("text.pth", b"to whom it may concern", "not"),
+    ];
+    for (name, bytes, reason) in cases {
+        let file = dir.path().join(name);
+        std::fs::write(&file, bytes).unwrap();
+        for said in [
+            bad(&["run", "--input", path(&frames), "--model", path(&file)]),
+            bad(&["models", "verify", path(&file)]),
+            bad(&["models", "show", path(&file)]),
+        ] {
+            assert!(said.contains(name) && said.contains(reason), "{said}");
+        }
+    }
+    let said = bad(&["run", "--input", path(&frames), "--model", path(&dir.path().join("none.safetensors"))]);
+    assert!(said.contains("none.safetensors") && said.contains("No such file"), "{said}");
+}
+
+#[test]
+fn input_that_is_none_is_named_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = bad(&["run", "--input", path(&dir.path().join("nothing.mp4"))]);
+    assert!(said.contains("nothing.mp4") && said.contains("No such file"), "{said}");
+    let note = dir.path().join("note.mp4");
+    std::fs::write(&note, "not a video").unwrap();
+    assert!(bad(&["run", "--input", path(&note)]).contains("note.mp4"));
+    assert!(bad(&["run", "--input", path(dir.path())]).contains("no known layout"));
+    let frames = dir.path().join("frames");
+    picture(&frames.join("1.png"), 32, 32);
+    std::fs::write(frames.join("2.png"), "not a picture").unwrap();
+    let masks = dir.path().join("masks");
+    let said = bad(&["run", "--input", path(&frames), "--masks", path(&masks)]);
+    assert!(said.contains("2.png: cannot read the picture") && said.contains("1 frames in"), "{said}");
+    assert!(masks.join("1.png").exists(), "the good picture's mask was lost");
+    let said = bad(&["run", "--input", path(&frames), "--output", path(&dir.path().join("x.avi"))]);
+    assert!(said.contains(".mp4, .mkv or .webm"), "{said}");
+}
+
+#[test]
+fn a_full_disk_is_said_with_the_path() {
+    if !Path::new("/dev/full").exists() {
+        eprintln!("SKIPPED: no /dev/full here");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    picture(&dir.path().join("frames/1.png"), 32, 32);
+    let masks = dir.path().join("masks");
+    std::fs::create_dir(&masks).unwrap();
+    std::os::unix::fs::symlink("/dev/full", masks.join("1.png.partial")).unwrap();
+    let said = bad(&["run", "--input", path(&dir.path().join("frames")), "--masks", path(&masks)]);
+    assert!(said.contains("1.png.partial") && said.contains("No space left"), "{said}");
+}
+
+#[test]
+fn the_shipped_model_is_listed_shown_and_whole() {
+    assert!(good(&["models", "list"]).contains("autosam-tiny"));
+    assert!(good(&["models", "show"]).contains("AutoSAM: SAM at 256 px"));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("copy.safetensors");
+    std::fs::write(&file, autosam::model::SHIPPED).unwrap();
+    assert!(good(&["models", "verify", path(&file)]).contains("sha256"));
+    const MOST: usize = 20_000_000;
+    assert!(autosam::model::SHIPPED.len() <= MOST);
+}
+
+#[test]
+fn training_refuses_what_it_cannot_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    assert!(bad(&["train", "--out", path(&out)]).contains("nothing to train on"));
+    let said = bad(&["train", "--sunseg", path(dir.path()), "--out", path(&out)]);
+    assert!(said.contains("TrainDataset") && said.contains("Frame/ and GT/"), "{said}");
+    let config = dir.path().join("c.toml");
+    std::fs::write(&config, "stepz = 3\n").unwrap();
+    let said = bad(&["train", "--config", path(&config), "--print-config"]);
+    assert!(said.contains("c.toml") && said.contains("stepz"), "{said}");
+}

@@ -1,0 +1,196 @@
+//! What training promises: the SAM stays frozen to the bit, an interrupted run goes on as if unbroken, the same seed
+//! gives the same weights.
+
+use autosam::data::Dataset;
+use autosam::data::augment::Augment;
+use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
+use autosam::train::params::initialise;
+use autosam::train::{Job, Observer, Stage, StepReport, TrainConfig, Trainer, Validation, fit};
+use autosam::weights::recorder::shapes_of;
+use autosam::weights::{self, Dtype};
+use autosam::{Error, Result};
+use image::{GrayImage, Luma, Rgb, RgbImage};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bright discs at places of their own, in the layout of stills.
+fn pictures(dir: &Path) -> Dataset {
+    for folder in ["images", "masks"] {
+        std::fs::create_dir_all(dir.join(folder)).unwrap();
+    }
+    for i in 0..6u32 {
+        let inside = |x: u32, y: u32| (x as f32 - 12.0 - 6.0 * i as f32).hypot(y as f32 - 30.0) < 9.0;
+        RgbImage::from_fn(64, 56, |x, y| {
+            Rgb(if inside(x, y) { [210, 120, 110] } else { [90, (x % 20) as u8 + 40, 50] })
+        })
+        .save(dir.join(format!("images/{i}.png")))
+        .unwrap();
+        GrayImage::from_fn(64, 56, |x, y| Luma([if inside(x, y) { 255 } else { 0 }]))
+            .save(dir.join(format!("masks/{i}.png")))
+            .unwrap();
+    }
+    Dataset::open(dir).unwrap()
+}
+
+/// A SAM of 64 px with random weights, in a file as `--stage sam` makes it.
+fn small_sam(dir: &Path) -> PathBuf {
+    let encoder = EncoderConfig::Vit(VitConfig {
+        embed_dim: 32,
+        depth: 1,
+        heads: 2,
+        global_blocks: vec![0],
+        window: 2,
+        mlp_ratio: 2,
+    });
+    let decoder = DecoderConfig { mlp_dim: 32, ..DecoderConfig::default() };
+    let config = SamConfig { image_size: 64, encoder, embed_channels: 32, decoder };
+    let tensors = initialise(&shapes_of(|vb| autosam::sam::Sam::load(&config, vb)).unwrap(), 3).unwrap();
+    let path = dir.join("sam.safetensors");
+    let metadata =
+        HashMap::from([(autosam::model::SAM_CONFIG_KEY.to_owned(), serde_json::to_string(&config).unwrap())]);
+    weights::save_safetensors(&path, &tensors, &metadata, Dtype::F32).unwrap();
+    path
+}
+
+fn config(steps: u64) -> TrainConfig {
+    TrainConfig {
+        stage: Stage::Generator,
+        steps,
+        batch: 2,
+        warmup: 1,
+        ema: 0.9,
+        generator_input: 64,
+        validate_every: 1000,
+        checkpoint_every: 1000,
+        ..TrainConfig::default()
+    }
+}
+
+/// Stops the run after a step, and keeps the losses.
+struct Watch<'a> {
+    stop: &'a AtomicBool,
+    at: u64,
+    losses: Vec<f64>,
+}
+
+impl Observer for Watch<'_> {
+    fn started(&mut self, _: &Trainer, _: usize) {}
+    fn stepped(&mut self, report: &StepReport) {
+        self.losses.push(report.bce + report.dice_loss);
+        if report.step == self.at {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+    fn validated(&mut self, _: u64, _: &[Validation]) {}
+}
+
+struct Run {
+    losses: Vec<f64>,
+    result: Result<()>,
+}
+
+fn run(dir: &Path, out: &str, steps: u64, stop_at: u64, resume: bool) -> Run {
+    run_with(config(steps), dir, out, stop_at, resume)
+}
+
+fn run_with(config: TrainConfig, dir: &Path, out: &str, stop_at: u64, resume: bool) -> Run {
+    let job = Job {
+        config,
+        sam: Some(small_sam(dir)),
+        train: vec![(pictures(&dir.join("data")), 1.0)],
+        validation: vec![],
+        out: dir.join(out),
+        resume,
+        device: autosam::model::DeviceChoice::Cpu.resolve().unwrap(),
+    };
+    let stop = AtomicBool::new(false);
+    let mut watch = Watch { stop: &stop, at: stop_at, losses: vec![] };
+    let result = fit(&job, &mut watch, &stop);
+    Run { losses: watch.losses, result }
+}
+
+fn bytes(dir: &Path, out: &str) -> Vec<u8> {
+    std::fs::read(dir.join(out).join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_weights_and_sam_stays_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (run(dir.path(), "a", 4, 0, false), run(dir.path(), "b", 4, 0, false));
+    a.result.unwrap();
+    b.result.unwrap();
+    assert_eq!(a.losses, b.losses);
+    assert_eq!(bytes(dir.path(), "a"), bytes(dir.path(), "b"));
+
+    let sam = weights::load(&small_sam(dir.path())).unwrap();
+    let saved = dir.path().join("f32.safetensors");
+    let mut trainer = Trainer::new(
+        &config(1),
+        Some(&small_sam(dir.path())),
+        &autosam::model::DeviceChoice::Cpu.resolve().unwrap(),
+    )
+    .unwrap();
+    let loader = autosam::data::loader::Loader::new(
+        &[(pictures(&dir.path().join("data")), 1.0)],
+        autosam::data::loader::LoaderConfig {
+            image_size: trainer.image_size(),
+            batch: 2,
+            seed: 0,
+            augment: Augment::default(),
+        },
+    )
+    .unwrap();
+    trainer.save_model(&saved, Dtype::F32).unwrap();
+    let before = weights::load(&saved).unwrap();
+    let batch = loader.batches_from(0).next().unwrap().unwrap();
+    trainer.step(&[batch]).unwrap();
+    trainer.save_model(&saved, Dtype::F32).unwrap();
+    let after = weights::load(&saved).unwrap();
+    let values = |t: &autosam::weights::Checkpoint, n: &str| {
+        t.tensors[n]
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+            .iter()
+            .map(|v| v.to_bits())
+            .collect::<Vec<_>>()
+    };
+    for name in sam.tensors.keys() {
+        assert_eq!(values(&sam, name), values(&after, &format!("sam.{name}")), "{name} changed");
+    }
+    let moved = after
+        .tensors
+        .keys()
+        .filter(|n| n.starts_with("generator.") && values(&before, n) != values(&after, n));
+    assert!(moved.count() > 50, "the generator was not trained");
+}
+
+#[test]
+fn an_interrupted_run_goes_on_as_if_unbroken() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = run(dir.path(), "whole", 6, 0, false);
+    whole.result.unwrap();
+    let first = run(dir.path(), "broken", 6, 3, false);
+    assert!(matches!(first.result, Err(Error::Interrupted)));
+    let text = run(dir.path(), "broken", 6, 0, false).result.unwrap_err().to_string();
+    assert!(text.contains("--resume"), "{text}");
+    let second = run(dir.path(), "broken", 6, 0, true);
+    second.result.unwrap();
+    assert_eq!([first.losses, second.losses].concat(), whole.losses);
+    assert_eq!(bytes(dir.path(), "whole"), bytes(dir.path(), "broken"));
+    let log = std::fs::read_to_string(dir.path().join("broken/log.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 6);
+}
+
+#[test]
+fn a_small_sam_learns() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        TrainConfig { stage: Stage::Sam, learning_rate: 3e-3, augment: Augment::none(), ..config(60) };
+    let losses = run_with(config, dir.path(), "long", 0, false).losses;
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let (first, last) = (mean(&losses[..8]), mean(&losses[52..]));
+    assert!(last < 0.85 * first, "{first} to {last}");
+}
