@@ -1,0 +1,148 @@
+//! Weight files: what is read and written, and what is said of files that are none.
+
+use autosam::generator::{Generator, GeneratorConfig};
+use autosam::weights::recorder::shapes_of;
+use autosam::weights::{Dtype, load, load_bytes, save_safetensors};
+use candle_core::{DType, Device, Tensor};
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+/// The pickle that `torch.save({"a.weight": …, "b": …})` makes (protocol 2), its tensors being float storages 0 and 1.
+fn pickle(tensors: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut out = b"\x80\x02}(".to_vec();
+    let text = |out: &mut Vec<u8>, s: &str| {
+        out.push(b'X');
+        out.extend((s.len() as u32).to_le_bytes());
+        out.extend(s.as_bytes());
+    };
+    for (i, (name, shape)) in tensors.iter().enumerate() {
+        text(&mut out, name);
+        out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        text(&mut out, "storage");
+        out.extend(b"ctorch\nFloatStorage\n");
+        text(&mut out, &i.to_string());
+        text(&mut out, "cpu");
+        out.extend([b'K', shape.iter().product(), b't', b'Q', b'K', 0, b'(']);
+        out.extend(shape.iter().flat_map(|d| [b'K', *d]));
+        out.extend(b"t(");
+        let strides = (0..shape.len()).map(|k| shape[k + 1..].iter().product());
+        out.extend(strides.flat_map(|s: u8| [b'K', s]));
+        out.extend(b"t\x89ccollections\nOrderedDict\n)RtR");
+    }
+    out.extend(b"u.");
+    out
+}
+
+/// A `.pth` of float tensors that count up from 0.
+fn pth(path: &Path, tensors: &[(&str, &[u8])]) {
+    let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
+    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    zip.start_file("archive/data.pkl", options).unwrap();
+    zip.write_all(&pickle(tensors)).unwrap();
+    for (i, (_, shape)) in tensors.iter().enumerate() {
+        zip.start_file(format!("archive/data/{i}"), options).unwrap();
+        for v in 0..shape.iter().product::<u8>() {
+            zip.write_all(&f32::from(v).to_le_bytes()).unwrap();
+        }
+    }
+    zip.finish().unwrap();
+}
+
+#[test]
+fn pytorch_state_dicts_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.pth");
+    pth(&path, &[("a.weight", &[2, 3]), ("b", &[4])]);
+    let file = load(&path).unwrap();
+    assert_eq!(file.tensors["a.weight"].to_vec2::<f32>().unwrap(), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
+    assert_eq!(file.tensors["b"].to_vec1::<f32>().unwrap(), [0.0, 1.0, 2.0, 3.0]);
+    let whole = std::fs::read(&path).unwrap();
+    for keep in [10, whole.len() / 2, whole.len() - 10] {
+        std::fs::write(&path, &whole[..keep]).unwrap();
+        let text = load(&path).unwrap_err().to_string();
+        assert!(text.contains("x.pth") && text.contains("cut short"), "{text}");
+    }
+}
+
+#[test]
+fn every_number_format_is_written_and_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let tensors =
+        HashMap::from([("w".to_owned(), Tensor::new(&[0.5f32, -2.0, 1.0 / 3.0], &Device::Cpu).unwrap())]);
+    let metadata = HashMap::from([("k".to_owned(), "v".to_owned())]);
+    for (dtype, precision) in [(Dtype::F32, 0.0), (Dtype::F16, 2e-4), (Dtype::Bf16, 2e-3)] {
+        save_safetensors(&path, &tensors, &metadata, dtype).unwrap();
+        let file = load(&path).unwrap();
+        let got = file.tensors["w"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+        for (got, want) in got.iter().zip([0.5, -2.0, 1.0 / 3.0]) {
+            assert!((got - want).abs() <= precision, "{dtype:?}: {got} for {want}");
+        }
+        assert_eq!(file.metadata["k"], "v");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "something was left beside the file");
+}
+
+#[test]
+fn faults_are_listed_ten_at_most() {
+    let shapes = shapes_of(|vb| Generator::load(&GeneratorConfig::tiny(64, 32), vb)).unwrap();
+    let mut tensors: HashMap<String, Tensor> = shapes
+        .iter()
+        .map(|(n, s)| (n.clone(), Tensor::zeros(s.as_slice(), DType::F32, &Device::Cpu).unwrap()))
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let mut said = |tensors: &HashMap<String, Tensor>| {
+        save_safetensors(&path, tensors, &HashMap::new(), Dtype::F32).unwrap();
+        load(&path).unwrap().check(&shapes).map_err(|e| e.to_string())
+    };
+    assert!(said(&tensors).is_ok());
+    let (name, shape) = &shapes[0];
+    let wrong = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+    tensors.insert(name.clone(), wrong.clone());
+    tensors.insert("stranger".into(), wrong);
+    tensors.remove(&shapes[1].0);
+    let text = said(&tensors).unwrap_err();
+    assert!(text.contains(&format!("{name}: expected {shape:?}, found [3]")), "{text}");
+    assert!(
+        text.contains("unexpected stranger [3]") && text.contains(&format!("missing {}", shapes[1].0)),
+        "{text}"
+    );
+    let few = HashMap::from([("stranger".to_owned(), tensors["stranger"].clone())]);
+    let text = said(&few).unwrap_err();
+    assert_eq!(text.matches("missing").count(), 10, "{text}");
+    assert!(text.contains(&format!("and {} more", shapes.len() + 1 - 10)), "{text}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// Whatever was done to a file: weights or an error with its name, never a panic.
+    #[test]
+    fn damaged_files_are_errors(cut in 0usize..300, at in 0usize..300, value in any::<u8>()) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let tensors = HashMap::from([("w".to_owned(), Tensor::new(&[0.5f32; 20], &Device::Cpu).unwrap())]);
+        save_safetensors(&path, &tensors, &HashMap::new(), Dtype::F32).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        if let Some(b) = bytes.get_mut(at) {
+            *b = value;
+        }
+        if let Err(e) = load_bytes(&path, &bytes) {
+            prop_assert!(e.to_string().contains("x.safetensors"));
+        }
+        let path = dir.path().join("x.pth");
+        pth(&path, &[("w", &[5])]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        if let Some(b) = bytes.get_mut(at) {
+            *b = value;
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        if let Err(e) = load(&path) {
+            prop_assert!(e.to_string().contains("x.pth"));
+        }
+    }
+}
