@@ -1,4 +1,10 @@
-//! How well masks agree with the truth.
+//! How well masks agree with the truth: one frame's measures, and a data set's by the VPS protocol.
+
+mod metrics;
+mod summary;
+
+pub use metrics::FrameMetrics;
+pub use summary::{Figures, Negatives, Summary};
 
 /// Dice of two binary masks of the same size (pixels above 127 count): `2 |A ∩ B| / (|A| + |B|)`; 1 where both are
 /// empty.
