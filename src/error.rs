@@ -48,7 +48,7 @@ impl Error {
 }
 
 /// Writes `bytes` beside `path` and renames: what was there stays until the new file is whole.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = path.with_file_name(name);

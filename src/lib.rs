@@ -20,4 +20,4 @@ pub mod train;
 pub mod video;
 pub mod weights;
 
-pub use error::{Error, Result, write_png};
+pub use error::{Error, Result, write_atomically, write_png};

@@ -166,6 +166,59 @@ fn the_shipped_model_is_listed_shown_and_whole() {
 }
 
 #[test]
+fn eval_gives_the_toolboxs_figures_as_json() {
+    let maps = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens/vps_maps");
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("figures.json");
+    good(&[
+        "eval",
+        "--pred",
+        path(&maps.join("pred")),
+        "--gt",
+        path(&maps.join("gt")),
+        "--json",
+        path(&json),
+    ]);
+    let read =
+        |p: &Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(p).unwrap()).unwrap() };
+    let (ours, golden) = (read(&json), read(&maps.parent().unwrap().join("vps_metrics_expected.json")));
+    assert_eq!(ours["frames"], 20);
+    for (key, value) in golden["dataset"].as_object().unwrap() {
+        match value.as_f64() {
+            Some(v) => assert!((ours["metrics"][key].as_f64().unwrap() - v).abs() < 1e-6, "{key}"),
+            None => assert!(ours["metrics"][key].is_null(), "{key}"),
+        }
+    }
+    let said = bad(&["eval", "--pred", path(dir.path()), "--gt", path(&maps.join("gt"))]);
+    assert!(said.contains(path(dir.path())), "{said}");
+}
+
+#[test]
+fn eval_measures_the_model_on_a_data_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    good(&[
+        "synth",
+        "--out",
+        path(&data),
+        "--sequences",
+        "1",
+        "--frames",
+        "5",
+        "--size",
+        "96x96",
+        "--split",
+        "TestEasyDataset/Unseen",
+    ]);
+    let json = dir.path().join("figures.json");
+    let said = good(&["eval", "--sunseg", path(&data), "--json", path(&json)]);
+    assert!(said.contains("not there") && said.contains("TestHardDataset/Unseen"), "{said}");
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!((figures["frames"].as_u64(), figures["splits"].as_object().unwrap().len()), (Some(3), 1));
+    assert!(figures["metrics"]["MAE"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
+}
+
+#[test]
 fn training_refuses_what_it_cannot_use() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+mod eval;
 mod models;
 mod run;
 mod synth;
@@ -22,6 +23,7 @@ enum Command {
     Synth(synth::Args),
     Models(models::Args),
     Train(train::Args),
+    Eval(eval::Args),
 }
 
 pub fn main() -> ExitCode {
@@ -38,6 +40,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Models(args) => models::run(args),
         Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -83,7 +83,7 @@ impl Item {
 }
 
 /// Opens a picture, whatever its name says it is.
-pub(crate) fn open(path: &Path) -> Result<image::DynamicImage> {
+pub fn open(path: &Path) -> Result<image::DynamicImage> {
     let reader = image::ImageReader::open(path)
         .and_then(|r| r.with_guessed_format())
         .map_err(|e| Error::io(path, e))?;
@@ -213,7 +213,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// The folders in `dir`, in natural order (`case2` before `case10`); hidden ones left out.
-pub(crate) fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     list(dir, |p| p.is_dir())
 }
 

@@ -110,6 +110,19 @@ impl Mask {
     }
 }
 
+impl ProbMap {
+    /// The map at `width × height`, bilinearly; the same values at the same size.
+    pub fn resized(&self, width: usize, height: usize) -> Vec<u8> {
+        let rows = Enlarged::new(self, width, height);
+        let (mut out, mut line) = (Vec::with_capacity(width * height), vec![0; width]);
+        for y in 0..height {
+            rows.row(y, 0, &mut line);
+            out.extend(line.iter().map(|p| ((p + Enlarged::UNIT / 2) / Enlarged::UNIT) as u8));
+        }
+        out
+    }
+}
+
 /// A probability map read at another size, bilinearly (half-pixel centres).
 pub(crate) struct Enlarged<'a> {
     map: &'a ProbMap,

@@ -85,15 +85,47 @@ struct Shared {
 
 /// See the module's description. Dropping it ends the worker after the frame in its hands.
 pub struct Engine {
-    shared: Arc<Shared>,
+    control: Control,
     sampler: Sampler,
     /// `None` only while being dropped.
     queue: Option<Sender<Job>>,
+    spare: Receiver<Sample>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// The part of an engine that other threads may hold and that never waits, also while a frame is being segmented.
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
     /// The worker's end of the queue, to take back a frame that a newer one replaces.
     waiting: Receiver<Job>,
-    spare: Receiver<Sample>,
     recycle: Sender<Sample>,
-    worker: Option<JoinHandle<()>>,
+}
+
+impl Control {
+    /// Takes effect with the next frame that the worker begins.
+    pub fn set(&self, settings: Settings) {
+        self.shared.settings.store(Arc::new(settings));
+    }
+
+    /// Forgets all masks and waiting frames: after a flush, a seek, another picture size.
+    pub fn flush(&self) {
+        self.shared.generation.fetch_add(1, Ordering::AcqRel);
+        self.shared.latest.store(None);
+        self.take_back();
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.shared.figures.snapshot()
+    }
+
+    /// Takes the waiting frame out of the queue. One that somebody waits for stays his to hear of: its reply is dropped.
+    fn take_back(&self) {
+        if let Ok(job) = self.waiting.try_recv() {
+            self.shared.figures.skipped.add_one();
+            let _ = self.recycle.try_send(job.sample);
+        }
+    }
 }
 
 impl Engine {
@@ -130,15 +162,8 @@ impl Engine {
             Ok(size) => size?,
             Err(_) => return Err(Error::invalid("the worker thread ended while opening the model")),
         };
-        Ok(Self {
-            shared,
-            sampler: Sampler::new(size),
-            queue: Some(queue),
-            waiting,
-            spare,
-            recycle,
-            worker: Some(worker),
-        })
+        let control = Control { shared, waiting, recycle };
+        Ok(Self { control, sampler: Sampler::new(size), queue: Some(queue), spare, worker: Some(worker) })
     }
 
     /// Longest side of the network's input in pixels.
@@ -146,9 +171,9 @@ impl Engine {
         self.sampler.size()
     }
 
-    /// Takes effect with the next frame that the worker begins.
-    pub fn set(&self, settings: Settings) {
-        self.shared.settings.store(Arc::new(settings));
+    /// For other threads.
+    pub fn control(&self) -> &Control {
+        &self.control
     }
 
     /// Leaves `frame` for the worker, in place of one that still waits. Never waits itself.
@@ -156,18 +181,15 @@ impl Engine {
     /// # Errors
     /// For a frame that cannot be sampled, or where the worker is gone.
     pub fn offer(&mut self, frame: &Frame, pts: Option<u64>) -> Result<()> {
-        self.shared.figures.frames.add_one();
-        let mut job = self.job(frame, pts).inspect_err(|_| self.shared.figures.errors.add_one())?;
+        self.control.shared.figures.frames.add_one();
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
         let Some(queue) = &self.queue else { return Ok(()) };
         loop {
             match queue.try_send(job) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Full(mine)) => {
                     job = mine;
-                    if let Ok(older) = self.waiting.try_recv() {
-                        self.shared.figures.skipped.add_one();
-                        let _ = self.recycle.try_send(older.sample);
-                    }
+                    self.control.take_back();
                 }
                 Err(TrySendError::Disconnected(_)) => return Err(self.lost()),
             }
@@ -176,31 +198,31 @@ impl Engine {
 
     /// Counts a frame that passes without inference because its giver wants it so.
     pub fn skip(&self) {
-        self.shared.figures.frames.add_one();
-        self.shared.figures.skipped.add_one();
+        self.control.shared.figures.frames.add_one();
+        self.control.shared.figures.skipped.add_one();
     }
 
     /// The mask of this very frame; waits for it.
     pub fn segment(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Arc<Detection>> {
-        self.shared.figures.frames.add_one();
-        let mut job = self.job(frame, pts).inspect_err(|_| self.shared.figures.errors.add_one())?;
+        self.control.shared.figures.frames.add_one();
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
         let (reply, answer) = bounded(1);
         job.reply = Some(reply);
         let sent = self.queue.as_ref().is_some_and(|q| q.send(job).is_ok());
         if !sent {
             return Err(self.lost());
         }
-        answer.recv().unwrap_or_else(|_| Err(self.lost()))
+        answer.recv().unwrap_or_else(|_| Err(Error::invalid("the frame was dropped by a flush")))
     }
 
     fn job(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Job> {
         let mut sample = self.spare.try_recv().unwrap_or_default();
         let sampled = Instant::now();
         if let Err(e) = self.sampler.sample(frame, &mut sample) {
-            let _ = self.recycle.try_send(sample);
+            let _ = self.control.recycle.try_send(sample);
             return Err(e);
         }
-        let generation = self.shared.generation.load(Ordering::Acquire);
+        let generation = self.control.shared.generation.load(Ordering::Acquire);
         Ok(Job { sample, size: (frame.info.width, frame.info.height), pts, sampled, generation, reply: None })
     }
 
@@ -210,32 +232,18 @@ impl Engine {
 
     /// The last result of the present generation.
     pub fn latest(&self) -> Option<Arc<Detection>> {
-        let generation = self.shared.generation.load(Ordering::Acquire);
-        self.shared.latest.load_full().filter(|d| d.generation == generation)
-    }
-
-    /// Forgets all masks and waiting frames: after a flush, a seek, another picture size.
-    pub fn flush(&self) {
-        self.shared.generation.fetch_add(1, Ordering::AcqRel);
-        self.shared.latest.store(None);
-        if let Ok(job) = self.waiting.try_recv() {
-            self.shared.figures.skipped.add_one();
-            let _ = self.recycle.try_send(job.sample);
-        }
+        let generation = self.control.shared.generation.load(Ordering::Acquire);
+        self.control.shared.latest.load_full().filter(|d| d.generation == generation)
     }
 
     /// Notes what was added to a picture's way.
     pub fn record_video_delay(&self, delay: Duration) {
-        self.shared.figures.video_delay.record(delay);
+        self.control.shared.figures.video_delay.record(delay);
     }
 
     /// Notes the age of a mask that was drawn.
     pub fn record_annotation_delay(&self, age: Duration) {
-        self.shared.figures.annotation_delay.record(age);
-    }
-
-    pub fn stats(&self) -> Stats {
-        self.shared.figures.snapshot()
+        self.control.shared.figures.annotation_delay.record(age);
     }
 }
 
@@ -243,7 +251,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.queue = None;
         // What waits would only delay the end.
-        while let Ok(job) = self.waiting.try_recv() {
+        while let Ok(job) = self.control.waiting.try_recv() {
             drop(job);
         }
         if let Some(worker) = self.worker.take() {
@@ -291,11 +299,15 @@ impl Worker {
         let Job { sample, size, pts, sampled, generation, reply } = job;
         let result = self.infer(&sample);
         let _ = self.recycle.try_send(sample);
-        let result = result.map(|map| {
+        let result = result.and_then(|map| {
             let settings = **self.shared.settings.load();
-            let mask = Mask::new(map, &settings.mask);
-            let mark = Mark::new(&mask, size.0, size.1, settings.overlay);
-            Arc::new(Detection { mask, mark, pts, sampled, generation })
+            // The thread must outlive whatever a map holds: a frame may be waited for.
+            guarded(|| {
+                let mask = Mask::new(map, &settings.mask);
+                let mark = Mark::new(&mask, size.0, size.1, settings.overlay);
+                Ok(Arc::new(Detection { mask, mark, pts, sampled, generation }))
+            })
+            .map_err(Failure::New)
         });
         match result {
             Ok(detection) => {
@@ -447,7 +459,7 @@ mod tests {
             assert_eq!(d.mask.regions.len(), usize::from(value >= 128));
             assert_eq!(d.pts, Some(7));
         }
-        let stats = engine.stats();
+        let stats = engine.control().stats();
         assert_eq!((stats.frames, stats.inferred, stats.skipped, stats.pending), (3, 3, 0, 0));
     }
 
@@ -476,17 +488,17 @@ mod tests {
     fn the_newest_frame_wins_and_the_others_are_counted() {
         let (mut engine, go, told) = gated();
         engine.offer(&Frame::rgb_image(&frame(1)), Some(0)).unwrap();
-        wait(|| engine.waiting.is_empty()); // the worker holds frame 0
+        wait(|| engine.control.waiting.is_empty()); // the worker holds frame 0
         for i in 1..=8 {
             engine.offer(&Frame::rgb_image(&frame(200)), Some(i)).unwrap();
         }
-        assert_eq!(engine.stats().skipped, 7);
+        assert_eq!(engine.control().stats().skipped, 7);
         go.send(()).unwrap();
         go.send(()).unwrap();
-        wait(|| engine.stats().inferred == 2);
+        wait(|| engine.control().stats().inferred == 2);
         assert_eq!(*told.lock().unwrap(), ["detected Some(0)", "detected Some(8)"]);
         wait(|| engine.latest().is_some_and(|d| d.pts == Some(8)));
-        let s = engine.stats();
+        let s = engine.control().stats();
         assert_eq!(s.frames, s.inferred + s.skipped + s.errors);
     }
 
@@ -497,14 +509,14 @@ mod tests {
         engine.segment(&Frame::rgb_image(&frame(200)), None).unwrap();
         assert!(engine.latest().is_some());
         engine.offer(&Frame::rgb_image(&frame(200)), Some(1)).unwrap();
-        wait(|| engine.waiting.is_empty());
+        wait(|| engine.control.waiting.is_empty());
         engine.offer(&Frame::rgb_image(&frame(200)), Some(2)).unwrap();
-        engine.flush();
+        engine.control().flush();
         assert!(engine.latest().is_none());
         go.send(()).unwrap();
-        wait(|| engine.stats().inferred == 2);
+        wait(|| engine.control().stats().inferred == 2);
         assert!(engine.latest().is_none(), "a mask from before the flush came back");
-        assert_eq!(engine.stats().skipped, 1);
+        assert_eq!(engine.control().stats().skipped, 1);
     }
 
     #[test]
@@ -528,7 +540,7 @@ mod tests {
         let told = told.lock().unwrap();
         assert!(told[0].starts_with("failed: the model panicked: boom"), "{told:?}");
         assert_eq!(told[1..], ["recovered", "detected None"]);
-        let s = engine.stats();
+        let s = engine.control().stats();
         assert_eq!((s.frames, s.inferred, s.skipped, s.errors, s.restarts), (3, 1, 1, 1, 1));
     }
 

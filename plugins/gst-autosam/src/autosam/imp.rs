@@ -1,7 +1,7 @@
 //! A video filter in place: samples each picture for the engine, draws its latest mask.
 
 use super::settings::{Device, OnError, OverlayMode, Settings, SyncMode};
-use autosam::engine::{Detection, Engine, Event, Latency};
+use autosam::engine::{Control, Detection, Engine, Event, Latency};
 use autosam::frame::{ColorMatrix, FrameInfo, FrameMut, PixelFormat, PlaneMut};
 use gst::glib;
 use gst::prelude::*;
@@ -32,7 +32,10 @@ struct State {
 #[derive(Default)]
 pub struct AutoSam {
     settings: Mutex<Settings>,
+    /// Held while a picture is being worked on.
     state: Mutex<State>,
+    /// The engine's other half, for properties and events: they must not wait for a picture.
+    control: Mutex<Option<Control>>,
     /// Set by the worker where `on-error=fail`: the next picture ends the stream.
     failed: Arc<AtomicBool>,
 }
@@ -45,6 +48,10 @@ impl AutoSam {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn control(&self) -> Option<Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn open(&self, settings: &Settings) -> autosam::Result<Engine> {
@@ -74,7 +81,7 @@ impl AutoSam {
     }
 
     fn stats(&self) -> gst::Structure {
-        let stats = self.state().engine.as_ref().map(Engine::stats).unwrap_or_default();
+        let stats = self.control().map(|c| c.stats()).unwrap_or_default();
         let mut s = gst::Structure::builder("application/x-autosam-stats")
             .field("frames", stats.frames)
             .field("inferred", stats.inferred)
@@ -220,12 +227,11 @@ impl ObjectImpl for AutoSam {
             "on-error" => settings.on_error = value.get::<OnError>().unwrap_or_default(),
             _ => {}
         }
-        let settings = settings.clone();
-        if let Some(engine) = &self.state().engine {
-            engine.set(settings.engine());
+        if let Some(control) = self.control() {
+            control.set(settings.engine());
             if !settings.enabled {
                 // What was seen before the pause must not come back after it.
-                engine.flush();
+                control.flush();
             }
         }
     }
@@ -320,14 +326,15 @@ impl BaseTransformImpl for AutoSam {
                 None
             }
         };
+        *self.control.lock().unwrap_or_else(PoisonError::into_inner) =
+            engine.as_ref().map(|e| e.control().clone());
         *self.state() = State { engine, ..State::default() };
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        // The engine's end waits for the worker: not under the lock that properties need.
-        let state = std::mem::take(&mut *self.state());
-        drop(state);
+        // `control` stays: the statistics can be read until the next start.
+        *self.state() = State::default();
         Ok(())
     }
 
@@ -335,9 +342,9 @@ impl BaseTransformImpl for AutoSam {
         use gst::EventView;
         // A seek or another stream: old masks do not belong to what comes.
         if matches!(event.view(), EventView::FlushStop(_) | EventView::StreamStart(_))
-            && let Some(engine) = &self.state().engine
+            && let Some(control) = self.control()
         {
-            engine.flush();
+            control.flush();
         }
         if matches!(event.view(), EventView::Eos(_)) {
             // `gst-launch-1.0 -m` shows it.
@@ -362,7 +369,7 @@ impl VideoFilterImpl for AutoSam {
         let mut state = self.state();
         state.info = frame_info(in_info);
         if let Some(engine) = &state.engine {
-            engine.flush();
+            engine.control().flush();
         }
         Ok(())
     }
