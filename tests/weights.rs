@@ -94,7 +94,7 @@ fn faults_are_listed_ten_at_most() {
         .collect();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
-    let mut said = |tensors: &HashMap<String, Tensor>| {
+    let said = |tensors: &HashMap<String, Tensor>| {
         save_safetensors(&path, tensors, &HashMap::new(), Dtype::F32).unwrap();
         load(&path).unwrap().check(&shapes).map_err(|e| e.to_string())
     };
