@@ -24,6 +24,9 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
     #[error("video: {0}")]
     Video(String),
+    /// Training that cannot go on: a loss or gradient that is not finite.
+    #[error("{0}")]
+    Diverged(String),
     /// Work ended early because it was asked to (Ctrl-C).
     #[error("interrupted")]
     Interrupted,

@@ -3,6 +3,7 @@
 
 use autosam::data::Dataset;
 use autosam::data::augment::Augment;
+use autosam::data::loader::{Loader, LoaderConfig};
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
 use autosam::train::params::initialise;
 use autosam::train::{Job, Observer, Stage, StepReport, TrainConfig, Trainer, Validation, fit};
@@ -10,6 +11,7 @@ use autosam::weights::recorder::shapes_of;
 use autosam::weights::{self, Dtype};
 use autosam::{Error, Result};
 use image::{GrayImage, Luma, Rgb, RgbImage};
+use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,6 +105,8 @@ fn run_with(config: TrainConfig, dir: &Path, out: &str, stop_at: u64, resume: bo
         out: dir.join(out),
         resume,
         device: autosam::model::DeviceChoice::Cpu.resolve().unwrap(),
+        cache: (dir.join("cache"), 1 << 30),
+        strict: true,
     };
     let stop = AtomicBool::new(false);
     let mut watch = Watch { stop: &stop, at: stop_at, losses: vec![] };
@@ -131,14 +135,9 @@ fn the_same_seed_gives_the_same_weights_and_sam_stays_as_it_was() {
         &autosam::model::DeviceChoice::Cpu.resolve().unwrap(),
     )
     .unwrap();
-    let loader = autosam::data::loader::Loader::new(
+    let loader = Loader::new(
         &[(pictures(&dir.path().join("data")), 1.0)],
-        autosam::data::loader::LoaderConfig {
-            image_size: trainer.image_size(),
-            batch: 2,
-            seed: 0,
-            augment: Augment::default(),
-        },
+        LoaderConfig::new(trainer.image_size(), 2, 0, Augment::default()),
     )
     .unwrap();
     trainer.save_model(&saved, Dtype::F32).unwrap();
@@ -182,6 +181,99 @@ fn an_interrupted_run_goes_on_as_if_unbroken() {
     assert_eq!(bytes(dir.path(), "whole"), bytes(dir.path(), "broken"));
     let log = std::fs::read_to_string(dir.path().join("broken/log.jsonl")).unwrap();
     assert_eq!(log.lines().count(), 6);
+}
+
+#[test]
+fn cached_embeddings_train_alike_and_are_found_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrainConfig { views: 2, ..config(6) };
+    let first = run_with(config.clone(), dir.path(), "fills", 0, false);
+    first.result.unwrap();
+    let files = || {
+        let mut files: Vec<_> = std::fs::read_dir(dir.path().join("cache"))
+            .unwrap()
+            .map(|f| f.unwrap())
+            .map(|f| (f.file_name(), f.metadata().unwrap().len()))
+            .collect();
+        files.sort();
+        files
+    };
+    let filled = files();
+    let second = run_with(config.clone(), dir.path(), "finds", 0, false);
+    second.result.unwrap();
+    assert_eq!(first.losses, second.losses);
+    assert_eq!(bytes(dir.path(), "fills"), bytes(dir.path(), "finds"));
+    // The index, which grows with every embedding that is kept, is as it was.
+    assert_eq!(filled[1], files()[1]);
+
+    // The same batches without a cache: the views are drawn alike, the embeddings are not rounded.
+    let mut trainer = Trainer::new(&config, Some(&small_sam(dir.path())), &candle_core::Device::Cpu).unwrap();
+    let sets = [(pictures(&dir.path().join("data")), 1.0)];
+    let loader = LoaderConfig {
+        views: 2,
+        ..LoaderConfig::new(trainer.image_size(), config.batch, config.seed, config.augment.clone())
+    };
+    let loader = Loader::new(&sets, loader).unwrap();
+    for (batch, cached) in loader.batches_from(0).zip(&first.losses) {
+        let report = trainer.step(&[batch.unwrap()]).unwrap();
+        let loss = report.bce + report.dice_loss;
+        assert!((loss - cached).abs() < 2e-3 * loss, "{loss} without a cache, {cached} with");
+    }
+
+    let text = run_with(TrainConfig { stage: Stage::Sam, ..config }, dir.path(), "sam", 0, false)
+        .result
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("set views=0"), "{text}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_with_the_batch_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrainConfig { learning_rate: 1e30, warmup: 0, ..config(9) };
+    let text = run_with(config, dir.path(), "out", 0, false).result.unwrap_err().to_string();
+    assert!(text.contains("is not finite") && text.contains("offending-batch"), "{text}");
+    assert!(dir.path().join("out/offending-batch/0.png").exists());
+    assert!(dir.path().join("out/offending-batch/0_mask.png").exists());
+}
+
+/// Killed without warning at random moments and gone on with, a run ends at the same weights. Three kills here; set
+/// AUTOSAM_KILLS for more.
+#[test]
+fn kill_9_loses_nothing() {
+    let kills: u64 = std::env::var("AUTOSAM_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
+    let dir = tempfile::tempdir().unwrap();
+    pictures(&dir.path().join("data"));
+    let config = TrainConfig { checkpoint_every: 1, ..config(14) };
+    std::fs::write(dir.path().join("config.toml"), toml::to_string(&config).unwrap()).unwrap();
+    let sam = small_sam(dir.path());
+    let start = |out: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_autosam-video"));
+        command.arg("train").arg("--config").arg(dir.path().join("config.toml")).arg("--sam").arg(&sam);
+        command.arg("--data").arg(dir.path().join("data")).arg("--out").arg(dir.path().join(out));
+        if dir.path().join(out).join("checkpoint.safetensors").exists() {
+            command.arg("--resume");
+        }
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        (std::time::Instant::now(), command.spawn().unwrap())
+    };
+    let (began, mut whole) = start("whole");
+    assert!(whole.wait().unwrap().success());
+    let takes = began.elapsed();
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(kills);
+    let mut killed = 0;
+    for _ in 0..kills {
+        let (_, mut child) = start("broken");
+        std::thread::sleep(takes.mul_f64(rng.random_range(0.05..0.7)));
+        killed += u64::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(killed > 0, "every run had ended before it could be killed");
+    assert!(start("broken").1.wait().unwrap().success());
+    assert_eq!(bytes(dir.path(), "whole"), bytes(dir.path(), "broken"));
+    let log = std::fs::read_to_string(dir.path().join("broken/log.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 14);
 }
 
 #[test]

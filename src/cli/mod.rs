@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+mod data;
 mod eval;
 mod models;
 mod run;
@@ -23,6 +24,7 @@ enum Command {
     Synth(synth::Args),
     Models(models::Args),
     Train(train::Args),
+    Data(data::Args),
     Eval(eval::Args),
 }
 
@@ -40,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Models(args) => models::run(args),
         Command::Train(args) => train::run(args),
+        Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
     };
     match result {

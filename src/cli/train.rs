@@ -53,6 +53,16 @@ pub struct Args {
     /// Stop at pictures that cannot be used, instead of leaving them out
     #[arg(long)]
     strict: bool,
+    /// Cut pictures into tiles of so many pixels a side (MoNuSeg: 512)
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(32..))]
+    tile: Option<u32>,
+    /// Folder for the frozen encoder's embeddings, kept where the configuration's views is above 0; runs may share it.
+    /// OUT/embeddings where nothing is given
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// The most that --cache may take on disk; what is beyond is computed every time
+    #[arg(long, value_name = "GiB", default_value_t = 20.0)]
+    cache_limit: f64,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -73,22 +83,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Some((dir, Ok(weight))) => (dir, weight),
             _ => (text.as_str(), 1.0),
         };
-        sets.push((Dataset::open(dir.as_ref())?, weight));
+        sets.extend(Dataset::open_all(dir.as_ref())?.into_iter().map(|set| (set, weight)));
     }
     if sets.is_empty() {
         bail!(
             "nothing to train on: give --sunseg DIR or --data DIR (autosam-video synth makes a folder to try)"
         );
     }
-    let mut validation = args.val.iter().map(|d| Dataset::open(d)).collect::<Result<Vec<_>, _>>()?;
-    for set in &mut validation {
-        let mut at = 0;
-        set.items.retain(|_| {
-            at += 1;
-            (at - 1) % args.val_every.max(1) == 0
-        });
+    let mut validation = Vec::new();
+    for dir in &args.val {
+        validation.extend(Dataset::open_all(dir)?);
     }
-    for set in sets.iter().map(|(s, _)| s).chain(&validation) {
+    for set in sets.iter_mut().map(|(s, _)| s).chain(&mut validation) {
+        set.verify();
         for problem in &set.problems {
             eprintln!("left out: {problem}");
         }
@@ -96,6 +103,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             bail!("{}: {} pictures cannot be used (--strict)", set.root.display(), set.problems.len());
         }
         eprintln!("{}: {} frames", set.name, set.items.len());
+        if let Some(side) = args.tile {
+            *set = set.clone().tiled(side)?;
+        }
+    }
+    for set in &mut validation {
+        let mut at = 0;
+        set.items.retain(|_| {
+            at += 1;
+            (at - 1) % args.val_every.max(1) == 0
+        });
     }
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -108,6 +125,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         out: out.clone(),
         resume: args.resume,
         device: DeviceChoice::Auto.resolve()?,
+        cache: (
+            args.cache.unwrap_or_else(|| out.join("embeddings")),
+            (args.cache_limit.max(0.0) * f64::from(1 << 30)) as u64,
+        ),
+        strict: args.strict,
     };
     let mut progress = Progress::default();
     match train::fit(&job, &mut progress, &stop) {
@@ -133,6 +155,10 @@ impl Observer for Progress {
             trainer.parameter_count(),
             trainer.image_size()
         );
+        if let Some((held, room, bytes)) = trainer.cache_fill() {
+            let gib = |n: usize| (n * bytes) as f64 / f64::from(1 << 30);
+            eprintln!("embeddings: {held} of {room} are cached; {:.2} GiB on disk when all are", gib(room));
+        }
         let config = trainer.config();
         self.batch = (config.batch * config.accumulate) as u64;
         let bar = ProgressBar::new(config.steps).with_position(trainer.step_count());

@@ -8,6 +8,9 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 #[derive(Debug, Clone)]
 pub struct LoaderConfig {
@@ -16,6 +19,20 @@ pub struct LoaderConfig {
     pub batch: usize,
     pub seed: u64,
     pub augment: Augment,
+    /// Augmented views of each picture, by turns from epoch to epoch; 0: a new one every time.
+    pub views: u32,
+    /// Frames of a sequence that come one after another in a batch, under the same augmentation (for losses over time);
+    /// 1: each picture for itself. Divides `batch`.
+    pub window: usize,
+    /// An unreadable picture is an error. Otherwise it is said once, and the next one takes its place.
+    pub strict: bool,
+}
+
+impl LoaderConfig {
+    /// Pictures for themselves, a new view every time.
+    pub fn new(image_size: usize, batch: usize, seed: u64, augment: Augment) -> Self {
+        Self { image_size, batch, seed, augment, views: 0, window: 1, strict: true }
+    }
 }
 
 /// Samples and, in the same order, their masks on the padded square (`size × size`, 0 or 255) and names.
@@ -33,6 +50,8 @@ pub struct Loader {
     config: LoaderConfig,
     /// Each item as often as its data set's weight says; a fraction is rounded up or down by position.
     items: Vec<Item>,
+    /// Pictures found unreadable so far.
+    unreadable: Mutex<HashSet<PathBuf>>,
 }
 
 impl Loader {
@@ -56,7 +75,13 @@ impl Loader {
                 "no picture to train on: the data sets are empty or their weights are 0",
             ));
         }
-        Ok(Self { config, items })
+        if config.window == 0 || !config.batch.is_multiple_of(config.window) {
+            return Err(Error::invalid(format!(
+                "window is {}; it must divide batch, which is {}",
+                config.window, config.batch
+            )));
+        }
+        Ok(Self { config, items, unreadable: Mutex::default() })
     }
 
     /// Pictures an epoch.
@@ -72,33 +97,73 @@ impl Loader {
     /// Batches without end from number `first` on; the same as an iterator from 0 gives after `first` calls.
     pub fn batches_from(&self, first: u64) -> impl Iterator<Item = Result<Batch>> + '_ {
         let (mut epoch, mut order) = (u64::MAX, Vec::new());
+        let windows = (self.config.batch / self.config.window) as u64;
         (first..).map(move |number| {
-            let picks: Vec<(u64, &Item)> = (0..self.config.batch as u64)
-                .map(|k| {
-                    let position = number * self.config.batch as u64 + k;
+            // Item and the number of its random stream.
+            let picks: Vec<(usize, u64)> = (0..windows)
+                .flat_map(|k| {
+                    let position = number * windows + k;
                     let count = self.items.len() as u64;
                     if position / count != epoch {
                         epoch = position / count;
                         order = (0..self.items.len()).collect();
                         order.shuffle(&mut stream(self.config.seed, 2 * epoch));
                     }
-                    (position, &self.items[order[(position % count) as usize]])
+                    let at = order[(position % count) as usize];
+                    let view = match u64::from(self.config.views) {
+                        0 => position,
+                        views => at as u64 * views + epoch % views,
+                    };
+                    self.window(at).into_iter().map(move |i| (i, 2 * view + 1))
                 })
                 .collect();
-            let views = picks
-                .par_iter()
-                .map(|(position, item)| {
-                    let mut rng = stream(self.config.seed, 2 * position + 1);
-                    self.config.augment.view(&item.load()?, self.config.image_size, &mut rng)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            let (samples, masks) = views.into_iter().unzip();
-            Ok(Batch {
-                samples,
-                masks,
-                ids: picks.iter().map(|(_, i)| i.image.display().to_string()).collect(),
-            })
+            let views =
+                picks.par_iter().map(|(at, number)| self.view(*at, *number)).collect::<Result<Vec<_>>>()?;
+            let mut batch = Batch { samples: Vec::new(), masks: Vec::new(), ids: Vec::new() };
+            for (sample, mask, id) in views {
+                batch.samples.push(sample);
+                batch.masks.push(mask);
+                batch.ids.push(id);
+            }
+            Ok(batch)
         })
+    }
+
+    /// Item `at` and those that follow it in its sequence, `window` in all: moved forward at a sequence's end, the last
+    /// one repeated where the sequence is shorter.
+    fn window(&self, at: usize) -> Vec<usize> {
+        let length = self.config.window;
+        let same = |i: usize| {
+            let (a, b) = (&self.items[i], &self.items[at]);
+            a.sequence == b.sequence && a.image.parent() == b.image.parent()
+        };
+        let end = (at..self.items.len()).take(length).take_while(|i| same(*i)).last().unwrap_or(at);
+        let from = (0..=at).rev().take_while(|i| same(*i) && end - i < length).last().unwrap_or(at);
+        (0..length).map(|k| (from + k).min(end)).collect()
+    }
+
+    /// The view with random stream `number` of item `at`, or of the next that can be read.
+    fn view(&self, at: usize, number: u64) -> Result<(Sample, Vec<u8>, String)> {
+        let mut failed = None;
+        for i in (at..self.items.len()).chain(0..at) {
+            let item = &self.items[i];
+            let pair = match item.load() {
+                Ok(pair) => pair,
+                Err(e) if self.config.strict => return Err(e),
+                Err(e) => {
+                    let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+                    if unreadable.insert(item.image.clone()) {
+                        tracing::warn!("left out: {e}");
+                    }
+                    failed = Some(e);
+                    continue;
+                }
+            };
+            let mut rng = stream(self.config.seed, number);
+            let (sample, mask) = self.config.augment.view(&pair, self.config.image_size, &mut rng)?;
+            return Ok((sample, mask, item.image.display().to_string()));
+        }
+        Err(failed.unwrap_or_else(|| Error::invalid("there is no picture")))
     }
 }
 
@@ -127,8 +192,75 @@ mod tests {
     }
 
     fn loader(sets: &[(Dataset, f32)]) -> Loader {
-        let config = LoaderConfig { image_size: 16, batch: 3, seed: 5, augment: Augment::default() };
-        Loader::new(sets, config).unwrap()
+        Loader::new(sets, LoaderConfig::new(16, 3, 5, Augment::default())).unwrap()
+    }
+
+    #[test]
+    fn views_come_again_by_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let sets = [(set(dir.path(), 3), 1.0)];
+        let config = LoaderConfig { views: 2, ..LoaderConfig::new(16, 3, 5, Augment::default()) };
+        let loader = Loader::new(&sets, config).unwrap();
+        let of = |first: u64| {
+            let batch = loader.batches_from(first).next().unwrap().unwrap();
+            let mut views: Vec<_> = batch.ids.into_iter().zip(batch.samples).collect();
+            views.sort_by(|a, b| a.0.cmp(&b.0));
+            views
+        };
+        assert_eq!(of(0), of(2));
+        assert_ne!(of(0), of(1));
+    }
+
+    #[test]
+    fn windows_are_neighbours_under_one_augmentation() {
+        let dir = tempfile::tempdir().unwrap();
+        for (sequence, frames) in [("case1_1", 4), ("case2_1", 2)] {
+            for kind in ["Frame", "GT"] {
+                let folder = dir.path().join(kind).join(sequence);
+                std::fs::create_dir_all(&folder).unwrap();
+                for i in 0..frames {
+                    GrayImage::from_fn(9, 9, |x, y| image::Luma([(x * 20 + y * 5) as u8]))
+                        .save(folder.join(format!("{i}.png")))
+                        .unwrap();
+                }
+            }
+        }
+        let sets = [(Dataset::open(dir.path()).unwrap(), 1.0)];
+        let config = LoaderConfig { window: 3, ..LoaderConfig::new(16, 6, 5, Augment::default()) };
+        let loader = Loader::new(&sets, config).unwrap();
+        let mut seen: Vec<String> = Vec::new();
+        for batch in loader.batches_from(0).take(3) {
+            let batch = batch.unwrap();
+            for (ids, samples) in batch.ids.chunks(3).zip(batch.samples.chunks(3)) {
+                let names: Vec<String> =
+                    ids.iter().map(|i| i.split("Frame/").nth(1).unwrap().to_owned()).collect();
+                seen.push(names.join(" "));
+                // All frames look alike, so views of one augmentation do too.
+                assert!(samples.iter().all(|s| *s == samples[0]));
+            }
+        }
+        seen.sort();
+        let (a, b, c) = (
+            "case1_1/0.png case1_1/1.png case1_1/2.png",
+            "case1_1/1.png case1_1/2.png case1_1/3.png",
+            "case2_1/0.png case2_1/1.png case2_1/1.png",
+        );
+        assert_eq!(seen, [a, b, b, b, c, c]);
+    }
+
+    #[test]
+    fn an_unreadable_picture_gives_way_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let sets = [(set(dir.path(), 3), 1.0)];
+        let bad = dir.path().join("images/1.png");
+        std::fs::write(&bad, b"no picture").unwrap();
+        let config = LoaderConfig::new(16, 3, 5, Augment::default());
+        let strict = Loader::new(&sets, config.clone()).unwrap();
+        let text = strict.batches_from(0).next().unwrap().unwrap_err().to_string();
+        assert!(text.contains("1.png: cannot read the picture"), "{text}");
+        let loader = Loader::new(&sets, LoaderConfig { strict: false, ..config }).unwrap();
+        let ids = loader.batches_from(0).next().unwrap().unwrap().ids;
+        assert!(ids.len() == 3 && ids.iter().all(|i| !i.ends_with("1.png")), "{ids:?}");
     }
 
     #[test]

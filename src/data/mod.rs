@@ -1,11 +1,13 @@
 //! Labelled pictures on disk: SUN-SEG's sequences, stills, polyp-free frames; augmentation; batches.
 
 pub mod augment;
+pub mod check;
 pub mod loader;
 mod order;
+pub mod reorganize;
 
 use crate::{Error, Result};
-use image::{GrayImage, RgbImage};
+use image::{GrayImage, RgbImage, imageops};
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,29 @@ pub struct Item {
     pub name: String,
     pub image: PathBuf,
     pub mask: Option<PathBuf>,
+    /// Which values of the mask are foreground.
+    pub labels: Labels,
+    /// The part of the picture that counts, where it is a tile of a larger one.
+    pub tile: Option<Tile>,
+}
+
+/// How a mask file says "foreground".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Labels {
+    /// Values above 127.
+    #[default]
+    Half,
+    /// The numbers of objects, 1 and up (GlaS).
+    Instances,
+}
+
+/// A rectangle of a picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tile {
+    pub x: u32,
+    pub y: u32,
+    pub width: u32,
+    pub height: u32,
 }
 
 /// A decoded picture and its mask (255 polyp, 0 not) of the same size.
@@ -39,6 +64,12 @@ pub struct Dataset {
     pub problems: Vec<String>,
 }
 
+/// Names that stills' pictures and masks have their folders by.
+const STILLS: [(&str, &str); 2] = [("images", "masks"), ("image", "mask")];
+
+/// What GlaS's masks have at the end of their names.
+const ANNOTATION: &str = "_anno";
+
 /// Splits of SUN-SEG, as its folders are named.
 pub const SPLITS: [&str; 5] = [
     "TrainDataset",
@@ -49,13 +80,23 @@ pub const SPLITS: [&str; 5] = [
 ];
 
 impl Item {
-    /// Decodes picture and mask. Masks are binary at half; a missing one is empty.
+    /// A whole picture with a mask of 0 and 255.
+    fn new(sequence: &str, name: String, image: PathBuf, mask: Option<PathBuf>) -> Self {
+        Self { sequence: sequence.to_owned(), name, image, mask, labels: Labels::default(), tile: None }
+    }
+
+    /// The case that its sequence is of: `case12` of `case12_3`, a sequence's own name where it has no such number.
+    pub fn case(&self) -> &str {
+        case_of(&self.sequence)
+    }
+
+    /// Decodes picture and mask. Masks are made 0 and 255; a missing one is empty.
     ///
     /// # Errors
     /// With the path: unreadable files, a mask of another size.
     pub fn load(&self) -> Result<Pair> {
-        let rgb = open(&self.image)?.into_rgb8();
-        let mask = match &self.mask {
+        let mut rgb = open(&self.image)?.into_rgb8();
+        let mut mask = match &self.mask {
             None => GrayImage::new(rgb.width(), rgb.height()),
             Some(path) => {
                 let mut mask = open(path)?.into_luma8();
@@ -72,13 +113,26 @@ impl Item {
                         ),
                     ));
                 }
+                let background = if self.labels == Labels::Instances { 0 } else { 127 };
                 for v in mask.iter_mut() {
-                    *v = if *v > 127 { 255 } else { 0 };
+                    *v = if *v > background { 255 } else { 0 };
                 }
                 mask
             }
         };
+        if let Some(t) = self.tile {
+            rgb = imageops::crop_imm(&rgb, t.x, t.y, t.width, t.height).to_image();
+            mask = imageops::crop_imm(&mask, t.x, t.y, t.width, t.height).to_image();
+        }
         Ok(Pair { rgb, mask })
+    }
+}
+
+/// `case12` of `case12_3`.
+pub fn case_of(sequence: &str) -> &str {
+    match sequence.rsplit_once('_') {
+        Some((case, part)) if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) => case,
+        _ => sequence,
     }
 }
 
@@ -88,6 +142,14 @@ pub fn open(path: &Path) -> Result<image::DynamicImage> {
         .and_then(|r| r.with_guessed_format())
         .map_err(|e| Error::io(path, e))?;
     reader.decode().map_err(|e| Error::image(path, e))
+}
+
+/// Width and height from the file's head.
+fn dimensions(path: &Path) -> Result<(u32, u32)> {
+    let reader = image::ImageReader::open(path)
+        .and_then(|r| r.with_guessed_format())
+        .map_err(|e| Error::io(path, e))?;
+    reader.into_dimensions().map_err(|e| Error::image(path, e))
 }
 
 impl Dataset {
@@ -109,14 +171,21 @@ impl Dataset {
         Self::sequences(&dir)
     }
 
-    /// Any known layout: `Frame/` and `GT/` with a folder a sequence; `images/` and `masks/`; or polyp-free
-    /// frames, `SUN-Negative/` or its like, which holds nothing but folders `case*` of pictures.
+    /// Any known layout: `Frame/` and `GT/` with a folder a sequence; `images/` and `masks/` (or `image/` and `mask/`);
+    /// GlaS's pictures beside masks `*_anno` of object numbers; or polyp-free frames, `SUN-Negative/` or its like,
+    /// which holds nothing but folders `case*` of pictures.
     pub fn open(dir: &Path) -> Result<Self> {
         if dir.join("Frame").is_dir() && dir.join("GT").is_dir() {
             return Self::sequences(dir);
         }
-        if dir.join("images").is_dir() && dir.join("masks").is_dir() {
-            return Self::stills(dir);
+        for (images, masks) in STILLS {
+            if dir.join(images).is_dir() && dir.join(masks).is_dir() {
+                return Self::stills(dir, images, masks);
+            }
+        }
+        let files = pictures(dir)?;
+        if files.iter().any(|(name, _)| name.ends_with(ANNOTATION)) {
+            return Self::annotated(dir, files);
         }
         let cases = folders(dir)?;
         if !cases.is_empty() && cases.iter().all(|c| file_name(c).starts_with("case")) {
@@ -124,14 +193,71 @@ impl Dataset {
         }
         Err(Error::data(
             dir,
-            "no known layout: expected Frame/ and GT/, images/ and masks/, or folders case* of polyp-free frames",
+            "no known layout: expected Frame/ and GT/, images/ and masks/, pictures beside their *_anno masks (GlaS), or folders case* of polyp-free frames",
         ))
     }
 
-    /// A folder with `images/` and `masks/` whose files agree in name but for the ending.
-    fn stills(dir: &Path) -> Result<Self> {
+    /// [`Self::open`], or, where `dir` holds several data sets side by side (SUN-SEG's splits, PraNet's `TestDataset`),
+    /// each of them.
+    pub fn open_all(dir: &Path) -> Result<Vec<Self>> {
+        let first = match Self::open(dir) {
+            Ok(set) => return Ok(vec![set]),
+            Err(e) => e,
+        };
+        let splits: Vec<PathBuf> =
+            SPLITS.iter().map(|s| dir.join(s)).filter(|d| d.join("Frame").is_dir()).collect();
+        let inside = if splits.is_empty() { folders(dir)? } else { splits };
+        let sets: Vec<Self> = inside.iter().filter_map(|d| Self::open(d).ok()).collect();
+        if sets.is_empty() { Err(first) } else { Ok(sets) }
+    }
+
+    /// Cuts every picture into tiles of `side × side` pixels, as few as cover it, evenly spread (they overlap where the
+    /// side does not divide); smaller pictures stay whole. MoNuSeg's 1000 × 1000 pictures are trained on this way.
+    pub fn tiled(mut self, side: u32) -> Result<Self> {
+        let mut tiles = Vec::new();
+        for item in self.items {
+            let (w, h) = dimensions(&item.image)?;
+            let starts = |length: u32| -> Vec<u32> {
+                let count = length.div_ceil(side).max(1);
+                let slack = length.saturating_sub(side);
+                (0..count).map(|i| if count == 1 { 0 } else { slack * i / (count - 1) }).collect()
+            };
+            for y in starts(h) {
+                for x in starts(w) {
+                    let tile = Tile { x, y, width: side.min(w), height: side.min(h) };
+                    tiles.push(Item {
+                        name: format!("{}@{x},{y}", item.name),
+                        tile: Some(tile),
+                        ..item.clone()
+                    });
+                }
+            }
+        }
+        self.items = tiles;
+        Ok(self)
+    }
+
+    /// A folder with pictures and one with masks whose files agree in name but for the ending.
+    fn stills(dir: &Path, images: &str, masks: &str) -> Result<Self> {
         let mut set = Self::empty(dir);
-        set.pair("", &dir.join("images"), &dir.join("masks"))?;
+        set.pair("", &dir.join(images), &dir.join(masks))?;
+        set.finish()
+    }
+
+    /// `a.bmp` with `a_anno.bmp` beside it.
+    fn annotated(dir: &Path, files: Vec<(String, PathBuf)>) -> Result<Self> {
+        let mut set = Self::empty(dir);
+        let (masks, images): (Vec<_>, Vec<_>) = files.into_iter().partition(|(n, _)| n.ends_with(ANNOTATION));
+        let mut masks: HashMap<String, PathBuf> = masks.into_iter().collect();
+        for (name, image) in images {
+            match masks.remove(&format!("{name}{ANNOTATION}")) {
+                Some(mask) => {
+                    let item = Item::new("", name, image, Some(mask));
+                    set.items.push(Item { labels: Labels::Instances, ..item });
+                }
+                None => set.problems.push(format!("{}: no {name}{ANNOTATION} beside it", image.display())),
+            }
+        }
         set.finish()
     }
 
@@ -157,7 +283,7 @@ impl Dataset {
         let mut set = Self::empty(dir);
         for case in cases {
             for (name, image) in pictures(case)? {
-                set.items.push(Item { sequence: file_name(case), name, image, mask: None });
+                set.items.push(Item::new(&file_name(case), name, image, None));
             }
         }
         set.finish()
@@ -178,9 +304,7 @@ impl Dataset {
         }
         for (name, image) in pictures {
             match by_name.remove(&name) {
-                Some(mask) => {
-                    self.items.push(Item { sequence: sequence.to_owned(), name, image, mask: Some(mask) });
-                }
+                Some(mask) => self.items.push(Item::new(sequence, name, image, Some(mask))),
                 None => self.problems.push(format!(
                     "{}: no mask of that name in {}",
                     image.display(),
@@ -219,8 +343,7 @@ pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// The pictures in `dir` itself, in order, without masks.
 pub fn pictures_in(dir: &Path) -> Result<Vec<Item>> {
-    let item = |(name, image)| Item { sequence: String::new(), name, image, mask: None };
-    Ok(pictures(dir)?.into_iter().map(item).collect())
+    Ok(pictures(dir)?.into_iter().map(|(name, image)| Item::new("", name, image, None)).collect())
 }
 
 /// The pictures in `dir` by name without ending, in SUN-SEG's frame order.
@@ -297,6 +420,45 @@ mod tests {
         let set = Dataset::open(dir.path()).unwrap();
         assert_eq!(set.items.len(), 2);
         assert!(set.items[0].load().unwrap().mask.iter().all(|v| *v == 0));
+    }
+
+    #[test]
+    fn several_sets_side_by_side_are_all_opened() {
+        let dir = folder(&[
+            "Kvasir/images/a.png",
+            "Kvasir/masks/a.png",
+            "CVC-300/images/a.png",
+            "CVC-300/masks/a.png",
+        ]);
+        let names: Vec<_> = Dataset::open_all(dir.path()).unwrap().iter().map(|s| s.items.len()).collect();
+        assert_eq!(names, [1, 1]);
+        let dir = folder(&[
+            "TestEasyDataset/Unseen/Frame/case1_1/a.png",
+            "TestEasyDataset/Unseen/GT/case1_1/a.png",
+        ]);
+        let sets = Dataset::open_all(dir.path()).unwrap();
+        assert_eq!((sets.len(), sets[0].items[0].case()), (1, "case1"));
+    }
+
+    #[test]
+    fn glas_masks_are_object_numbers() {
+        let dir = folder(&["train_1.bmp", "train_1_anno.bmp", "train_2.bmp"]);
+        GrayImage::from_fn(4, 3, |x, _| image::Luma([x as u8]))
+            .save(dir.path().join("train_1_anno.bmp"))
+            .unwrap();
+        let set = Dataset::open(dir.path()).unwrap();
+        assert_eq!((set.items.len(), set.problems.len()), (1, 1));
+        assert_eq!(set.items[0].load().unwrap().mask.as_raw()[..4], [0, 255, 255, 255]);
+    }
+
+    #[test]
+    fn tiles_cover_the_picture() {
+        let dir = folder(&["images/a.png", "masks/a.png"]);
+        let set = Dataset::open(dir.path()).unwrap().tiled(3).unwrap();
+        let at: Vec<_> =
+            set.items.iter().map(|i| i.tile.unwrap()).map(|t| (t.x, t.y, t.width, t.height)).collect();
+        assert_eq!(at, [(0, 0, 3, 3), (1, 0, 3, 3)]);
+        assert_eq!(set.items[1].load().unwrap().rgb.dimensions(), (3, 3));
     }
 
     #[test]

@@ -61,6 +61,11 @@ pub struct TrainConfig {
     /// Steps between validations and between checkpoints.
     pub validate_every: u64,
     pub checkpoint_every: u64,
+    /// Augmented views of each picture. 0: a new one every time. More: so many, by turns from epoch to epoch, and the
+    /// frozen encoder's embeddings of them are cached.
+    pub views: u32,
+    /// Frames of a sequence that come one after another in a batch, under one augmentation.
+    pub window: usize,
     pub optimizer: OptimizerConfig,
     pub augment: Augment,
     pub prompts: PromptMix,
@@ -86,6 +91,8 @@ impl Default for TrainConfig {
             optimizer: OptimizerConfig::default(),
             augment: Augment::default(),
             prompts: PromptMix::default(),
+            views: 0,
+            window: 1,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Fits a small SAM, then the generator through it: losses, parameters, the loop, checkpoints.
 
+pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod losses;
@@ -14,8 +15,8 @@ pub use trainer::{StepReport, Trainer};
 pub use validation::Validation;
 
 use crate::data::Dataset;
-use crate::data::loader::{Loader, LoaderConfig};
-use crate::error::write_atomically;
+use crate::data::loader::{Batch, Loader, LoaderConfig};
+use crate::error::{write_atomically, write_png};
 use crate::weights::Dtype;
 use crate::{Error, Result};
 use candle_core::Device;
@@ -37,6 +38,10 @@ pub struct Job {
     /// Go on from the checkpoint in `out`.
     pub resume: bool,
     pub device: Device,
+    /// Where embeddings are kept where the configuration's `views` asks for it, and the most bytes they may take.
+    pub cache: (PathBuf, u64),
+    /// An unreadable picture is an error, not left out.
+    pub strict: bool,
 }
 
 /// Hears of a run's progress.
@@ -69,12 +74,15 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
     let loader = Loader::new(
         &job.train,
         LoaderConfig {
-            image_size: size,
-            batch: config.batch,
-            seed: config.seed,
-            augment: config.augment.clone(),
+            views: config.views,
+            window: config.window,
+            strict: job.strict,
+            ..LoaderConfig::new(size, config.batch, config.seed, config.augment.clone())
         },
     )?;
+    if config.views > 0 {
+        trainer.cache_embeddings(&job.cache.0, loader.len() * config.views as usize, job.cache.1)?;
+    }
     let validation = validation::Sets::load(&job.validation, size)?;
     observer.started(&trainer, loader.len());
 
@@ -83,7 +91,10 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         let micro = (0..config.accumulate)
             .map(|_| batches.next().unwrap_or_else(|| Err(Error::invalid("there is no image to train on"))))
             .collect::<Result<Vec<_>>>()?;
-        let report = trainer.step(&micro)?;
+        let report = match trainer.step(&micro) {
+            Err(Error::Diverged(reason)) => return Err(save_offenders(&job.out, &micro, &reason)),
+            report => report?,
+        };
         log.write(&serde_json::json!({ "train": report }))?;
         observer.stepped(&report);
         let (step, last) = (report.step, report.step == config.steps);
@@ -103,6 +114,29 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         }
     }
     Ok(())
+}
+
+/// Saves the pictures and masks that training ended at, and says where.
+fn save_offenders(out: &Path, batches: &[Batch], reason: &str) -> Error {
+    let dir = out.join("offending-batch");
+    let save = || -> Result<()> {
+        for (i, (sample, mask)) in batches.iter().flat_map(|b| b.samples.iter().zip(&b.masks)).enumerate() {
+            let (w, h) = (sample.width as u32, sample.height as u32);
+            let side = (mask.len() as f64).sqrt() as u32;
+            if let (Some(rgb), Some(mask)) = (
+                image::RgbImage::from_raw(w, h, sample.rgb.clone()),
+                image::GrayImage::from_raw(side, side, mask.clone()),
+            ) {
+                write_png(&dir.join(format!("{i}.png")), &rgb.into())?;
+                write_png(&dir.join(format!("{i}_mask.png")), &mask.into())?;
+            }
+        }
+        Ok(())
+    };
+    match save() {
+        Ok(()) => Error::Diverged(format!("{reason}. The batch is in {}", dir.display())),
+        Err(e) => Error::Diverged(format!("{reason}. The batch could not be saved: {e}")),
+    }
 }
 
 /// JSON lines, one a step or validation.

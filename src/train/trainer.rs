@@ -1,5 +1,6 @@
 //! One optimiser step after another, for either stage.
 
+use super::cache::EmbeddingCache;
 use super::checkpoint;
 use super::config::{GeneratorKind, Stage, TrainConfig};
 use super::losses::{Loss, segmentation_loss};
@@ -13,9 +14,11 @@ use crate::model::{self, AutoSam, CONFIG_KEY, MaskMode, ModelConfig, SAM_CONFIG_
 use crate::sam::{Prompts, Sam, SamConfig};
 use crate::weights::{self, Dtype};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
+use half::f16;
 use rand::SeedableRng;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -46,6 +49,7 @@ pub struct Trainer {
     adam: Adam,
     step: u64,
     device: Device,
+    cache: Option<RefCell<EmbeddingCache>>,
 }
 
 impl Trainer {
@@ -102,6 +106,7 @@ impl Trainer {
             adam,
             step: 0,
             device: device.clone(),
+            cache: None,
         })
     }
 
@@ -125,6 +130,57 @@ impl Trainer {
         trained.filter(|(n, _)| !params::is_buffer(n)).map(|(_, v)| v.elem_count()).sum()
     }
 
+    /// From now on the frozen encoder's embeddings are kept in `dir`: room for `views` of them, `limit` bytes at most.
+    ///
+    /// # Errors
+    /// Stage sam, whose encoder changes; a cache that cannot be opened.
+    pub fn cache_embeddings(&mut self, dir: &Path, views: usize, limit: u64) -> Result<()> {
+        if self.config.stage == Stage::Sam {
+            return Err(Error::invalid(
+                "views is for stage generator: stage sam trains the encoder, whose embeddings cannot be kept; set views=0",
+            ));
+        }
+        let mut encoder: Vec<(String, Tensor)> = self.params.snapshot().into_iter().collect();
+        encoder.retain(|(name, _)| name.starts_with("sam.image_encoder."));
+        encoder.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut bytes = format!("{:?}", self.model.sam).into_bytes();
+        for (name, tensor) in &encoder {
+            bytes.extend(name.as_bytes());
+            bytes.extend(tensor.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()));
+        }
+        let length = self.model.sam.embed_channels * self.model.sam.grid().pow(2);
+        let cache = EmbeddingCache::open(dir, &weights::sha256(&bytes), length, views, limit)?;
+        self.cache = Some(RefCell::new(cache));
+        Ok(())
+    }
+
+    /// Embeddings held, the most there is room for, and bytes of one; `None` without a cache.
+    pub fn cache_fill(&self) -> Option<(usize, usize, usize)> {
+        let cache = self.cache.as_ref()?.borrow();
+        let (held, room) = cache.fill();
+        Some((held, room, cache.record_bytes()))
+    }
+
+    /// The encoder's answer to `x`, the preprocessed `samples`: from the cache where it is there.
+    fn embeddings(&self, model: &AutoSam, samples: &[Sample], x: &Tensor) -> Result<Tensor> {
+        let Some(cache) = &self.cache else { return model.embed(x) };
+        let mut cache = cache.borrow_mut();
+        let keys: Vec<[u8; 32]> = samples.iter().map(EmbeddingCache::key).collect();
+        let mut found: Vec<Option<Vec<f16>>> = keys.iter().map(|k| cache.get(k)).collect();
+        let missing: Vec<u32> = (0..).zip(&found).filter(|(_, f)| f.is_none()).map(|(i, _)| i).collect();
+        if !missing.is_empty() {
+            let of = Tensor::new(missing.as_slice(), x.device())?;
+            let fresh = model.embed(&x.index_select(&of, 0)?)?.to_dtype(DType::F16)?.flatten_from(1)?;
+            for (i, values) in missing.iter().zip(fresh.to_vec2::<f16>()?) {
+                cache.put(keys[*i as usize], &values)?;
+                found[*i as usize] = Some(values);
+            }
+        }
+        let all: Vec<f16> = found.into_iter().flatten().flatten().collect();
+        let (c, g) = (self.model.sam.embed_channels, self.model.sam.grid());
+        Ok(Tensor::from_vec(all, (samples.len(), c, g, g), &self.device)?.to_dtype(DType::F32)?)
+    }
+
     /// One optimiser step over `batches` (the micro-batches of gradient accumulation).
     ///
     /// # Errors
@@ -138,7 +194,7 @@ impl Trainer {
             let loss = self.loss(batch, micro)?;
             let (b, d) = (scalar(&loss.bce)?, scalar(&loss.dice)?);
             if !(b + d).is_finite() {
-                return Err(Error::invalid(format!(
+                return Err(Error::Diverged(format!(
                     "the loss of step {} is not finite (BCE {b}, Dice {d}); images: {}. Lower learning_rate, or leave those images out",
                     self.step + 1,
                     batch.ids.join(", ")
@@ -150,7 +206,10 @@ impl Trainer {
         }
         let gradient_norm = self.adam.step(self.params.trained(), &gradients, learning_rate)?;
         if !gradient_norm.is_finite() {
-            return Err(Error::invalid(format!("the gradient of step {} is not finite", self.step + 1)));
+            return Err(Error::Diverged(format!(
+                "the gradient of step {} is not finite; lower learning_rate",
+                self.step + 1
+            )));
         }
         self.step += 1;
         self.update_average()?;
@@ -164,7 +223,7 @@ impl Trainer {
         let (logits, mode) = match &self.net {
             Net::AutoSam(model) => {
                 let prompt = model.dense_prompt(&x, true)?;
-                (model.decode(&model.embed(&x)?, &prompt)?, self.config.mask_mode)
+                (model.decode(&self.embeddings(model, &batch.samples, &x)?, &prompt)?, self.config.mask_mode)
             }
             Net::Sam { sam, dense_pe } => {
                 let seed = self.config.seed ^ self.step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ micro as u64;
@@ -197,7 +256,7 @@ impl Trainer {
     pub fn averaged(&self) -> Result<Validator> {
         let mut tensors = self.params.snapshot();
         tensors.extend(self.average.clone());
-        let vb = VarBuilder::from_tensors(tensors, candle_core::DType::F32, &self.device);
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &self.device);
         let net = match self.config.stage {
             Stage::Sam => {
                 let sam = Sam::load(&self.model.sam, vb)?;
