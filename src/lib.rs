@@ -13,6 +13,7 @@ pub mod generator;
 pub mod model;
 pub mod ops;
 pub mod overlay;
+pub mod report;
 pub mod sam;
 pub mod synth;
 pub mod train;

@@ -216,6 +216,32 @@ fn eval_measures_the_model_on_a_data_set() {
     let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!((figures["frames"].as_u64(), figures["splits"].as_object().unwrap().len()), (Some(3), 1));
     assert!(figures["metrics"]["MAE"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
+    assert_eq!(figures["sequences"].as_array().unwrap().len(), 1);
+    assert_eq!(figures["live"]["frames_per_second"], 25.0);
+
+    // Every mode that needs no further weights, in one table, and the pages.
+    let report = dir.path().join("report");
+    let said = good(&["eval", "--sunseg", path(&data), "--mode", "all", "--report", path(&report)]);
+    for mode in ["autosam", "gt-point", "gt-mask", "autosam-as-mask-prompt"] {
+        assert!(said.contains(&format!("| TestEasyDataset/Unseen, {mode} | 3 |")), "{said}");
+    }
+    let page = std::fs::read_to_string(report.join("report.html")).unwrap();
+    assert_eq!(page.matches("data:image/png;base64,").count(), 4);
+    assert!(page.contains("data:image/svg+xml;base64,") && page.contains("Published"));
+    assert!(std::fs::read_to_string(report.join("report.md")).unwrap().contains("polyps found"));
+    let said = bad(&["eval", "--sunseg", path(&data), "--mode", "lightweight"]);
+    assert!(said.contains("--stage lightweight"), "{said}");
+
+    let said = good(&["data", "check", path(&data)]);
+    assert!(said.contains("| 1 | 5 |") && said.contains("| 96x96 |"), "{said}");
+    let frame =
+        std::fs::read_dir(data.join("TestEasyDataset/Unseen/Frame")).unwrap().next().unwrap().unwrap().path();
+    let frame = std::fs::read_dir(frame).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&frame, b"cut off").unwrap();
+    assert!(good(&["data", "check", path(&data)]).contains(path(&frame)));
+    assert!(bad(&["data", "check", "--strict", path(&data)]).contains("--strict"));
+    let said = good(&["eval", "--sunseg", path(&data)]);
+    assert!(said.contains("left out") && said.contains("2 frames"), "{said}");
 }
 
 #[test]

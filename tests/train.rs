@@ -4,6 +4,12 @@
 use autosam::data::Dataset;
 use autosam::data::augment::Augment;
 use autosam::data::loader::{Loader, LoaderConfig};
+use autosam::engine::segmenter::Sample;
+use autosam::eval::measure::resized;
+use autosam::eval::predictor::{Mode, Predictor};
+use autosam::frame::Frame;
+use autosam::frame::sample::Sampler;
+use autosam::model::MaskMode;
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
 use autosam::train::params::initialise;
 use autosam::train::{Job, Observer, Stage, StepReport, TrainConfig, Trainer, Validation, fit};
@@ -274,6 +280,85 @@ fn kill_9_loses_nothing() {
     assert_eq!(bytes(dir.path(), "whole"), bytes(dir.path(), "broken"));
     let log = std::fs::read_to_string(dir.path().join("broken/log.jsonl")).unwrap();
     assert_eq!(log.lines().count(), 14);
+}
+
+#[test]
+fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), "autosam", 2, 0, false).result.unwrap();
+    let config = TrainConfig {
+        stage: Stage::Lightweight,
+        learning_rate: 3e-3,
+        augment: Augment::none(),
+        ..config(60)
+    };
+    let job = Job {
+        config,
+        sam: Some(dir.path().join("autosam/model.safetensors")),
+        train: vec![(pictures(&dir.path().join("data")), 1.0)],
+        validation: vec![],
+        out: dir.path().join("h"),
+        resume: false,
+        device: candle_core::Device::Cpu,
+        cache: (dir.path().join("cache"), 0),
+        strict: true,
+    };
+    let stop = AtomicBool::new(false);
+    let mut watch = Watch { stop: &stop, at: 0, losses: vec![] };
+    fit(&job, &mut watch, &stop).unwrap();
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let (first, last) = (mean(&watch.losses[..8]), mean(&watch.losses[52..]));
+    assert!(last < 0.9 * first, "{first} to {last}");
+
+    // Every way of prompting answers on the same picture.
+    let item = &job.train[0].0.items[2];
+    let pair = item.load().unwrap();
+    let h = dir.path().join("h/model.safetensors");
+    for mode in [Mode::AutoSam, Mode::Lightweight, Mode::GtPoint, Mode::GtMask, Mode::AutoSamAsMaskPrompt] {
+        let device = candle_core::Device::Cpu;
+        let predictor =
+            Predictor::open(job.sam.as_deref(), Some(&h), mode, MaskMode::Sigmoid, &device).unwrap();
+        let mut sample = Sample::default();
+        Sampler::new(predictor.input_size()).sample(&Frame::rgb_image(&pair.rgb), &mut sample).unwrap();
+        let truth = resized(&pair.mask, sample.width, sample.height);
+        let map = predictor.predict(&sample, &truth).unwrap();
+        assert_eq!((map.width, map.height, map.data.len()), (64, 56, 64 * 56));
+        let nothing = vec![0; truth.len()];
+        if matches!(mode, Mode::GtPoint | Mode::GtMask) {
+            assert!(predictor.predict(&sample, &nothing).unwrap().data.iter().all(|p| *p == 0));
+        } else {
+            assert_eq!(predictor.predict(&sample, &nothing).unwrap(), map);
+        }
+    }
+    let text = Predictor::open(
+        None,
+        Some(&item.image),
+        Mode::Lightweight,
+        MaskMode::Sigmoid,
+        &candle_core::Device::Cpu,
+    )
+    .err()
+    .unwrap()
+    .to_string();
+    assert!(text.contains("2.png"), "{text}");
+}
+
+#[test]
+fn a_fresh_generator_begins_with_sams_own_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let trainer = Trainer::new(&config(1), Some(&small_sam(dir.path())), &candle_core::Device::Cpu).unwrap();
+    let path = dir.path().join("fresh.safetensors");
+    trainer.save_model(&path, Dtype::F32).unwrap();
+    let file = weights::load(&path).unwrap();
+    let model = autosam::model::AutoSam::from_checkpoint(&file, &candle_core::Device::Cpu).unwrap();
+    let sample = Sample { width: 64, height: 64, rgb: (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect() };
+    let x = model.preprocess(&[sample]).unwrap();
+    let prompt = model.dense_prompt(&x, false).unwrap();
+    let none = model.sam().prompt_encoder.no_mask_dense().unwrap();
+    let difference = prompt.broadcast_sub(&none).unwrap().abs().unwrap().mean_all().unwrap();
+    let size = none.abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+    let difference = difference.to_scalar::<f32>().unwrap();
+    assert!(difference < 0.25 * size, "{difference} off, of {size}");
 }
 
 #[test]

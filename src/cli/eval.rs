@@ -1,33 +1,39 @@
 //! `autosam-video eval`.
 
-use super::run::parse_device;
-use anyhow::{Context, bail};
-use autosam::data::{self, Dataset, Item, SPLITS};
-use autosam::engine::segmenter::{ProbMap, Sample};
-use autosam::eval::{FrameMetrics, Summary};
+use super::run::{MaskModeArg, parse_device};
+use anyhow::bail;
+use autosam::data::{Dataset, SPLITS};
+use autosam::eval::measure::{self, Evaluation, Sequence};
+use autosam::eval::predictor::{Mode, Predictor};
 use autosam::frame::Frame;
 use autosam::frame::sample::Sampler;
-use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions};
+use autosam::model::DeviceChoice;
+use autosam::report::{self, Case, Report};
+use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Measures masks as the field does: the SUN-SEG (VPS) toolbox's figures, and Dice and IoU at 0.5.
+/// Frames a row of a contact sheet.
+const COLUMNS: usize = 6;
+
+/// Measures masks as the field does: the SUN-SEG (VPS) toolbox's figures, Dice and IoU at 0.5 with bootstrap intervals,
+/// and what counts on a monitor (docs/metrics.md).
 ///
 /// Either of maps on disk (--pred and --gt), or of a model on labelled pictures (--sunseg or --data). Sequences follow the
-/// toolbox: the first and last frame of each is left out, figures are averaged over frames, then over sequences.
+/// toolbox: the first and last frame of each is left out, figures are averaged over frames, then over sequences. Stills
+/// follow PraNet: every picture counts alike. For GlaS and MoNuSeg as AutoSAM has it, add --mask-mode minmax.
 #[derive(clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["pred", "data", "sunseg"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["pred", "data", "sunseg"])))]
 pub struct Args {
     /// Folder of predicted maps, a folder a sequence
-    #[arg(long, value_name = "DIR", requires = "gt")]
+    #[arg(long, value_name = "DIR", requires = "gt", conflicts_with_all = ["data", "sunseg"])]
     pred: Option<PathBuf>,
     /// Folder of masks with the same names
     #[arg(long, value_name = "DIR", requires = "pred")]
     gt: Option<PathBuf>,
-    /// Folder with images/ and masks/, every picture counts; or any layout that `train --data` knows
+    /// Folder with images/ and masks/, any layout that `train --data` knows, or a folder of such; several may be given
     #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    data: Vec<PathBuf>,
     /// SUN-SEG folder; every test split that is there
     #[arg(long, value_name = "DIR")]
     sunseg: Option<PathBuf>,
@@ -37,143 +43,291 @@ pub struct Args {
     /// Weights made by `train`; without, the model that comes with the program
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// What prompts SAM; several, or `all`, are compared in one table
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [ModeArg::Autosam])]
+    mode: Vec<ModeArg>,
+    /// The decoder of `train --stage lightweight`, for --mode lightweight
+    #[arg(long, value_name = "FILE")]
+    lightweight: Option<PathBuf>,
+    /// sigmoid knows "no polyp"; minmax is the paper's and marks something in every frame
+    #[arg(long, value_enum, default_value_t = MaskModeArg::Sigmoid)]
+    mask_mode: MaskModeArg,
+    /// Cut pictures into tiles of so many pixels a side (MoNuSeg: 512)
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(32..))]
+    tile: Option<u32>,
+    /// Frames a second of the sequences, for what is measured in time
+    #[arg(long, value_name = "N", default_value_t = 25.0)]
+    rate: f64,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: DeviceChoice,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write report.md and report.html with plots and the worst, median and best frames. These hold pictures of the data
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Stop at pictures that cannot be used, instead of leaving them out
+    #[arg(long)]
+    strict: bool,
 }
 
-type Sequences = Vec<Vec<FrameMetrics>>;
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ModeArg {
+    /// The generator's dense prompt: the method
+    Autosam,
+    /// A small decoder in SAM's place
+    Lightweight,
+    /// One point of the truth
+    GtPoint,
+    /// The truth as a mask prompt
+    GtMask,
+    /// AutoSAM's mask as a mask prompt
+    AutosamAsMaskPrompt,
+    /// Each of these (lightweight where --lightweight is given)
+    All,
+}
+
+impl ModeArg {
+    fn mode(self) -> Mode {
+        match self {
+            Self::Autosam | Self::All => Mode::AutoSam,
+            Self::Lightweight => Mode::Lightweight,
+            Self::GtPoint => Mode::GtPoint,
+            Self::GtMask => Mode::GtMask,
+            Self::AutosamAsMaskPrompt => Mode::AutoSamAsMaskPrompt,
+        }
+    }
+
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |v| v.get_name().to_owned())
+    }
+}
+
+/// Something measured: its name, its sequences, whether first and last frames count.
+struct Part {
+    name: String,
+    sequences: Vec<Sequence>,
+    ends: bool,
+    sheet: Option<RgbImage>,
+}
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let mut splits: BTreeMap<String, Summary> = BTreeMap::new();
-    let all: Sequences = match (&args.pred, &args.gt, &args.data, &args.sunseg) {
-        (Some(pred), Some(gt), _, _) => maps(pred, gt)?,
-        (_, _, Some(dir), _) => {
-            let set = Dataset::open(dir)?;
-            // Stills have no first and last frame.
-            let stills = set.items.iter().all(|i| i.sequence.is_empty());
-            let measured = measure(&args, &set)?;
-            if stills { measured } else { inner(measured) }
-        }
-        (_, _, _, Some(root)) => {
-            let mut all = Vec::new();
-            for split in
-                SPLITS.into_iter().skip(1).filter(|_| args.split.is_none()).chain(args.split.as_deref())
-            {
-                if args.split.is_none() && !root.join(split).join("Frame").is_dir() {
-                    eprintln!("not there: {}", root.join(split).display());
-                    continue;
-                }
-                let measured = inner(measure(&args, &Dataset::sunseg(root, split)?)?);
-                splits.insert(split.to_owned(), Summary::new(&measured));
-                all.extend(measured);
-            }
-            if all.is_empty() {
-                bail!("{}: no test split is there", root.display());
-            }
-            all
-        }
-        _ => bail!("give --pred and --gt, --data or --sunseg"),
-    };
-    let summary = Summary::new(&all);
-    for (name, split) in &splits {
-        print(name, split);
+    if !(args.rate.is_finite() && args.rate > 0.0) {
+        bail!("--rate {}: expected a number above 0", args.rate);
     }
-    if splits.len() != 1 {
-        print("all", &summary);
+    let parts = match (&args.pred, &args.gt) {
+        (Some(pred), Some(gt)) => {
+            let bar = progress(0);
+            let sequences = measure::score_maps(pred, gt, || bar.inc(1))?;
+            bar.finish_and_clear();
+            vec![Part { name: pred.display().to_string(), sequences, ends: true, sheet: None }]
+        }
+        _ => models(&args)?,
+    };
+    let evaluations: Vec<(String, Evaluation)> =
+        parts.iter().map(|p| (p.name.clone(), Evaluation::new(&p.sequences, args.rate, p.ends))).collect();
+    if evaluations.iter().all(|(_, e)| e.summary.frames == 0) {
+        bail!("nothing to measure: no sequence of three frames or more");
+    }
+    for (name, evaluation) in &evaluations {
+        print(name, evaluation);
+    }
+    let several_modes = args.modes().len() > 1;
+    // Over modes there is nothing to add up: they saw the same frames.
+    let all = (!several_modes).then(|| {
+        let sequences: Vec<Sequence> = parts.iter().flat_map(|p| p.sequences.clone()).collect();
+        Evaluation::new(&sequences, args.rate, parts.iter().all(|p| p.ends))
+    });
+    if let (Some(all), true) = (&all, evaluations.len() > 1) {
+        print("all", all);
+    }
+    if several_modes {
+        let rows: Vec<(String, &Evaluation)> = evaluations.iter().map(|(n, e)| (n.clone(), e)).collect();
+        print!("\n{}", report::table(&rows));
     }
     if let Some(path) = &args.json {
-        let mut value = serde_json::to_value(&summary)?;
-        if !splits.is_empty() {
-            value["splits"] = serde_json::to_value(&splits)?;
-        }
+        let mut value = match &all {
+            Some(all) => serde_json::to_value(all)?,
+            None => serde_json::json!({}),
+        };
+        value["splits"] = evaluations
+            .iter()
+            .map(|(name, e)| Ok((name.clone(), serde_json::to_value(e)?)))
+            .collect::<Result<serde_json::Map<_, _>, serde_json::Error>>()?
+            .into();
         autosam::write_atomically(path, serde_json::to_string_pretty(&value)?.as_bytes())?;
+    }
+    if let Some(dir) = &args.report {
+        let model =
+            args.model.as_ref().map_or("the shipped autosam-tiny".to_owned(), |m| m.display().to_string());
+        let about = match &args.pred {
+            Some(pred) => vec![format!("maps: {}", pred.display())],
+            None => vec![format!("model: {model}"), format!("masks: {}", args.mask_mode.name())],
+        };
+        let mut page = Report::new("Evaluation", about);
+        for ((name, evaluation), part) in evaluations.into_iter().zip(parts) {
+            page.add(&name, evaluation, part.sheet);
+        }
+        page.write(dir)?;
+        println!("report: {}", dir.join("report.html").display());
     }
     Ok(())
 }
 
-/// Without each sequence's first and last frame, as the toolbox.
-fn inner(sequences: Sequences) -> Sequences {
-    sequences
-        .into_iter()
-        .map(|mut s| {
-            s.pop();
-            if !s.is_empty() {
-                s.remove(0);
+impl Args {
+    fn modes(&self) -> Vec<ModeArg> {
+        if !self.mode.contains(&ModeArg::All) {
+            return self.mode.clone();
+        }
+        let all = [
+            ModeArg::Autosam,
+            ModeArg::Lightweight,
+            ModeArg::GtPoint,
+            ModeArg::GtMask,
+            ModeArg::AutosamAsMaskPrompt,
+        ];
+        all.into_iter().filter(|m| *m != ModeArg::Lightweight || self.lightweight.is_some()).collect()
+    }
+
+    fn sets(&self) -> anyhow::Result<Vec<(String, Dataset)>> {
+        let mut sets = Vec::new();
+        for dir in &self.data {
+            sets.extend(Dataset::open_all(dir)?.into_iter().map(|set| (set.name.clone(), set)));
+        }
+        if let Some(root) = &self.sunseg {
+            let splits: Vec<&str> = match &self.split {
+                Some(split) => vec![split],
+                None => {
+                    let (there, missing): (Vec<&str>, Vec<&str>) =
+                        SPLITS.into_iter().skip(1).partition(|s| root.join(s).join("Frame").is_dir());
+                    for split in missing {
+                        eprintln!("not there: {}", root.join(split).display());
+                    }
+                    there
+                }
+            };
+            if splits.is_empty() {
+                bail!(
+                    "{}: no test split is there; expected one of {}",
+                    root.display(),
+                    SPLITS[1..].join(", ")
+                );
             }
-            s
-        })
-        .collect()
+            for split in splits {
+                sets.push((split.to_owned(), Dataset::sunseg(root, split)?));
+            }
+        }
+        for (_, set) in &mut sets {
+            set.verify();
+            for problem in &set.problems {
+                eprintln!("left out: {problem}");
+            }
+            if self.strict && !set.problems.is_empty() {
+                bail!("{}: {} pictures cannot be used (--strict)", set.root.display(), set.problems.len());
+            }
+            if let Some(side) = self.tile {
+                *set = set.clone().tiled(side)?;
+            }
+        }
+        Ok(sets)
+    }
 }
 
-/// Metrics of maps on disk.
-fn maps(pred: &Path, gt: &Path) -> anyhow::Result<Sequences> {
-    let mut sequences = Vec::new();
-    for truth in data::folders(gt)? {
-        let name = truth.file_name().unwrap_or_default();
-        let maps = pred.join(name);
-        let predicted: BTreeMap<String, Item> =
-            data::pictures_in(&maps)?.into_iter().map(|i| (i.name.clone(), i)).collect();
-        let mut frames = Vec::new();
-        let items = data::pictures_in(&truth)?;
-        // The toolbox does not read the first and last frame, so they may be missing.
-        let count = items.len();
-        for item in items.into_iter().take(count.saturating_sub(1)).skip(1) {
-            let map = predicted
-                .get(&item.name)
-                .with_context(|| format!("{}: no map of the name {}", maps.display(), item.name))?;
-            let (gt, map) = (data::open(&item.image)?.into_luma8(), data::open(&map.image)?.into_luma8());
-            let (w, h) = (gt.width() as usize, gt.height() as usize);
-            let map =
-                ProbMap { width: map.width() as usize, height: map.height() as usize, data: map.into_raw() };
-            frames.push(FrameMetrics::new(&map.resized(w, h), gt.as_raw(), w, h));
+/// Every data set in every mode.
+fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
+    let (sets, modes, device) = (args.sets()?, args.modes(), args.device.resolve()?);
+    let bar = progress((sets.iter().map(|(_, s)| s.items.len()).sum::<usize>() * modes.len()) as u64);
+    let mut parts = Vec::new();
+    for (name, set) in &sets {
+        for mode in &modes {
+            let predictor = Predictor::open(
+                args.model.as_deref(),
+                args.lightweight.as_deref(),
+                mode.mode(),
+                args.mask_mode.mode(),
+                &device,
+            )?;
+            let sequences = measure::measure(&predictor, set, || bar.inc(1))?;
+            let sheet = match args.report {
+                Some(_) => Some(sheet(&predictor, set, &sequences)?),
+                None => None,
+            };
+            parts.push(Part {
+                name: if modes.len() > 1 { format!("{name}, {}", mode.name()) } else { name.clone() },
+                // Stills have no first and last frame.
+                ends: set.items.iter().all(|i| i.sequence.is_empty()),
+                sequences,
+                sheet,
+            });
         }
-        sequences.push(frames);
-    }
-    if sequences.iter().all(Vec::is_empty) {
-        bail!("{}: no sequence of three frames or more", gt.display());
-    }
-    Ok(sequences)
-}
-
-/// Metrics of the model on `set`, by sequence.
-fn measure(args: &Args, set: &Dataset) -> anyhow::Result<Sequences> {
-    for problem in &set.problems {
-        eprintln!("left out: {problem}");
-    }
-    let options = ModelOptions { device: args.device, mask_mode: MaskMode::Sigmoid };
-    let mut segmenter = model::open(args.model.as_deref(), &options)?;
-    let mut sampler = Sampler::new(segmenter.input_size());
-    let (mut sample, mut map) = (Sample::default(), ProbMap::default());
-    let bar = ProgressBar::new(set.items.len() as u64)
-        .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")?);
-    let mut sequences: Sequences = Vec::new();
-    let mut last = None;
-    for item in &set.items {
-        let pair = item.load()?;
-        sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
-        segmenter.segment(&sample, &mut map)?;
-        let (w, h) = (pair.rgb.width() as usize, pair.rgb.height() as usize);
-        let metrics = FrameMetrics::new(&map.resized(w, h), pair.mask.as_raw(), w, h);
-        match sequences.last_mut() {
-            Some(sequence) if last == Some(&item.sequence) => sequence.push(metrics),
-            _ => sequences.push(vec![metrics]),
-        }
-        last = Some(&item.sequence);
-        bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(sequences)
+    Ok(parts)
 }
 
-fn print(name: &str, s: &Summary) {
+/// The worst, the median and the best frames with a polyp, a row each.
+pub fn sheet(predictor: &Predictor, set: &Dataset, sequences: &[Sequence]) -> anyhow::Result<RgbImage> {
+    let mut order: Vec<(f64, usize)> = sequences
+        .iter()
+        .flat_map(|s| &s.frames)
+        .filter_map(|f| Some((f.metrics.dice_at_half?, f.item)))
+        .collect();
+    order.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let from = |start: usize| order.iter().skip(start).take(COLUMNS);
+    let middle = (order.len() / 2).saturating_sub(COLUMNS / 2);
+    let mut sampler = Sampler::new(predictor.input_size());
+    let mut cases = Vec::new();
+    for (_, item) in from(0).chain(from(middle)).chain(from(order.len().saturating_sub(COLUMNS))) {
+        let pair = set.items[*item].load()?;
+        let mut sample = Default::default();
+        sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
+        let truth = measure::resized(&pair.mask, sample.width, sample.height);
+        let map = predictor.predict(&sample, &truth)?;
+        cases.push(Case { rgb: pair.rgb, truth: pair.mask, map });
+    }
+    Ok(report::contact_sheet(&cases, COLUMNS)?)
+}
+
+/// The contact sheet of the model at `model` on `sets`, and their figures, into `dir`: what `train` ends with.
+pub fn look(model: &Path, sets: &[Dataset], device: DeviceChoice, dir: &Path) -> anyhow::Result<()> {
+    let predictor =
+        Predictor::open(Some(model), None, Mode::AutoSam, MaskModeArg::Sigmoid.mode(), &device.resolve()?)?;
+    let mut page = Report::new("Validation", vec![format!("model: {}", model.display())]);
+    for set in sets {
+        let sequences = measure::measure(&predictor, set, || {})?;
+        let sheet = sheet(&predictor, set, &sequences)?;
+        page.add(&set.name, Evaluation::new(&sequences, 25.0, true), Some(sheet));
+    }
+    Ok(page.write(dir)?)
+}
+
+fn progress(length: u64) -> ProgressBar {
+    let style = if length == 0 {
+        "{spinner} {pos} frames  {per_sec}"
+    } else {
+        "{bar:32} {pos}/{len} frames  {per_sec}  {eta} left"
+    };
+    let bar = if length == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(length) };
+    match ProgressStyle::with_template(style) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn print(name: &str, e: &Evaluation) {
     let f = |v: Option<f64>| v.map_or("   -  ".to_owned(), |v| format!("{v:.4}"));
-    let m = &s.metrics;
-    println!("{name}: {} frames", s.frames);
-    println!("  Dice@0.5 {}  IoU@0.5 {}", f(m.dice_at_half), f(m.iou_at_half));
+    let interval =
+        |key: &str| e.intervals.get(key).map_or(String::new(), |i| format!(" [{:.4}, {:.4}]", i.low, i.high));
+    let m = &e.summary.metrics;
+    println!("{name}: {} frames", e.summary.frames);
+    println!(
+        "  Dice@0.5 {}{}  IoU@0.5 {}{}",
+        f(m.dice_at_half),
+        interval("dice@0.5"),
+        f(m.iou_at_half),
+        interval("iou@0.5")
+    );
     println!(
         "  S {}  E mean {} max {}  Fw {}  F mean {} max {}  MAE {}",
         f(m.s_measure),
@@ -193,5 +347,27 @@ fn print(name: &str, s: &Summary) {
         f(m.mean_sensitivity),
         f(m.max_sensitivity)
     );
-    println!("  {} of {} frames without a polyp have a mark", s.negatives.with_mask, s.negatives.frames);
+    println!(
+        "  {} of {} frames without a polyp have a mark",
+        e.summary.negatives.with_mask, e.summary.negatives.frames
+    );
+    if let Some(live) = &e.live {
+        println!(
+            "  polyps found {} of {}, after {} s (median); neighbouring masks overlap by {}; {} changes/s; outlines {} % off",
+            live.recall.map_or(0.0, |r| (r * live.appearances as f64).round()),
+            live.appearances,
+            f(live.first_detection_median),
+            f(live.consistency),
+            f(live.flicker),
+            f(live.boundary_error)
+        );
+        if live.polyp_free_minutes > 0.0 {
+            let alarms: Vec<String> = live
+                .false_alarms
+                .iter()
+                .map(|a| format!("{} of {}+ frames", f(a.per_minute), a.hold_off))
+                .collect();
+            println!("  false alarms a minute of polyp-free video: {}", alarms.join(", "));
+        }
+    }
 }

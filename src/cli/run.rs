@@ -47,8 +47,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Overlay::MaskContour)]
     overlay: Overlay,
     /// sigmoid knows "no polyp"; minmax is the paper's and marks something in every frame
-    #[arg(long, value_enum, default_value_t = Mode::Sigmoid)]
-    mask_mode: Mode,
+    #[arg(long, value_enum, default_value_t = MaskModeArg::Sigmoid)]
+    mask_mode: MaskModeArg,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -60,10 +60,27 @@ enum Overlay {
     Box,
 }
 
+/// How logits become masks.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Mode {
+pub enum MaskModeArg {
     Sigmoid,
     Minmax,
+}
+
+impl MaskModeArg {
+    pub fn mode(self) -> MaskMode {
+        match self {
+            Self::Sigmoid => MaskMode::Sigmoid,
+            Self::Minmax => MaskMode::MinMax,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sigmoid => "sigmoid",
+            Self::Minmax => "minmax",
+        }
+    }
 }
 
 pub fn parse_device(text: &str) -> Result<DeviceChoice, String> {
@@ -86,13 +103,7 @@ fn parse_part(text: &str) -> Result<f32, String> {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let source = Source::open(&args.input)?;
-    let options = ModelOptions {
-        device: args.device,
-        mask_mode: match args.mask_mode {
-            Mode::Sigmoid => MaskMode::Sigmoid,
-            Mode::Minmax => MaskMode::MinMax,
-        },
-    };
+    let options = ModelOptions { device: args.device, mask_mode: args.mask_mode.mode() };
     let location = args.model.clone();
     let settings = Settings {
         mask: MaskSettings { threshold: args.threshold, min_area: args.min_area },

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use autosam::data::Dataset;
 use autosam::model::DeviceChoice;
-use autosam::train::{self, Job, Observer, StepReport, TrainConfig, Trainer, Validation};
+use autosam::train::{self, Job, Observer, Stage, StepReport, TrainConfig, Trainer, Validation};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Fits the generator through a frozen SAM (stage generator), or a small SAM from scratch (stage sam).
 ///
-/// A run folder gets config.toml, log.jsonl, checkpoint.safetensors and model.safetensors. Ctrl-C writes a
-/// checkpoint; --resume goes on from it.
+/// A run folder gets config.toml, data.md, log.jsonl, TensorBoard's event files, plots, checkpoint.safetensors,
+/// model.safetensors and, where there is --val, a report with the worst, median and best frames (these hold pictures of
+/// your data). Ctrl-C writes a checkpoint; --resume goes on from it, also after a crash.
 #[derive(clap::Args)]
 pub struct Args {
     /// SUN-SEG folder (its TrainDataset is trained on)
@@ -32,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "print_config")]
     out: Option<PathBuf>,
     /// SAM weights: Meta's or MobileSAM's .pth, or what --stage sam made. The shipped model's SAM where
-    /// nothing is given
+    /// nothing is given. For --stage lightweight: the model whose prompts are decoded
     #[arg(long, value_name = "FILE")]
     sam: Option<PathBuf>,
     /// TOML file; without one the defaults hold
@@ -41,7 +42,7 @@ pub struct Args {
     /// Overrides one key of the configuration, for example --set steps=500
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// sam or generator; short for --set stage=…
+    /// generator, sam or lightweight (the paper's ablation); short for --set stage=…
     #[arg(long)]
     stage: Option<String>,
     /// Go on from the checkpoint in --out
@@ -131,6 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ),
         strict: args.strict,
     };
+    let shows = job.config.stage == Stage::Generator && !job.validation.is_empty();
     let mut progress = Progress::default();
     match train::fit(&job, &mut progress, &stop) {
         Err(autosam::Error::Interrupted) => {
@@ -138,7 +140,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         result => result?,
     }
-    println!("model: {}", out.join("model.safetensors").display());
+    let model = out.join("model.safetensors");
+    if shows {
+        super::eval::look(&model, &job.validation, DeviceChoice::Auto, &out.join("report"))?;
+        println!("report: {}", out.join("report/report.html").display());
+    }
+    println!("model: {}", model.display());
     Ok(())
 }
 

@@ -337,7 +337,7 @@ fn gaussian() -> [f64; 49] {
 
 /// For every pixel the row and column of the nearest true pixel; of several equally near the one that SciPy's
 /// `distance_transform_edt` gives (Maurer's algorithm, columns first, then rows). At least one pixel is true.
-fn nearest(gt: &[bool], w: usize, h: usize) -> Vec<(usize, usize)> {
+pub(super) fn nearest(gt: &[bool], w: usize, h: usize) -> Vec<(usize, usize)> {
     type Site = Option<(usize, usize)>;
     let mut sites: Vec<Site> = (0..w * h).map(|i| gt[i].then_some((i / w, i % w))).collect();
     // `line`: pixels along the axis; `along` and `across` pick a site's coordinates on it and off it.

@@ -16,6 +16,8 @@ pub enum Stage {
     Sam,
     /// The generator, through a frozen SAM (AutoSAM proper).
     Generator,
+    /// The paper's ablation: a lightweight decoder on a frozen generator's prompts, without SAM.
+    Lightweight,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,6 +202,24 @@ mod tests {
         assert!(text(&["batch=0"]).contains("batch must be at least 1"));
         assert!(text(&["generator_input=100"]).contains("multiple of 32"));
         assert!(text(&["steps"]).contains("KEY=VALUE"));
+    }
+
+    #[test]
+    fn every_file_in_configs_loads_and_default_toml_is_the_default() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let mut names = Vec::new();
+        for file in std::fs::read_dir(&dir).unwrap() {
+            let path = file.unwrap().path();
+            TrainConfig::load(Some(&path), &[]).unwrap();
+            names.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+        }
+        assert!(names.len() >= 6, "{names:?}");
+        let default = TrainConfig::load(Some(&dir.join("default.toml")), &[]).unwrap();
+        assert_eq!(default, TrainConfig::default());
+        let text = std::fs::read_to_string(dir.join("default.toml")).unwrap();
+        for key in toml::Table::try_from(TrainConfig::default()).unwrap().keys() {
+            assert!(text.contains(key.as_str()), "default.toml says nothing of {key}");
+        }
     }
 
     #[test]

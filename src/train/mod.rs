@@ -7,6 +7,7 @@ pub mod losses;
 pub mod optimizer;
 pub mod params;
 pub mod prompts;
+pub mod tensorboard;
 pub mod trainer;
 mod validation;
 
@@ -17,6 +18,7 @@ pub use validation::Validation;
 use crate::data::Dataset;
 use crate::data::loader::{Batch, Loader, LoaderConfig};
 use crate::error::{write_atomically, write_png};
+use crate::report;
 use crate::weights::Dtype;
 use crate::{Error, Result};
 use candle_core::Device;
@@ -33,7 +35,8 @@ pub struct Job {
     /// Each with its weight: how often its images are drawn compared with plain concatenation.
     pub train: Vec<(Dataset, f32)>,
     pub validation: Vec<Dataset>,
-    /// The run's folder: `config.toml`, `log.jsonl`, `checkpoint.safetensors`, `model.safetensors`.
+    /// The run's folder: `config.toml`, `data.md`, `log.jsonl`, TensorBoard's events, `loss.svg`, `dice.svg`,
+    /// `checkpoint.safetensors`, `model.safetensors`.
     pub out: PathBuf,
     /// Go on from the checkpoint in `out`.
     pub resume: bool,
@@ -68,6 +71,7 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
     }
     let text = toml::to_string(config).map_err(|e| Error::invalid(e.to_string()))?;
     write_atomically(&job.out.join("config.toml"), text.as_bytes())?;
+    write_atomically(&job.out.join("data.md"), data_table(job).as_bytes())?;
     let mut log = Log::open(&job.out.join("log.jsonl"), trainer.step_count())?;
 
     let size = trainer.image_size();
@@ -86,6 +90,7 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
     let validation = validation::Sets::load(&job.validation, size)?;
     observer.started(&trainer, loader.len());
 
+    let mut events = tensorboard::EventWriter::new(&job.out)?;
     let mut batches = loader.batches_from(trainer.step_count() * config.accumulate as u64);
     while trainer.step_count() < config.steps {
         let micro = (0..config.accumulate)
@@ -96,6 +101,15 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
             report => report?,
         };
         log.write(&serde_json::json!({ "train": report }))?;
+        events.scalars(
+            report.step,
+            &[
+                ("loss/bce", report.bce),
+                ("loss/dice", report.dice_loss),
+                ("gradient_norm", report.gradient_norm),
+                ("learning_rate", report.learning_rate),
+            ],
+        )?;
         observer.stepped(&report);
         let (step, last) = (report.step, report.step == config.steps);
         if step.is_multiple_of(config.checkpoint_every) || last || stop.load(Ordering::Relaxed) {
@@ -105,7 +119,11 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
             let results = validation.run(&trainer.averaged()?)?;
             for result in &results {
                 log.write(&serde_json::json!({ "validation": result, "step": step }))?;
+                if let Some(dice) = result.dice {
+                    events.scalars(step, &[(&format!("validation/dice/{}", result.name), dice)])?;
+                }
             }
+            report::training_plots(&log.path, &job.out)?;
             trainer.save_model(&job.out.join("model.safetensors"), Dtype::F16)?;
             observer.validated(step, &results);
         }
@@ -114,6 +132,18 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         }
     }
     Ok(())
+}
+
+/// What the run was trained and validated on.
+fn data_table(job: &Job) -> String {
+    let mut text = String::from("| use | data | weight | frames | left out |\n|---|---|---|---|---|\n");
+    let trained = job.train.iter().map(|(set, weight)| ("training", set, weight.to_string()));
+    let validated = job.validation.iter().map(|set| ("validation", set, "-".to_owned()));
+    for (what, set, weight) in trained.chain(validated) {
+        let line = [what, &set.root.display().to_string(), &weight].join(" | ");
+        text.push_str(&format!("| {line} | {} | {} |\n", set.items.len(), set.problems.len()));
+    }
+    text
 }
 
 /// Saves the pictures and masks that training ended at, and says where.

@@ -9,10 +9,12 @@ use super::params::{self, Params};
 use super::prompts;
 use crate::data::loader::Batch;
 use crate::engine::segmenter::{ProbMap, Sample};
-use crate::generator::GeneratorConfig;
+use crate::eval::predictor::LIGHTWEIGHT_KEY;
+use crate::generator::{GeneratorConfig, LightweightDecoder};
 use crate::model::{self, AutoSam, CONFIG_KEY, MaskMode, ModelConfig, SAM_CONFIG_KEY};
+use crate::ops;
 use crate::sam::{Prompts, Sam, SamConfig};
-use crate::weights::{self, Dtype};
+use crate::weights::{self, Checkpoint, Dtype};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -37,6 +39,7 @@ pub struct StepReport {
 enum Net {
     Sam { sam: Sam, dense_pe: Tensor },
     AutoSam(AutoSam),
+    Lightweight(AutoSam, LightweightDecoder),
 }
 
 /// Weights, optimiser, moving average and position of a run.
@@ -54,41 +57,57 @@ pub struct Trainer {
 
 impl Trainer {
     /// Stage [`Stage::Sam`]: a fresh small SAM, or the one in `sam` to go on from. Stage
-    /// [`Stage::Generator`]: a fresh generator before the frozen SAM in `sam`, which must be given.
+    /// [`Stage::Generator`]: a fresh generator before the frozen SAM in `sam`. Stage [`Stage::Lightweight`]: a fresh
+    /// decoder behind the frozen generator of the AutoSAM in `sam`. Without `sam` the last two take the shipped model.
     pub fn new(config: &TrainConfig, sam: Option<&Path>, device: &Device) -> Result<Self> {
-        let known = sam.map(load_sam).transpose()?;
-        let (sam_config, sam_tensors) = match (known, config.stage) {
-            (Some((c, t)), _) => (c, Some(t)),
-            (None, Stage::Sam) => (SamConfig::tiny(), None),
-            (None, Stage::Generator) => {
-                return Err(Error::invalid(
-                    "training the generator needs a SAM: give --sam FILE (Meta's or MobileSAM's weights, or what --stage sam made)",
-                ));
-            }
+        let file = match (sam, config.stage) {
+            (None, Stage::Sam) => None,
+            (path, _) => Some(model::checkpoint(path)?),
         };
-        let model = ModelConfig { generator: generator_config(config, &sam_config), sam: sam_config };
-        let sam_config = model.sam.clone();
-        let (params, net) = match config.stage {
+        let (model, params, net) = match config.stage {
             Stage::Sam => {
+                let (sam_config, known) = match file {
+                    Some(file) => sam_of(file)?,
+                    None => (SamConfig::tiny(), HashMap::new()),
+                };
                 let shapes = weights::recorder::shapes_of(|vb| Sam::load(&sam_config, vb))?;
                 let mut tensors = params::initialise(&shapes, config.seed)?;
-                tensors.extend(sam_tensors.unwrap_or_default());
+                tensors.extend(known);
                 let fourier = |n: &str| n.ends_with("positional_encoding_gaussian_matrix");
                 let params = Params::new(tensors, |n| !fourier(n), device)?;
                 let sam = Sam::load(&sam_config, params.var_builder())?;
                 let dense_pe = sam.prompt_encoder.dense_pe()?;
-                (params, Net::Sam { sam, dense_pe })
+                let model = ModelConfig { generator: generator_config(config, &sam_config), sam: sam_config };
+                (model, params, Net::Sam { sam, dense_pe })
             }
             Stage::Generator => {
-                let shapes = model.parameter_shapes()?;
-                let mut tensors = params::initialise(&shapes, config.seed)?;
+                let Some(file) = file else { return Err(Error::invalid("the generator needs a SAM")) };
+                let (sam_config, known) = sam_of(file)?;
+                let model = ModelConfig { generator: generator_config(config, &sam_config), sam: sam_config };
+                let mut tensors = params::initialise(&model.parameter_shapes()?, config.seed)?;
                 tensors.retain(|n, _| n.starts_with("generator."));
-                tensors.extend(
-                    sam_tensors.unwrap_or_default().into_iter().map(|(n, t)| (format!("sam.{n}"), t)),
-                );
+                if let Some(no_mask) = known.get("prompt_encoder.no_mask_embed.weight") {
+                    tensors.insert("generator.decoder.final.conv2.bias".into(), inverse_tanh(no_mask)?);
+                }
+                tensors.extend(known.into_iter().map(|(n, t)| (format!("sam.{n}"), t)));
                 let params = Params::new(tensors, |n| n.starts_with("generator."), device)?;
                 let net = Net::AutoSam(AutoSam::load(&model, params.var_builder())?);
-                (params, net)
+                (model, params, net)
+            }
+            Stage::Lightweight => {
+                let Some(file) = file else { return Err(Error::invalid("the decoder needs an AutoSAM")) };
+                let model = ModelConfig::of(&file)?;
+                file.check(&model.parameter_shapes()?)?;
+                let channels = model.sam.embed_channels;
+                let shapes = weights::recorder::shapes_of(|vb| {
+                    LightweightDecoder::load(channels, vb.pp("lightweight"))
+                })?;
+                let mut tensors = params::initialise(&shapes, config.seed)?;
+                tensors.extend(file.tensors);
+                let params = Params::new(tensors, |n| n.starts_with("lightweight."), device)?;
+                let decoder = LightweightDecoder::load(channels, params.var_builder().pp("lightweight"))?;
+                let net = Net::Lightweight(AutoSam::load(&model, params.var_builder())?, decoder);
+                (model, params, net)
             }
         };
         let average = params
@@ -135,9 +154,9 @@ impl Trainer {
     /// # Errors
     /// Stage sam, whose encoder changes; a cache that cannot be opened.
     pub fn cache_embeddings(&mut self, dir: &Path, views: usize, limit: u64) -> Result<()> {
-        if self.config.stage == Stage::Sam {
+        if self.config.stage != Stage::Generator {
             return Err(Error::invalid(
-                "views is for stage generator: stage sam trains the encoder, whose embeddings cannot be kept; set views=0",
+                "views is for stage generator, which has embeddings to keep (stage sam trains the encoder, stage lightweight does without); set views=0",
             ));
         }
         let mut encoder: Vec<(String, Tensor)> = self.params.snapshot().into_iter().collect();
@@ -225,6 +244,11 @@ impl Trainer {
                 let prompt = model.dense_prompt(&x, true)?;
                 (model.decode(&self.embeddings(model, &batch.samples, &x)?, &prompt)?, self.config.mask_mode)
             }
+            Net::Lightweight(model, decoder) => {
+                let logits = decoder.forward(&model.dense_prompt(&x, false)?.detach())?;
+                let low = 4 * self.model.sam.grid();
+                (ops::resize_bilinear(&logits, low, low, false)?, self.config.mask_mode)
+            }
             Net::Sam { sam, dense_pe } => {
                 let seed = self.config.seed ^ self.step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ micro as u64;
                 let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
@@ -264,22 +288,27 @@ impl Trainer {
                 Net::Sam { sam, dense_pe }
             }
             Stage::Generator => Net::AutoSam(AutoSam::load(&self.model, vb)?),
+            Stage::Lightweight => Net::Lightweight(
+                AutoSam::load(&self.model, vb.clone())?,
+                LightweightDecoder::load(self.model.sam.embed_channels, vb.pp("lightweight"))?,
+            ),
         };
         Ok(Validator { net, size: self.image_size(), device: self.device.clone() })
     }
 
     /// Writes the averaged model: stage generator, an AutoSAM file that every command opens; stage sam, a
-    /// SAM with Meta's tensor names.
+    /// SAM with Meta's tensor names; stage lightweight, the decoder alone.
     pub fn save_model(&self, path: &Path, dtype: Dtype) -> Result<()> {
         let mut tensors = self.params.snapshot();
         tensors.extend(self.average.clone());
-        let json = match self.config.stage {
-            Stage::Sam => serde_json::to_string(&self.model.sam),
-            Stage::Generator => serde_json::to_string(&self.model),
-        };
-        let key = match self.config.stage {
-            Stage::Sam => SAM_CONFIG_KEY,
-            Stage::Generator => CONFIG_KEY,
+        let (key, json) = match self.config.stage {
+            Stage::Sam => (SAM_CONFIG_KEY, serde_json::to_string(&self.model.sam)),
+            Stage::Generator => (CONFIG_KEY, serde_json::to_string(&self.model)),
+            Stage::Lightweight => {
+                let own = |(n, t): (String, Tensor)| Some((n.strip_prefix("lightweight.")?.to_owned(), t));
+                tensors = tensors.into_iter().filter_map(own).collect();
+                (LIGHTWEIGHT_KEY, Ok(self.model.sam.embed_channels.to_string()))
+            }
         };
         let json = json.map_err(|e| Error::invalid(e.to_string()))?;
         weights::save_safetensors(path, &tensors, &HashMap::from([(key.to_owned(), json)]), dtype)
@@ -300,8 +329,7 @@ impl Trainer {
 
 /// A SAM's configuration and tensors (Meta's names) from a file of ours, of Meta's or of MobileSAM's, or
 /// from inside an AutoSAM file.
-fn load_sam(path: &Path) -> Result<(SamConfig, HashMap<String, Tensor>)> {
-    let file = weights::load(path)?;
+fn sam_of(file: Checkpoint) -> Result<(SamConfig, HashMap<String, Tensor>)> {
     if file.metadata.contains_key(CONFIG_KEY) {
         let config = ModelConfig::of(&file)?;
         file.check(&config.parameter_shapes()?)?;
@@ -312,6 +340,14 @@ fn load_sam(path: &Path) -> Result<(SamConfig, HashMap<String, Tensor>)> {
     let config = model::sam_config(&file)?;
     file.check(&weights::recorder::shapes_of(|vb| Sam::load(&config, vb))?)?;
     Ok((config, file.tensors))
+}
+
+/// What the prompt's tanh makes SAM's own dense prompt of, `[1, C]` → `[C]`: a fresh generator begins with the answer
+/// that SAM gives without a mask, not with a prompt it never saw.
+fn inverse_tanh(no_mask: &Tensor) -> Result<Tensor> {
+    let values = no_mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let values: Vec<f32> = values.iter().map(|v| v.clamp(-0.95, 0.95).atanh()).collect();
+    Ok(Tensor::new(values, &Device::Cpu)?)
 }
 
 fn generator_config(config: &TrainConfig, sam: &SamConfig) -> GeneratorConfig {
@@ -337,6 +373,7 @@ impl Validator {
         let x = model::preprocess(samples, self.size, &self.device)?;
         let logits = match &self.net {
             Net::AutoSam(model) => model.forward(&x)?,
+            Net::Lightweight(model, decoder) => decoder.forward(&model.dense_prompt(&x, false)?)?,
             Net::Sam { sam, dense_pe } => {
                 let (sparse, dense) = sam.prompt_encoder.forward(&Prompts::default(), samples.len())?;
                 sam.mask_decoder.mask_logits(&sam.encode_image(&x, false)?, dense_pe, &sparse, &dense)?

@@ -1,0 +1,161 @@
+//! Motion between neighbouring frames, small and robust enough to judge masks by: hierarchical block matching.
+
+/// Side of a block in pixels, and how far it is sought on the coarse and on the fine level.
+const BLOCK: usize = 8;
+const COARSE: isize = 6;
+const FINE: isize = 2;
+
+/// A grey picture.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Luma {
+    pub width: usize,
+    pub height: usize,
+    pub data: Vec<u8>,
+}
+
+impl Luma {
+    fn at(&self, x: isize, y: isize) -> i32 {
+        let x = x.clamp(0, self.width as isize - 1) as usize;
+        let y = y.clamp(0, self.height as isize - 1) as usize;
+        i32::from(self.data[y * self.width + x])
+    }
+
+    /// Means of 2 × 2 pixels.
+    fn halved(&self) -> Self {
+        let (width, height) = (self.width.div_ceil(2), self.height.div_ceil(2));
+        let data = (0..width * height)
+            .map(|i| {
+                let (x, y) = (2 * (i % width) as isize, 2 * (i / width) as isize);
+                let sum: i32 =
+                    [(0, 0), (1, 0), (0, 1), (1, 1)].iter().map(|(a, b)| self.at(x + a, y + b)).sum();
+                (sum / 4) as u8
+            })
+            .collect();
+        Self { width, height, data }
+    }
+}
+
+/// Where each block of a frame was in the frame before: displacement in pixels, added to a place to find its origin.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    width: usize,
+    columns: usize,
+    vectors: Vec<(isize, isize)>,
+}
+
+impl Flow {
+    /// From `now` back to `before`, which are of the same size.
+    pub fn between(before: &Luma, now: &Luma) -> Self {
+        let coarse = search(&before.halved(), &now.halved(), COARSE, |_, _| (0, 0));
+        let start = |bx: usize, by: usize| {
+            let (dx, dy) = coarse.vector(bx * BLOCK / 2, by * BLOCK / 2);
+            (2 * dx, 2 * dy)
+        };
+        search(before, now, FINE, start).smoothed()
+    }
+
+    fn vector(&self, x: usize, y: usize) -> (isize, isize) {
+        let last = self.vectors.len() / self.columns.max(1) - 1;
+        self.vectors[(y / BLOCK).min(last) * self.columns + (x / BLOCK).min(self.columns - 1)]
+    }
+
+    /// A mask of the frame before, moved to where it is now.
+    pub fn warp(&self, mask: &[bool]) -> Vec<bool> {
+        let (w, h) = (self.width as isize, (mask.len() / self.width.max(1)) as isize);
+        (0..mask.len())
+            .map(|i| {
+                let (x, y) = (i % self.width, i / self.width);
+                let (dx, dy) = self.vector(x, y);
+                let (sx, sy) = (x as isize + dx, y as isize + dy);
+                (0..w).contains(&sx) && (0..h).contains(&sy) && mask[(sy * w + sx) as usize]
+            })
+            .collect()
+    }
+
+    /// Each component replaced by its median over the blocks around: lone mismatches go.
+    fn smoothed(self) -> Self {
+        let rows = self.vectors.len() / self.columns.max(1);
+        let vectors = (0..self.vectors.len())
+            .map(|i| {
+                let (bx, by) = (i % self.columns, i / self.columns);
+                let (mut xs, mut ys) = (Vec::new(), Vec::new());
+                for y in by.saturating_sub(1)..(by + 2).min(rows) {
+                    for x in bx.saturating_sub(1)..(bx + 2).min(self.columns) {
+                        let v = self.vectors[y * self.columns + x];
+                        xs.push(v.0);
+                        ys.push(v.1);
+                    }
+                }
+                xs.sort_unstable();
+                ys.sort_unstable();
+                (xs[xs.len() / 2], ys[ys.len() / 2])
+            })
+            .collect();
+        Self { vectors, ..self }
+    }
+}
+
+/// The displacement of least absolute difference within `reach` of `start`, for each block; of equals the shortest.
+fn search(before: &Luma, now: &Luma, reach: isize, start: impl Fn(usize, usize) -> (isize, isize)) -> Flow {
+    let (columns, rows) = (now.width.div_ceil(BLOCK).max(1), now.height.div_ceil(BLOCK).max(1));
+    let vectors = (0..columns * rows)
+        .map(|i| {
+            let (bx, by) = (i % columns, i / columns);
+            let (ox, oy) = start(bx, by);
+            let cost = |dx: isize, dy: isize| -> i32 {
+                let (x0, y0) = ((bx * BLOCK) as isize, (by * BLOCK) as isize);
+                let mut sum = 0;
+                for y in y0..y0 + BLOCK as isize {
+                    for x in x0..x0 + BLOCK as isize {
+                        sum += (now.at(x, y) - before.at(x + dx, y + dy)).abs();
+                    }
+                }
+                // A pixel of motion must win a grey level over a few pixels: flat tissue stays where it is.
+                sum + 4 * (dx.abs() + dy.abs()) as i32
+            };
+            (-reach..=reach)
+                .flat_map(|dy| (-reach..=reach).map(move |dx| (ox + dx, oy + dy)))
+                .min_by_key(|(dx, dy)| cost(*dx, *dy))
+                .unwrap_or((ox, oy))
+        })
+        .collect();
+    Flow { width: now.width, columns, vectors }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texture(shift: (usize, usize)) -> Luma {
+        let (width, height) = (96, 80);
+        let value = |x: usize, y: usize| {
+            let (x, y) = ((x + 40 - shift.0) as f32, (y + 40 - shift.1) as f32);
+            (128.0 + 60.0 * (x * 0.21).sin() * (y * 0.17).cos() + 50.0 * (x * 0.07 + y * 0.11).sin()) as u8
+        };
+        Luma { width, height, data: (0..width * height).map(|i| value(i % width, i / width)).collect() }
+    }
+
+    #[test]
+    fn a_mask_follows_the_picture() {
+        for shift in [(0, 0), (3, 1), (7, 5), (10, 9)] {
+            let flow = Flow::between(&texture((0, 0)), &texture(shift));
+            let disc = |cx: usize, cy: usize| -> Vec<bool> {
+                (0usize..96 * 80)
+                    .map(|i| (i % 96).abs_diff(cx).pow(2) + (i / 96).abs_diff(cy).pow(2) < 150)
+                    .collect()
+            };
+            let (moved, want) = (flow.warp(&disc(40, 35)), disc(40 + shift.0, 35 + shift.1));
+            let both = moved.iter().zip(&want).filter(|(a, b)| **a && **b).count() as f64;
+            let any = moved.iter().zip(&want).filter(|(a, b)| **a || **b).count() as f64;
+            assert!(both / any > 0.9, "{shift:?}: {}", both / any);
+        }
+    }
+
+    #[test]
+    fn nothing_moves_where_nothing_is_to_be_seen() {
+        let flat = Luma { width: 20, height: 9, data: vec![77; 180] };
+        assert!(Flow::between(&flat, &flat).vectors.iter().all(|v| *v == (0, 0)));
+        let dot = Luma { width: 1, height: 1, data: vec![3] };
+        assert_eq!(Flow::between(&dot, &dot).warp(&[true]), [true]);
+    }
+}
