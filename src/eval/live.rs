@@ -88,7 +88,8 @@ fn boundary_distance(a: &[bool], b: &[bool], width: usize, height: usize) -> f64
     for (from, to) in [(&a, &b), (&b, &a)] {
         let near = nearest(to, width, height);
         for i in (0..from.len()).filter(|i| from[*i]) {
-            let (dy, dx) = (near[i].0.abs_diff(i / width), near[i].1.abs_diff(i % width));
+            let at = near[i] as usize;
+            let (dy, dx) = ((at / width).abs_diff(i / width), (at % width).abs_diff(i % width));
             sum += (dx as f64).hypot(dy as f64);
             count += 1.0;
         }

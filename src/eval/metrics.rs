@@ -36,14 +36,19 @@ pub struct FrameMetrics {
     pub marked: bool,
 }
 
-/// One frame's maps, prepared as the toolbox does.
-struct Pair {
+/// How many pixels have each value, in the truth's background and foreground.
+type Histogram = [[u32; 256]; 2];
+
+/// One frame's maps, prepared as the toolbox does. A map has at most 256 values, so what is summed over pixels is summed
+/// over these.
+struct Pair<'a> {
     width: usize,
     height: usize,
-    pred: Vec<f64>,
-    /// `(pred * 255)` cut to a byte, by which the curves of E and F are counted.
-    bytes: Vec<u8>,
+    bytes: &'a [u8],
+    /// What each byte is after stretching.
+    levels: [f64; 256],
     gt: Vec<bool>,
+    counts: Histogram,
     positives: usize,
 }
 
@@ -55,32 +60,26 @@ impl FrameMetrics {
     pub fn new(pred: &[u8], gt: &[u8], width: usize, height: usize) -> Self {
         assert!(pred.len() == width * height && gt.len() == width * height, "maps of another size");
         let p = Pair::new(pred, gt, width, height);
-        let threshold = (2.0 * mean(&p.pred)).min(1.0);
-        let binary: Vec<bool> = p.pred.iter().map(|v| *v >= threshold).collect();
-        let hits = count(&p, |i| binary[i] && p.gt[i]);
-        let marked = count(&p, |i| binary[i]);
+        let size = (width * height) as f64;
+        let threshold = (2.0 * p.sum(|v, _| v) / size).min(1.0);
+        let hits = p.sum(|v, g| f64::from(u8::from(g && v >= threshold)));
+        let marked = p.sum(|v, _| f64::from(u8::from(v >= threshold)));
         let (tp, fp) = p.cumulated();
         let (dice, iou, sensitivity, specificity) = p.medical();
+        let above = |g: usize| p.counts[g][128..].iter().sum::<u32>();
         let half = |f: fn(f64, f64, f64) -> f64| {
-            let and = count(&p, |i| pred[i] > 127 && p.gt[i]) as f64;
-            let sum = count(&p, |i| pred[i] > 127) as f64;
-            (p.positives > 0).then(|| f(and, sum, p.positives as f64))
+            let and = f64::from(above(1));
+            (p.positives > 0).then(|| f(and, and + f64::from(above(0)), p.positives as f64))
         };
         Self {
             s_measure: p.s_measure(),
             weighted_f: p.weighted_f(),
-            mae: mean(
-                &p.pred
-                    .iter()
-                    .zip(&p.gt)
-                    .map(|(v, g)| (v - f64::from(u8::from(*g))).abs())
-                    .collect::<Vec<_>>(),
-            ),
-            adaptive_e: p.e_measure(hits as f64, (marked - hits) as f64),
-            adaptive_f: if hits == 0 {
+            mae: p.sum(|v, g| (v - f64::from(u8::from(g))).abs()) / size,
+            adaptive_e: p.e_measure(hits, marked - hits),
+            adaptive_f: if hits == 0.0 {
                 0.0
             } else {
-                let (precision, recall) = (hits as f64 / marked as f64, hits as f64 / p.positives as f64);
+                let (precision, recall) = (hits / marked, hits / p.positives as f64);
                 1.3 * precision * recall / (0.3 * precision + recall)
             },
             e: tp.iter().zip(&fp).map(|(t, f)| p.e_measure(*t, *f)).collect(),
@@ -101,40 +100,37 @@ impl FrameMetrics {
             dice_at_half: half(|and, pred, gt| 2.0 * and / (pred + gt)),
             iou_at_half: half(|and, pred, gt| and / (pred + gt - and)),
             positive: p.positives > 0,
-            marked: pred.iter().any(|v| *v > 127),
+            marked: above(0) + above(1) > 0,
         }
     }
 }
 
-fn count(p: &Pair, what: impl Fn(usize) -> bool) -> usize {
-    (0..p.pred.len()).filter(|i| what(*i)).count()
-}
-
-fn mean(v: &[f64]) -> f64 {
-    v.iter().sum::<f64>() / v.len() as f64
-}
-
-impl Pair {
-    fn new(pred: &[u8], gt: &[u8], width: usize, height: usize) -> Self {
-        let mut pred: Vec<f64> = pred.iter().map(|v| f64::from(*v) / 255.0).collect();
-        let (low, high) = pred.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
-        if high != low {
-            for v in &mut pred {
-                *v = (*v - low) / (high - low);
-            }
-        }
+impl<'a> Pair<'a> {
+    fn new(bytes: &'a [u8], gt: &[u8], width: usize, height: usize) -> Self {
         let gt: Vec<bool> = gt.iter().map(|v| *v > 128).collect();
-        let positives = gt.iter().filter(|g| **g).count();
-        let bytes = pred.iter().map(|v| (v * 255.0) as u8).collect();
-        Self { width, height, pred, bytes, gt, positives }
+        let counts = histogram(bytes.iter().zip(&gt));
+        let used = || (0..256).filter(|b| counts[0][*b] + counts[1][*b] > 0).map(|b| b as f64 / 255.0);
+        let (low, high) = used().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+        let levels = std::array::from_fn(|b| {
+            let v = b as f64 / 255.0;
+            if high > low { (v - low) / (high - low) } else { v }
+        });
+        let positives = counts[1].iter().sum::<u32>() as usize;
+        Self { width, height, bytes, levels, gt, counts, positives }
     }
 
-    /// Hits and false alarms with bytes of at least 255, 254, …, 0.
+    /// Sum of `f(value, foreground)` over the pixels.
+    fn sum(&self, f: impl Fn(f64, bool) -> f64) -> f64 {
+        sum(&self.counts, &self.levels, f)
+    }
+
+    /// Hits and false alarms with values, cut to a byte, of at least 255, 254, …, 0.
     fn cumulated(&self) -> (Curve, Curve) {
         let (mut hits, mut alarms) = (vec![0.0; THRESHOLDS], vec![0.0; THRESHOLDS]);
-        for (b, g) in self.bytes.iter().zip(&self.gt) {
-            let at = THRESHOLDS - 1 - usize::from(*b);
-            if *g { hits[at] += 1.0 } else { alarms[at] += 1.0 }
+        for (b, level) in self.levels.iter().enumerate() {
+            let at = THRESHOLDS - 1 - usize::from((level * 255.0) as u8);
+            hits[at] += f64::from(self.counts[1][b]);
+            alarms[at] += f64::from(self.counts[0][b]);
         }
         for i in 1..THRESHOLDS {
             hits[i] += hits[i - 1];
@@ -144,12 +140,12 @@ impl Pair {
     }
 
     fn e_measure(&self, hits: f64, alarms: f64) -> f64 {
-        let size = self.pred.len() as f64;
+        let size = self.gt.len() as f64;
         let positives = self.positives as f64;
         let marked = hits + alarms;
         let sum = if self.positives == 0 {
             size - marked
-        } else if self.positives == self.pred.len() {
+        } else if self.positives == self.gt.len() {
             marked
         } else {
             let (mp, mg) = (marked / size, positives / size);
@@ -177,14 +173,15 @@ impl Pair {
         let thresholds: Vec<f64> =
             (0..THRESHOLDS).map(|k| if k == 255 { 0.0 } else { k as f64 * step + 1.0 }).collect();
         let (mut hits, mut alarms) = (vec![0.0; THRESHOLDS], vec![0.0; THRESHOLDS]);
-        for (v, g) in self.pred.iter().zip(&self.gt) {
+        for (b, level) in self.levels.iter().enumerate() {
             // The first threshold that the value reaches; they fall.
-            let at = thresholds.partition_point(|t| *t > *v);
+            let at = thresholds.partition_point(|t| t > level);
             if at < THRESHOLDS {
-                if *g { hits[at] += 1.0 } else { alarms[at] += 1.0 }
+                hits[at] += f64::from(self.counts[1][b]);
+                alarms[at] += f64::from(self.counts[0][b]);
             }
         }
-        let size = self.pred.len() as f64;
+        let size = self.gt.len() as f64;
         let positives = self.positives as f64;
         let (mut sum_hits, mut sum_alarms) = (0.0, 0.0);
         let mut curves = (vec![], vec![], vec![], vec![]);
@@ -213,11 +210,12 @@ impl Pair {
     }
 
     fn s_measure(&self) -> f64 {
-        let share = self.positives as f64 / self.pred.len() as f64;
+        let size = self.gt.len() as f64;
+        let share = self.positives as f64 / size;
         let score = if self.positives == 0 {
-            1.0 - mean(&self.pred)
-        } else if self.positives == self.pred.len() {
-            mean(&self.pred)
+            1.0 - self.sum(|v, _| v) / size
+        } else if self.positives == self.gt.len() {
+            self.sum(|v, _| v) / size
         } else {
             0.5 * self.s_object(share) + 0.5 * self.s_region()
         };
@@ -227,15 +225,11 @@ impl Pair {
 
     fn s_object(&self, share: f64) -> f64 {
         let score = |inside: bool| {
-            let values: Vec<f64> = self
-                .pred
-                .iter()
-                .zip(&self.gt)
-                .filter(|(_, g)| **g == inside)
-                .map(|(v, _)| if inside { *v } else { 1.0 - v })
-                .collect();
-            let x = mean(&values);
-            let variance = values.iter().map(|v| (v - x).powi(2)).sum::<f64>() / (values.len() as f64 - 1.0);
+            let n = if inside { self.positives } else { self.gt.len() - self.positives } as f64;
+            let value = |v: f64| if inside { v } else { 1.0 - v };
+            let over = |f: &dyn Fn(f64) -> f64| self.sum(|v, g| if g == inside { f(value(v)) } else { 0.0 });
+            let x = over(&|v| v) / n;
+            let variance = over(&|v| (v - x).powi(2)) / (n - 1.0);
             2.0 * x / (x * x + 1.0 + variance.sqrt() + EPS)
         };
         share * score(true) + (1.0 - share) * score(false)
@@ -260,19 +254,15 @@ impl Pair {
     }
 
     fn ssim(&self, xs: std::ops::Range<usize>, ys: std::ops::Range<usize>) -> f64 {
-        let (mut p, mut g) = (Vec::new(), Vec::new());
-        for y in ys {
-            for x in xs.clone() {
-                p.push(self.pred[y * self.width + x]);
-                g.push(f64::from(u8::from(self.gt[y * self.width + x])));
-            }
-        }
-        let n = p.len() as f64;
-        let (x, y) = (mean(&p), mean(&g));
-        let spread = |a: &[f64], ma: f64, b: &[f64], mb: f64| {
-            a.iter().zip(b).map(|(a, b)| (a - ma) * (b - mb)).sum::<f64>() / (n - 1.0)
-        };
-        let (sx, sy, sxy) = (spread(&p, x, &p, x), spread(&g, y, &g, y), spread(&p, x, &g, y));
+        let n = (xs.len() * ys.len()) as f64;
+        let rows = ys.map(|y| y * self.width + xs.start..y * self.width + xs.end);
+        let counts = histogram(rows.flat_map(|row| self.bytes[row.clone()].iter().zip(&self.gt[row])));
+        let over =
+            |f: &dyn Fn(f64, f64) -> f64| sum(&counts, &self.levels, |v, g| f(v, f64::from(u8::from(g))));
+        let (x, y) = (over(&|v, _| v) / n, over(&|_, g| g) / n);
+        let sx = over(&|v, _| (v - x).powi(2)) / (n - 1.0);
+        let sy = over(&|_, g| (g - y).powi(2)) / (n - 1.0);
+        let sxy = over(&|v, g| (v - x) * (g - y)) / (n - 1.0);
         let alpha = 4.0 * x * y * sxy;
         let beta = (x * x + y * y) * (sx + sy);
         if alpha != 0.0 {
@@ -290,9 +280,8 @@ impl Pair {
         }
         let (w, h) = (self.width, self.height);
         let nearest = nearest(&self.gt, w, h);
-        let error: Vec<f64> =
-            self.pred.iter().zip(&self.gt).map(|(v, g)| (v - f64::from(u8::from(*g))).abs()).collect();
-        let spread: Vec<f64> = nearest.iter().map(|(y, x)| error[y * w + x]).collect();
+        let error =
+            |i: usize| (self.levels[usize::from(self.bytes[i])] - f64::from(u8::from(self.gt[i]))).abs();
         let kernel = gaussian();
         let (mut inside, mut outside) = (0.0, 0.0);
         for y in 0..h {
@@ -303,14 +292,15 @@ impl Pair {
                     for (k, weight) in kernel.iter().enumerate() {
                         let (ky, kx) = ((y + k / 7).wrapping_sub(3), (x + k % 7).wrapping_sub(3));
                         if ky < h && kx < w {
-                            smooth += weight * spread[ky * w + kx];
+                            smooth += weight * error(nearest[ky * w + kx] as usize);
                         }
                     }
-                    inside += smooth.min(error[i]);
-                } else {
-                    let (ny, nx) = nearest[i];
-                    let distance = (ny as f64 - y as f64).hypot(nx as f64 - x as f64);
-                    outside += error[i] * (2.0 - (0.5f64.ln() / 5.0 * distance).exp());
+                    inside += smooth.min(error(i));
+                } else if self.bytes[i] > 0 || self.levels[0] > 0.0 {
+                    let at = nearest[i] as usize;
+                    let (dy, dx) = ((at / w).abs_diff(y), (at % w).abs_diff(x));
+                    let distance = ((dy * dy + dx * dx) as f64).sqrt();
+                    outside += error(i) * (2.0 - (-0.2 * distance).exp2());
                 }
             }
         }
@@ -335,52 +325,68 @@ fn gaussian() -> [f64; 49] {
     k
 }
 
-/// For every pixel the row and column of the nearest true pixel; of several equally near the one that SciPy's
+fn histogram<'p>(pixels: impl Iterator<Item = (&'p u8, &'p bool)>) -> Histogram {
+    let mut counts = [[0; 256]; 2];
+    for (b, g) in pixels {
+        counts[usize::from(*g)][usize::from(*b)] += 1;
+    }
+    counts
+}
+
+/// Sum of `f(value, foreground)` over the pixels counted.
+fn sum(counts: &Histogram, levels: &[f64; 256], f: impl Fn(f64, bool) -> f64) -> f64 {
+    let of = |g: usize| {
+        let counted = counts[g].iter().zip(levels).filter(|(n, _)| **n > 0);
+        counted.map(|(n, v)| f64::from(*n) * f(*v, g == 1)).sum::<f64>()
+    };
+    of(0) + of(1)
+}
+
+/// For every pixel the index of the nearest true pixel; of several equally near the one that SciPy's
 /// `distance_transform_edt` gives (Maurer's algorithm, columns first, then rows). At least one pixel is true.
-pub(super) fn nearest(gt: &[bool], w: usize, h: usize) -> Vec<(usize, usize)> {
-    type Site = Option<(usize, usize)>;
-    let mut sites: Vec<Site> = (0..w * h).map(|i| gt[i].then_some((i / w, i % w))).collect();
-    // `line`: pixels along the axis; `along` and `across` pick a site's coordinates on it and off it.
-    let sweep = |sites: &mut [Site],
-                 line: &[usize],
-                 along: fn((usize, usize)) -> f64,
-                 across: fn((usize, usize)) -> f64,
-                 at: f64| {
-        let found: Vec<Site> = line.iter().map(|i| sites[*i]).collect();
-        let off = |s: (usize, usize)| (across(s) - at).powi(2);
-        let mut kept: Vec<(usize, usize)> = Vec::new();
-        for site in found.into_iter().flatten() {
+pub(super) fn nearest(gt: &[bool], w: usize, h: usize) -> Vec<u32> {
+    const NONE: u32 = u32::MAX;
+    let mut sites = vec![NONE; w * h];
+    // Columns: the nearest true pixel above or below, the upper one of two.
+    for x in 0..w {
+        let rows: Vec<usize> = (0..h).filter(|y| gt[y * w + x]).collect();
+        let mut l = 0;
+        for y in (0..h).filter(|_| !rows.is_empty()) {
+            while l + 1 < rows.len() && rows[l].abs_diff(y) > rows[l + 1].abs_diff(y) {
+                l += 1;
+            }
+            sites[y * w + x] = (rows[l] * w + x) as u32;
+        }
+    }
+    // Rows: the lower envelope of the columns' parabolas. Of a site: its column and squared height above the row.
+    let mut kept: Vec<(i64, i64, u32)> = Vec::with_capacity(w);
+    for (y, row) in sites.chunks_exact_mut(w).enumerate() {
+        kept.clear();
+        for site in row.iter().copied().filter(|s| *s != NONE) {
+            let (sx, sy) = ((site as usize % w) as i64, site as usize / w);
+            let off = (sy.abs_diff(y) as i64).pow(2);
             while let [.., u, v] = kept[..] {
-                let (a, b) = (along(v) - along(u), along(site) - along(v));
+                let (a, b) = (v.0 - u.0, sx - v.0);
                 let c = a + b;
-                if c * off(v) - b * off(u) - a * off(site) - a * b * c <= 0.0 {
+                if c * v.1 - b * u.1 - a * off - a * b * c <= 0 {
                     break;
                 }
                 kept.pop();
             }
-            kept.push(site);
-        }
-        if kept.is_empty() {
-            return;
+            kept.push((sx, off, site));
         }
         let mut l = 0;
-        for (i, pixel) in line.iter().enumerate() {
-            let distance = |s: (usize, usize)| (along(s) - i as f64).powi(2) + off(s);
+        for (x, cell) in row.iter_mut().enumerate() {
+            let distance = |s: (i64, i64, u32)| (s.0 - x as i64).pow(2) + s.1;
             while l + 1 < kept.len() && distance(kept[l]) > distance(kept[l + 1]) {
                 l += 1;
             }
-            sites[*pixel] = Some(kept[l]);
+            if let Some(site) = kept.get(l) {
+                *cell = site.2;
+            }
         }
-    };
-    for x in 0..w {
-        let line: Vec<usize> = (0..h).map(|y| y * w + x).collect();
-        sweep(&mut sites, &line, |s| s.0 as f64, |s| s.1 as f64, x as f64);
     }
-    for y in 0..h {
-        let line: Vec<usize> = (0..w).map(|x| y * w + x).collect();
-        sweep(&mut sites, &line, |s| s.1 as f64, |s| s.0 as f64, y as f64);
-    }
-    sites.into_iter().map(|s| s.unwrap_or((0, 0))).collect()
+    sites
 }
 
 #[cfg(test)]
@@ -393,7 +399,8 @@ mod tests {
         fn the_nearest_pixel_is_as_near_as_any(w in 1usize..12, h in 1usize..12, seed in any::<u64>()) {
             let mut gt: Vec<bool> = (0..w * h).map(|i| (seed >> (i % 61)) % 5 == 0).collect();
             gt[seed as usize % (w * h)] = true;
-            for (i, (y, x)) in nearest(&gt, w, h).into_iter().enumerate() {
+            for (i, at) in nearest(&gt, w, h).into_iter().enumerate() {
+                let (y, x) = (at as usize / w, at as usize % w);
                 let d = |y: usize, x: usize| y.abs_diff(i / w).pow(2) + x.abs_diff(i % w).pow(2);
                 prop_assert!(gt[y * w + x]);
                 let best = (0..w * h).filter(|j| gt[*j]).map(|j| d(j / w, j % w)).min();

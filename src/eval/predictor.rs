@@ -158,7 +158,10 @@ fn deepest(mask: &[u8], width: usize, height: usize) -> (usize, usize) {
         })
         .collect();
     let near = nearest(&outside, w, h);
-    let depth = |i: usize| (near[i].0.abs_diff(i / w)).pow(2) + (near[i].1.abs_diff(i % w)).pow(2);
+    let depth = |i: usize| {
+        let at = near[i] as usize;
+        (at / w).abs_diff(i / w).pow(2) + (at % w).abs_diff(i % w).pow(2)
+    };
     let best = (0..w * h).filter(|i| !outside[*i]).max_by_key(|i| depth(*i)).unwrap_or(w + 1);
     (best % w - 1, best / w - 1)
 }
