@@ -25,6 +25,7 @@ use candle_core::Device;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// What to train on and where to put it.
 #[derive(Debug)]
@@ -96,11 +97,13 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         let micro = (0..config.accumulate)
             .map(|_| batches.next().unwrap_or_else(|| Err(Error::invalid("there is no image to train on"))))
             .collect::<Result<Vec<_>>>()?;
+        let began = Instant::now();
         let report = match trainer.step(&micro) {
             Err(Error::Diverged(reason)) => return Err(save_offenders(&job.out, &micro, &reason)),
             report => report?,
         };
-        log.write(&serde_json::json!({ "train": report }))?;
+        let seconds = began.elapsed().as_secs_f64();
+        log.write(&serde_json::json!({ "train": report, "seconds": seconds }))?;
         events.scalars(
             report.step,
             &[

@@ -1,0 +1,29 @@
+//! The library in a few lines: one picture in, its mask out.
+//!
+//!     cargo run --release --example segment -- frame.png mask.png
+
+use autosam::engine::mask::{Mask, MaskSettings};
+use autosam::engine::segmenter::{ProbMap, Sample};
+use autosam::frame::{Frame, sample::Sampler};
+use autosam::model::{self, ModelOptions};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [input, output] = args.as_slice() else { return Err("usage: segment PICTURE MASK.png".into()) };
+    let picture = autosam::data::open(input.as_ref())?.into_rgb8();
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+
+    // The shipped model; give a path for another.
+    let mut model = model::open(None, &ModelOptions::default())?;
+    let (mut sample, mut map) = (Sample::default(), ProbMap::default());
+    Sampler::new(model.input_size()).sample(&Frame::rgb_image(&picture), &mut sample)?;
+    model.segment(&sample, &mut map)?;
+
+    let mask = Mask::new(map, &MaskSettings::default());
+    for region in &mask.regions {
+        println!("{:.1} % of the picture, confidence {:.2}", 100.0 * region.area, region.confidence);
+    }
+    let pixels = mask.enlarge(width, height);
+    image::save_buffer(output, &pixels, width as u32, height as u32, image::ColorType::L8)?;
+    Ok(())
+}
