@@ -128,12 +128,15 @@ impl AutoSam {
         Ok(Self { sam, generator, dense_pe, image_size: config.sam.image_size, device })
     }
 
-    /// Builds the model from a checked weight file.
+    /// Builds the model from a checked weight file, for inference: batch norms are folded into convolutions.
     pub fn from_checkpoint(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let config = ModelConfig::of(checkpoint)?;
         checkpoint.check(&config.parameter_shapes()?)?;
         let vb = VarBuilder::from_tensors(checkpoint.tensors.clone(), DType::F32, device);
-        Ok(Self::load(&config, vb)?)
+        let mut model = Self::load(&config, vb)?;
+        model.sam.fold()?;
+        model.generator.fold()?;
+        Ok(model)
     }
 
     pub fn sam(&self) -> &Sam {
@@ -173,7 +176,13 @@ impl AutoSam {
 
     /// Low-resolution logits `[N, 1, 4g, 4g]` of preprocessed images `[N, 3, S, S]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.decode(&self.embed(x)?, &self.dense_prompt(x, false)?)
+        // On a CPU side by side: where one has nothing for a second thread, the other has.
+        let (embeddings, prompt) = if x.device().is_cpu() {
+            rayon::join(|| self.embed(x), || self.dense_prompt(x, false))
+        } else {
+            (self.embed(x), self.dense_prompt(x, false))
+        };
+        self.decode(&embeddings?, &prompt?)
     }
 }
 
@@ -214,7 +223,7 @@ pub fn probabilities(
     let s = size;
     let enlarge = |t: &Tensor| ops::resize_bilinear(t, s, s, false);
     let p = match mode {
-        MaskMode::Sigmoid => candle_nn::ops::sigmoid(&enlarge(logits)?)?,
+        MaskMode::Sigmoid => ops::activate(&enlarge(logits)?, ops::Activation::Sigmoid)?,
         MaskMode::MinMax => enlarge(&min_max(logits)?)?,
     };
     let all = p.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
@@ -244,8 +253,12 @@ impl Segmenter for AutoSamSegmenter {
 
     fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()> {
         let samples = std::slice::from_ref(sample);
-        let logits = self.model.forward(&self.model.preprocess(samples)?)?;
-        if let Some(map) = probabilities(&logits, samples, self.model.image_size, self.mask_mode)?.pop() {
+        // Inside the pool: from outside, every kernel would be handed over and waited for.
+        let maps = rayon::scope(|_| {
+            let logits = self.model.forward(&self.model.preprocess(samples)?)?;
+            probabilities(&logits, samples, self.model.image_size, self.mask_mode)
+        })?;
+        if let Some(map) = maps.into_iter().next_back() {
             *out = map;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! AutoSAM's small decoder: backbone features to a dense prompt.
 
-use crate::ops::{self, BatchNorm};
+use crate::ops::{self, Activation, BatchNorm, ConvNorm};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,15 @@ impl SmallDecoder {
         for (i, up) in self.ups.iter().enumerate() {
             x = up.forward(&x, &features[2 - i], train)?;
         }
-        self.last.forward(&x, train)?.tanh()
+        self.last.forward(&x, train)
+    }
+
+    /// Folds every batch norm into its convolution, for inference.
+    pub fn fold(&mut self) -> Result<()> {
+        for up in &mut self.ups {
+            up.conv2.fold()?;
+        }
+        self.last.conv1.fold()
     }
 }
 
@@ -59,7 +67,7 @@ fn padded() -> ops::Conv2d {
     ops::Conv2d { padding: 1, ..Default::default() }
 }
 
-/// Weight and bias of a 3x3 convolution that keeps the grid.
+/// A 3x3 convolution that keeps the grid.
 #[derive(Debug, Clone)]
 struct Conv3 {
     weight: Tensor,
@@ -71,8 +79,12 @@ impl Conv3 {
         Ok(Self { weight: vb.get((o, i, 3, 3), "weight")?, bias: vb.get(o, "bias")? })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::conv2d(x, &self.weight, Some(&self.bias), padded())
+    fn forward(&self, x: &Tensor, activation: Option<Activation>) -> Result<Tensor> {
+        ops::conv2d_then(x, &self.weight, Some(&self.bias), padded(), activation)
+    }
+
+    fn normed(self, norm: BatchNorm) -> ConvNorm {
+        ConvNorm::new(self.weight, Some(self.bias), norm, padded())
     }
 }
 
@@ -80,46 +92,44 @@ impl Conv3 {
 #[derive(Debug, Clone)]
 struct Up {
     conv1: Conv3,
-    conv2: Conv3,
-    norm: BatchNorm,
+    conv2: ConvNorm,
 }
 
 impl Up {
     fn load(from: usize, skip: usize, vb: VarBuilder) -> Result<Self> {
+        let norm = BatchNorm::load(vb.pp("BN"), skip)?;
         Ok(Self {
             conv1: Conv3::load(from + skip, skip, vb.pp("conv1"))?,
-            conv2: Conv3::load(skip, skip, vb.pp("conv2"))?,
-            norm: BatchNorm::load(vb.pp("BN"), skip)?,
+            conv2: Conv3::load(skip, skip, vb.pp("conv2"))?.normed(norm),
         })
     }
 
     fn forward(&self, x: &Tensor, skip: &Tensor, train: bool) -> Result<Tensor> {
         let (_, _, h, w) = skip.dims4()?;
         let x = Tensor::cat(&[&ops::resize_bilinear(x, h, w, false)?, skip], 1)?;
-        let x = self.norm.forward(&self.conv2.forward(&self.conv1.forward(&x)?)?, train)?;
-        ops::leaky_relu(&x)
+        self.conv2.forward(&self.conv1.forward(&x, None)?, Some(Activation::LeakyRelu), train)
     }
 }
 
-/// `CNNBlock`: convolution, batch norm, ReLU, convolution. Its second batch norm is stored but never used.
+/// `CNNBlock`: convolution, batch norm, ReLU, convolution; then the prompt's tanh. Its second batch norm is stored but
+/// never used.
 #[derive(Debug, Clone)]
 struct CnnBlock {
-    conv1: Conv3,
-    norm: BatchNorm,
+    conv1: ConvNorm,
     conv2: Conv3,
 }
 
 impl CnnBlock {
     fn load(i: usize, hidden: usize, o: usize, vb: VarBuilder) -> Result<Self> {
         BatchNorm::load(vb.pp("BN2"), o)?;
+        let norm = BatchNorm::load(vb.pp("BN1"), hidden)?;
         Ok(Self {
-            conv1: Conv3::load(i, hidden, vb.pp("conv1"))?,
-            norm: BatchNorm::load(vb.pp("BN1"), hidden)?,
+            conv1: Conv3::load(i, hidden, vb.pp("conv1"))?.normed(norm),
             conv2: Conv3::load(hidden, o, vb.pp("conv2"))?,
         })
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.conv2.forward(&self.norm.forward(&self.conv1.forward(x)?, train)?.relu()?)
+        self.conv2.forward(&self.conv1.forward(x, Some(Activation::Relu), train)?, Some(Activation::Tanh))
     }
 }

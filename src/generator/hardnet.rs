@@ -1,6 +1,6 @@
 //! HarDNet (arXiv 1909.00948; github.com/PingoLH/Pytorch-HarDNet), the generator's backbone.
 
-use crate::ops::{self, BatchNorm};
+use crate::ops::{self, Activation, BatchNorm, ConvNorm};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
@@ -127,6 +127,28 @@ impl HarDNet {
         Ok(Self { steps })
     }
 
+    /// Folds every batch norm into its convolution, for inference.
+    pub fn fold(&mut self) -> Result<()> {
+        for step in &mut self.steps {
+            match step {
+                Step::Conv(ConvLayer(conv)) | Step::Down(Down::Conv(DepthWise(conv))) => conv.fold()?,
+                Step::Down(Down::Pool { .. }) => {}
+                Step::Block(block) => {
+                    for (layer, _) in &mut block.layers {
+                        match layer {
+                            Layer::Plain(ConvLayer(conv)) => conv.fold()?,
+                            Layer::Separable(ConvLayer(point), DepthWise(depth)) => {
+                                point.fold()?;
+                                depth.fold()?;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Features at strides 2, 4, 8, …, at most `count` of them: what lies beyond is not computed.
     pub fn features(&self, x: &Tensor, count: usize, train: bool) -> Result<Vec<Tensor>> {
         let mut features = Vec::new();
@@ -166,45 +188,33 @@ impl Down {
 
 /// `ConvLayer`: convolution, batch norm, ReLU6.
 #[derive(Debug, Clone)]
-struct ConvLayer {
-    weight: Tensor,
-    norm: BatchNorm,
-    cfg: ops::Conv2d,
-}
+struct ConvLayer(ConvNorm);
 
 impl ConvLayer {
     fn load(i: usize, o: usize, kernel: usize, stride: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.pp("conv").get((o, i, kernel, kernel), "weight")?,
-            norm: BatchNorm::load(vb.pp("norm"), o)?,
-            cfg: ops::Conv2d { stride, padding: kernel / 2, groups: 1 },
-        })
+        let weight = vb.pp("conv").get((o, i, kernel, kernel), "weight")?;
+        let cfg = ops::Conv2d { stride, padding: kernel / 2, groups: 1 };
+        Ok(Self(ConvNorm::new(weight, None, BatchNorm::load(vb.pp("norm"), o)?, cfg)))
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        ops::relu6(&self.norm.forward(&ops::conv2d(x, &self.weight, None, self.cfg)?, train)?)
+        self.0.forward(x, Some(Activation::Relu6), train)
     }
 }
 
 /// `DWConvLayer`: depth-wise 3x3 and batch norm, no activation.
 #[derive(Debug, Clone)]
-struct DepthWise {
-    weight: Tensor,
-    norm: BatchNorm,
-    cfg: ops::Conv2d,
-}
+struct DepthWise(ConvNorm);
 
 impl DepthWise {
     fn load(channels: usize, stride: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            weight: vb.pp("dwconv").get((channels, 1, 3, 3), "weight")?,
-            norm: BatchNorm::load(vb.pp("norm"), channels)?,
-            cfg: ops::Conv2d { stride, padding: 1, groups: channels },
-        })
+        let weight = vb.pp("dwconv").get((channels, 1, 3, 3), "weight")?;
+        let cfg = ops::Conv2d { stride, padding: 1, groups: channels };
+        Ok(Self(ConvNorm::new(weight, None, BatchNorm::load(vb.pp("norm"), channels)?, cfg)))
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.norm.forward(&ops::conv2d(x, &self.weight, None, self.cfg)?, train)
+        self.0.forward(x, None, train)
     }
 }
 

@@ -77,6 +77,12 @@ impl Generator {
         })
     }
 
+    /// Folds every batch norm into its convolution, for inference.
+    pub fn fold(&mut self) -> Result<()> {
+        self.backbone.fold()?;
+        self.decoder.fold()
+    }
+
     /// Side of the square input in pixels.
     pub fn input_size(&self) -> usize {
         self.input_size

@@ -1,7 +1,8 @@
-//! `torch.nn.BatchNorm2d`: batch statistics and their running averages in training, the averages in inference.
+//! `torch.nn.BatchNorm2d`: batch statistics and their running averages in training, the averages in inference; and the
+//! convolution before it, into which inference folds it.
 
-use super::cpu;
 use super::norm::{ChannelMoments, Normalise};
+use super::{Activation, Conv2d, activate, conv2d, conv2d_then, cpu};
 use candle_core::{Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
@@ -55,10 +56,57 @@ impl BatchNorm {
             .broadcast_add(&per_channel(&self.bias)?)
     }
 
+    /// Weights and bias of the convolution that does what `weight [O, …]`, `bias` and this norm's running averages do.
+    fn folded(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let (mean, var) = (self.running_mean.as_detached_tensor(), self.running_var.as_detached_tensor());
+        let scale = (&self.weight / (var + self.eps)?.sqrt()?)?;
+        let mean = match bias {
+            Some(bias) => (mean - bias)?,
+            None => mean,
+        };
+        let shift = (&self.bias - (mean * &scale)?)?;
+        Ok((weight.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?.detach(), shift.detach()))
+    }
+
     fn update(&self, running: &Var, batch: &Tensor, scale: f64) -> Result<()> {
         let batch = batch.detach();
         let kept = (running.as_detached_tensor() * (1.0 - self.momentum))?;
         running.set(&(kept + (batch * (self.momentum * scale))?)?)
+    }
+}
+
+/// A convolution, its batch norm, and an activation.
+#[derive(Debug, Clone)]
+pub struct ConvNorm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    norm: BatchNorm,
+    cfg: Conv2d,
+    folded: Option<(Tensor, Tensor)>,
+}
+
+impl ConvNorm {
+    pub fn new(weight: Tensor, bias: Option<Tensor>, norm: BatchNorm, cfg: Conv2d) -> Self {
+        Self { weight, bias, norm, cfg, folded: None }
+    }
+
+    /// Folds the norm into the convolution, for inference; training goes on with what was loaded, and would not change
+    /// what is folded.
+    pub fn fold(&mut self) -> Result<()> {
+        self.folded = Some(self.norm.folded(&self.weight, self.bias.as_ref())?);
+        Ok(())
+    }
+
+    /// `[N, C, H, W]` → `[N, O, H', W']`; `train` as in [`BatchNorm::forward`].
+    pub fn forward(&self, x: &Tensor, activation: Option<Activation>, train: bool) -> Result<Tensor> {
+        if let (Some((weight, bias)), false) = (&self.folded, train) {
+            return conv2d_then(x, weight, Some(bias), self.cfg, activation);
+        }
+        let y = self.norm.forward(&conv2d(x, &self.weight, self.bias.as_ref(), self.cfg)?, train)?;
+        match activation {
+            Some(f) => activate(&y, f),
+            None => Ok(y),
+        }
     }
 }
 

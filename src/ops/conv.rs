@@ -1,9 +1,10 @@
 //! Convolution as matrix products over tiles of unfolded columns that stay in cache.
 
-use super::cpu::{Shared, slice};
+use super::cpu::{Shared, simd, slice};
+use super::fused::Finish;
+use super::gemm::{Matrix, gemm, scratch};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use std::cell::RefCell;
 
 /// Floats in a tile of unfolded columns: a share of the second-level cache.
 const TILE: usize = 96 * 1024;
@@ -127,76 +128,11 @@ impl Geometry {
     }
 }
 
-thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Gives `f` a buffer of `len` floats that the thread keeps.
-fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    SCRATCH.with(|cell| {
-        // Taken, not borrowed: work that rayon steals while `f` runs may come here again.
-        let mut buffer = cell.take();
-        if buffer.len() < len {
-            buffer.resize(len, 0.0);
-        }
-        let result = f(&mut buffer[..len]);
-        cell.replace(buffer);
-        result
-    })
-}
-
-/// A strided matrix.
-#[derive(Clone, Copy)]
-struct Matrix {
-    data: *const f32,
-    rows: isize,
-    cols: isize,
-}
-
-/// `dst [m, n] = a [m, k] · b [k, n]`, added to `dst` with `add`.
-///
-/// # Safety
-/// The pointers reach the whole matrices, `dst` is not shared.
-#[allow(clippy::too_many_arguments)] // the shape of every BLAS
-unsafe fn gemm(
-    m: usize,
-    n: usize,
-    k: usize,
-    dst: *mut f32,
-    dst_rows: isize,
-    add: bool,
-    a: Matrix,
-    b: Matrix,
-) {
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst,
-            1,
-            dst_rows,
-            add,
-            a.data,
-            a.cols,
-            a.rows,
-            b.data,
-            b.cols,
-            b.rows,
-            if add { 1.0 } else { 0.0 },
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-}
-
 /// The forward operation.
 pub(super) struct Conv {
     pub stride: usize,
     pub padding: usize,
+    pub finish: Finish,
 }
 
 impl CustomOp2 for Conv {
@@ -215,6 +151,7 @@ impl CustomOp2 for Conv {
         let (x, w) = (slice(s1, l1)?, slice(s2, l2)?);
         let mut out = vec![0f32; g.n * g.o * g.pixels()];
         let shared = Shared::new(&mut out);
+        let finish = self.finish.per_channel(g.o)?;
         (0..g.n * g.tiles()).into_par_iter().for_each(|task| {
             let (image, tile) = (task / g.tiles(), task % g.tiles());
             let (y0, rows) = g.tile(tile);
@@ -225,7 +162,7 @@ impl CustomOp2 for Conv {
             let dst = unsafe { shared.at(image * g.o * g.pixels() + y0 * g.ow) };
             let product = |data: *const f32, stride: usize| unsafe {
                 let b = Matrix { data, rows: stride as isize, cols: 1 };
-                gemm(g.o, columns, g.depth(), dst, g.pixels() as isize, false, weights, b);
+                gemm(g.o, columns, g.depth(), dst, g.pixels() as isize, false, 1.0, weights, b);
             };
             if g.pointwise() {
                 product(picture[y0 * g.ow..].as_ptr(), g.pixels());
@@ -234,6 +171,17 @@ impl CustomOp2 for Conv {
                     g.unfold(picture, y0, rows, buffer);
                     product(buffer.as_ptr(), columns);
                 });
+            }
+            if let Some(finish) = &finish {
+                for channel in 0..g.o {
+                    // SAFETY: as above; the product is done.
+                    let row =
+                        unsafe { std::slice::from_raw_parts_mut(dst.add(channel * g.pixels()), columns) };
+                    simd(
+                        #[inline(always)]
+                        || finish.channel(channel, row),
+                    );
+                }
             }
         });
         Ok((CpuStorage::F32(out), Shape::from((g.n, g.o, g.oh, g.ow))))
@@ -294,14 +242,14 @@ impl CustomOp2 for GradInput {
                     let dst = dx[y0 * g.ow..].as_mut_ptr();
                     // SAFETY: rows y0.. of every channel of this image.
                     unsafe {
-                        gemm(g.depth(), columns, g.o, dst, g.pixels() as isize, false, transposed(), b)
+                        gemm(g.depth(), columns, g.o, dst, g.pixels() as isize, false, 1.0, transposed(), b)
                     };
                 } else {
                     scratch(g.depth() * columns, |buffer| {
                         // SAFETY: the buffer holds depth × columns floats.
                         unsafe {
                             let dst = buffer.as_mut_ptr();
-                            gemm(g.depth(), columns, g.o, dst, columns as isize, false, transposed(), b);
+                            gemm(g.depth(), columns, g.o, dst, columns as isize, false, 1.0, transposed(), b);
                         }
                         g.fold(buffer, y0, rows, dx);
                     });
@@ -352,7 +300,17 @@ impl CustomOp2 for GradWeight {
                             let b = Matrix { data, rows: 1, cols: stride as isize };
                             // SAFETY: dw holds o × depth floats of this part.
                             unsafe {
-                                gemm(g.o, g.depth(), columns, dw.as_mut_ptr(), g.depth() as isize, true, a, b)
+                                gemm(
+                                    g.o,
+                                    g.depth(),
+                                    columns,
+                                    dw.as_mut_ptr(),
+                                    g.depth() as isize,
+                                    true,
+                                    1.0,
+                                    a,
+                                    b,
+                                )
                             };
                         };
                         if g.pointwise() {

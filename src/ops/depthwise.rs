@@ -1,6 +1,7 @@
 //! Depth-wise convolution: one kernel a channel, rows at a time.
 
 use super::cpu::{simd, slice};
+use super::fused::Finish;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -56,6 +57,7 @@ impl Geometry {
 pub(super) struct DepthWise {
     pub stride: usize,
     pub padding: usize,
+    pub finish: Finish,
 }
 
 impl CustomOp2 for DepthWise {
@@ -74,31 +76,38 @@ impl CustomOp2 for DepthWise {
         let (x, w) = (slice(s1, l1)?, slice(s2, l2)?);
         let n = l1.dims()[0];
         let mut out = vec![0f32; n * g.c * g.oh * g.ow];
+        let finish = self.finish.per_channel(g.c)?;
         out.par_chunks_mut(g.oh * g.ow).zip(x.par_chunks(g.h * g.w)).enumerate().for_each(|(i, (out, x))| {
             let kernel = &w[i % g.c * g.k * g.k..][..g.k * g.k];
             simd(
                 #[inline(always)]
                 || {
-                    g.rows(|iy, oy, ky| {
-                        let row = &x[iy * g.w..][..g.w];
-                        let cells = &mut out[oy * g.ow..][..g.ow];
-                        for kx in 0..g.k {
-                            let (from, to, start) = g.span(kx);
-                            let weight = kernel[ky * g.k + kx];
-                            let cells = &mut cells[from..to];
-                            if g.stride == 1 {
-                                for (cell, v) in cells.iter_mut().zip(&row[start.min(g.w)..]) {
-                                    *cell += weight * v;
-                                }
-                            } else {
-                                for (cell, v) in
-                                    cells.iter_mut().zip(row[start.min(g.w)..].iter().step_by(g.stride))
-                                {
-                                    *cell += weight * v;
+                    g.rows(
+                        #[inline(always)]
+                        |iy, oy, ky| {
+                            let row = &x[iy * g.w..][..g.w];
+                            let cells = &mut out[oy * g.ow..][..g.ow];
+                            for kx in 0..g.k {
+                                let (from, to, start) = g.span(kx);
+                                let weight = kernel[ky * g.k + kx];
+                                let cells = &mut cells[from..to];
+                                if g.stride == 1 {
+                                    for (cell, v) in cells.iter_mut().zip(&row[start.min(g.w)..]) {
+                                        *cell += weight * v;
+                                    }
+                                } else {
+                                    for (cell, v) in
+                                        cells.iter_mut().zip(row[start.min(g.w)..].iter().step_by(g.stride))
+                                    {
+                                        *cell += weight * v;
+                                    }
                                 }
                             }
-                        }
-                    });
+                        },
+                    );
+                    if let Some(finish) = &finish {
+                        finish.channel(i % g.c, out);
+                    }
                 },
             );
         });
@@ -155,24 +164,29 @@ impl CustomOp2 for GradInput {
                 simd(
                     #[inline(always)]
                     || {
-                        g.rows(|iy, oy, ky| {
-                            let row = &mut dx[iy * g.w..][..g.w];
-                            let cells = &grad[oy * g.ow..][..g.ow];
-                            for kx in 0..g.k {
-                                let (from, to, start) = g.span(kx);
-                                let weight = kernel[ky * g.k + kx];
-                                let row = &mut row[start.min(g.w)..];
-                                if g.stride == 1 {
-                                    for (v, cell) in row.iter_mut().zip(&cells[from..to]) {
-                                        *v += weight * cell;
-                                    }
-                                } else {
-                                    for (v, cell) in row.iter_mut().step_by(g.stride).zip(&cells[from..to]) {
-                                        *v += weight * cell;
+                        g.rows(
+                            #[inline(always)]
+                            |iy, oy, ky| {
+                                let row = &mut dx[iy * g.w..][..g.w];
+                                let cells = &grad[oy * g.ow..][..g.ow];
+                                for kx in 0..g.k {
+                                    let (from, to, start) = g.span(kx);
+                                    let weight = kernel[ky * g.k + kx];
+                                    let row = &mut row[start.min(g.w)..];
+                                    if g.stride == 1 {
+                                        for (v, cell) in row.iter_mut().zip(&cells[from..to]) {
+                                            *v += weight * cell;
+                                        }
+                                    } else {
+                                        for (v, cell) in
+                                            row.iter_mut().step_by(g.stride).zip(&cells[from..to])
+                                        {
+                                            *v += weight * cell;
+                                        }
                                     }
                                 }
-                            }
-                        });
+                            },
+                        );
                     },
                 );
             },
@@ -211,14 +225,18 @@ impl CustomOp2 for GradWeight {
                 simd(
                     #[inline(always)]
                     || {
-                        g.rows(|iy, oy, ky| {
-                            let row = &x[iy * g.w..][..g.w];
-                            let cells = &grad[oy * g.ow..][..g.ow];
-                            for kx in 0..g.k {
-                                let (from, to, start) = g.span(kx);
-                                dw[ky * g.k + kx] += dot(&cells[from..to], &row[start.min(g.w)..], g.stride);
-                            }
-                        });
+                        g.rows(
+                            #[inline(always)]
+                            |iy, oy, ky| {
+                                let row = &x[iy * g.w..][..g.w];
+                                let cells = &grad[oy * g.ow..][..g.ow];
+                                for kx in 0..g.k {
+                                    let (from, to, start) = g.span(kx);
+                                    dw[ky * g.k + kx] +=
+                                        dot(&cells[from..to], &row[start.min(g.w)..], g.stride);
+                                }
+                            },
+                        );
                     },
                 );
             }

@@ -7,17 +7,22 @@ mod batch_norm;
 mod conv;
 mod cpu;
 mod depthwise;
+mod fused;
+mod gemm;
+mod layout;
 mod norm;
 mod pointwise;
 mod spatial;
 #[cfg(test)]
 mod tests;
 
-pub use batch_norm::BatchNorm;
+pub use batch_norm::{BatchNorm, ConvNorm};
+pub use layout::{channels_first, channels_last};
+pub use pointwise::Activation;
 pub use spatial::{max_pool2d, resize_bilinear};
 
 use candle_core::{D, Result, Tensor};
-use pointwise::Activation;
+use fused::Finish;
 
 /// Stride, padding and groups of a square convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,29 +38,77 @@ impl Default for Conv2d {
     }
 }
 
+/// True where the kernels of inference apply: ours, and no gradient is asked for.
+fn fusible(tensors: &[&Tensor]) -> bool {
+    cpu::handles(tensors) && !tensors.iter().any(|t| t.track_op())
+}
+
 /// `x [N, C, H, W]` ∗ `w [O, C/groups, K, K]` + `bias [O]` → `[N, O, H', W']`.
 pub fn conv2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, cfg: Conv2d) -> Result<Tensor> {
-    let channels = x.dim(1)?;
-    let y =
-        if !cpu::handles(&[x, w]) || (cfg.groups != 1 && (cfg.groups != channels || w.dim(0)? != channels)) {
-            x.conv2d(w, cfg.padding, cfg.stride, 1, cfg.groups)?
-        } else if cfg.groups == 1 {
-            let op = conv::Conv { stride: cfg.stride, padding: cfg.padding };
-            x.contiguous()?.apply_op2(&w.contiguous()?, op)?
+    conv2d_then(x, w, bias, cfg, None)
+}
+
+/// [`conv2d`] and an activation.
+pub fn conv2d_then(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    cfg: Conv2d,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
+    let Conv2d { stride, padding, groups } = cfg;
+    let depth_wise = groups != 1 && groups == x.dim(1)? && groups == w.dim(0)?;
+    let ours = cpu::handles(&[x, w]) && (groups == 1 || depth_wise);
+    if ours && fusible(&[x, w]) && bias.is_none_or(|b| fusible(&[b])) {
+        let (x, w, finish) = (x.contiguous()?, w.contiguous()?, Finish::new(bias, activation));
+        return if depth_wise {
+            x.apply_op2_no_bwd(&w, &depthwise::DepthWise { stride, padding, finish })
         } else {
-            let op = depthwise::DepthWise { stride: cfg.stride, padding: cfg.padding };
-            x.contiguous()?.apply_op2(&w.contiguous()?, op)?
+            x.apply_op2_no_bwd(&w, &conv::Conv { stride, padding, finish })
         };
-    match bias {
-        Some(b) => y.broadcast_add(&b.reshape((1, (), 1, 1))?),
+    }
+    let finish = Finish::default();
+    let y = if !ours {
+        x.conv2d(w, padding, stride, 1, groups)?
+    } else if depth_wise {
+        x.contiguous()?.apply_op2(&w.contiguous()?, depthwise::DepthWise { stride, padding, finish })?
+    } else {
+        x.contiguous()?.apply_op2(&w.contiguous()?, conv::Conv { stride, padding, finish })?
+    };
+    finished(y, bias.map(|b| b.reshape((1, (), 1, 1))).transpose()?.as_ref(), activation)
+}
+
+/// Bias and activation of what has a gradient.
+fn finished(y: Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+    let y = match bias {
+        Some(b) => y.broadcast_add(b)?,
+        None => y,
+    };
+    match activation {
+        Some(f) => activate(&y, f),
         None => Ok(y),
     }
 }
 
 /// Transposed convolution, `x [N, C, H, W]`, `w [C, O, K, K]`, `bias [O]` → `[N, O, (H-1)·stride + K, …]`.
 pub fn conv_transpose2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, stride: usize) -> Result<Tensor> {
+    conv_transpose2d_then(x, w, bias, stride, None)
+}
+
+/// [`conv_transpose2d`] and an activation.
+pub fn conv_transpose2d_then(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
     let (c, o, k, _) = w.dims4()?;
     let (n, _, height, width) = x.dims4()?;
+    if k == stride && fusible(&[x, w]) && bias.is_none_or(|b| fusible(&[b])) {
+        let op = fused::Spread { finish: Finish::new(bias, activation) };
+        return x.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &op);
+    }
     let y =
         if k == stride {
             // No two kernels overlap: one matrix product, its rows spread over k × k pixels.
@@ -68,24 +121,49 @@ pub fn conv_transpose2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, stride: u
         } else {
             x.conv_transpose2d(w, 0, 0, stride, 1)?
         };
-    match bias {
-        Some(b) => y.broadcast_add(&b.reshape((1, (), 1, 1))?),
-        None => Ok(y),
-    }
+    finished(y, bias.map(|b| b.reshape((1, (), 1, 1))).transpose()?.as_ref(), activation)
 }
 
 /// `x [..., I]` · `w [O, I]`ᵀ + `bias [O]` → `[..., O]`.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_then(x, w, bias, None)
+}
+
+/// [`linear`] and an activation.
+pub fn linear_then(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
     let (i, o) = (w.dim(1)?, w.dim(0)?);
     let mut shape = x.dims().to_vec();
-    let rows = x.elem_count() / i;
-    let y = x.reshape((rows, i))?.matmul(&w.t()?)?;
-    let y = match bias {
-        Some(b) => y.broadcast_add(b)?,
-        None => y,
+    let rows = x.reshape((x.elem_count() / i, i))?;
+    let y = if fusible(&[x, w]) && bias.is_none_or(|b| fusible(&[b])) {
+        let op = fused::Linear { finish: Finish::new(bias, activation) };
+        rows.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &op)?
+    } else {
+        finished(rows.matmul(&w.t()?)?, bias, activation)?
     };
     *shape.last_mut().expect("linear needs a dimension") = o;
     y.reshape(shape)
+}
+
+/// Attention of every head, `softmax(scale · q kᵀ + bias) v`: `q [B, T, heads, d]`, `k` and `v [B, S, heads, d]`,
+/// `bias [heads, T, S]` → `[B, T, heads · d]`. Views of a larger tensor are taken as they are.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
+    let dense = [q, k, v].iter().all(|t| t.stride().last() == Some(&1));
+    if dense && fusible(&[q, k, v]) && bias.is_none_or(|b| fusible(&[b])) {
+        let op = fused::Attention { scale: scale as f32, bias: bias.cloned() };
+        return q.apply_op3_no_bwd(k, v, &op);
+    }
+    let heads = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+    let scores = (heads(q)?.matmul(&heads(k)?.t()?)? * scale)?;
+    let scores = match bias {
+        Some(bias) => scores.broadcast_add(&bias.unsqueeze(0)?)?,
+        None => scores,
+    };
+    softmax(&scores)?.matmul(&heads(v)?)?.transpose(1, 2)?.contiguous()?.flatten_from(2)
 }
 
 /// Layer norm over the last dimension.
@@ -123,20 +201,30 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
 }
 
+/// `a + b`; `b` may be broadcast along the batch.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if fusible(&[a, b]) && a.elem_count() == b.elem_count() {
+        return a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &fused::Add);
+    }
+    a.broadcast_add(b)
+}
+
+/// An activation, element by element.
+pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    if cpu::handles(&[x]) {
+        return x.contiguous()?.apply_op1(activation);
+    }
+    match activation {
+        Activation::Gelu => x.gelu_erf(),
+        Activation::Relu => x.relu(),
+        Activation::Relu6 => x.clamp(0f32, 6f32),
+        Activation::LeakyRelu => (x.relu()? * 0.99)? + (x * 0.01)?,
+        Activation::Tanh => x.tanh(),
+        Activation::Sigmoid => candle_nn::ops::sigmoid(x),
+    }
+}
+
 /// The exact GELU, `x · Φ(x)`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if cpu::handles(&[x]) { x.contiguous()?.apply_op1(Activation::Gelu) } else { x.gelu_erf() }
-}
-
-/// `min(max(x, 0), 6)`.
-pub fn relu6(x: &Tensor) -> Result<Tensor> {
-    if cpu::handles(&[x]) { x.contiguous()?.apply_op1(Activation::Relu6) } else { x.clamp(0f32, 6f32) }
-}
-
-/// LeakyReLU with slope 0.01.
-pub fn leaky_relu(x: &Tensor) -> Result<Tensor> {
-    if cpu::handles(&[x]) {
-        return x.contiguous()?.apply_op1(Activation::LeakyRelu);
-    }
-    (x.relu()? * 0.99)? + (x * 0.01)?
+    activate(x, Activation::Gelu)
 }

@@ -118,7 +118,9 @@ impl CustomOp3 for LayerNormGrad {
                             o.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(g.chunks_exact(width));
                         for ((o, x), g) in rows {
                             let (mean, inv) = moments(x, self.eps);
-                            o.iter_mut().zip(g).zip(w).for_each(|((o, g), w)| *o = g * w);
+                            for ((o, g), w) in o.iter_mut().zip(g).zip(w) {
+                                *o = g * w;
+                            }
                             let mean_g = sum(o) / width as f32;
                             for ((n, o), x) in normal.iter_mut().zip(o.iter()).zip(x) {
                                 *n = o * (x - mean) * inv;
@@ -220,7 +222,9 @@ fn moments_2d(
     let (mut mean, mut square) = ([0f32; PIXELS], [0f32; PIXELS]);
     for channel in 0..c {
         let row = &x[channel * pixels + at..][..width];
-        mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
+        for (m, x) in mean.iter_mut().zip(row) {
+            *m += x;
+        }
     }
     mean.iter_mut().for_each(|m| *m /= c as f32);
     for channel in 0..c {
@@ -472,7 +476,11 @@ impl CustomOp3 for Normalise {
                 let shift = b[i] - self.mean[i] * scale;
                 simd(
                     #[inline(always)]
-                    || o.iter_mut().zip(x).for_each(|(o, x)| *o = x * scale + shift),
+                    || {
+                        for (o, x) in o.iter_mut().zip(x) {
+                            *o = x * scale + shift;
+                        }
+                    },
                 );
             },
         );

@@ -6,12 +6,15 @@ use rayon::prelude::*;
 
 /// What is applied to each element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Activation {
-    /// `x · Φ(x)`.
+pub enum Activation {
+    /// `x · Φ(x)`, exact.
     Gelu,
+    Relu,
     Relu6,
     /// Slope 0.01 below zero.
     LeakyRelu,
+    Tanh,
+    Sigmoid,
 }
 
 /// e^x to 2 units in the last place for -87 ≤ x ≤ 88, in operations that vectorise.
@@ -45,8 +48,11 @@ impl Activation {
     fn value(self, x: f32) -> f32 {
         match self {
             Self::Gelu => x * normal_cdf(x),
+            Self::Relu => x.max(0.0),
             Self::Relu6 => x.clamp(0.0, 6.0),
             Self::LeakyRelu => x.max(0.01 * x),
+            Self::Tanh => 1.0 - 2.0 / (exp(2.0 * x) + 1.0),
+            Self::Sigmoid => 1.0 / (exp(-x) + 1.0),
         }
     }
 
@@ -58,6 +64,7 @@ impl Activation {
                 let density = 0.398_942_3 * exp(-0.5 * x * x);
                 normal_cdf(x) + x * density
             }
+            Self::Relu => f32::from(u8::from(x > 0.0)),
             Self::Relu6 => f32::from(u8::from(x > 0.0 && x < 6.0)),
             Self::LeakyRelu => {
                 if x > 0.0 {
@@ -66,27 +73,79 @@ impl Activation {
                     0.01
                 }
             }
+            Self::Tanh => {
+                let y = self.value(x);
+                1.0 - y * y
+            }
+            Self::Sigmoid => {
+                let y = self.value(x);
+                y * (1.0 - y)
+            }
         }
     }
 
+    /// `out ← f(x)`.
     #[inline(always)]
     fn apply(self, x: &[f32], out: &mut [f32]) {
-        // One loop a kind: a branch inside would keep it from vectorising.
         match self {
-            Self::Gelu => x.iter().zip(out).for_each(|(x, o)| *o = Self::Gelu.value(*x)),
-            Self::Relu6 => x.iter().zip(out).for_each(|(x, o)| *o = Self::Relu6.value(*x)),
-            Self::LeakyRelu => x.iter().zip(out).for_each(|(x, o)| *o = Self::LeakyRelu.value(*x)),
+            Self::Gelu => map(x, out, |x| Self::Gelu.value(x)),
+            Self::Relu => map(x, out, |x| Self::Relu.value(x)),
+            Self::Relu6 => map(x, out, |x| Self::Relu6.value(x)),
+            Self::LeakyRelu => map(x, out, |x| Self::LeakyRelu.value(x)),
+            Self::Tanh => map(x, out, |x| Self::Tanh.value(x)),
+            Self::Sigmoid => map(x, out, |x| Self::Sigmoid.value(x)),
         }
     }
 
+    /// `x ← f(x + shift)`.
+    #[inline(always)]
+    pub(super) fn apply_shifted(this: Option<Self>, x: &mut [f32], shift: f32) {
+        match this {
+            None => change(x, |v| v + shift),
+            Some(Self::Gelu) => change(x, |v| Self::Gelu.value(v + shift)),
+            Some(Self::Relu) => change(x, |v| Self::Relu.value(v + shift)),
+            Some(Self::Relu6) => change(x, |v| Self::Relu6.value(v + shift)),
+            Some(Self::LeakyRelu) => change(x, |v| Self::LeakyRelu.value(v + shift)),
+            Some(Self::Tanh) => change(x, |v| Self::Tanh.value(v + shift)),
+            Some(Self::Sigmoid) => change(x, |v| Self::Sigmoid.value(v + shift)),
+        }
+    }
+
+    /// `out ← grad · f'(x)`.
     #[inline(always)]
     fn apply_slope(self, x: &[f32], grad: &[f32], out: &mut [f32]) {
-        let all = x.iter().zip(grad).zip(out);
         match self {
-            Self::Gelu => all.for_each(|((x, g), o)| *o = g * Self::Gelu.slope(*x)),
-            Self::Relu6 => all.for_each(|((x, g), o)| *o = g * Self::Relu6.slope(*x)),
-            Self::LeakyRelu => all.for_each(|((x, g), o)| *o = g * Self::LeakyRelu.slope(*x)),
+            Self::Gelu => map_with(x, grad, out, |x, g| g * Self::Gelu.slope(x)),
+            Self::Relu => map_with(x, grad, out, |x, g| g * Self::Relu.slope(x)),
+            Self::Relu6 => map_with(x, grad, out, |x, g| g * Self::Relu6.slope(x)),
+            Self::LeakyRelu => map_with(x, grad, out, |x, g| g * Self::LeakyRelu.slope(x)),
+            Self::Tanh => map_with(x, grad, out, |x, g| g * Self::Tanh.slope(x)),
+            Self::Sigmoid => map_with(x, grad, out, |x, g| g * Self::Sigmoid.slope(x)),
         }
+    }
+}
+
+// One loop a kind: a branch inside would keep it from vectorising. And loops, not `for_each`: that is a function of its
+// own, which the compiler may leave outside `simd`, built for the plainest CPU.
+
+#[inline(always)]
+fn map(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
+    for (o, x) in out.iter_mut().zip(x) {
+        *o = f(*x);
+    }
+}
+
+#[inline(always)]
+fn change(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    for v in x {
+        *v = f(*v);
+    }
+}
+
+#[inline(always)]
+fn map_with(x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+    for ((o, x), y) in out.iter_mut().zip(x).zip(y) {
+        *o = f(*x, *y);
     }
 }
 
@@ -140,6 +199,15 @@ impl CustomOp2 for Slope {
     }
 }
 
+/// Softmax of a row, in place.
+#[inline(always)]
+pub(super) fn softmax_row(x: &mut [f32]) {
+    let max = highest(x);
+    change(x, |v| exp(v - max));
+    let scale = 1.0 / sum(x);
+    change(x, |v| v * scale);
+}
+
 /// Softmax over the last dimension.
 pub(super) struct Softmax;
 
@@ -158,10 +226,8 @@ impl CustomOp1 for Softmax {
                 #[inline(always)]
                 || {
                     for (o, x) in o.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        let max = x.iter().fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m });
-                        o.iter_mut().zip(x).for_each(|(o, x)| *o = exp(x - max));
-                        let scale = 1.0 / sum(o);
-                        o.iter_mut().for_each(|o| *o *= scale);
+                        o.copy_from_slice(x);
+                        softmax_row(o);
                     }
                 },
             )
@@ -200,9 +266,11 @@ impl CustomOp2 for SoftmaxGrad {
                         let rows =
                             o.chunks_exact_mut(width).zip(y.chunks_exact(width)).zip(g.chunks_exact(width));
                         for ((o, y), g) in rows {
-                            o.iter_mut().zip(y).zip(g).for_each(|((o, y), g)| *o = y * g);
+                            map_with(y, g, o, |y, g| y * g);
                             let dot = sum(o);
-                            o.iter_mut().zip(y).for_each(|(o, y)| *o -= y * dot);
+                            for (o, y) in o.iter_mut().zip(y) {
+                                *o -= y * dot;
+                            }
                         }
                     },
                 )
@@ -210,6 +278,26 @@ impl CustomOp2 for SoftmaxGrad {
         );
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
+}
+
+/// The largest of `x`, in sixteen lanes.
+#[inline(always)]
+fn highest(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let blocks = x.chunks_exact(16);
+    let mut highest = f32::NEG_INFINITY;
+    for v in blocks.remainder() {
+        highest = if *v > highest { *v } else { highest };
+    }
+    for block in blocks {
+        for i in 0..16 {
+            lanes[i] = if block[i] > lanes[i] { block[i] } else { lanes[i] };
+        }
+    }
+    for v in lanes {
+        highest = if v > highest { v } else { highest };
+    }
+    highest
 }
 
 /// Σ x, in sixteen lanes so that it vectorises.

@@ -1,10 +1,15 @@
-//! Pooling and resizing, composed of operations whose backward is right.
+//! Pooling and resizing: one kernel each for inference, and composed of operations whose backward is right.
 
+use super::fused::{MaxPool, Resize, taps};
+use super::fusible;
 use candle_core::{Result, Tensor};
 
 /// Max pooling with padding (`-inf` outside), `[N, C, H, W]` → `[N, C, H', W']`: the maximum over shifted
 /// strided views.
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    if fusible(&[x]) {
+        return x.contiguous()?.apply_op1_no_bwd(&MaxPool { kernel, stride, padding });
+    }
     let (n, c, h, w) = x.dims4()?;
     let out = |size: usize| (size + 2 * padding - kernel) / stride + 1;
     let (oh, ow) = (out(h), out(w));
@@ -51,11 +56,14 @@ fn pad_lowest(x: &Tensor, dim: usize, before: usize, after: usize) -> Result<Ten
 }
 
 /// Bilinear resize of `[N, C, H, W]` to `[N, C, height, width]`, as `torch.nn.functional.interpolate`
-/// (no antialiasing), as two matrix products.
+/// (no antialiasing); as two matrix products where it needs a gradient.
 pub fn resize_bilinear(x: &Tensor, height: usize, width: usize, align_corners: bool) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
     if (h, w) == (height, width) {
         return Ok(x.clone());
+    }
+    if fusible(&[x]) {
+        return x.contiguous()?.apply_op1_no_bwd(&Resize { height, width, align_corners });
     }
     let across = bilinear_matrix(w, width, align_corners, x)?;
     let down = bilinear_matrix(h, height, align_corners, x)?;
@@ -67,15 +75,7 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize, align_corners: b
 /// `[from, to]`: column j holds the weights of the samples that make output j.
 fn bilinear_matrix(from: usize, to: usize, align_corners: bool, like: &Tensor) -> Result<Tensor> {
     let mut m = vec![0f32; from * to];
-    for j in 0..to {
-        let at = if align_corners {
-            if to == 1 { 0.0 } else { j as f64 * (from - 1) as f64 / (to - 1) as f64 }
-        } else {
-            ((j as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0)
-        };
-        let low = (at as usize).min(from - 1);
-        let high = (low + 1).min(from - 1);
-        let t = (at - low as f64) as f32;
+    for (j, (low, high, t)) in taps(from, to, align_corners).enumerate() {
         m[low * to + j] += 1.0 - t;
         m[high * to + j] += t;
     }

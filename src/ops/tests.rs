@@ -25,8 +25,8 @@ fn error(a: &Tensor, b: &Tensor) -> f64 {
     if norm(&b) < 1e-12 { diff } else { diff / norm(&b) }
 }
 
-/// Runs `f` on f32 (our kernels) and on f64 (candle's), compares the results and the gradients of
-/// `sum(result · noise)` with respect to every input.
+/// Runs `f` on f32 (our kernels, of training and of inference) and on f64 (candle's), compares the results and the
+/// gradients of `sum(result · noise)` with respect to every input.
 fn agrees(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let run = |dtype: DType| -> (Tensor, Vec<Tensor>) {
         let vars: Vec<Var> =
@@ -42,6 +42,8 @@ fn agrees(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>
     assert_eq!(ours.dims(), theirs.dims(), "{what}");
     let e = error(&ours, &theirs);
     assert!(e < 2e-6, "{what}: value off by {e:.1e}");
+    let e = error(&f(inputs).unwrap(), &theirs);
+    assert!(e < 2e-6, "{what}: value without gradients off by {e:.1e}");
     for (i, (a, b)) in our_grads.iter().zip(&their_grads).enumerate() {
         let e = error(a, b);
         assert!(e < 2e-5, "{what}: gradient {i} off by {e:.1e}");
@@ -57,9 +59,39 @@ proptest! {
         let inputs = [noise(&[n, c, h, w], 1), noise(&[o, c, k, k], 2), noise(&[o], 3)];
         let cfg = Conv2d { stride, padding, groups: 1 };
         agrees(&format!("{n} {c} {o} {h}x{w} k{k} {cfg:?}"), &inputs, |t| match t[0].dtype() {
-            DType::F64 => shifted_convolution(&t[0], &t[1], &t[2], cfg),
-            _ => conv2d(&t[0], &t[1], Some(&t[2]), cfg),
+            DType::F64 => activate(&shifted_convolution(&t[0], &t[1], &t[2], cfg)?, Activation::Gelu),
+            _ => conv2d_then(&t[0], &t[1], Some(&t[2]), cfg, Some(Activation::Gelu)),
         });
+    }
+
+    #[test]
+    fn linear_layers(rows in 1usize..90, i in 1usize..40, o in 1usize..40) {
+        let inputs = [noise(&[2, rows, i], 25), noise(&[o, i], 26), noise(&[o], 27)];
+        agrees("linear", &inputs, |t| linear_then(&t[0], &t[1], Some(&t[2]), Some(Activation::Relu)));
+        agrees("linear without bias", &inputs[..2], |t| linear(&t[0], &t[1], None));
+    }
+
+    #[test]
+    fn attention_of_views(b in 1usize..4, tokens in 1usize..80, keys in 1usize..80, heads in 1usize..4, d in 1usize..9) {
+        let apart = [
+            noise(&[b, tokens, heads, d], 28),
+            noise(&[b, keys, heads, d], 29),
+            noise(&[b, keys, heads, d], 30),
+            noise(&[heads, tokens, keys], 31),
+        ];
+        agrees("attention", &apart, |t| attention(&t[0], &t[1], &t[2], 0.7, Some(&t[3])));
+        let packed = [noise(&[b, tokens, heads, 3, d], 32)];
+        agrees("attention of one tensor's parts", &packed, |t| {
+            let part = |i: usize| t[0].narrow(3, i, 1)?.squeeze(3);
+            attention(&part(0)?, &part(1)?, &part(2)?, 0.7, None)
+        });
+    }
+
+    #[test]
+    fn layouts(n in 1usize..3, c in 1usize..40, h in 1usize..20, w in 1usize..20) {
+        let x = [noise(&[n, c, h, w], 33)];
+        agrees("channels last", &x, |t| channels_last(&t[0]));
+        agrees("and back", &x, |t| channels_first(&(channels_last(&t[0])? * 2.0)?));
     }
 
     #[test]
@@ -229,6 +261,9 @@ fn agrees_with_finite_differences(
     for (a, b) in values(&y).iter().zip(reference(inputs)) {
         assert!((a - b).abs() < 1e-5, "{what}: {a} against {b}");
     }
+    for (a, b) in values(&f(inputs).unwrap()).iter().zip(reference(inputs)) {
+        assert!((a - b).abs() < 1e-5, "{what}: without gradients {a} against {b}");
+    }
     let weights = noise(y.dims(), 98);
     let grads = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
     let weights = values(&weights);
@@ -258,16 +293,27 @@ fn agrees_with_finite_differences(
 fn activations() {
     let x = (noise(&[3, 1000], 14) * 8.0).unwrap();
     agrees("gelu", std::slice::from_ref(&x), |t| gelu(&t[0]));
-    agrees("leaky_relu", std::slice::from_ref(&x), |t| leaky_relu(&t[0]));
+    agrees("leaky_relu", std::slice::from_ref(&x), |t| activate(&t[0], Activation::LeakyRelu));
     // candle's clamp is exact except at its corners, which random numbers do not hit.
-    agrees("relu6", std::slice::from_ref(&x), |t| relu6(&t[0]));
+    agrees("relu6", std::slice::from_ref(&x), |t| activate(&t[0], Activation::Relu6));
+    agrees("relu", std::slice::from_ref(&x), |t| activate(&t[0], Activation::Relu));
+    agrees("tanh", std::slice::from_ref(&x), |t| activate(&t[0], Activation::Tanh));
+    agrees("sigmoid", std::slice::from_ref(&x), |t| activate(&t[0], Activation::Sigmoid));
+}
+
+#[test]
+fn sums() {
+    agrees("add", &[noise(&[2, 30, 900], 41), noise(&[2, 30, 900], 42)], |t| add(&t[0], &t[1]));
+    agrees("add, one for the batch", &[noise(&[2, 3, 4], 43), noise(&[1, 3, 4], 44)], |t| add(&t[0], &t[1]));
 }
 
 #[test]
 fn transposed_convolution() {
     for (k, stride) in [(2, 2), (3, 2)] {
         let inputs = [noise(&[2, 6, 5, 4], 15), noise(&[6, 3, k, k], 16), noise(&[3], 17)];
-        agrees(&format!("k{k} s{stride}"), &inputs, |t| conv_transpose2d(&t[0], &t[1], Some(&t[2]), stride));
+        agrees(&format!("k{k} s{stride}"), &inputs, |t| {
+            conv_transpose2d_then(&t[0], &t[1], Some(&t[2]), stride, Some(Activation::LeakyRelu))
+        });
     }
 }
 
@@ -287,6 +333,26 @@ fn batch_norm_in_training_and_inference() {
             let vb = candle_nn::VarBuilder::from_tensors(map, t[0].dtype(), &Device::Cpu);
             BatchNorm::load(vb, 4)?.forward(&t[0], train)
         });
+    }
+}
+
+#[test]
+fn a_folded_norm_does_what_convolution_and_norm_did() {
+    for (bias, groups) in [(None, 1), (Some(noise(&[6], 34)), 1), (None, 6)] {
+        let names = [("weight", 35), ("bias", 36), ("running_mean", 37), ("running_var", 38)];
+        let map = names.map(|(name, seed)| {
+            let t = noise(&[6], seed);
+            (name.to_string(), if name == "running_var" { (t.abs().unwrap() + 0.1).unwrap() } else { t })
+        });
+        let vb = candle_nn::VarBuilder::from_tensors(map.into_iter().collect(), DType::F32, &Device::Cpu);
+        let cfg = Conv2d { stride: 2, padding: 1, groups };
+        let weight = noise(&[6, 6 / groups, 3, 3], 39);
+        let mut layer = ConvNorm::new(weight, bias, BatchNorm::load(vb, 6).unwrap(), cfg);
+        let x = noise(&[2, 6, 9, 7], 40);
+        let apart = layer.forward(&x, Some(Activation::Gelu), false).unwrap();
+        layer.fold().unwrap();
+        let e = error(&layer.forward(&x, Some(Activation::Gelu), false).unwrap(), &apart);
+        assert!(e < 1e-6, "groups {groups}: off by {e:.1e}");
     }
 }
 

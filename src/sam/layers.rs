@@ -1,6 +1,6 @@
 //! Layers that several parts share, loaded by PyTorch's names.
 
-use crate::ops;
+use crate::ops::{self, Activation};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -18,6 +18,10 @@ impl Linear {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    pub fn forward_then(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        ops::linear_then(x, &self.weight, self.bias.as_ref(), Some(activation))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::config::SamConfig;
 use super::layers::{LayerNorm, Linear};
 use super::transformer::TwoWayTransformer;
-use crate::ops;
+use crate::ops::{self, Activation};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -87,13 +87,19 @@ impl MaskDecoder {
         let count = output.dim(1)?;
         let output = output.broadcast_as((n, count, c))?.contiguous()?;
         let tokens = if sparse.dim(1)? == 0 { output } else { Tensor::cat(&[&output, sparse], 1)? };
-        let flat = |t: &Tensor| t.flatten_from(2)?.transpose(1, 2)?.contiguous();
+        let flat = |t: &Tensor| ops::channels_last(t)?.reshape((t.dim(0)?, h * w, c));
         let (tokens, image) =
-            self.transformer.forward(&tokens, &flat(&(embeddings + dense)?)?, &flat(image_pe)?)?;
-        let image = image.transpose(1, 2)?.contiguous()?.reshape((n, c, h, w))?;
+            self.transformer.forward(&tokens, &flat(&ops::add(embeddings, dense)?)?, &flat(image_pe)?)?;
+        let image = ops::channels_first(&image.reshape((n, h, w, c))?)?;
         let x = ops::conv_transpose2d(&image, &self.upscale1.0, Some(&self.upscale1.1), 2)?;
         let x = ops::gelu(&self.upscale_norm.forward_2d(&x)?)?;
-        let x = ops::gelu(&ops::conv_transpose2d(&x, &self.upscale2.0, Some(&self.upscale2.1), 2)?)?;
+        let x = ops::conv_transpose2d_then(
+            &x,
+            &self.upscale2.0,
+            Some(&self.upscale2.1),
+            2,
+            Some(Activation::Gelu),
+        )?;
         Ok((tokens, x))
     }
 
@@ -126,7 +132,11 @@ impl Mlp {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
         for (i, layer) in self.0.iter().enumerate() {
-            x = if i == 0 { layer.forward(&x.contiguous()?)? } else { layer.forward(&x.relu()?)? };
+            x = if i + 1 == self.0.len() {
+                layer.forward(&x)?
+            } else {
+                layer.forward_then(&x.contiguous()?, Activation::Relu)?
+            };
         }
         Ok(x)
     }

@@ -49,6 +49,14 @@ impl Sam {
         })
     }
 
+    /// Puts together, for inference, what training keeps apart (TinyViT's batch norms).
+    pub fn fold(&mut self) -> Result<()> {
+        match &mut self.image_encoder {
+            ImageEncoder::Vit(_) => Ok(()),
+            ImageEncoder::TinyVit(encoder) => encoder.fold(),
+        }
+    }
+
     /// Normalised, padded images `[N, 3, S, S]` → embeddings `[N, C, g, g]`. `train` matters to TinyViT's
     /// batch norm alone.
     pub fn encode_image(&self, x: &Tensor, train: bool) -> Result<Tensor> {

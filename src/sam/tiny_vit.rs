@@ -2,8 +2,8 @@
 //! windowed attention with a depth-wise convolution between attention and MLP.
 
 use super::config::TinyVitConfig;
-use super::layers::{Conv, LayerNorm, Linear, Neck, partition, unpartition};
-use crate::ops::{self, BatchNorm};
+use super::layers::{LayerNorm, Linear, Neck, partition, unpartition};
+use crate::ops::{self, Activation::Gelu, BatchNorm, ConvNorm};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -40,8 +40,8 @@ impl TinyVitEncoder {
             })
             .collect::<Result<_>>()?;
         Ok(Self {
-            stem1: ConvNorm::load(3, d[0] / 2, 3, 2, 1, stem.pp(0))?,
-            stem2: ConvNorm::load(d[0] / 2, d[0], 3, 2, 1, stem.pp(2))?,
+            stem1: conv_norm(3, d[0] / 2, 3, 2, 1, stem.pp(0))?,
+            stem2: conv_norm(d[0] / 2, d[0], 3, 2, 1, stem.pp(2))?,
             convolutional,
             merges,
             stages,
@@ -49,10 +49,25 @@ impl TinyVitEncoder {
         })
     }
 
+    /// Folds every batch norm into its convolution and spreads the attention biases, for inference.
+    pub fn fold(&mut self) -> Result<()> {
+        let merges = self.merges.iter_mut().flat_map(|m| [&mut m.conv1, &mut m.conv2, &mut m.conv3]);
+        let convolutional =
+            self.convolutional.iter_mut().flat_map(|m| [&mut m.conv1, &mut m.conv2, &mut m.conv3]);
+        for conv in [&mut self.stem1, &mut self.stem2].into_iter().chain(merges).chain(convolutional) {
+            conv.fold()?;
+        }
+        for block in self.stages.iter_mut().flatten() {
+            block.local_conv.fold()?;
+            block.attn.bias = Some(block.attn.spread_biases()?.detach());
+        }
+        Ok(())
+    }
+
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`; `train` uses the batch's statistics in batch norm.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let x = ops::gelu(&self.stem1.forward(x, train)?)?;
-        let mut x = self.stem2.forward(&x, train)?;
+        let x = self.stem1.forward(x, Some(Gelu), train)?;
+        let mut x = self.stem2.forward(&x, None, train)?;
         for block in &self.convolutional {
             x = block.forward(&x, train)?;
         }
@@ -67,24 +82,17 @@ impl TinyVitEncoder {
 }
 
 /// `Conv2d_BN`: convolution without bias, batch norm.
-#[derive(Debug, Clone)]
-struct ConvNorm {
-    conv: Conv,
-    norm: BatchNorm,
-}
-
-impl ConvNorm {
-    fn load(i: usize, o: usize, kernel: usize, stride: usize, groups: usize, vb: VarBuilder) -> Result<Self> {
-        let cfg = ops::Conv2d { stride, padding: kernel / 2, groups };
-        Ok(Self {
-            conv: Conv::load(vb.pp("c"), i, o, kernel, cfg, false)?,
-            norm: BatchNorm::load(vb.pp("bn"), o)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.norm.forward(&self.conv.forward(x)?, train)
-    }
+fn conv_norm(
+    i: usize,
+    o: usize,
+    kernel: usize,
+    stride: usize,
+    groups: usize,
+    vb: VarBuilder,
+) -> Result<ConvNorm> {
+    let weight = vb.pp("c").get((o, i / groups, kernel, kernel), "weight")?;
+    let cfg = ops::Conv2d { stride, padding: kernel / 2, groups };
+    Ok(ConvNorm::new(weight, None, BatchNorm::load(vb.pp("bn"), o)?, cfg))
 }
 
 /// `MBConv`: expand, depth-wise, project, residual.
@@ -99,16 +107,16 @@ impl MbConv {
     fn load(dim: usize, expand: usize, vb: VarBuilder) -> Result<Self> {
         let hidden = dim * expand;
         Ok(Self {
-            conv1: ConvNorm::load(dim, hidden, 1, 1, 1, vb.pp("conv1"))?,
-            conv2: ConvNorm::load(hidden, hidden, 3, 1, hidden, vb.pp("conv2"))?,
-            conv3: ConvNorm::load(hidden, dim, 1, 1, 1, vb.pp("conv3"))?,
+            conv1: conv_norm(dim, hidden, 1, 1, 1, vb.pp("conv1"))?,
+            conv2: conv_norm(hidden, hidden, 3, 1, hidden, vb.pp("conv2"))?,
+            conv3: conv_norm(hidden, dim, 1, 1, 1, vb.pp("conv3"))?,
         })
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let y = ops::gelu(&self.conv1.forward(x, train)?)?;
-        let y = ops::gelu(&self.conv2.forward(&y, train)?)?;
-        ops::gelu(&(self.conv3.forward(&y, train)? + x)?)
+        let y = self.conv1.forward(x, Some(Gelu), train)?;
+        let y = self.conv2.forward(&y, Some(Gelu), train)?;
+        ops::gelu(&ops::add(&self.conv3.forward(&y, None, train)?, x)?)
     }
 }
 
@@ -123,16 +131,16 @@ struct Merge {
 impl Merge {
     fn load(i: usize, o: usize, stride: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            conv1: ConvNorm::load(i, o, 1, 1, 1, vb.pp("conv1"))?,
-            conv2: ConvNorm::load(o, o, 3, stride, o, vb.pp("conv2"))?,
-            conv3: ConvNorm::load(o, o, 1, 1, 1, vb.pp("conv3"))?,
+            conv1: conv_norm(i, o, 1, 1, 1, vb.pp("conv1"))?,
+            conv2: conv_norm(o, o, 3, stride, o, vb.pp("conv2"))?,
+            conv3: conv_norm(o, o, 1, 1, 1, vb.pp("conv3"))?,
         })
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let x = ops::gelu(&self.conv1.forward(x, train)?)?;
-        let x = ops::gelu(&self.conv2.forward(&x, train)?)?;
-        self.conv3.forward(&x, train)
+        let x = self.conv1.forward(x, Some(Gelu), train)?;
+        let x = self.conv2.forward(&x, Some(Gelu), train)?;
+        self.conv3.forward(&x, None, train)
     }
 }
 
@@ -153,7 +161,7 @@ impl Block {
         let hidden = dim * cfg.mlp_ratio;
         Ok(Self {
             attn: Attention::load(dim, cfg.heads[stage], window, vb.pp("attn"))?,
-            local_conv: ConvNorm::load(dim, dim, cfg.local_conv, 1, dim, vb.pp("local_conv"))?,
+            local_conv: conv_norm(dim, dim, cfg.local_conv, 1, dim, vb.pp("local_conv"))?,
             mlp_norm: LayerNorm::load(vb.pp("mlp.norm"), dim, 1e-5)?,
             fc1: Linear::load(vb.pp("mlp.fc1"), dim, hidden)?,
             fc2: Linear::load(vb.pp("mlp.fc2"), hidden, dim)?,
@@ -164,16 +172,16 @@ impl Block {
     /// `[N, C, H, W]` → the same.
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let (_, _, h, w) = x.dims4()?;
-        let cells = x.permute((0, 2, 3, 1))?.contiguous()?;
+        let cells = ops::channels_last(x)?;
         let y = if h == self.window && w == self.window {
             self.attn.forward(&cells)?
         } else {
             unpartition(&self.attn.forward(&partition(&cells, self.window)?)?, self.window, h, w)?
         };
-        let x = (cells + y)?.permute((0, 3, 1, 2))?.contiguous()?;
-        let x = self.local_conv.forward(&x, train)?.permute((0, 2, 3, 1))?.contiguous()?;
-        let y = self.fc2.forward(&ops::gelu(&self.fc1.forward(&self.mlp_norm.forward(&x)?)?)?)?;
-        (x + y)?.permute((0, 3, 1, 2))?.contiguous()
+        let x = ops::channels_first(&ops::add(&cells, &y)?)?;
+        let x = ops::channels_last(&self.local_conv.forward(&x, None, train)?)?;
+        let y = self.fc2.forward(&self.fc1.forward_then(&self.mlp_norm.forward(&x)?, Gelu)?)?;
+        ops::channels_first(&ops::add(&x, &y)?)
     }
 }
 
@@ -187,6 +195,8 @@ struct Attention {
     biases: Tensor,
     /// For query i and key j the column of `biases`, `[tokens · tokens]`.
     index: Tensor,
+    /// [`Self::spread_biases`], once they are fixed.
+    bias: Option<Tensor>,
     heads: usize,
 }
 
@@ -209,6 +219,7 @@ impl Attention {
             proj: Linear::load(vb.pp("proj"), dim, dim)?,
             biases: vb.get((heads, tokens), "attention_biases")?,
             index: Tensor::from_vec(index, tokens * tokens, vb.device())?,
+            bias: None,
             heads,
         })
     }
@@ -217,18 +228,20 @@ impl Attention {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
         let (tokens, d) = (h * w, c / self.heads);
-        // Each head's q, k and v lie side by side: [B, tokens, heads, 3, d].
-        let qkv = self
-            .qkv
-            .forward(&self.norm.forward(x)?)?
-            .reshape((b, tokens, self.heads, 3, d))?
-            .permute((3, 0, 2, 1, 4))?
-            .contiguous()?;
-        let part = |i: usize| qkv.narrow(0, i, 1)?.squeeze(0)?.contiguous();
-        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-        let bias = self.biases.index_select(&self.index, 1)?.reshape((1, self.heads, tokens, tokens))?;
-        let scores = (q.matmul(&k.t()?)? * (d as f64).powf(-0.5))?.broadcast_add(&bias)?;
-        let y = ops::softmax(&scores)?.matmul(&v)?;
-        self.proj.forward(&y.transpose(1, 2)?.contiguous()?.reshape((b, h, w, c))?)
+        // Each head's q, k and v lie side by side.
+        let qkv = self.qkv.forward(&self.norm.forward(x)?)?.reshape((b, tokens, self.heads, 3, d))?;
+        let part = |i: usize| qkv.narrow(3, i, 1)?.squeeze(3);
+        let bias = match &self.bias {
+            Some(bias) => bias.clone(),
+            None => self.spread_biases()?,
+        };
+        let y = ops::attention(&part(0)?, &part(1)?, &part(2)?, (d as f64).powf(-0.5), Some(&bias))?;
+        self.proj.forward(&y.reshape((b, h, w, c))?)
+    }
+
+    /// A bias for every pair of tokens, `[heads, tokens, tokens]`.
+    fn spread_biases(&self) -> Result<Tensor> {
+        let (heads, tokens) = self.biases.dims2()?;
+        self.biases.index_select(&self.index, 1)?.reshape((heads, tokens, tokens))
     }
 }

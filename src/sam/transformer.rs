@@ -2,7 +2,7 @@
 
 use super::config::DecoderConfig;
 use super::layers::{LayerNorm, Linear};
-use crate::ops;
+use crate::ops::{self, Activation};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -34,9 +34,9 @@ impl TwoWayTransformer {
         for layer in &self.layers {
             (queries, keys) = layer.forward(&queries, &keys, tokens, image_pe)?;
         }
-        let q = (&queries + tokens)?;
-        let k = keys.broadcast_add(image_pe)?;
-        let queries = (queries + self.final_attn.forward(&q, &k, &keys)?)?;
+        let q = ops::add(&queries, tokens)?;
+        let k = ops::add(&keys, image_pe)?;
+        let queries = ops::add(&queries, &self.final_attn.forward(&q, &k, &keys)?)?;
         Ok((self.final_norm.forward(&queries)?, keys))
     }
 }
@@ -84,20 +84,21 @@ impl Layer {
         let queries = if self.first {
             self.self_attn.forward(queries, queries, queries)?
         } else {
-            let q = (queries + token_pe)?;
-            (queries + self.self_attn.forward(&q, &q, queries)?)?
+            let q = ops::add(queries, token_pe)?;
+            ops::add(queries, &self.self_attn.forward(&q, &q, queries)?)?
         };
         let queries = self.norm1.forward(&queries)?;
 
-        let k = keys.broadcast_add(image_pe)?;
-        let q = (&queries + token_pe)?;
-        let queries = self.norm2.forward(&(queries + self.cross_to_image.forward(&q, &k, keys)?)?)?;
+        let k = ops::add(keys, image_pe)?;
+        let q = ops::add(&queries, token_pe)?;
+        let queries =
+            self.norm2.forward(&ops::add(&queries, &self.cross_to_image.forward(&q, &k, keys)?)?)?;
 
-        let mlp = self.lin2.forward(&self.lin1.forward(&queries)?.relu()?)?;
-        let queries = self.norm3.forward(&(queries + mlp)?)?;
+        let mlp = self.lin2.forward(&self.lin1.forward_then(&queries, Activation::Relu)?)?;
+        let queries = self.norm3.forward(&ops::add(&queries, &mlp)?)?;
 
-        let q = (&queries + token_pe)?;
-        let keys = self.norm4.forward(&(keys + self.cross_to_token.forward(&k, &q, &queries)?)?)?;
+        let q = ops::add(&queries, token_pe)?;
+        let keys = self.norm4.forward(&ops::add(keys, &self.cross_to_token.forward(&k, &q, &queries)?)?)?;
         Ok((queries, keys))
     }
 }
@@ -127,14 +128,12 @@ impl Attention {
     fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let split = |x: Tensor| -> Result<Tensor> {
             let (n, t, c) = x.dims3()?;
-            x.reshape((n, t, self.heads, c / self.heads))?.transpose(1, 2)?.contiguous()
+            x.reshape((n, t, self.heads, c / self.heads))
         };
         let q = split(self.q_proj.forward(q)?)?;
         let k = split(self.k_proj.forward(k)?)?;
         let v = split(self.v_proj.forward(v)?)?;
-        let (n, heads, t, d) = q.dims4()?;
-        let scores = (q.matmul(&k.t()?)? / (d as f64).sqrt())?;
-        let out = ops::softmax(&scores)?.matmul(&v)?;
-        self.out_proj.forward(&out.transpose(1, 2)?.contiguous()?.reshape((n, t, heads * d))?)
+        let scale = (q.dim(3)? as f64).powf(-0.5);
+        self.out_proj.forward(&ops::attention(&q, &k, &v, scale, None)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::config::{PATCH, VitConfig};
 use super::layers::{Conv, LayerNorm, Linear, Neck, partition, unpartition};
-use crate::ops;
+use crate::ops::{self, Activation};
 use candle_core::{D, IndexOp, Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -39,12 +39,12 @@ impl VitEncoder {
 
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.patch_embed.forward(x)?.permute((0, 2, 3, 1))?;
+        let x = ops::channels_last(&self.patch_embed.forward(x)?)?;
         let mut x = x.broadcast_add(&self.pos_embed)?;
         for block in &self.blocks {
             x = block.forward(&x)?;
         }
-        self.neck.forward(&x.permute((0, 3, 1, 2))?.contiguous()?)
+        self.neck.forward(&ops::channels_first(&x)?)
     }
 }
 
@@ -83,7 +83,7 @@ impl Block {
             unpartition(&self.attn.forward(&partition(&y, self.window)?)?, self.window, h, w)?
         };
         let x = (x + y)?;
-        let y = self.lin2.forward(&ops::gelu(&self.lin1.forward(&self.norm2.forward(&x)?)?)?)?;
+        let y = self.lin2.forward(&self.lin1.forward_then(&self.norm2.forward(&x)?, Activation::Gelu)?)?;
         x + y
     }
 }

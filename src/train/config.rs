@@ -78,7 +78,7 @@ impl Default for TrainConfig {
         Self {
             stage: Stage::Generator,
             seed: 0,
-            steps: 2000,
+            steps: 1000,
             batch: 8,
             accumulate: 1,
             learning_rate: 1e-3,

@@ -1,0 +1,79 @@
+//! Between channels first, `[N, C, H, W]`, and last, `[N, H, W, C]`.
+
+use super::cpu::{Shared, handles, simd, slice};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+/// `[N, C, H, W]` → `[N, H, W, C]`, contiguous.
+pub fn channels_last(x: &Tensor) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    if !handles(&[x]) {
+        return x.permute((0, 2, 3, 1))?.contiguous();
+    }
+    x.contiguous()?.reshape((n, c, h * w))?.apply_op1(Transpose)?.reshape((n, h, w, c))
+}
+
+/// `[N, H, W, C]` → `[N, C, H, W]`, contiguous.
+pub fn channels_first(x: &Tensor) -> Result<Tensor> {
+    let (n, h, w, c) = x.dims4()?;
+    if !handles(&[x]) {
+        return x.permute((0, 3, 1, 2))?.contiguous();
+    }
+    x.contiguous()?.reshape((n, h * w, c))?.apply_op1(Transpose)?.reshape((n, c, h, w))
+}
+
+/// `[N, A, B]` → `[N, B, A]`, in squares that stay in the first-level cache.
+struct Transpose;
+
+const SQUARE: usize = 8;
+
+impl CustomOp1 for Transpose {
+    fn name(&self) -> &'static str {
+        "autosam-transpose"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(s, l)?;
+        let (n, a, b) = l.shape().dims3()?;
+        let mut out = vec![0f32; x.len()];
+        let bands = b.div_ceil(SQUARE);
+        let shared = Shared::new(&mut out);
+        (0..n * bands).into_par_iter().with_min_len((64 / a.div_ceil(SQUARE)).max(1)).for_each(|task| {
+            let (image, first) = (task / bands, task % bands * SQUARE);
+            let rows = SQUARE.min(b - first);
+            let x = &x[image * a * b..][..a * b];
+            // SAFETY: a task writes rows `first..first + rows` of its own image.
+            let out =
+                unsafe { std::slice::from_raw_parts_mut(shared.at(image * a * b + first * a), rows * a) };
+            simd(
+                #[inline(always)]
+                || {
+                    for from in (0..a).step_by(SQUARE) {
+                        let columns = SQUARE.min(a - from);
+                        if rows == SQUARE && columns == SQUARE {
+                            let mut square = [[0f32; SQUARE]; SQUARE];
+                            for (j, row) in square.iter_mut().enumerate() {
+                                row.copy_from_slice(&x[(from + j) * b + first..][..SQUARE]);
+                            }
+                            for (i, line) in out.chunks_exact_mut(a).enumerate() {
+                                for (o, row) in line[from..from + SQUARE].iter_mut().zip(&square) {
+                                    *o = row[i];
+                                }
+                            }
+                        } else {
+                            for (i, line) in out.chunks_exact_mut(a).enumerate() {
+                                let source = x[from * b + first + i..].iter().step_by(b);
+                                line[from..from + columns].iter_mut().zip(source).for_each(|(o, v)| *o = *v);
+                            }
+                        }
+                    }
+                },
+            );
+        });
+        Ok((CpuStorage::F32(out), Shape::from((n, b, a))))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&Self)?))
+    }
+}
