@@ -104,7 +104,7 @@ pub fn initialise(shapes: &[(String, Vec<usize>)], seed: u64) -> Result<HashMap<
             (1.0 / shape[0] as f32).sqrt()
         } else if shape.len() == 4 {
             // The prompt begins near 0, where its tanh is steep and a frozen SAM answers as without a prompt.
-            (2.0 / fan_in).sqrt() * if ends("decoder.final.conv2.weight") { 0.05 } else { 1.0 }
+            (2.0 / fan_in).sqrt() * if ends("decoder.final.conv2.weight") { 0.03 } else { 1.0 }
         } else {
             // Masks must begin near 0: from large random logits training flees to a constant answer and stays.
             // What ends a residual branch begins small too.
