@@ -20,7 +20,7 @@ use candle_nn::VarBuilder;
 #[derive(Debug, Clone)]
 enum ImageEncoder {
     Vit(vit::VitEncoder),
-    TinyVit(tiny_vit::TinyVitEncoder),
+    TinyVit(Box<tiny_vit::TinyVitEncoder>),
 }
 
 /// Image encoder, prompt encoder and mask decoder.
@@ -38,7 +38,7 @@ impl Sam {
         let image_encoder = match &cfg.encoder {
             EncoderConfig::Vit(c) => ImageEncoder::Vit(vit::VitEncoder::load(c, size, out, encoder)?),
             EncoderConfig::TinyVit(c) => {
-                ImageEncoder::TinyVit(tiny_vit::TinyVitEncoder::load(c, out, encoder)?)
+                ImageEncoder::TinyVit(Box::new(tiny_vit::TinyVitEncoder::load(c, out, encoder)?))
             }
         };
         Ok(Self {
