@@ -7,10 +7,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
-    #[error("{}: cannot read the picture: {source}", path.display())]
-    Image { path: PathBuf, source: image::ImageError },
+    // `cause`, not `source`: the message tells it already, and whoever prints the chain would tell it twice.
+    #[error("{}: {cause}", path.display())]
+    Io { path: PathBuf, cause: std::io::Error },
+    #[error("{}: cannot read the picture: {cause}", path.display())]
+    Image { path: PathBuf, cause: image::ImageError },
     /// A weights file that is not what it should be: truncated, misnamed, misshapen, unknown.
     #[error("{}: {reason}", path.display())]
     Weights { path: PathBuf, reason: String },
@@ -33,11 +34,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_owned(), source }
+    pub fn io(path: impl AsRef<Path>, cause: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), cause }
     }
-    pub fn image(path: impl AsRef<Path>, source: image::ImageError) -> Self {
-        Self::Image { path: path.as_ref().to_owned(), source }
+    pub fn image(path: impl AsRef<Path>, cause: image::ImageError) -> Self {
+        Self::Image { path: path.as_ref().to_owned(), cause }
     }
     pub fn weights(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Weights { path: path.as_ref().to_owned(), reason: reason.into() }
@@ -50,11 +51,20 @@ impl Error {
     }
 }
 
-/// Writes `bytes` beside `path` and renames: what was there stays until the new file is whole.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Where `path` is written until it is whole: `NAME.partial` beside it, in a folder that is made where it is missing.
+pub(crate) fn partial(path: &Path) -> Result<PathBuf> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
-    let partial = path.with_file_name(name);
+    Ok(path.with_file_name(name))
+}
+
+/// Writes `bytes` beside `path`, whose folder is made where it is missing, and renames: what was there stays until the
+/// new file is whole.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = partial(path)?;
     let written = std::fs::write(&partial, bytes).map_err(|e| Error::io(&partial, e));
     if written.is_err() {
         // Half a file helps nobody; the error that matters is the first.
@@ -64,11 +74,8 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::rename(&partial, path).map_err(|e| Error::io(path, e))
 }
 
-/// Writes `image` as PNG to `path`, whose folder is made where it is missing; the file is whole or not there.
+/// [`write_atomically`] of `image` as PNG.
 pub fn write_png(path: &Path, image: &image::DynamicImage) -> Result<()> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    }
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::image(path, e))?;
     write_atomically(path, bytes.get_ref())

@@ -42,7 +42,8 @@ fn picture(p: &Path, w: u32, h: u32) {
 #[test]
 fn a_synthetic_clip_goes_in_and_an_overlaid_one_comes_out() {
     let dir = tempfile::tempdir().unwrap();
-    let (data, clip) = (dir.path().join("data"), dir.path().join("clip.webm"));
+    let data = dir.path().join("data");
+    let clip = data.join("clip.webm");
     good(&[
         "synth",
         "--out",
@@ -63,8 +64,9 @@ fn a_synthetic_clip_goes_in_and_an_overlaid_one_comes_out() {
     assert!(overlaid.metadata().unwrap().len() > 500);
     assert_eq!(std::fs::read_dir(&masks).unwrap().count(), 6);
     assert_eq!(image::open(masks.join("000003.png")).unwrap().into_luma8().dimensions(), (128, 96));
-    let left: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
+    let left: Vec<_> = [dir.path(), &data]
+        .into_iter()
+        .flat_map(|d| std::fs::read_dir(d).unwrap())
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .filter(|n| n.ends_with(".partial"))
         .collect();
@@ -122,7 +124,7 @@ fn weights_that_are_none_are_named_with_the_reason() {
 fn input_that_is_none_is_named_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let said = bad(&["run", "--input", path(&dir.path().join("nothing.mp4"))]);
-    assert!(said.contains("nothing.mp4") && said.contains("No such file"), "{said}");
+    assert!(said.contains("nothing.mp4") && said.matches("No such file").count() == 1, "{said}");
     let note = dir.path().join("note.mp4");
     std::fs::write(&note, "not a video").unwrap();
     assert!(bad(&["run", "--input", path(&note)]).contains("note.mp4"));

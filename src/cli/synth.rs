@@ -69,9 +69,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             .expect("a valid template"),
     );
     let rate = FrameRate { numerator: FRAME_RATE as i32, denominator: 1 };
-    let mut clip = args.clip.as_deref().map(|path| Writer::create(path, args.size, rate)).transpose()?;
+    let mut clip: Option<Writer> = None;
     let result = write_dataset(&args.out, &config, &stop, |rgb, _| {
         bar.inc(1);
+        let Some(path) = &args.clip else { return Ok(()) };
+        // Not before the first frame: the clip may lie in the folder that must be empty.
+        if clip.is_none() {
+            clip = Some(Writer::create(path, args.size, rate)?);
+        }
         clip.as_mut().map_or(Ok(()), |clip| clip.write(rgb))
     });
     bar.finish_and_clear();

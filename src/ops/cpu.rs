@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 
 /// True where the kernels here apply; elsewhere candle's own operations, composed, serve.
 pub(super) fn handles(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+    !super::autocast::active() && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
 /// The elements of a contiguous f32 tensor.

@@ -3,6 +3,7 @@
 //!
 //! Images are `[N, C, H, W]`. On a CPU in f32 our kernels run; elsewhere candle's operations, composed.
 
+mod autocast;
 mod batch_norm;
 mod conv;
 mod cpu;
@@ -16,11 +17,13 @@ mod spatial;
 #[cfg(test)]
 mod tests;
 
+pub use autocast::autocast;
 pub use batch_norm::{BatchNorm, ConvNorm};
 pub use layout::{channels_first, channels_last};
 pub use pointwise::Activation;
 pub use spatial::{max_pool2d, resize_bilinear};
 
+use autocast::lowered;
 use candle_core::{D, Result, Tensor};
 use fused::Finish;
 
@@ -69,7 +72,7 @@ pub fn conv2d_then(
     }
     let finish = Finish::default();
     let y = if !ours {
-        x.conv2d(w, padding, stride, 1, groups)?
+        lowered(x, w, |x, w| x.conv2d(w, padding, stride, 1, groups))?
     } else if depth_wise {
         x.contiguous()?.apply_op2(&w.contiguous()?, depthwise::DepthWise { stride, padding, finish })?
     } else {
@@ -113,13 +116,14 @@ pub fn conv_transpose2d_then(
         if k == stride {
             // No two kernels overlap: one matrix product, its rows spread over k × k pixels.
             let w = w.reshape((c, o * k * k))?.t()?.contiguous()?;
-            let y = w.broadcast_left(n)?.contiguous()?.matmul(&x.reshape((n, c, height * width))?)?;
+            let (w, x) = (w.broadcast_left(n)?.contiguous()?, x.reshape((n, c, height * width))?);
+            let y = lowered(&w, &x, |w, x| w.matmul(x))?;
             y.reshape(&[n, o, k, k, height, width])?
                 .permute(vec![0, 1, 4, 2, 5, 3])?
                 .contiguous()?
                 .reshape((n, o, height * k, width * k))?
         } else {
-            x.conv_transpose2d(w, 0, 0, stride, 1)?
+            lowered(x, w, |x, w| x.conv_transpose2d(w, 0, 0, stride, 1))?
         };
     finished(y, bias.map(|b| b.reshape((1, (), 1, 1))).transpose()?.as_ref(), activation)
 }
@@ -143,7 +147,7 @@ pub fn linear_then(
         let op = fused::Linear { finish: Finish::new(bias, activation) };
         rows.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &op)?
     } else {
-        finished(rows.matmul(&w.t()?)?, bias, activation)?
+        finished(lowered(&rows, &w.t()?, |x, w| x.matmul(w))?, bias, activation)?
     };
     *shape.last_mut().expect("linear needs a dimension") = o;
     y.reshape(shape)
@@ -158,12 +162,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: Option<&T
         return q.apply_op3_no_bwd(k, v, &op);
     }
     let heads = |x: &Tensor| x.transpose(1, 2)?.contiguous();
-    let scores = (heads(q)?.matmul(&heads(k)?.t()?)? * scale)?;
+    let scores = (lowered(&heads(q)?, &heads(k)?.t()?, |q, k| q.matmul(k))? * scale)?;
     let scores = match bias {
         Some(bias) => scores.broadcast_add(&bias.unsqueeze(0)?)?,
         None => scores,
     };
-    softmax(&scores)?.matmul(&heads(v)?)?.transpose(1, 2)?.contiguous()?.flatten_from(2)
+    let y = lowered(&softmax(&scores)?, &heads(v)?, |p, v| p.matmul(v))?;
+    y.transpose(1, 2)?.contiguous()?.flatten_from(2)
 }
 
 /// Layer norm over the last dimension.

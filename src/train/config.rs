@@ -28,6 +28,16 @@ pub enum Schedule {
     Cosine,
 }
 
+/// What masks become at the logits' resolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// The share of each cell's pixels that are inside: keeps what a boundary cell knows.
+    Area,
+    /// The cell's first pixel, as published.
+    Nearest,
+}
+
 /// Which generator is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,6 +65,9 @@ pub struct TrainConfig {
     pub warmup: u64,
     pub schedule: Schedule,
     pub mask_mode: MaskMode,
+    pub target: Target,
+    /// On CUDA, matrix products and convolutions in bf16. A CPU computes in f32 either way.
+    pub autocast: bool,
     /// Weight of the past in the moving average of weights that is validated and saved; 0 turns it off.
     pub ema: f64,
     pub generator: GeneratorKind,
@@ -85,6 +98,8 @@ impl Default for TrainConfig {
             warmup: 100,
             schedule: Schedule::Cosine,
             mask_mode: MaskMode::Sigmoid,
+            target: Target::Area,
+            autocast: true,
             ema: 0.99,
             generator: GeneratorKind::Tiny,
             generator_input: 192,

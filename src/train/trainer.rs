@@ -2,7 +2,7 @@
 
 use super::cache::EmbeddingCache;
 use super::checkpoint;
-use super::config::{GeneratorKind, Stage, TrainConfig};
+use super::config::{GeneratorKind, Stage, Target, TrainConfig};
 use super::losses::{Loss, segmentation_loss};
 use super::optimizer::{Adam, Gradients};
 use super::params::{self, Params};
@@ -210,7 +210,7 @@ impl Trainer {
         let mut gradients = Gradients::default();
         let (mut bce, mut dice_loss) = (0.0, 0.0);
         for (micro, batch) in batches.iter().enumerate() {
-            let loss = self.loss(batch, micro)?;
+            let loss = ops::autocast(self.autocast(), || self.loss(batch, micro))?;
             let (b, d) = (scalar(&loss.bce)?, scalar(&loss.dice)?);
             if !(b + d).is_finite() {
                 return Err(Error::Diverged(format!(
@@ -233,6 +233,11 @@ impl Trainer {
         self.step += 1;
         self.update_average()?;
         Ok(StepReport { step: self.step, bce, dice_loss, gradient_norm, learning_rate })
+    }
+
+    /// What products and convolutions of a step are computed in, where that is not f32.
+    fn autocast(&self) -> Option<DType> {
+        (self.config.autocast && self.device.is_cuda()).then_some(DType::BF16)
     }
 
     fn loss(&self, batch: &Batch, micro: usize) -> Result<Loss> {
@@ -260,7 +265,8 @@ impl Trainer {
                 (sam.mask_decoder.mask_logits(&embeddings, dense_pe, &sparse, &dense)?, MaskMode::Sigmoid)
             }
         };
-        let target = low_resolution_target(&batch.masks, size, logits.dim(2)?, &self.device)?;
+        let target =
+            low_resolution_target(&batch.masks, size, logits.dim(2)?, self.config.target, &self.device)?;
         Ok(segmentation_loss(&logits, &target, mode)?)
     }
 
@@ -387,20 +393,27 @@ fn scalar(t: &Tensor) -> Result<f64> {
     Ok(f64::from(t.to_scalar::<f32>()?))
 }
 
-/// `size × size` masks (0 or 255) → `[N, 1, low, low]` in [0, 1], each cell the share of its pixels inside.
-///
-/// Published: nearest. The mean keeps what a boundary cell knows; with a sharp mask both agree elsewhere.
-fn low_resolution_target(masks: &[Vec<u8>], size: usize, low: usize, device: &Device) -> Result<Tensor> {
+/// `size × size` masks (0 or 255) → `[N, 1, low, low]` in [0, 1].
+fn low_resolution_target(
+    masks: &[Vec<u8>],
+    size: usize,
+    low: usize,
+    target: Target,
+    device: &Device,
+) -> Result<Tensor> {
     let step = size / low;
-    let scale = 1.0 / (step * step * 255) as f32;
-    let mut out = vec![0f32; masks.len() * low * low];
-    for (mask, cells) in masks.iter().zip(out.chunks_exact_mut(low * low)) {
-        for (y, row) in mask.chunks_exact(size).enumerate().take(low * step) {
-            for (cell, pixels) in cells[y / step * low..][..low].iter_mut().zip(row.chunks_exact(step)) {
-                *cell += pixels.iter().map(|p| u32::from(*p)).sum::<u32>() as f32 * scale;
-            }
-        }
-    }
+    let reach = match target {
+        Target::Area => step,
+        // As torch.nn.functional.interpolate: the first pixel of each cell.
+        Target::Nearest => 1,
+    };
+    let scale = 1.0 / (reach * reach * 255) as f32;
+    let cell = |mask: &[u8], x: usize, y: usize| {
+        let rows = (y * step..).take(reach).map(|y| &mask[y * size + x * step..][..reach]);
+        rows.flatten().map(|p| u32::from(*p)).sum::<u32>() as f32 * scale
+    };
+    let out: Vec<f32> =
+        masks.iter().flat_map(|mask| (0..low * low).map(move |i| cell(mask, i % low, i / low))).collect();
     Ok(Tensor::from_vec(out, (masks.len(), 1, low, low), device)?)
 }
 
@@ -428,9 +441,44 @@ mod tests {
         Batch { samples, masks, ids: vec!["a".into(), "b".into()] }
     }
 
+    #[test]
+    fn a_cell_of_the_target_is_its_share_or_its_first_pixel() {
+        // 4 x 4 pixels for 2 x 2 cells.
+        let mask = vec![255, 0, 0, 255, 255, 255, 0, 0, 0, 0, 255, 255, 0, 255, 255, 255];
+        let target = |kind| {
+            let t = low_resolution_target(std::slice::from_ref(&mask), 4, 2, kind, &Device::Cpu).unwrap();
+            let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values.into_iter().map(|v| (v * 100.0).round() / 100.0).collect::<Vec<_>>()
+        };
+        assert_eq!(target(Target::Area), [0.75, 0.25, 0.25, 1.0]);
+        assert_eq!(target(Target::Nearest), [1.0, 0.0, 0.0, 1.0]);
+    }
+
     fn only(kind: &str) -> PromptMix {
         let one = |k| if k == kind { 1.0 } else { 0.0 };
         PromptMix { none: one("none"), point: one("point"), bbox: one("bbox"), mask: one("mask") }
+    }
+
+    /// In f16, which a CPU has too; a GPU takes bf16 through the same casts.
+    #[test]
+    fn a_step_in_16_bits_has_the_loss_and_gradient_of_one_in_32() {
+        let config = TrainConfig { stage: Stage::Sam, prompts: only("point"), ..TrainConfig::default() };
+        let trainer = Trainer::new(&config, None, &Device::Cpu).unwrap();
+        let batch = batch(trainer.image_size());
+        let name = "image_encoder.layers.1.blocks.0.mlp.fc1.weight";
+        let step = |dtype| {
+            let loss = ops::autocast(dtype, || trainer.loss(&batch, 0)).unwrap().total().unwrap();
+            // Scaled, or f16, unlike bf16, would lose small gradients.
+            let grads = (&loss * 4096.0).unwrap().backward().unwrap();
+            let grad = grads.get(&trainer.params.trained()[name]).unwrap().flatten_all().unwrap();
+            (loss.to_scalar::<f32>().unwrap(), grad.to_vec1::<f32>().unwrap())
+        };
+        let ((a, ga), (b, gb)) = (step(None), step(Some(DType::F16)));
+        assert!(a != b && (a / b - 1.0).abs() < 2e-3, "{a} and {b}");
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+        let difference = norm(&mut ga.iter().zip(&gb).map(|(a, b)| a - b));
+        let size = norm(&mut ga.iter().copied());
+        assert!(difference < 0.05 * size, "{difference} of {size}");
     }
 
     /// Weights of a SAM: the slope of the loss along its gradient is the gradient's length. (A frozen SAM's goldens

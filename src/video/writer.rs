@@ -1,4 +1,5 @@
 use super::{FrameRate, describe, error_on, init, make};
+use crate::error::partial;
 use crate::{Error, Result};
 use gst::prelude::*;
 use image::RgbImage;
@@ -54,9 +55,7 @@ impl Writer {
                 )));
             }
         };
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let partial = path.with_file_name(name);
+        let partial = partial(path)?;
         // GStreamer's own message would name the element, not the reason.
         drop(std::fs::File::create(&partial).map_err(|e| Error::io(&partial, e))?);
 

@@ -1,0 +1,40 @@
+//! Matrix products and convolutions in 16 bits while everything else, weights and sums over many terms too, stays in
+//! f32: what PyTorch calls autocast. Gradients pass the same casts back.
+
+use candle_core::{DType, Result, Tensor};
+use std::cell::Cell;
+
+thread_local! {
+    static DTYPE: Cell<Option<DType>> = const { Cell::new(None) };
+}
+
+/// Runs `f`, its products and convolutions on this thread in `dtype`. Meant for a GPU: on a CPU it takes the kernels
+/// of this folder out of use, for candle's.
+pub fn autocast<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
+    /// Puts back what was, also after a panic.
+    struct Before(Option<DType>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            DTYPE.set(self.0);
+        }
+    }
+    let _before = Before(DTYPE.replace(dtype));
+    f()
+}
+
+/// True inside [`autocast`] with a type.
+pub(super) fn active() -> bool {
+    DTYPE.get().is_some()
+}
+
+/// `f(a, b)`, in the type of [`autocast`] where there is one; the result is in `a`'s.
+pub(super) fn lowered(
+    a: &Tensor,
+    b: &Tensor,
+    f: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    match DTYPE.get() {
+        Some(dtype) => f(&a.to_dtype(dtype)?, &b.to_dtype(dtype)?)?.to_dtype(a.dtype()),
+        None => f(a, b),
+    }
+}
