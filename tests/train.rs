@@ -250,7 +250,9 @@ fn kill_9_loses_nothing() {
     let kills: u64 = std::env::var("AUTOSAM_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
     let dir = tempfile::tempdir().unwrap();
     pictures(&dir.path().join("data"));
-    let config = TrainConfig { checkpoint_every: 1, ..config(14) };
+    // Long enough that a run has not ended before its last kill.
+    let steps = 14 * kills.div_ceil(3);
+    let config = TrainConfig { checkpoint_every: 1, ..config(steps) };
     std::fs::write(dir.path().join("config.toml"), toml::to_string(&config).unwrap()).unwrap();
     let sam = small_sam(dir.path());
     let start = |out: &str| {
@@ -270,16 +272,17 @@ fn kill_9_loses_nothing() {
     let mut killed = 0;
     for _ in 0..kills {
         let (_, mut child) = start("broken");
-        std::thread::sleep(takes.mul_f64(rng.random_range(0.05..0.7)));
+        std::thread::sleep(takes.mul_f64(rng.random_range(0.0..2.0 / kills as f64)));
         killed += u64::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    assert!(killed > 0, "every run had ended before it could be killed");
+    println!("{killed} of {kills} runs were killed at work");
+    assert!(2 * killed > kills, "most runs had ended before they could be killed");
     assert!(start("broken").1.wait().unwrap().success());
     assert_eq!(bytes(dir.path(), "whole"), bytes(dir.path(), "broken"));
     let log = std::fs::read_to_string(dir.path().join("broken/log.jsonl")).unwrap();
-    assert_eq!(log.lines().count(), 14);
+    assert_eq!(log.lines().count() as u64, steps);
 }
 
 #[test]
