@@ -1,11 +1,12 @@
 //! `autosam-video data`.
 
 use anyhow::bail;
+use autosam::data::split::{SplitConfig, split};
 use autosam::data::{Dataset, check, reorganize};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
-/// Looks after data sets: checks them, puts SUN-SEG together.
+/// Looks after data sets: checks them, splits them, puts SUN-SEG together.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,6 +23,25 @@ enum Command {
         /// End with an error where anything cannot be used
         #[arg(long)]
         strict: bool,
+    },
+    /// Keeps a part of stills aside for validation. Look-alikes stay on one side, and what resembles a picture of --apart
+    /// is left out. Makes OUT/train, OUT/val (links) and OUT/split.md
+    Split {
+        /// Data sets with masks
+        #[arg(required = true, value_name = "DIR")]
+        sets: Vec<PathBuf>,
+        /// A new folder
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Other validation and test sets
+        #[arg(long, value_name = "DIR")]
+        apart: Vec<PathBuf>,
+        /// The part that is kept aside, 0 to 1
+        #[arg(long, default_value_t = SplitConfig::default().part)]
+        part: f64,
+        /// Pictures whose perceptual hashes differ in so many of 144 bits or fewer are look-alikes
+        #[arg(long, value_name = "BITS", default_value_t = SplitConfig::default().distance)]
+        distance: u32,
     },
     /// Puts the SUN database's frames beside SUN-SEG's annotations (the data set's reorganisation step)
     SunsegReorganize {
@@ -40,6 +60,27 @@ enum Command {
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Check { sets, strict } => check_sets(&sets, strict),
+        Command::Split { sets, out, apart, part, distance } => {
+            if !(0.0..=1.0).contains(&part) {
+                bail!("--part {part}: expected a number within 0 and 1");
+            }
+            let (sets, apart) = (open_all(&sets)?, open_all(&apart)?);
+            let count = sets.iter().chain(&apart).map(|s| s.items.len() as u64).sum();
+            let bar = ProgressBar::new(count)
+                .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} pictures  {eta} left")?);
+            let split = split(&sets, &apart, SplitConfig { part, distance }, || bar.inc(1))?;
+            bar.finish_and_clear();
+            split.write(&out)?;
+            println!(
+                "{}: {} to train on, {} to validate on, {} left out; {} groups of look-alikes (split.md)",
+                out.display(),
+                split.train.len(),
+                split.val.len(),
+                split.left_out.len(),
+                split.groups.len()
+            );
+            Ok(())
+        }
         Command::SunsegReorganize { positive, annotations, out } => {
             let bar = ProgressBar::new_spinner();
             let out = out.as_deref().unwrap_or(&annotations);
@@ -64,11 +105,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
+fn open_all(dirs: &[PathBuf]) -> autosam::Result<Vec<Dataset>> {
+    let sets: Vec<_> = dirs.iter().map(|dir| Dataset::open_all(dir)).collect::<Result<_, _>>()?;
+    Ok(sets.concat())
+}
+
 fn check_sets(dirs: &[PathBuf], strict: bool) -> anyhow::Result<()> {
-    let mut sets = Vec::new();
-    for dir in dirs {
-        sets.extend(Dataset::open_all(dir)?);
-    }
+    let sets = open_all(dirs)?;
     let bar = ProgressBar::new(sets.iter().map(|s| s.items.len() as u64).sum())
         .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {eta} left")?);
     let lines: Vec<check::Census> = sets.iter().map(|s| s.census(|| bar.inc(1))).collect();

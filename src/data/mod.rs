@@ -5,6 +5,7 @@ pub mod check;
 pub mod loader;
 mod order;
 pub mod reorganize;
+pub mod split;
 
 use crate::{Error, Result};
 use image::{GrayImage, RgbImage, imageops};
