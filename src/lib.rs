@@ -4,6 +4,7 @@
 //! [`sam`] and [`generator`] are the networks, [`model::AutoSam`] joins them, [`engine`] runs a
 //! model beside a live picture, [`overlay`] draws its mask.
 
+pub mod bench;
 pub mod data;
 pub mod engine;
 pub mod error;
