@@ -114,6 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Overlay::MaskContour => OverlayMode::MaskContour,
             Overlay::Box => OverlayMode::Box,
         },
+        ..Settings::default()
     };
     let opener = Box::new(move || model::open(location.as_deref(), &options));
     let mut engine = Engine::start(opener, settings, Box::new(|_| ()))?;
