@@ -12,10 +12,14 @@ pub mod eval;
 pub mod frame;
 pub mod generator;
 pub mod model;
+#[cfg(all(feature = "serve", feature = "video"))]
+pub mod monitor;
 pub mod ops;
 pub mod overlay;
 pub mod report;
 pub mod sam;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod synth;
 pub mod train;
 #[cfg(feature = "video")]

@@ -51,9 +51,7 @@ impl Allowed {
         let rows = cells(y, self.shift.1, height, self.height);
         let within: Vec<bool> =
             (0..self.width).map(|x| rows.clone().any(|y| self.cells[y * self.width + x])).collect();
-        (0..width)
-            .map(|x| within[cells(x, self.shift.0, width, self.width)].contains(&true))
-            .collect()
+        (0..width).map(|x| within[cells(x, self.shift.0, width, self.width)].contains(&true)).collect()
     }
 }
 
@@ -82,7 +80,8 @@ pub fn changed_outside(
     let mut changed = 0;
     for plane in 0..info.n_planes() {
         let (Ok(old), Ok(new)) = (before.plane_data(plane), after.plane_data(plane)) else { continue };
-        let stride = |f: &gst_video::VideoFrameRef<&gst::BufferRef>| f.plane_stride()[plane as usize] as usize;
+        let stride =
+            |f: &gst_video::VideoFrameRef<&gst::BufferRef>| f.plane_stride()[plane as usize] as usize;
         let components: Vec<usize> =
             (0..info.n_components() as usize).filter(|c| format.plane()[*c] == plane).collect();
         for (row, (old, new)) in old.chunks(stride(before)).zip(new.chunks(stride(after))).enumerate() {
@@ -132,7 +131,9 @@ mod tests {
         mask[8 + 1] = 255;
         let allowed = Allowed::new(&mask, 8, 4, (0, 0));
         let nothing = Allowed::default();
-        for format in [gst_video::VideoFormat::Nv12, gst_video::VideoFormat::Uyvy, gst_video::VideoFormat::Rgba] {
+        for format in
+            [gst_video::VideoFormat::Nv12, gst_video::VideoFormat::Uyvy, gst_video::VideoFormat::Rgba]
+        {
             assert_eq!(changed(format, &[], &nothing), 0);
         }
         let rgba = |x: usize, y: usize| 4 * (y * 32 + x) + 1;

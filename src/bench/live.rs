@@ -223,9 +223,12 @@ impl Stream {
     /// Puts the probes on the element's pads. Both run on the streaming thread, one picture after another.
     fn watch(&self, warm_up: u64, rate: FrameRate, info: &gst_video::VideoInfo) -> Result<()> {
         let pad = |name| {
-            self.element.static_pad(name).ok_or_else(|| Error::Video(format!("the element has no {name} pad")))
+            self.element
+                .static_pad(name)
+                .ok_or_else(|| Error::Video(format!("the element has no {name} pad")))
         };
-        let counts = move |buffer: &gst::BufferRef| buffer.pts().is_some_and(|t| t.nseconds() >= rate.time(warm_up));
+        let counts =
+            move |buffer: &gst::BufferRef| buffer.pts().is_some_and(|t| t.nseconds() >= rate.time(warm_up));
         let passing = self.passing.clone();
         pad("sink")?.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
             if let Some(buffer) = probe.buffer() {

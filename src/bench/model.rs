@@ -107,19 +107,19 @@ fn stages(
             let embedding = clock.time(2, || model.embed(&x))?;
             let prompt = clock.time(3, || model.dense_prompt(&x, false))?;
             let logits = clock.time(4, || model.decode(&embedding, &prompt))?;
-            let maps =
-                clock.time(5, || model::probabilities(&logits, &samples, size, MaskMode::Sigmoid))?;
+            let maps = clock.time(5, || model::probabilities(&logits, &samples, size, MaskMode::Sigmoid))?;
             let (width, height) = (frame.info.width, frame.info.height);
             clock.time(6, || {
                 for map in maps {
                     let mask = Mask::new(map, &MaskSettings::default());
-                    std::hint::black_box(Mark::new(&mask, width, height, OverlayMode::default()));
+                    std::hint::black_box(Mark::new(&mask, width, height, OverlayMode::default(), 0));
                 }
                 Ok(())
             })
         })?;
     }
-    let median = |times: &Vec<Duration>| Percentiles::of(times.get(WARM_UP..).unwrap_or(times)).map(|p| p.p50);
+    let median =
+        |times: &Vec<Duration>| Percentiles::of(times.get(WARM_UP..).unwrap_or(times)).map(|p| p.p50);
     Ok(STAGES.into_iter().zip(&clock.times).filter_map(|(name, t)| Some((name, median(t)?))).collect())
 }
 
@@ -145,13 +145,8 @@ mod tests {
 
     #[test]
     fn every_stage_is_timed() {
-        let bench = ModelBench {
-            model: None,
-            device: DeviceChoice::Cpu,
-            frames: 2,
-            size: (320, 240),
-            input: None,
-        };
+        let bench =
+            ModelBench { model: None, device: DeviceChoice::Cpu, frames: 2, size: (320, 240), input: None };
         let report = run(&bench).unwrap();
         assert_eq!(report.frames, 2);
         assert!(report.frames_per_s > 0.0 && report.p50_ms <= report.p99_ms);

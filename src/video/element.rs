@@ -18,7 +18,9 @@ pub fn autosam_element() -> Result<gst::Element> {
     if gst::ElementFactory::find("autosam").is_none() {
         load()?;
     }
-    gst::ElementFactory::make("autosam").build().map_err(|e| Error::Video(format!("the element autosam: {e}")))
+    gst::ElementFactory::make("autosam")
+        .build()
+        .map_err(|e| Error::Video(format!("the element autosam: {e}")))
 }
 
 fn load() -> Result<()> {
@@ -31,9 +33,7 @@ fn load() -> Result<()> {
     };
     let plugin = gst::Plugin::load_file(&found)
         .map_err(|e| Error::Video(format!("{}: the plugin cannot be loaded: {e}", found.display())))?;
-    gst::Registry::get()
-        .add_plugin(&plugin)
-        .map_err(|e| Error::Video(format!("{}: {e}", found.display())))
+    gst::Registry::get().add_plugin(&plugin).map_err(|e| Error::Video(format!("{}: {e}", found.display())))
 }
 
 /// Where the plugin may be for the program at `exe`: its own folder (`target/release`), and `lib` beside `bin`.
@@ -49,11 +49,12 @@ fn candidates(exe: &Path) -> Vec<PathBuf> {
 /// # Errors
 /// For an unknown property or a value it does not take.
 pub(crate) fn set(element: &gst::Element, name: &str, value: &str) -> Result<()> {
-    let pspec = element
-        .find_property(name)
-        .ok_or_else(|| Error::invalid(format!("the element autosam has no property {name}; see gst-inspect-1.0 autosam")))?;
-    let value = gst::glib::Value::deserialize_with_pspec(value, &pspec)
-        .map_err(|_| Error::invalid(format!("the property {name} does not take {value:?}; see gst-inspect-1.0 autosam")))?;
+    let pspec = element.find_property(name).ok_or_else(|| {
+        Error::invalid(format!("the element autosam has no property {name}; see gst-inspect-1.0 autosam"))
+    })?;
+    let value = gst::glib::Value::deserialize_with_pspec(value, &pspec).map_err(|_| {
+        Error::invalid(format!("the property {name} does not take {value:?}; see gst-inspect-1.0 autosam"))
+    })?;
     element.set_property_from_value(name, &value);
     Ok(())
 }

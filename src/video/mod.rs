@@ -8,8 +8,8 @@ mod writer;
 pub use element::autosam_element;
 pub(crate) use element::set;
 pub(crate) use raw::{convert, info, rgb_buffer};
-pub use reader::{Reader, is_uri};
 pub(crate) use reader::uri_of;
+pub use reader::{Reader, is_uri};
 pub use writer::Writer;
 
 use crate::{Error, Result};

@@ -13,7 +13,9 @@ pub(crate) fn info(format: &str, width: u32, height: u32, rate: FrameRate) -> Re
     init()?;
     let known = gst_video::VideoFormat::from_string(format);
     if matches!(known, gst_video::VideoFormat::Unknown | gst_video::VideoFormat::Encoded) {
-        return Err(Error::invalid(format!("{format:?} is no raw video format of GStreamer (NV12, UYVY, RGBA, …)")));
+        return Err(Error::invalid(format!(
+            "{format:?} is no raw video format of GStreamer (NV12, UYVY, RGBA, …)"
+        )));
     }
     gst_video::VideoInfo::builder(known, width, height)
         .fps(gst::Fraction::new(rate.numerator, rate.denominator))

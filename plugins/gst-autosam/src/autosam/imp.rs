@@ -342,6 +342,10 @@ impl BaseTransformImpl for AutoSam {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
+        // Before the engine, whose figures are told from its start on.
+        if let Err(e) = autosam::serve::metrics::serve_from_environment() {
+            gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{e}"));
+        }
         let settings = lock(&self.settings).clone();
         self.failed.store(false, Ordering::Relaxed);
         let mut engine = Engine::start(self.opener(&settings), settings.engine(), self.listener());
