@@ -19,6 +19,24 @@ use std::time::{Duration, Instant};
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
+/// How nice (0 to 19) the threads are that make masks: where a picture's thread wants a core that they have, it gets it.
+const NICENESS: i32 = 5;
+
+/// Lowers the priority of this thread and of rayon's. Where that cannot be done the picture goes on all the same.
+fn give_way() {
+    // Elsewhere this would be the priority of the whole process.
+    #[cfg(target_os = "linux")]
+    {
+        let lower = || {
+            if let Err(e) = rustix::process::setpriority_process(None, NICENESS) {
+                tracing::debug!("no lower priority for inference: {e}");
+            }
+        };
+        lower();
+        rayon::broadcast(|_| lower());
+    }
+}
+
 pub(super) struct Worker {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
@@ -77,6 +95,7 @@ impl Worker {
     }
 
     pub fn run(mut self, ready: Sender<Result<()>>) {
+        give_way();
         let opened = if self.open.is_some() { self.reopen() } else { Ok(()) };
         let failed = opened.is_err();
         let _ = ready.send(opened);

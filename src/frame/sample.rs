@@ -31,6 +31,7 @@ pub struct Sampler {
     tables: Option<(FrameInfo, Tables)>,
     luma: Vec<u32>,
     chroma: [Vec<u32>; 2],
+    column: Vec<u16>,
 }
 
 #[derive(Debug)]
@@ -47,6 +48,8 @@ struct Tables {
 #[derive(Debug)]
 struct Axis {
     taps: usize,
+    /// The highest source coordinate there is.
+    last: usize,
     at: Vec<(u32, u32)>,
 }
 
@@ -64,7 +67,7 @@ impl Axis {
                 let weight = ((x - left as f64) * f64::from(UNIT)).round() as u32;
                 at.extend([(left as u32, UNIT - weight), (right as u32, weight)]);
             }
-            return Self { taps: 2, at };
+            return Self { taps: 2, last, at };
         }
         // A power of two, so that equal weights sum to UNIT.
         let taps = (scale.ceil() as usize).next_power_of_two().min(most);
@@ -74,7 +77,7 @@ impl Axis {
                 at.push(((x as usize).min(last) as u32, UNIT / taps as u32));
             }
         }
-        Self { taps, at }
+        Self { taps, last, at }
     }
 
     fn of(&self, i: usize) -> &[(u32, u32)] {
@@ -85,7 +88,7 @@ impl Axis {
 impl Sampler {
     /// A sampler to a longest side of `size` pixels.
     pub fn new(size: usize) -> Self {
-        Self { size, tables: None, luma: Vec::new(), chroma: [Vec::new(), Vec::new()] }
+        Self { size, tables: None, luma: Vec::new(), chroma: [Vec::new(), Vec::new()], column: Vec::new() }
     }
 
     /// Writes the brightness of `frame`, at this sampler's size, into `out`: Y' of YUV, of RGB the green, which is most of it.
@@ -104,7 +107,7 @@ impl Sampler {
         out.data.resize(t.width * t.height, 0);
         self.luma.resize(t.width, 0);
         for (y, row) in out.data.chunks_exact_mut(t.width).enumerate() {
-            gather(frame, component, &t.x, t.y.of(y), &mut self.luma);
+            gather(frame, component, &t.x, t.y.of(y), &mut self.column, &mut self.luma);
             for (v, sum) in row.iter_mut().zip(&self.luma) {
                 *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
             }
@@ -146,20 +149,14 @@ impl Sampler {
                 let plane = &frame.planes[0];
                 self.luma.resize(3 * t.width, 0);
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
-                    self.luma.fill(0);
-                    for &(line, weight) in t.y.of(y) {
-                        let line = &plane.data[line as usize * plane.stride..][..bytes * info.width];
-                        for (sum, taps) in self.luma.chunks_exact_mut(3).zip(t.x.at.chunks_exact(t.x.taps)) {
-                            let mut rgb = [0; 3];
-                            for &(x, w) in taps {
-                                let pixel = &line[x as usize * bytes..][..bytes];
-                                rgb[0] += w * u32::from(pixel[r]);
-                                rgb[1] += w * u32::from(pixel[g]);
-                                rgb[2] += w * u32::from(pixel[b]);
-                            }
-                            for (s, v) in sum.iter_mut().zip(rgb) {
-                                *s += weight * v;
-                            }
+                    add_rows(plane, t.y.of(y), bytes * info.width, &mut self.column);
+                    for (sum, taps) in self.luma.chunks_exact_mut(3).zip(t.x.at.chunks_exact(t.x.taps)) {
+                        sum.fill(0);
+                        for &(x, w) in taps {
+                            let pixel = &self.column[x as usize * bytes..][..bytes];
+                            sum[0] += w * u32::from(pixel[r]);
+                            sum[1] += w * u32::from(pixel[g]);
+                            sum[2] += w * u32::from(pixel[b]);
                         }
                     }
                     for (v, sum) in row.iter_mut().zip(&self.luma) {
@@ -175,9 +172,9 @@ impl Sampler {
                 }
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
                     let [luma, cb, cr] = yuv.components;
-                    gather(frame, luma, &t.x, t.y.of(y), &mut self.luma);
+                    gather(frame, luma, &t.x, t.y.of(y), &mut self.column, &mut self.luma);
                     for (component, sums) in [cb, cr].into_iter().zip(&mut self.chroma) {
-                        gather(frame, component, &t.chroma_x, t.chroma_y.of(y), sums);
+                        gather(frame, component, &t.chroma_x, t.chroma_y.of(y), &mut self.column, sums);
                     }
                     let [u, v] = &self.chroma;
                     for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
@@ -207,19 +204,34 @@ impl Tables {
 }
 
 /// Weighted sums (times [`UNIT`]²) of one component for one output row.
-fn gather(frame: &Frame, component: Component, x: &Axis, rows: &[(u32, u32)], sums: &mut [u32]) {
-    let plane = &frame.planes[component.plane];
-    sums.fill(0);
+fn gather(
+    frame: &Frame,
+    component: Component,
+    x: &Axis,
+    rows: &[(u32, u32)],
+    column: &mut Vec<u16>,
+    sums: &mut [u32],
+) {
+    add_rows(&frame.planes[component.plane], rows, component.offset + component.step * x.last + 1, column);
+    for (sum, taps) in sums.iter_mut().zip(x.at.chunks_exact(x.taps)) {
+        *sum = taps
+            .iter()
+            .map(|(at, w)| w * u32::from(column[component.offset + *at as usize * component.step]))
+            .sum();
+    }
+}
+
+/// Weighted sums (times [`UNIT`]) of the first `length` bytes of `rows`, byte by byte. Down first and across then: this half
+/// is most of the work, and goes many bytes at a time.
+fn add_rows(plane: &Plane, rows: &[(u32, u32)], length: usize, column: &mut Vec<u16>) {
+    column.clear();
+    column.resize(length, 0);
     for &(line, weight) in rows {
-        let line = &plane.data[line as usize * plane.stride..];
-        // The last row may end with the picture.
-        let line = &line[component.offset..plane.stride.min(line.len())];
-        for (sum, taps) in sums.iter_mut().zip(x.at.chunks_exact(x.taps)) {
-            let mut value = 0;
-            for &(at, w) in taps {
-                value += w * u32::from(line[at as usize * component.step]);
-            }
-            *sum += weight * value;
+        let line = &plane.data[line as usize * plane.stride..][..length];
+        // 255 times UNIT fits.
+        let weight = weight as u16;
+        for (sum, v) in column.iter_mut().zip(line) {
+            *sum += weight * u16::from(*v);
         }
     }
 }

@@ -6,6 +6,8 @@ const history = [];
 const $ = (id) => document.getElementById(id);
 const put = (id, text) => { $(id).textContent = text; };
 const ms = (v) => (v < 10 ? v.toFixed(2) : v.toFixed(0));
+// What the first cleared device of this class was held to (FDA DEN200055), in ms.
+const BOUNDS = { video: 5.75, annotation: 120 };
 let waiting = false;
 
 async function ask() {
@@ -39,6 +41,7 @@ function show(s) {
   put("video", ms(s.video_delay_ms));
   put("video-max", ms(s.video_delay_max_ms));
   put("annotation", s.annotation_delay_ms ? ms(s.annotation_delay_ms) : "–");
+  for (const [id, bound] of Object.entries(BOUNDS)) $(id).closest("div").className = s[`${id}_delay_ms`] > bound ? "over" : "";
   put("inference", s.inferred ? ms(s.inference_ms) : "–");
   put("picture", s.picture ?? "waiting for the first");
   const seconds = before ? s.uptime_s - before.at : 0;
