@@ -7,6 +7,10 @@ use gst::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Pictures of a folder that wait to be shown.
+const MOST_WAITING: u64 = 2;
 
 /// Added to a pipeline; a folder of pictures has a thread that reads them.
 pub struct Source {
@@ -84,8 +88,7 @@ fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Elemen
     if items.is_empty() {
         return Err(Error::data(dir, "no pictures in it (.jpg, .png, .bmp, .tif)"));
     }
-    let source =
-        gst_app::AppSrc::builder().format(gst::Format::Time).block(true).max_bytes(0).max_buffers(2).build();
+    let source = gst_app::AppSrc::builder().format(gst::Format::Time).max_bytes(0).build();
     let feed = source.clone();
     let push = move || -> Result<()> {
         let (mut count, mut size) = (0, (0, 0));
@@ -109,6 +112,12 @@ fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Elemen
                     ));
                 }
                 count += 1;
+                while feed.current_level_buffers() >= MOST_WAITING {
+                    if stop.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 if feed.push_buffer(buffer).is_err() {
                     // The pipeline ends.
                     return Ok(());
