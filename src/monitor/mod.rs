@@ -41,7 +41,8 @@ pub struct Monitor {
     server: Option<Server>,
     pipeline: gst::Pipeline,
     element: gst::Element,
-    source: source::Source,
+    /// Ends what feeds the pipeline when dropped.
+    _source: source::Source,
     board: Arc<Board>,
     repeat: bool,
 }
@@ -78,7 +79,7 @@ impl Monitor {
         watch(&element, &board)?;
         let source = source::Source::add(&options.input, &pipeline, &convert, options.repeat)?;
         let server = options.http.map(|address| page::serve(address, board.clone())).transpose()?;
-        let monitor = Self { server, pipeline, element, source, board, repeat: options.repeat };
+        let monitor = Self { server, pipeline, element, _source: source, board, repeat: options.repeat };
         if monitor.pipeline.set_state(gst::State::Playing).is_err() {
             let otherwise = || Error::Video(format!("{}: cannot be played", options.input));
             return Err(video::error_on(&monitor.pipeline, &options.input).unwrap_or_else(otherwise));
@@ -146,7 +147,6 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.server = None;
-        self.source.stop();
         // Nothing can be done about a pipeline that does not stop.
         let _ = self.pipeline.set_state(gst::State::Null);
     }

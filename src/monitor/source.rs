@@ -59,9 +59,10 @@ impl Source {
         pipeline.add(&source).and_then(|()| source.link(target)).map_err(failed)?;
         Ok(Self { stop })
     }
+}
 
-    /// No more pictures.
-    pub fn stop(&self) {
+impl Drop for Source {
+    fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 }
