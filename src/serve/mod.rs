@@ -123,17 +123,16 @@ where
     H: Fn(&str) -> Answer + Send + Sync + 'static,
 {
     let clients = Arc::new(AtomicUsize::new(0));
-    while let Ok((stream, _)) = listener.accept().or_else(|e| match e.kind() {
-        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => listener.accept(),
-        // Out of file descriptors, say: it may pass.
-        _ => {
-            std::thread::sleep(Duration::from_millis(100));
-            listener.accept()
-        }
-    }) {
+    loop {
+        let accepted = listener.accept();
         if stop.load(Ordering::Relaxed) {
             return;
         }
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, say: it may pass.
+            std::thread::sleep(Duration::from_millis(100));
+            continue;
+        };
         let timed = stream.set_write_timeout(Some(WRITE_TIME)).and_then(|()| stream.set_nodelay(true));
         if timed.is_err() {
             continue;
