@@ -4,6 +4,7 @@
 //! [`sam`] and [`generator`] are the networks, [`model::AutoSam`] joins them, [`engine`] runs a
 //! model beside a live picture, [`overlay`] draws its mask.
 
+pub mod bench;
 pub mod data;
 pub mod engine;
 pub mod error;
@@ -11,10 +12,14 @@ pub mod eval;
 pub mod frame;
 pub mod generator;
 pub mod model;
+#[cfg(all(feature = "serve", feature = "video"))]
+pub mod monitor;
 pub mod ops;
 pub mod overlay;
 pub mod report;
 pub mod sam;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod synth;
 pub mod train;
 #[cfg(feature = "video")]

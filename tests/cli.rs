@@ -258,3 +258,35 @@ fn training_refuses_what_it_cannot_use() {
     let said = bad(&["train", "--config", path(&config), "--print-config"]);
     assert!(said.contains("c.toml") && said.contains("stepz"), "{said}");
 }
+
+#[test]
+fn the_model_benchmark_gives_the_figures_that_scripts_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("model.json");
+    let said = good(&[
+        "bench",
+        "model",
+        "--device",
+        "cpu",
+        "--precision",
+        "f32",
+        "--frames",
+        "2",
+        "--size",
+        "320x240",
+        "--json",
+        path(&json),
+    ]);
+    assert!(said.contains("frames/s") && said.contains("encoder"), "{said}");
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    for name in ["frames_per_s", "p50_ms", "p99_ms", "peak_memory_mb"] {
+        assert!(figures[name].as_f64() > Some(0.0), "{name}: {figures}");
+    }
+    assert!(figures["stages_ms"]["decoder"].as_f64() > Some(0.0), "{figures}");
+    assert!(bad(&["bench", "model", "--input", "/no/such/folder"]).contains("/no/such/folder"));
+}
+
+#[test]
+fn the_monitor_says_where_it_could_show_something() {
+    assert!(bad(&["monitor", "--input", "clip.mp4", "--no-window"]).contains("--http 127.0.0.1:8080"));
+}

@@ -1,11 +1,14 @@
 //! One file a subcommand: each parses, calls the library and prints.
 
 use clap::{Parser, Subcommand};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
+mod bench;
 mod data;
 mod eval;
 mod models;
+mod monitor;
 mod run;
 mod synth;
 mod train;
@@ -26,10 +29,26 @@ enum Command {
     Train(train::Args),
     Data(data::Args),
     Eval(eval::Args),
+    Bench(bench::Args),
+    Monitor(monitor::Args),
+}
+
+/// Serves the process's figures where --metrics asks for it.
+fn serve_metrics(address: Option<SocketAddr>) -> anyhow::Result<()> {
+    if let Some(address) = address {
+        eprintln!("http://{}/metrics", autosam::serve::metrics::serve(address)?);
+    }
+    Ok(())
 }
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Monitor(args) = &cli.command
+        && let Some((name, value)) = args.environment()
+    {
+        // SAFETY: the process has one thread yet, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(name, value) };
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("AUTOSAM_LOG")
@@ -44,6 +63,8 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Monitor(args) => monitor::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

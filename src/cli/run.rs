@@ -11,6 +11,7 @@ use autosam::video::{FrameRate, Reader, Writer, is_uri};
 use autosam::{eval, write_png};
 use image::{DynamicImage, GrayImage, RgbImage};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +50,9 @@ pub struct Args {
     /// sigmoid knows "no polyp"; minmax is the paper's and marks something in every frame
     #[arg(long, value_enum, default_value_t = MaskModeArg::Sigmoid)]
     mask_mode: MaskModeArg,
+    /// Serve figures for Prometheus at /metrics
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -102,6 +106,7 @@ fn parse_part(text: &str) -> Result<f32, String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
+    super::serve_metrics(args.metrics)?;
     let source = Source::open(&args.input)?;
     let options = ModelOptions { device: args.device, mask_mode: args.mask_mode.mode() };
     let location = args.model.clone();
@@ -114,6 +119,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Overlay::MaskContour => OverlayMode::MaskContour,
             Overlay::Box => OverlayMode::Box,
         },
+        ..Settings::default()
     };
     let opener = Box::new(move || model::open(location.as_deref(), &options));
     let mut engine = Engine::start(opener, settings, Box::new(|_| ()))?;

@@ -5,6 +5,7 @@ use autosam::data::Dataset;
 use autosam::model::DeviceChoice;
 use autosam::train::{self, Job, Observer, Stage, StepReport, TrainConfig, Trainer, Validation};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,6 +65,9 @@ pub struct Args {
     /// The most that --cache may take on disk; what is beyond is computed every time
     #[arg(long, value_name = "GiB", default_value_t = 20.0)]
     cache_limit: f64,
+    /// Serve figures for Prometheus at /metrics
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -75,6 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let out = args.out.clone().context("--out is missing")?;
+    super::serve_metrics(args.metrics)?;
     let mut sets = Vec::new();
     for dir in &args.sunseg {
         sets.push((Dataset::sunseg(dir, "TrainDataset")?, 1.0));
@@ -177,6 +182,10 @@ impl Observer for Progress {
     }
 
     fn stepped(&mut self, r: &StepReport) {
+        metrics::counter!("autosam_train_steps_total").increment(1);
+        metrics::counter!("autosam_train_images_total").increment(self.batch);
+        metrics::gauge!("autosam_train_loss").set(r.bce + r.dice_loss);
+        metrics::gauge!("autosam_train_learning_rate").set(r.learning_rate);
         if let Some(bar) = &self.bar {
             bar.set_position(r.step);
             let images = bar.per_sec() * self.batch as f64;
@@ -191,6 +200,9 @@ impl Observer for Progress {
 
     fn validated(&mut self, step: u64, results: &[Validation]) {
         for v in results {
+            if let Some(dice) = v.dice {
+                metrics::gauge!("autosam_train_validation_dice_ratio", "set" => v.name.clone()).set(dice);
+            }
             let dice = v.dice.map_or("-".to_owned(), |d| format!("{d:.4}"));
             let line = format!(
                 "step {step}: {}: Dice {dice} on {} frames; marked {} of {} polyp-free frames",

@@ -1,6 +1,7 @@
 //! From probabilities to marks: threshold, connected regions, small ones left out.
 
 use super::segmenter::ProbMap;
+use crate::frame::Rect;
 
 /// What becomes of a probability map.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,6 +31,41 @@ pub struct Region {
     pub confidence: f32,
 }
 
+/// Lowest value of a [`ProbMap`] that is at or above `threshold` (0 to 1); at least 1.
+pub(super) fn cut(threshold: f32) -> u8 {
+    (threshold.clamp(0.0, 1.0) * 255.0).round().clamp(1.0, 255.0) as u8
+}
+
+/// The connected parts (8 neighbours) of the pixels from `cut` on, as places in `map.data`.
+pub(super) fn components(map: &ProbMap, cut: u8) -> Vec<Vec<usize>> {
+    let (w, h) = (map.width, map.height);
+    let mut seen = vec![false; w * h];
+    let (mut found, mut stack) = (Vec::new(), Vec::new());
+    for start in 0..w * h {
+        if seen[start] || map.data[start] < cut {
+            continue;
+        }
+        let mut members = Vec::new();
+        seen[start] = true;
+        stack.push(start);
+        while let Some(at) = stack.pop() {
+            members.push(at);
+            let (x, y) = (at % w, at / w);
+            for ny in y.saturating_sub(1)..(y + 2).min(h) {
+                for nx in x.saturating_sub(1)..(x + 2).min(w) {
+                    let next = ny * w + nx;
+                    if !seen[next] && map.data[next] >= cut {
+                        seen[next] = true;
+                        stack.push(next);
+                    }
+                }
+            }
+        }
+        found.push(members);
+    }
+    found
+}
+
 /// A thresholded map with its regions. Probabilities of regions left out are set to 0.
 #[derive(Debug, Clone, Default)]
 pub struct Mask {
@@ -43,32 +79,11 @@ pub struct Mask {
 impl Mask {
     /// Finds the regions (8-connected) of `map`.
     pub fn new(mut map: ProbMap, settings: &MaskSettings) -> Self {
-        let cut = (settings.threshold.clamp(0.0, 1.0) * 255.0).round().clamp(1.0, 255.0) as u8;
+        let cut = cut(settings.threshold);
         let (w, h) = (map.width, map.height);
         let total = (w * h).max(1) as f32;
-        let mut seen = vec![false; w * h];
-        let (mut stack, mut members) = (Vec::new(), Vec::new());
         let mut regions = Vec::new();
-        for start in 0..w * h {
-            if seen[start] || map.data[start] < cut {
-                continue;
-            }
-            members.clear();
-            seen[start] = true;
-            stack.push(start);
-            while let Some(at) = stack.pop() {
-                members.push(at);
-                let (x, y) = (at % w, at / w);
-                for ny in y.saturating_sub(1)..(y + 2).min(h) {
-                    for nx in x.saturating_sub(1)..(x + 2).min(w) {
-                        let next = ny * w + nx;
-                        if !seen[next] && map.data[next] >= cut {
-                            seen[next] = true;
-                            stack.push(next);
-                        }
-                    }
-                }
-            }
+        for members in components(&map, cut) {
             let area = members.len() as f32 / total;
             if area < settings.min_area {
                 for at in &members {
@@ -111,6 +126,23 @@ impl Mask {
 }
 
 impl ProbMap {
+    /// A map of the part `area` of a `width × height` picture as a map of the whole, 0 around it, in pixels of the same size.
+    pub fn embedded(self, area: Rect, width: usize, height: usize) -> Self {
+        if area == Rect::whole(width, height) || area.width == 0 || area.height == 0 {
+            return self;
+        }
+        let scaled = |v: usize, of: usize, to: usize| (2 * v * to + of) / (2 * of);
+        let (left, top) =
+            (scaled(area.left, area.width, self.width), scaled(area.top, area.height, self.height));
+        let w = scaled(width, area.width, self.width).max(left + self.width);
+        let h = scaled(height, area.height, self.height).max(top + self.height);
+        let mut data = vec![0; w * h];
+        for (y, row) in self.data.chunks_exact(self.width.max(1)).enumerate() {
+            data[(top + y) * w + left..][..self.width].copy_from_slice(row);
+        }
+        Self { width: w, height: h, data }
+    }
+
     /// The map at `width × height`, bilinearly; the same values at the same size.
     pub fn resized(&self, width: usize, height: usize) -> Vec<u8> {
         let rows = Enlarged::new(self, width, height);
@@ -184,6 +216,19 @@ mod tests {
         let few = Mask::new(m, &MaskSettings { min_area: 0.1, ..Default::default() });
         assert_eq!(few.regions.len(), 1);
         assert_eq!(few.map.data[8 + 6], 0);
+    }
+
+    #[test]
+    fn a_part_s_map_lies_where_the_part_is() {
+        let m = map(&["#.", ".#"]);
+        let area = Rect { left: 40, top: 20, width: 20, height: 20 };
+        let whole = m.clone().embedded(area, 100, 60);
+        assert_eq!((whole.width, whole.height), (10, 6));
+        let lit: Vec<usize> = (0..60).filter(|i| whole.data[*i] == 200).collect();
+        assert_eq!(lit, [2 * 10 + 4, 3 * 10 + 5]);
+        assert_eq!(m.clone().embedded(Rect::whole(7, 5), 7, 5), m);
+        let thin = Rect { left: 0, top: 0, width: 9999, height: 1 };
+        assert_eq!(m.embedded(thin, 10_000, 3).height, 6);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What counts on a monitor and no frame's Dice tells: false alarms a minute, polyps found and how soon, steadiness.
 //! docs/metrics.md defines each figure and names its source.
 
-use super::flow::{Flow, Luma};
 use super::metrics::nearest;
+use crate::engine::flow::Flow;
+use crate::frame::Luma;
 use serde::Serialize;
 
 /// Frames a mark must last to be an alarm.

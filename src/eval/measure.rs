@@ -1,6 +1,5 @@
 //! From a model or maps on disk to scored sequences, and from these to a data set's figures.
 
-use super::flow::Luma;
 use super::intervals::{Interval, bootstrap};
 use super::live::{Live, Observed, Watcher};
 use super::metrics::FrameMetrics;
@@ -8,8 +7,8 @@ use super::predictor::Predictor;
 use super::summary::Summary;
 use crate::data::{self, Dataset, Item, case_of};
 use crate::engine::segmenter::{ProbMap, Sample};
-use crate::frame::Frame;
 use crate::frame::sample::{Sampler, fitted};
+use crate::frame::{Frame, Luma};
 use crate::{Error, Result};
 use image::GrayImage;
 use image::imageops::{self, FilterType};

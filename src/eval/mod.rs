@@ -1,6 +1,5 @@
 //! How well masks agree with the truth: one frame's measures, and a data set's by the VPS protocol.
 
-mod flow;
 pub mod intervals;
 pub mod live;
 pub mod measure;

@@ -1,6 +1,9 @@
 //! Pictures in memory as video has them: planes with strides, in the formats that the element accepts.
 
+pub mod region;
 pub mod sample;
+
+pub use region::Rect;
 
 use crate::{Error, Result};
 
@@ -9,6 +12,7 @@ use crate::{Error, Result};
 pub enum PixelFormat {
     Nv12,
     I420,
+    Uyvy,
     Rgb,
     Bgr,
     Rgba,
@@ -57,11 +61,19 @@ pub struct PlaneMut<'a> {
     pub stride: usize,
 }
 
-/// A picture to read. `planes` has 1 (packed), 2 (NV12) or 3 (I420) used entries.
+/// A picture to read. `planes` has 1 (packed, UYVY), 2 (NV12) or 3 (I420) used entries.
 #[derive(Debug, Clone)]
 pub struct Frame<'a> {
     pub info: FrameInfo,
     pub planes: [Plane<'a>; 3],
+}
+
+/// A grey picture, packed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Luma {
+    pub width: usize,
+    pub height: usize,
+    pub data: Vec<u8>,
 }
 
 /// A picture to draw on.
@@ -71,16 +83,41 @@ pub struct FrameMut<'a> {
     pub planes: [PlaneMut<'a>; 3],
 }
 
+/// Where one of Y', Cb, Cr is: byte `offset + step · n` of a row of `plane` is its nth value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Component {
+    pub plane: usize,
+    pub step: usize,
+    pub offset: usize,
+}
+
+/// How YUV lies in memory. Two columns share their chroma, and so do `rows` rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Yuv {
+    pub components: [Component; 3],
+    pub rows: usize,
+}
+
 impl PixelFormat {
     /// Every format, in the order that caps list them.
-    pub const ALL: [Self; 8] =
-        [Self::Nv12, Self::I420, Self::Bgra, Self::Rgba, Self::Bgrx, Self::Rgbx, Self::Rgb, Self::Bgr];
+    pub const ALL: [Self; 9] = [
+        Self::Nv12,
+        Self::I420,
+        Self::Uyvy,
+        Self::Bgra,
+        Self::Rgba,
+        Self::Bgrx,
+        Self::Rgbx,
+        Self::Rgb,
+        Self::Bgr,
+    ];
 
     /// GStreamer's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nv12 => "NV12",
             Self::I420 => "I420",
+            Self::Uyvy => "UYVY",
             Self::Rgb => "RGB",
             Self::Bgr => "BGR",
             Self::Rgba => "RGBA",
@@ -93,11 +130,22 @@ impl PixelFormat {
     /// Packed RGB's bytes a pixel and the offsets of R, G and B in it; `None` for YUV.
     pub fn packed(self) -> Option<(usize, [usize; 3])> {
         match self {
-            Self::Nv12 | Self::I420 => None,
+            Self::Nv12 | Self::I420 | Self::Uyvy => None,
             Self::Rgb => Some((3, [0, 1, 2])),
             Self::Bgr => Some((3, [2, 1, 0])),
             Self::Rgba | Self::Rgbx => Some((4, [0, 1, 2])),
             Self::Bgra | Self::Bgrx => Some((4, [2, 1, 0])),
+        }
+    }
+
+    /// Where Y', Cb and Cr of YUV are; `None` for packed RGB.
+    pub fn yuv(self) -> Option<Yuv> {
+        let at = |plane, step, offset| Component { plane, step, offset };
+        match self {
+            Self::Nv12 => Some(Yuv { components: [at(0, 1, 0), at(1, 2, 0), at(1, 2, 1)], rows: 2 }),
+            Self::I420 => Some(Yuv { components: [at(0, 1, 0), at(1, 1, 0), at(2, 1, 0)], rows: 2 }),
+            Self::Uyvy => Some(Yuv { components: [at(0, 2, 1), at(0, 4, 0), at(0, 4, 2)], rows: 1 }),
+            _ => None,
         }
     }
 
@@ -107,6 +155,7 @@ impl PixelFormat {
         match self {
             Self::Nv12 => vec![(width, height), (2 * half_w, half_h)],
             Self::I420 => vec![(width, height), (half_w, half_h), (half_w, half_h)],
+            Self::Uyvy => vec![(4 * half_w, height)],
             packed => vec![(width * packed.packed().map_or(0, |(bytes, _)| bytes), height)],
         }
     }
@@ -155,6 +204,23 @@ impl<'a> Frame<'a> {
     pub fn new(info: FrameInfo, planes: [Plane<'a>; 3]) -> Result<Self> {
         info.check(planes.map(|p| (p.data.len(), p.stride)))?;
         Ok(Self { info, planes })
+    }
+
+    /// The part of it in `area`, which lies within the picture and begins at even pixels ([`Rect::within`]).
+    pub fn crop(&self, area: Rect) -> Self {
+        let mut part = self.clone();
+        (part.info.width, part.info.height) = (area.width, area.height);
+        let format = self.info.format;
+        for (i, p) in part.planes.iter_mut().enumerate().filter(|(i, p)| *i == 0 || !p.data.is_empty()) {
+            let start = match (format.packed(), format.yuv()) {
+                (Some((bytes, _)), _) => area.top * p.stride + area.left * bytes,
+                (None, Some(yuv)) if i == 0 => area.top * p.stride + area.left * yuv.components[0].step,
+                (None, Some(yuv)) => area.top / yuv.rows * p.stride + area.left / 2 * yuv.components[i].step,
+                (None, None) => 0,
+            };
+            p.data = p.data.get(start..).unwrap_or_default();
+        }
+        part
     }
 
     /// A view of a picture in memory.

@@ -1,6 +1,6 @@
 //! From a video frame straight to the network's size, without a full-size copy.
 
-use super::{Frame, FrameInfo, PixelFormat};
+use super::{Component, Frame, FrameInfo, Luma};
 use crate::engine::segmenter::Sample;
 use crate::{Error, Result};
 
@@ -31,6 +31,7 @@ pub struct Sampler {
     tables: Option<(FrameInfo, Tables)>,
     luma: Vec<u32>,
     chroma: [Vec<u32>; 2],
+    column: Vec<u16>,
 }
 
 #[derive(Debug)]
@@ -47,6 +48,8 @@ struct Tables {
 #[derive(Debug)]
 struct Axis {
     taps: usize,
+    /// The highest source coordinate there is.
+    last: usize,
     at: Vec<(u32, u32)>,
 }
 
@@ -64,7 +67,7 @@ impl Axis {
                 let weight = ((x - left as f64) * f64::from(UNIT)).round() as u32;
                 at.extend([(left as u32, UNIT - weight), (right as u32, weight)]);
             }
-            return Self { taps: 2, at };
+            return Self { taps: 2, last, at };
         }
         // A power of two, so that equal weights sum to UNIT.
         let taps = (scale.ceil() as usize).next_power_of_two().min(most);
@@ -74,7 +77,7 @@ impl Axis {
                 at.push(((x as usize).min(last) as u32, UNIT / taps as u32));
             }
         }
-        Self { taps, at }
+        Self { taps, last, at }
     }
 
     fn of(&self, i: usize) -> &[(u32, u32)] {
@@ -85,7 +88,45 @@ impl Axis {
 impl Sampler {
     /// A sampler to a longest side of `size` pixels.
     pub fn new(size: usize) -> Self {
-        Self { size, tables: None, luma: Vec::new(), chroma: [Vec::new(), Vec::new()] }
+        Self { size, tables: None, luma: Vec::new(), chroma: [Vec::new(), Vec::new()], column: Vec::new() }
+    }
+
+    /// Writes the brightness of `frame`, at this sampler's size, into `out`: Y' of YUV, of RGB the green, which is most of it.
+    ///
+    /// # Errors
+    /// For a frame with a side above [`MOST_SIDE`].
+    pub fn luma(&mut self, frame: &Frame, out: &mut Luma) -> Result<()> {
+        self.prepare(&frame.info)?;
+        let Some((_, t)) = &self.tables else { return Ok(()) };
+        let component = match (frame.info.format.packed(), frame.info.format.yuv()) {
+            (Some((bytes, order)), _) => Component { plane: 0, step: bytes, offset: order[1] },
+            (None, Some(yuv)) => yuv.components[0],
+            (None, None) => return Ok(()),
+        };
+        (out.width, out.height) = (t.width, t.height);
+        out.data.resize(t.width * t.height, 0);
+        self.luma.resize(t.width, 0);
+        for (y, row) in out.data.chunks_exact_mut(t.width).enumerate() {
+            gather(frame, component, &t.x, t.y.of(y), &mut self.column, &mut self.luma);
+            for (v, sum) in row.iter_mut().zip(&self.luma) {
+                *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the tables where the frame's kind has changed.
+    fn prepare(&mut self, info: &FrameInfo) -> Result<()> {
+        if self.tables.as_ref().is_none_or(|(made_for, _)| made_for != info) {
+            if info.width.max(info.height) > MOST_SIDE {
+                return Err(Error::invalid(format!(
+                    "a {}x{} frame is larger than {MOST_SIDE} pixels a side",
+                    info.width, info.height
+                )));
+            }
+            self.tables = Some((*info, Tables::new(info, self.size)));
+        }
+        Ok(())
     }
 
     /// Longest side of its samples.
@@ -99,15 +140,7 @@ impl Sampler {
     /// For a frame with a side above [`MOST_SIDE`].
     pub fn sample(&mut self, frame: &Frame, out: &mut Sample) -> Result<()> {
         let info = frame.info;
-        if self.tables.as_ref().is_none_or(|(made_for, _)| *made_for != info) {
-            if info.width.max(info.height) > MOST_SIDE {
-                return Err(Error::invalid(format!(
-                    "a {}x{} frame is larger than {MOST_SIDE} pixels a side",
-                    info.width, info.height
-                )));
-            }
-            self.tables = Some((info, Tables::new(&info, self.size)));
-        }
+        self.prepare(&info)?;
         let Some((_, t)) = &self.tables else { return Ok(()) };
         (out.width, out.height) = (t.width, t.height);
         out.rgb.resize(3 * t.width * t.height, 0);
@@ -116,20 +149,14 @@ impl Sampler {
                 let plane = &frame.planes[0];
                 self.luma.resize(3 * t.width, 0);
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
-                    self.luma.fill(0);
-                    for &(line, weight) in t.y.of(y) {
-                        let line = &plane.data[line as usize * plane.stride..][..bytes * info.width];
-                        for (sum, taps) in self.luma.chunks_exact_mut(3).zip(t.x.at.chunks_exact(t.x.taps)) {
-                            let mut rgb = [0; 3];
-                            for &(x, w) in taps {
-                                let pixel = &line[x as usize * bytes..][..bytes];
-                                rgb[0] += w * u32::from(pixel[r]);
-                                rgb[1] += w * u32::from(pixel[g]);
-                                rgb[2] += w * u32::from(pixel[b]);
-                            }
-                            for (s, v) in sum.iter_mut().zip(rgb) {
-                                *s += weight * v;
-                            }
+                    add_rows(plane, t.y.of(y), bytes * info.width, &mut self.column);
+                    for (sum, taps) in self.luma.chunks_exact_mut(3).zip(t.x.at.chunks_exact(t.x.taps)) {
+                        sum.fill(0);
+                        for &(x, w) in taps {
+                            let pixel = &self.column[x as usize * bytes..][..bytes];
+                            sum[0] += w * u32::from(pixel[r]);
+                            sum[1] += w * u32::from(pixel[g]);
+                            sum[2] += w * u32::from(pixel[b]);
                         }
                     }
                     for (v, sum) in row.iter_mut().zip(&self.luma) {
@@ -138,31 +165,16 @@ impl Sampler {
                 }
             }
             None => {
-                let interleaved = info.format == PixelFormat::Nv12;
-                let convert = Yuv::new(&info);
-                let chroma_width = info.width.div_ceil(2);
+                let Some(yuv) = info.format.yuv() else { return Ok(()) };
+                let convert = YuvToRgb::new(&info);
                 for sums in [&mut self.luma].into_iter().chain(&mut self.chroma) {
                     sums.resize(t.width, 0);
                 }
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
-                    let plane = &frame.planes[0];
-                    gather(plane.data, plane.stride, info.width, 1, 0, &t.x, t.y.of(y), &mut self.luma);
-                    for (c, sums) in self.chroma.iter_mut().enumerate() {
-                        let (plane, step, offset, width) = if interleaved {
-                            (&frame.planes[1], 2, c, 2 * chroma_width)
-                        } else {
-                            (&frame.planes[1 + c], 1, 0, chroma_width)
-                        };
-                        gather(
-                            plane.data,
-                            plane.stride,
-                            width,
-                            step,
-                            offset,
-                            &t.chroma_x,
-                            t.chroma_y.of(y),
-                            sums,
-                        );
+                    let [luma, cb, cr] = yuv.components;
+                    gather(frame, luma, &t.x, t.y.of(y), &mut self.column, &mut self.luma);
+                    for (component, sums) in [cb, cr].into_iter().zip(&mut self.chroma) {
+                        gather(frame, component, &t.chroma_x, t.chroma_y.of(y), &mut self.column, sums);
                     }
                     let [u, v] = &self.chroma;
                     for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
@@ -178,7 +190,8 @@ impl Sampler {
 impl Tables {
     fn new(info: &FrameInfo, size: usize) -> Self {
         let (width, height) = fitted(info.width, info.height, size);
-        let (chroma_w, chroma_h) = (info.width.div_ceil(2), info.height.div_ceil(2));
+        let shared_rows = info.format.yuv().map_or(1, |yuv| yuv.rows);
+        let (chroma_w, chroma_h) = (info.width.div_ceil(2), info.height.div_ceil(shared_rows));
         Self {
             width,
             height,
@@ -190,34 +203,42 @@ impl Tables {
     }
 }
 
-/// Weighted sums (times [`UNIT`]²) of one channel for one output row.
-#[allow(clippy::too_many_arguments)] // the inner loop: everything is already a plain number or slice
+/// Weighted sums (times [`UNIT`]²) of one component for one output row.
 fn gather(
-    data: &[u8],
-    stride: usize,
-    width: usize,
-    step: usize,
-    offset: usize,
+    frame: &Frame,
+    component: Component,
     x: &Axis,
     rows: &[(u32, u32)],
+    column: &mut Vec<u16>,
     sums: &mut [u32],
 ) {
-    sums.fill(0);
+    add_rows(&frame.planes[component.plane], rows, component.offset + component.step * x.last + 1, column);
+    for (sum, taps) in sums.iter_mut().zip(x.at.chunks_exact(x.taps)) {
+        *sum = taps
+            .iter()
+            .map(|(at, w)| w * u32::from(column[component.offset + *at as usize * component.step]))
+            .sum();
+    }
+}
+
+/// Weighted sums (times [`UNIT`]) of the first `length` bytes of `rows`, byte by byte. Down first and across then: this half
+/// is most of the work, and goes many bytes at a time.
+fn add_rows(plane: &Plane, rows: &[(u32, u32)], length: usize, column: &mut Vec<u16>) {
+    column.clear();
+    column.resize(length, 0);
     for &(line, weight) in rows {
-        let line = &data[line as usize * stride..][..width];
-        for (sum, taps) in sums.iter_mut().zip(x.at.chunks_exact(x.taps)) {
-            let mut value = 0;
-            for &(at, w) in taps {
-                value += w * u32::from(line[at as usize * step + offset]);
-            }
-            *sum += weight * value;
+        let line = &plane.data[line as usize * plane.stride..][..length];
+        // 255 times UNIT fits.
+        let weight = weight as u16;
+        for (sum, v) in column.iter_mut().zip(line) {
+            *sum += weight * u16::from(*v);
         }
     }
 }
 
 /// Y'CbCr sums (times [`UNIT`]²) to R'G'B'.
 #[derive(Debug, Clone, Copy)]
-struct Yuv {
+struct YuvToRgb {
     black: f32,
     luma: f32,
     r_v: f32,
@@ -226,7 +247,7 @@ struct Yuv {
     b_u: f32,
 }
 
-impl Yuv {
+impl YuvToRgb {
     fn new(info: &FrameInfo) -> Self {
         let (kr, kb) = info.matrix.weights();
         let kg = 1.0 - kr - kb;
@@ -255,7 +276,7 @@ impl Yuv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{ColorMatrix, Plane};
+    use crate::frame::{ColorMatrix, PixelFormat, Plane, Rect};
     use proptest::prelude::*;
 
     /// A frame of one colour in `format`, with padding after every row that must never be read as picture.
@@ -277,6 +298,7 @@ mod tests {
                             (0..3).find(|c| order[*c] == i % n).map_or(0x77, |c| rgb[c] as u8)
                         }
                         (None, PixelFormat::Nv12) if p == 1 => yuv[1 + i % 2],
+                        (None, PixelFormat::Uyvy) => [yuv[1], yuv[0], yuv[2], yuv[0]][i % 4],
                         (None, _) => yuv[p],
                     };
                 }
@@ -299,7 +321,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_flat_colour_stays_that_colour(
-            w in 1usize..70, h in 1usize..70, size in 1usize..50, which in 0usize..8, full in any::<bool>(),
+            w in 1usize..70, h in 1usize..70, size in 1usize..50, which in 0usize..PixelFormat::ALL.len(), full in any::<bool>(),
             rgb in [20u8..230, 20u8..230, 20u8..230],
         ) {
             let (info, planes) = flat(PixelFormat::ALL[which], w, h, rgb.map(f32::from), full);
@@ -319,6 +341,38 @@ mod tests {
         let mut out = Sample::default();
         Sampler::new(64).sample(&Frame::rgb_image(&image), &mut out).unwrap();
         assert_eq!(&out.rgb, image.as_raw());
+    }
+
+    #[test]
+    fn a_part_is_sampled_like_the_picture_it_shows() {
+        for format in PixelFormat::ALL {
+            let (w, h) = (42, 34);
+            let info =
+                FrameInfo { format, width: w, height: h, matrix: ColorMatrix::Bt709, full_range: false };
+            let planes: Vec<(Vec<u8>, usize)> = format
+                .planes(w, h)
+                .into_iter()
+                .map(|(bytes, rows)| ((0..bytes * rows).map(|i| (i * 31 % 251) as u8).collect(), bytes))
+                .collect();
+            let none = Plane { data: &[], stride: 0 };
+            let plane =
+                |i: usize| planes.get(i).map_or(none, |(data, stride)| Plane { data, stride: *stride });
+            let frame = Frame::new(info, [plane(0), plane(1), plane(2)]).unwrap();
+            let read = |frame: &Frame| {
+                let (mut sample, mut luma) = (Sample::default(), Luma::default());
+                Sampler::new(frame.info.width.max(frame.info.height)).sample(frame, &mut sample).unwrap();
+                Sampler::new(frame.info.width.max(frame.info.height)).luma(frame, &mut luma).unwrap();
+                (sample, luma)
+            };
+            let (whole, part) =
+                (read(&frame), read(&frame.crop(Rect { left: 6, top: 4, width: 36, height: 22 })));
+            for (x, y) in [(2, 2), (20, 7), (33, 19)] {
+                // Chroma is enlarged over its neighbours, so near the new border alone it may differ.
+                let at = |s: &Sample, x: usize, y: usize| s.rgb[3 * (y * s.width + x)..][..3].to_vec();
+                assert_eq!(at(&part.0, x, y), at(&whole.0, x + 6, y + 4), "{format:?} {x},{y}");
+                assert_eq!(part.1.data[y * 36 + x], whole.1.data[(y + 4) * w + x + 6], "{format:?}");
+            }
+        }
     }
 
     #[test]

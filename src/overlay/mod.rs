@@ -4,7 +4,7 @@
 //! 2 × 2 blocks, so that formats with shared chroma stay untouched outside it too.
 
 use crate::engine::mask::{Enlarged, Mask};
-use crate::frame::{FrameMut, PixelFormat, PlaneMut};
+use crate::frame::{FrameMut, PlaneMut};
 
 /// What is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -56,11 +56,12 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Prepares `mask` for pictures of `width × height`. Lines are about a 400th of the picture wide.
-    pub fn new(mask: &Mask, width: usize, height: usize, mode: OverlayMode) -> Self {
+    /// Prepares `mask` for pictures of `width × height`, with lines of `line` pixels, brought up to an even number; 0 is about a
+    /// 400th of the picture.
+    pub fn new(mask: &Mask, width: usize, height: usize, mode: OverlayMode, line: usize) -> Self {
         let mut mark = Self { width, height, runs: Vec::new(), rows: vec![0] };
         let (w, h) = (width.div_ceil(2), height.div_ceil(2));
-        let reach = (width.min(height) / 800).max(1);
+        let reach = if line == 0 { (width.min(height) / 800).max(1) } else { line.div_ceil(2) };
         let cells = match mode {
             OverlayMode::None => return mark,
             _ if mask.regions.is_empty() => return mark,
@@ -92,53 +93,30 @@ impl Mark {
         self.runs.is_empty()
     }
 
-    /// Draws on `frame`; does nothing where its size is not the one that the mark was made for.
+    /// Draws on `frame`; see [`Self::draw_at`].
     pub fn draw(&self, frame: &mut FrameMut, style: &Style) {
+        self.draw_at(frame, style, (0, 0));
+    }
+
+    /// Draws on `frame`, moved by `shift` pixels right and down (to the nearest block; what falls outside the picture is cut
+    /// off). Does nothing where the picture's size is not the one that the mark was made for.
+    pub fn draw_at(&self, frame: &mut FrameMut, style: &Style, shift: (isize, isize)) {
         let info = frame.info;
         if (info.width, info.height) != (self.width, self.height) {
             return;
         }
         let tint = (style.opacity.clamp(0.0, 1.0) * 256.0).round() as u32;
-        let color = match info.format.packed() {
-            Some(_) => style.color,
-            None => info.yuv(style.color),
-        };
+        let color = if info.format.packed().is_some() { style.color } else { info.yuv(style.color) };
+        let (right, down) = (shift.0.div_euclid(2), shift.1.div_euclid(2));
+        let columns = info.width.div_ceil(2) as isize;
         for (by, ends) in self.rows.windows(2).enumerate() {
+            let Some(by) = by.checked_add_signed(down).filter(|by| 2 * by < info.height) else { continue };
             for run in &self.runs[ends[0]..ends[1]] {
                 let alpha = if run.line { 256 } else { tint };
-                let (x0, x1) = (2 * run.start as usize, (2 * run.end as usize).min(info.width));
-                let lines = 2 * by..(2 * by + 2).min(info.height);
-                match info.format.packed() {
-                    Some((bytes, order)) => {
-                        for y in lines {
-                            let row = line(&mut frame.planes[0], y, bytes * x0, bytes * x1);
-                            for pixel in row.chunks_exact_mut(bytes) {
-                                for (at, c) in order.iter().zip(color) {
-                                    blend(&mut pixel[*at], c, alpha);
-                                }
-                            }
-                        }
-                    }
-                    None => {
-                        for y in lines {
-                            for v in line(&mut frame.planes[0], y, x0, x1) {
-                                blend(v, color[0], alpha);
-                            }
-                        }
-                        let (c0, c1) = (run.start as usize, run.end as usize);
-                        if info.format == PixelFormat::Nv12 {
-                            for pair in line(&mut frame.planes[1], by, 2 * c0, 2 * c1).chunks_exact_mut(2) {
-                                blend(&mut pair[0], color[1], alpha);
-                                blend(&mut pair[1], color[2], alpha);
-                            }
-                        } else {
-                            for (plane, c) in [(1, color[1]), (2, color[2])] {
-                                for v in line(&mut frame.planes[plane], by, c0, c1) {
-                                    blend(v, c, alpha);
-                                }
-                            }
-                        }
-                    }
+                let at = |block: u32| (block as isize + right).clamp(0, columns) as usize;
+                let (start, end) = (at(run.start), at(run.end));
+                if start < end {
+                    draw_run(frame, start, end, by, color, alpha);
                 }
             }
         }
@@ -149,6 +127,42 @@ impl Mark {
         let (bx, by) = ((x / 2) as u32, y / 2);
         by + 1 < self.rows.len()
             && self.runs[self.rows[by]..self.rows[by + 1]].iter().any(|r| (r.start..r.end).contains(&bx))
+    }
+}
+
+/// Blends `color` (as the format counts it) into the blocks from `start` to before `end` of the row of blocks `by`.
+fn draw_run(frame: &mut FrameMut, start: usize, end: usize, by: usize, color: [u8; 3], alpha: u32) {
+    let info = frame.info;
+    let (x0, x1) = (2 * start, (2 * end).min(info.width));
+    let lines = 2 * by..(2 * by + 2).min(info.height);
+    if let Some((bytes, order)) = info.format.packed() {
+        for y in lines {
+            for pixel in line(&mut frame.planes[0], y, bytes * x0, bytes * x1).chunks_exact_mut(bytes) {
+                for (at, c) in order.iter().zip(color) {
+                    blend(&mut pixel[*at], c, alpha);
+                }
+            }
+        }
+    } else if let Some(yuv) = info.format.yuv() {
+        for (i, (component, c)) in yuv.components.into_iter().zip(color).enumerate() {
+            let (x0, x1, lines) = match i {
+                0 => (x0, x1, lines.clone()),
+                _ => (start, end, lines.start / yuv.rows..lines.end.div_ceil(yuv.rows)),
+            };
+            for y in lines {
+                let row =
+                    line(&mut frame.planes[component.plane], y, component.step * x0, component.step * x1);
+                // Planes of one component alone are most of the work, and the compiler's best case.
+                if component.step == 1 {
+                    row.iter_mut().for_each(|v| blend(v, c, alpha));
+                } else {
+                    row.iter_mut()
+                        .skip(component.offset)
+                        .step_by(component.step)
+                        .for_each(|v| blend(v, c, alpha));
+                }
+            }
+        }
     }
 }
 
@@ -219,22 +233,13 @@ fn areas(mask: &Mask, w: usize, h: usize, mode: OverlayMode, reach: usize) -> Ce
             *i = *v >= u32::from(mask.cut) * Enlarged::UNIT;
         }
     }
-    // The core: blocks with nothing but inside within reach. What is inside and not core is the outline;
-    // beyond the picture's border nothing is inside, so an outline closes there.
-    let core = |x: usize, y: usize| {
-        x >= reach
-            && y >= reach
-            && x + reach < cw
-            && y + reach < ch
-            && (y - reach..=y + reach)
-                .all(|ny| inside[ny * cw + x - reach..=ny * cw + x + reach].iter().all(|i| *i))
-    };
+    let core = eroded(&inside, cw, ch, reach);
     for y in 0..ch {
         for x in 0..cw {
             if inside[y * cw + x] {
                 out.cells[y * cw + x] = match mode {
                     OverlayMode::Mask => Cell::Fill,
-                    _ if !core(x, y) => Cell::Line,
+                    _ if !core[y * cw + x] => Cell::Line,
                     OverlayMode::Contour => Cell::Empty,
                     _ => Cell::Fill,
                 };
@@ -242,6 +247,27 @@ fn areas(mask: &Mask, w: usize, h: usize, mode: OverlayMode, reach: usize) -> Ce
         }
     }
     out
+}
+
+/// Blocks with nothing but inside within `reach` along both sides: what is inside and not among these is the outline. Beyond
+/// the border nothing is inside, so an outline closes there.
+fn eroded(inside: &[bool], width: usize, height: usize, reach: usize) -> Vec<bool> {
+    // Along rows, then along columns: how many of the last 2 reach + 1 were inside.
+    let along = |from: &[bool], to: &mut [bool], count: usize, length: usize, next: usize, step: usize| {
+        for n in 0..count {
+            let mut run = 0;
+            for i in 0..length {
+                run = if from[n * next + i * step] { run + 1 } else { 0 };
+                if i >= reach {
+                    to[n * next + (i - reach) * step] = run > 2 * reach;
+                }
+            }
+        }
+    };
+    let (mut rows, mut both) = (vec![false; inside.len()], vec![false; inside.len()]);
+    along(inside, &mut rows, height, width, width, 1);
+    along(&rows, &mut both, width, height, 1, width);
+    both
 }
 
 fn boxes(mask: &Mask, w: usize, h: usize, reach: usize) -> Cells {
@@ -254,7 +280,7 @@ fn boxes(mask: &Mask, w: usize, h: usize, reach: usize) -> Cells {
         for y in y0..y1 {
             for x in x0..x1 {
                 let depth = (x - x0).min(x1 - 1 - x).min(y - y0).min(y1 - 1 - y);
-                if depth <= reach {
+                if depth < reach {
                     out.cells[y * w + x] = Cell::Line;
                 }
             }
@@ -268,7 +294,7 @@ mod tests {
     use super::*;
     use crate::engine::mask::MaskSettings;
     use crate::engine::segmenter::ProbMap;
-    use crate::frame::{ColorMatrix, FrameInfo};
+    use crate::frame::{ColorMatrix, FrameInfo, PixelFormat};
     use proptest::prelude::*;
 
     fn disc(w: usize, h: usize) -> Mask {
@@ -290,28 +316,30 @@ mod tests {
             .collect()
     }
 
-    fn draw(mark: &Mark, info: FrameInfo, planes: &mut [Vec<u8>], style: &Style) {
+    fn draw(mark: &Mark, info: FrameInfo, planes: &mut [Vec<u8>], style: &Style, shift: (isize, isize)) {
         let strides: Vec<usize> =
             info.format.planes(info.width, info.height).iter().map(|p| p.0 + 3).collect();
         let mut planes = planes.iter_mut().zip(strides).map(|(data, stride)| PlaneMut { data, stride });
         let mut next = || planes.next().unwrap_or(PlaneMut { data: &mut [], stride: 0 });
         let mut frame = FrameMut::new(info, [next(), next(), next()]).unwrap();
-        mark.draw(&mut frame, style);
+        mark.draw_at(&mut frame, style, shift);
     }
 
     proptest! {
         /// Pixel integrity: in every format and size, strided, bits outside the mark are as they were.
         #[test]
         fn outside_the_mark_no_bit_changes(
-            w in 1usize..80, h in 1usize..80, which in 0usize..8, mode in 0usize..5,
+            w in 1usize..80, h in 1usize..80, which in 0usize..PixelFormat::ALL.len(), mode in 0usize..5,
+            line in 0usize..9, dx in -50isize..50, dy in -50isize..50, still in any::<bool>(),
         ) {
+            let shift = if still { (0, 0) } else { (dx, dy) };
             let modes = [OverlayMode::None, OverlayMode::Mask, OverlayMode::Contour, OverlayMode::MaskContour, OverlayMode::Box];
             let format = PixelFormat::ALL[which];
             let info = FrameInfo { format, width: w, height: h, matrix: ColorMatrix::Bt709, full_range: false };
-            let mark = Mark::new(&disc(32, 24), w, h, modes[mode]);
+            let mark = Mark::new(&disc(32, 24), w, h, modes[mode], line);
             let before = picture(format, w, h);
             let mut after = before.clone();
-            draw(&mark, info, &mut after, &Style { opacity: 1.0, ..Style::default() });
+            draw(&mark, info, &mut after, &Style { opacity: 1.0, ..Style::default() }, shift);
             let mut changed = 0;
             for (p, ((a, b), (bytes, _))) in after.iter().zip(&before).zip(format.planes(w, h)).enumerate() {
                 for (i, (a, b)) in a.iter().zip(b).enumerate() {
@@ -324,14 +352,22 @@ mod tests {
                             prop_assert!(order.contains(&(column % n)), "alpha was written");
                             (column / n, y)
                         }
+                        (None, _) if format == PixelFormat::Uyvy => {
+                            prop_assert!(column % 2 == 0 || column / 2 < w, "beyond an odd width's last pixel");
+                            (column / 2, y)
+                        }
                         (None, 0) => (column, y),
                         (None, _) if format == PixelFormat::Nv12 => (column / 2 * 2, 2 * y),
                         (None, _) => (2 * column, 2 * y),
                     };
-                    prop_assert!(mark.covers(x, y), "{x},{y} plane {p}");
+                    // Where the block was before the shift.
+                    let from = |v: usize, by: isize| (v / 2).checked_add_signed(-by.div_euclid(2)).map(|b| 2 * b);
+                    let drawn = from(x, shift.0).zip(from(y, shift.1)).is_some_and(|(x, y)| mark.covers(x, y));
+                    prop_assert!(drawn, "{x},{y} plane {p}");
                 }
             }
-            prop_assert_eq!(changed == 0, mark.is_empty());
+            prop_assert!(changed == 0 || !mark.is_empty());
+            prop_assert!(changed > 0 || mark.is_empty() || !still);
         }
     }
 
@@ -339,7 +375,7 @@ mod tests {
     fn modes_draw_what_their_names_say() {
         let mask = disc(64, 64);
         let count = |mode| {
-            let m = Mark::new(&mask, 128, 128, mode);
+            let m = Mark::new(&mask, 128, 128, mode, 0);
             let lines: u32 = m.runs.iter().filter(|r| r.line).map(|r| r.end - r.start).sum();
             let fill: u32 = m.runs.iter().filter(|r| !r.line).map(|r| r.end - r.start).sum();
             (lines, fill)
@@ -350,26 +386,57 @@ mod tests {
         assert!(outline.1 == 0 && outline.0 > 50 && outline.0 < area.1 / 2, "{outline:?}");
         let both = count(OverlayMode::MaskContour);
         assert_eq!((both.0, both.0 + both.1), (outline.0, area.1));
-        assert!(count(OverlayMode::Box).0 > outline.0);
+        let boxed = count(OverlayMode::Box);
+        assert!(boxed.1 == 0 && boxed.0 > outline.0 / 2, "{boxed:?}");
     }
 
     #[test]
     fn a_mark_for_another_size_is_not_drawn() {
-        let mark = Mark::new(&disc(32, 32), 64, 64, OverlayMode::Mask);
+        let mark = Mark::new(&disc(32, 32), 64, 64, OverlayMode::Mask, 0);
         let info = FrameInfo::rgb(66, 64);
         let mut planes = picture(PixelFormat::Rgb, 66, 64);
         let before = planes.clone();
-        draw(&mark, info, &mut planes, &Style::default());
+        draw(&mark, info, &mut planes, &Style::default(), (0, 0));
         assert_eq!(planes, before);
     }
 
     #[test]
     fn the_colour_is_the_one_asked_for() {
         let mask = disc(32, 32);
-        let mark = Mark::new(&mask, 32, 32, OverlayMode::Mask);
+        let mark = Mark::new(&mask, 32, 32, OverlayMode::Mask, 0);
         let mut image = image::RgbImage::new(32, 32);
         let style = Style { color: [200, 100, 50], opacity: 0.5 };
         mark.draw(&mut FrameMut::rgb_image(&mut image), &style);
         assert_eq!(image.get_pixel(12, 16).0, [100, 50, 25]);
+    }
+
+    #[test]
+    fn lines_are_as_wide_as_asked() {
+        // A square far from the border: 64 x 64 pixels of a mask of its size.
+        let data = (0..64 * 64)
+            .map(|i| if (16..48).contains(&(i % 64)) && (16..48).contains(&(i / 64)) { 255 } else { 0 });
+        let map = ProbMap { width: 64, height: 64, data: data.collect() };
+        let mask = Mask::new(map, &MaskSettings::default());
+        for mode in [OverlayMode::Contour, OverlayMode::Box] {
+            for (asked, want) in [(1, 2), (2, 2), (3, 4), (8, 8)] {
+                let mark = Mark::new(&mask, 64, 64, mode, asked);
+                let across = (0..32).filter(|x| mark.covers(*x, 32)).count();
+                assert_eq!(across, want, "{mode:?} {asked}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_shifted_mark_is_cut_off_at_the_border() {
+        let mark = Mark::new(&disc(32, 32), 32, 32, OverlayMode::Mask, 0);
+        let lit = |shift| {
+            let mut image = image::RgbImage::new(32, 32);
+            mark.draw_at(&mut FrameMut::rgb_image(&mut image), &Style::default(), shift);
+            (0..32 * 32).filter(|i| image.get_pixel(i % 32, i / 32).0[1] > 0).collect::<Vec<_>>()
+        };
+        let still = lit((0, 0));
+        assert_eq!(lit((4, -6)), still.iter().map(|i| i + 4 - 6 * 32).collect::<Vec<_>>());
+        assert!(!lit((-12, 0)).is_empty() && lit((-12, 0)).len() < still.len());
+        assert!(lit((40, 0)).is_empty() && lit((0, -64)).is_empty());
     }
 }

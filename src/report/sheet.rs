@@ -35,7 +35,7 @@ pub fn contact_sheet(cases: &[Case], columns: usize) -> Result<RgbImage> {
             [(&case.map, OverlayMode::MaskContour, Style::default()), (&truth, OverlayMode::Contour, white)]
         {
             let mask = Mask::new(map.clone(), &MaskSettings::default());
-            Mark::new(&mask, w, h, mode).draw(&mut FrameMut::rgb_image(&mut rgb), &style);
+            Mark::new(&mask, w, h, mode, 0).draw(&mut FrameMut::rgb_image(&mut rgb), &style);
         }
         let scale = f64::from(cell.0 - 4) / w as f64;
         let scale = scale.min(f64::from(cell.1 - 4) / h as f64);

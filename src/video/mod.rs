@@ -1,8 +1,14 @@
 //! Files, streams and cameras in, files out, by GStreamer: `uridecodebin` to an appsink, an appsrc to an encoder.
 
+mod element;
+mod raw;
 mod reader;
 mod writer;
 
+pub use element::autosam_element;
+pub(crate) use element::set;
+pub(crate) use raw::{convert, info, rgb_buffer};
+pub(crate) use reader::uri_of;
 pub use reader::{Reader, is_uri};
 pub use writer::Writer;
 
@@ -29,19 +35,19 @@ impl FrameRate {
     }
 }
 
-fn init() -> Result<()> {
+pub(crate) fn init() -> Result<()> {
     gst::init().map_err(|e| Error::Video(format!("GStreamer does not start: {e}")))
 }
 
 /// Makes the element `factory`, or says which Debian package has it.
-fn make(factory: &str, package: &str) -> Result<gst::Element> {
+pub(crate) fn make(factory: &str, package: &str) -> Result<gst::Element> {
     gst::ElementFactory::make(factory)
         .build()
         .map_err(|_| Error::Video(format!("GStreamer has no element {factory}; apt install {package}")))
 }
 
 /// The first error on the pipeline's bus, where there is one.
-fn error_on(pipeline: &gst::Pipeline, what: &str) -> Option<Error> {
+pub(crate) fn error_on(pipeline: &gst::Pipeline, what: &str) -> Option<Error> {
     let message = pipeline.bus()?.pop_filtered(&[gst::MessageType::Error])?;
     match message.view() {
         gst::MessageView::Error(e) => Some(describe(e, what)),
@@ -49,7 +55,7 @@ fn error_on(pipeline: &gst::Pipeline, what: &str) -> Option<Error> {
     }
 }
 
-fn describe(e: &gst::message::Error, what: &str) -> Error {
+pub(crate) fn describe(e: &gst::message::Error, what: &str) -> Error {
     let detail =
         e.debug().map(|d| format!(" ({})", d.lines().last().unwrap_or_default())).unwrap_or_default();
     Error::Video(format!("{what}: {}{detail}", e.error()))

@@ -26,6 +26,16 @@ pub fn is_uri(text: &str) -> bool {
     })
 }
 
+/// `input` where it is a URI, else the URI of the file of this name, which must be there.
+pub(crate) fn uri_of(input: &str) -> Result<String> {
+    if is_uri(input) {
+        return Ok(input.to_owned());
+    }
+    let path = Path::new(input).canonicalize().map_err(|e| Error::io(input, e))?;
+    let uri = gst::glib::filename_to_uri(&path, None);
+    uri.map(|u| u.to_string()).map_err(|e| Error::Video(format!("{}: {e}", path.display())))
+}
+
 impl Reader {
     /// Opens `input` and waits for its first picture.
     ///
@@ -33,14 +43,7 @@ impl Reader {
     /// [`Error::Io`] for a missing file; [`Error::Video`] with GStreamer's reason for what is not video.
     pub fn open(input: &str) -> Result<Self> {
         init()?;
-        let uri = if is_uri(input) {
-            input.to_owned()
-        } else {
-            let path = Path::new(input).canonicalize().map_err(|e| Error::io(input, e))?;
-            gst::glib::filename_to_uri(&path, None)
-                .map_err(|e| Error::Video(format!("{}: {e}", path.display())))?
-                .to_string()
-        };
+        let uri = uri_of(input)?;
         let source = make("uridecodebin", "gstreamer1.0-plugins-base")?;
         source.set_property("uri", &uri);
         let convert = make("videoconvert", "gstreamer1.0-plugins-base")?;

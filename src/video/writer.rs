@@ -1,4 +1,4 @@
-use super::{FrameRate, describe, error_on, init, make};
+use super::{FrameRate, describe, error_on, init, make, rgb_buffer};
 use crate::error::partial;
 use crate::{Error, Result};
 use gst::prelude::*;
@@ -104,13 +104,7 @@ impl Writer {
                 self.size.1
             )));
         }
-        // GStreamer's RGB rows begin at multiples of four bytes.
-        let (row, stride) = (3 * self.size.0 as usize, (3 * self.size.0 as usize).next_multiple_of(4));
-        let mut bytes = vec![0; stride * self.size.1 as usize];
-        for (to, from) in bytes.chunks_exact_mut(stride).zip(image.as_raw().chunks_exact(row)) {
-            to[..row].copy_from_slice(from);
-        }
-        let mut buffer = gst::Buffer::from_mut_slice(bytes);
+        let mut buffer = rgb_buffer(image);
         if let Some(buffer) = buffer.get_mut() {
             let begin = self.rate.time(self.count);
             buffer.set_pts(gst::ClockTime::from_nseconds(begin));

@@ -1,107 +1,13 @@
 //! What the element promises a pipeline; each test names one promise.
 
-use autosam::generator::GeneratorConfig;
-use autosam::model::{CONFIG_KEY, ModelConfig};
-use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
-use autosam::train::params::initialise;
-use autosam::weights::{Dtype, save_safetensors};
+mod common;
+
+use common::{buffer, bytes, caps, complaints, harness, init, model, stat, wait};
 use gst::prelude::*;
 use gst_check::Harness;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
-use std::time::{Duration, Instant};
 
-const FORMATS: [&str; 8] = ["NV12", "I420", "BGRA", "RGBA", "BGRx", "RGBx", "RGB", "BGR"];
-
-fn init() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        gst::init().unwrap();
-        gstautosam::plugin_register_static().unwrap();
-    });
-}
-
-/// A model of random weights: everywhere about as likely as not, so a threshold of 0.1 marks all.
-fn model(dir: &Path) -> PathBuf {
-    let encoder = EncoderConfig::Vit(VitConfig {
-        embed_dim: 32,
-        depth: 1,
-        heads: 2,
-        global_blocks: vec![0],
-        window: 2,
-        mlp_ratio: 2,
-    });
-    let decoder = DecoderConfig { mlp_dim: 32, ..DecoderConfig::default() };
-    let sam = SamConfig { image_size: 64, encoder, embed_channels: 32, decoder };
-    let config = ModelConfig { generator: GeneratorConfig::tiny(64, 32), sam };
-    let tensors = initialise(&config.parameter_shapes().unwrap(), 1).unwrap();
-    let metadata = HashMap::from([(CONFIG_KEY.to_owned(), serde_json::to_string(&config).unwrap())]);
-    let path = dir.join("random.safetensors");
-    save_safetensors(&path, &tensors, &metadata, Dtype::F32).unwrap();
-    path
-}
-
-/// The element with a bus of its own, and a harness around it.
-fn harness(properties: &[(&str, &str)]) -> (Harness, gst::Element, gst::Bus) {
-    init();
-    let element = gst::ElementFactory::make("autosam").build().unwrap();
-    for (name, value) in properties {
-        element.set_property_from_str(name, value);
-    }
-    let bus = gst::Bus::new();
-    element.set_bus(Some(&bus));
-    let harness = Harness::with_element(&element, Some("sink"), Some("src"));
-    (harness, element, bus)
-}
-
-fn caps(format: &str, width: i32, height: i32) -> gst::Caps {
-    gst::Caps::builder("video/x-raw")
-        .field("format", format)
-        .field("width", width)
-        .field("height", height)
-        .field("framerate", gst::Fraction::new(25, 1))
-        .build()
-}
-
-/// Noise, the same each time.
-fn buffer(caps: &gst::Caps, index: u64) -> gst::Buffer {
-    let info = gst_video::VideoInfo::from_caps(caps).unwrap();
-    let bytes: Vec<u8> = (0..info.size()).map(|i| (i * 37 % 253) as u8).collect();
-    let mut buffer = gst::Buffer::from_mut_slice(bytes);
-    let b = buffer.get_mut().unwrap();
-    b.set_pts(gst::ClockTime::from_mseconds(40 * index));
-    b.set_duration(gst::ClockTime::from_mseconds(40));
-    buffer
-}
-
-fn bytes(buffer: &gst::Buffer) -> Vec<u8> {
-    buffer.map_readable().unwrap().to_vec()
-}
-
-fn stat(element: &gst::Element, name: &str) -> u64 {
-    element.property::<gst::Structure>("stats").get(name).unwrap()
-}
-
-fn wait(what: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !what() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Error and warning messages so far.
-fn complaints(bus: &gst::Bus) -> Vec<String> {
-    let kinds = [gst::MessageType::Error, gst::MessageType::Warning];
-    std::iter::from_fn(|| bus.pop_filtered(&kinds))
-        .map(|m| match m.view() {
-            gst::MessageView::Error(e) => format!("error: {} {:?}", e.error(), e.debug()),
-            gst::MessageView::Warning(w) => format!("warning: {} {:?}", w.error(), w.debug()),
-            _ => unreachable!("filtered"),
-        })
-        .collect()
-}
+const FORMATS: [&str; 9] = ["NV12", "I420", "UYVY", "BGRA", "RGBA", "BGRx", "RGBx", "RGB", "BGR"];
 
 #[test]
 fn frame_accurate_marks_every_picture_in_every_format() {
@@ -135,6 +41,7 @@ fn async_loses_no_picture_and_draws_once_a_mask_is_there() {
         ("model-location", model(dir.path()).to_str().unwrap()),
         ("threshold", "0.1"),
         ("expire-overlay", "0"),
+        ("hold-off", "1"),
     ]);
     let caps = caps("NV12", 320, 240);
     h.set_src_caps(caps.clone());
@@ -157,6 +64,7 @@ fn a_flush_and_a_caps_change_forget_old_masks() {
         ("model-location", model(dir.path()).to_str().unwrap()),
         ("threshold", "0.1"),
         ("expire-overlay", "0"),
+        ("hold-off", "1"),
         ("inference-interval", "1000"),
     ]);
     let small = caps("RGB", 64, 48);
@@ -193,7 +101,7 @@ fn sizes_change_in_mid_stream_down_to_one_pixel() {
         ("threshold", "0.1"),
     ]);
     for (i, (w, hgt)) in [(1, 1), (4099, 7), (7, 4099), (2, 3), (640, 480), (1, 1)].into_iter().enumerate() {
-        for format in ["NV12", "I420", "BGRA", "RGB"] {
+        for format in ["NV12", "I420", "UYVY", "BGRA", "RGB"] {
             let caps = caps(format, w, hgt);
             h.set_src_caps(caps.clone());
             let b = buffer(&caps, i as u64);

@@ -1,7 +1,12 @@
 //! A video filter in place: samples each picture for the engine, draws its latest mask.
 
-use super::settings::{Device, OnError, OverlayMode, Settings, SyncMode};
-use autosam::engine::{Control, Detection, Engine, Event, Latency};
+use super::mask_pad::{MaskPad, Picture};
+use super::meta::{Attacher, pixels};
+use super::notify::{Notice, Notices, Notifier, post};
+use super::properties;
+use super::settings::{OnError, Settings, SyncMode};
+use autosam::engine::segmenter::Segmenter;
+use autosam::engine::{Control, Engine, Event, Latency, Listener, Opener, Shown};
 use autosam::frame::{ColorMatrix, FrameInfo, FrameMut, PixelFormat, PlaneMut};
 use gst::glib;
 use gst::prelude::*;
@@ -13,21 +18,37 @@ use gst_video::subclass::prelude::*;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+pub static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("autosam", gst::DebugColorFlags::empty(), Some("Polyp masks on live video"))
 });
 
 /// What exists between READY and PAUSED only.
 #[derive(Default)]
 struct State {
-    /// `None` where the model did not open and pictures pass as they are.
     engine: Option<Engine>,
-    info: Option<FrameInfo>,
+    notices: Option<Notices>,
+    video: Option<(gst_video::VideoInfo, FrameInfo)>,
     /// Pictures since the start, for `inference-interval`.
     count: u64,
+    /// When `max-inference-rate` allows the next inference, in ns of timestamps.
+    due_at: u64,
+    /// The picture on which the present detection began.
+    detected: Option<Began>,
+    overloaded: bool,
+    /// A picture that cannot be used has been told of, and none that can came since.
+    complained: bool,
+    told: Option<Instant>,
+    attacher: Attacher,
 }
+
+struct Began {
+    pts: Option<gst::ClockTime>,
+    pictures: u64,
+}
+
+type TestOpener = dyn Fn(Option<&Path>) -> autosam::Result<Box<dyn Segmenter>> + Send + Sync;
 
 #[derive(Default)]
 pub struct AutoSam {
@@ -36,34 +57,52 @@ pub struct AutoSam {
     state: Mutex<State>,
     /// The engine's other half, for properties and events: they must not wait for a picture.
     control: Mutex<Option<Control>>,
+    notifier: Mutex<Option<Notifier>>,
+    mask: Mutex<Option<MaskPad>>,
     /// Set by the worker where `on-error=fail`: the next picture ends the stream.
     failed: Arc<AtomicBool>,
+    opener: Mutex<Option<Arc<TestOpener>>>,
+}
+
+/// What is locked here is whole at any time, also after a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl AutoSam {
-    fn settings(&self) -> MutexGuard<'_, Settings> {
-        // Settings are plain values: after a panic they are still whole.
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn control(&self) -> Option<Control> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.control).clone()
     }
 
-    fn open(&self, settings: &Settings) -> autosam::Result<Engine> {
+    fn mask(&self) -> Option<MaskPad> {
+        lock(&self.mask).clone()
+    }
+
+    /// Present while the element runs.
+    fn notices(&self) -> Option<Notices> {
+        lock(&self.notifier).as_ref().and_then(Notifier::notices).cloned()
+    }
+
+    pub fn set_opener(&self, opener: Arc<TestOpener>) {
+        *lock(&self.opener) = Some(opener);
+    }
+
+    fn opener(&self, settings: &Settings) -> Opener {
         let (location, options) = (settings.model_location.clone(), settings.model());
-        let opener = Box::new(move || autosam::model::open(location.as_deref(), &options));
+        match lock(&self.opener).clone() {
+            Some(open) => Box::new(move || open(location.as_deref())),
+            None => Box::new(move || autosam::model::open(location.as_deref(), &options)),
+        }
+    }
+
+    fn listener(&self) -> Listener {
         let (element, failed) = (self.obj().downgrade(), self.failed.clone());
-        let listener = move |event| {
+        Box::new(move |event| {
             let Some(element) = element.upgrade() else { return };
             match event {
                 Event::Detected(_) => {}
                 Event::Recovered => gst::info!(CAT, obj = element, "the model is open again"),
-                Event::Failed(e) if element.imp().settings().on_error == OnError::Fail => {
+                Event::Failed(e) if lock(&element.imp().settings).on_error == OnError::Fail => {
                     failed.store(true, Ordering::Relaxed);
                     gst::element_error!(element, gst::LibraryError::Failed, ("Inference failed"), ["{e}"]);
                 }
@@ -76,11 +115,70 @@ impl AutoSam {
                     );
                 }
             }
-        };
-        Engine::start(opener, settings.engine(), Box::new(listener))
+        })
     }
 
-    fn stats(&self) -> gst::Structure {
+    /// Opens another model beside the present one, while the element runs.
+    fn replace_model(&self, settings: &Settings) {
+        let (Some(control), Some(notices)) = (self.control(), self.notices()) else { return };
+        let location = settings.location();
+        control.replace(
+            self.opener(settings),
+            Box::new(move |result| {
+                notices.leave(Notice::Updated(location, result.err().map(|e| e.to_string())));
+            }),
+        );
+    }
+
+    /// Offers the picture to the network, finds the mask that belongs on it, and draws it.
+    fn work(&self, state: &mut State, settings: &Settings, buffer: &mut gst::BufferRef) -> Option<Shown> {
+        let pts = buffer.pts().map(gst::ClockTime::nseconds);
+        let due = state.due(settings, pts);
+        let (Some(engine), Some((video, info))) = (&mut state.engine, &state.video) else { return None };
+        let mut frame = match gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, video) {
+            Ok(frame) => frame,
+            Err(_) => {
+                state.complain(format!("A buffer is no {} picture and passes as it is", describe(video)));
+                return None;
+            }
+        };
+        let strides =
+            [0, 1, 2].map(|p| frame.plane_stride().get(p).map_or(0, |s| usize::try_from(*s).unwrap_or(0)));
+        let [a, b, c, _] = frame.planes_data_mut();
+        let plane = |data, p: usize| PlaneMut { data, stride: strides[p] };
+        let mut picture = match FrameMut::new(*info, [plane(a, 0), plane(b, 1), plane(c, 2)]) {
+            Ok(picture) => picture,
+            Err(e) => {
+                state.complain(e.to_string());
+                return None;
+            }
+        };
+        state.complained = false;
+        let shown = if settings.sync_mode == SyncMode::FrameAccurate && due {
+            // The worker has told the bus where it failed.
+            let own = engine.segment(&picture.as_frame(), pts).ok();
+            own.map(|detection| Shown { detection, shift: (0, 0) })
+        } else {
+            if !due {
+                engine.skip();
+            } else if let Err(e) = engine.offer(&picture.as_frame(), pts) {
+                gst::warning!(CAT, imp = self, "{e}");
+            }
+            let lasting = |s: &Shown| {
+                settings.sync_mode == SyncMode::FrameAccurate
+                    || settings.expire_overlay.is_zero()
+                    || s.detection.sampled.elapsed() <= settings.patience()
+            };
+            engine.show(&picture.as_frame()).filter(lasting)
+        }?;
+        if !shown.detection.mark.is_empty() {
+            shown.detection.mark.draw_at(&mut picture, &settings.style(), shown.shift);
+            engine.record_annotation_delay(shown.detection.sampled.elapsed());
+        }
+        Some(shown)
+    }
+
+    pub fn stats(&self) -> gst::Structure {
         let stats = self.control().map(|c| c.stats()).unwrap_or_default();
         let mut s = gst::Structure::builder("application/x-autosam-stats")
             .field("frames", stats.frames)
@@ -111,121 +209,31 @@ impl ObjectSubclass for AutoSam {
 
 impl ObjectImpl for AutoSam {
     fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-            let d = Settings::default();
+        properties::specs()
+    }
+
+    fn signals() -> &'static [glib::subclass::Signal] {
+        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(|| {
+            let detection = |name: &'static str| {
+                glib::subclass::Signal::builder(name).param_types([gst::Structure::static_type()]).build()
+            };
             vec![
-                glib::ParamSpecString::builder("model-location")
-                    .nick("Model location")
-                    .blurb("Weights made by `autosam-video train`; without, the model that comes with the plugin")
-                    .mutable_ready()
-                    .build(),
-                glib::ParamSpecEnum::builder_with_default("device", d.device)
-                    .nick("Device")
-                    .blurb("Where the network runs")
-                    .mutable_ready()
-                    .build(),
-                glib::ParamSpecUInt::builder("device-id")
-                    .nick("Device number")
-                    .blurb("Which GPU, with device=cuda")
-                    .default_value(d.device_id)
-                    .mutable_ready()
-                    .build(),
-                glib::ParamSpecEnum::builder_with_default("sync-mode", d.sync_mode)
-                    .nick("Synchronisation")
-                    .blurb("Whether pictures wait for their own masks")
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecFloat::builder("threshold")
-                    .nick("Threshold")
-                    .blurb("Probability from which a pixel is marked")
-                    .minimum(0.0)
-                    .maximum(1.0)
-                    .default_value(d.threshold)
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecEnum::builder_with_default("overlay-mode", d.overlay_mode)
-                    .nick("Overlay")
-                    .blurb("What is drawn")
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecUInt::builder("color")
-                    .nick("Colour")
-                    .blurb("Of the mark, ARGB (alpha is not used; see opacity)")
-                    .default_value(d.color)
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecFloat::builder("opacity")
-                    .nick("Opacity")
-                    .blurb("Of the tinted area; lines are opaque")
-                    .minimum(0.0)
-                    .maximum(1.0)
-                    .default_value(d.opacity)
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecUInt64::builder("expire-overlay")
-                    .nick("Expiry")
-                    .blurb("Age in ns from which a mask is no longer drawn with sync-mode=async; 0 is never")
-                    .default_value(d.expire_overlay.nseconds())
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecFloat::builder("min-area")
-                    .nick("Smallest area")
-                    .blurb("Regions smaller than this part of the picture are left out")
-                    .minimum(0.0)
-                    .maximum(1.0)
-                    .default_value(d.min_area)
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecBoolean::builder("enabled")
-                    .nick("Enabled")
-                    .blurb("Off: pictures pass untouched and the network rests")
-                    .default_value(d.enabled)
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecUInt::builder("inference-interval")
-                    .nick("Inference interval")
-                    .blurb("The network sees every Nth picture at most")
-                    .minimum(1)
-                    .default_value(d.inference_interval)
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecEnum::builder_with_default("on-error", d.on_error)
-                    .nick("On error")
-                    .blurb("What happens where the model does not open or fails")
-                    .mutable_playing()
-                    .build(),
-                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-                    .nick("Statistics")
-                    .blurb("Pictures seen, inferred, skipped; inference, video delay and annotation delay in ns")
-                    .read_only()
+                detection("detection-started"),
+                detection("detection-ended"),
+                glib::subclass::Signal::builder("model-updated")
+                    .param_types([String::static_type(), bool::static_type(), String::static_type()])
                     .build(),
             ]
         });
-        &PROPERTIES
+        &SIGNALS
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = self.settings();
-        // GObject has checked type and range.
-        match pspec.name() {
-            "model-location" => {
-                settings.model_location = value.get::<Option<String>>().unwrap_or(None).map(Into::into);
-            }
-            "device" => settings.device = value.get::<Device>().unwrap_or_default(),
-            "device-id" => settings.device_id = value.get().unwrap_or_default(),
-            "sync-mode" => settings.sync_mode = value.get::<SyncMode>().unwrap_or_default(),
-            "threshold" => settings.threshold = value.get().unwrap_or_default(),
-            "overlay-mode" => settings.overlay_mode = value.get::<OverlayMode>().unwrap_or_default(),
-            "color" => settings.color = value.get().unwrap_or_default(),
-            "opacity" => settings.opacity = value.get().unwrap_or_default(),
-            "expire-overlay" => {
-                settings.expire_overlay = gst::ClockTime::from_nseconds(value.get().unwrap_or_default());
-            }
-            "min-area" => settings.min_area = value.get().unwrap_or_default(),
-            "enabled" => settings.enabled = value.get().unwrap_or_default(),
-            "inference-interval" => settings.inference_interval = value.get().unwrap_or(1),
-            "on-error" => settings.on_error = value.get::<OnError>().unwrap_or_default(),
-            _ => {}
+        let mut settings = lock(&self.settings);
+        if let Err(e) = settings.set(pspec.name(), value) {
+            drop(settings);
+            gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{e}"));
+            return;
         }
         if let Some(control) = self.control() {
             control.set(settings.engine());
@@ -234,29 +242,14 @@ impl ObjectImpl for AutoSam {
                 control.flush();
             }
         }
+        if pspec.name() == "model-location" {
+            let settings = settings.clone();
+            self.replace_model(&settings);
+        }
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        if pspec.name() == "stats" {
-            return self.stats().to_value();
-        }
-        let s = self.settings();
-        match pspec.name() {
-            "model-location" => s.model_location.as_deref().map(Path::to_string_lossy).as_deref().to_value(),
-            "device" => s.device.to_value(),
-            "device-id" => s.device_id.to_value(),
-            "sync-mode" => s.sync_mode.to_value(),
-            "threshold" => s.threshold.to_value(),
-            "overlay-mode" => s.overlay_mode.to_value(),
-            "color" => s.color.to_value(),
-            "opacity" => s.opacity.to_value(),
-            "expire-overlay" => s.expire_overlay.nseconds().to_value(),
-            "min-area" => s.min_area.to_value(),
-            "enabled" => s.enabled.to_value(),
-            "inference-interval" => s.inference_interval.to_value(),
-            "on-error" => s.on_error.to_value(),
-            name => unreachable!("no property {name}"),
-        }
+        if pspec.name() == "stats" { self.stats().to_value() } else { lock(&self.settings).get(pspec.name()) }
     }
 
     fn constructed(&self) {
@@ -290,14 +283,56 @@ impl ElementImpl for AutoSam {
                 .width_range(1..=MOST_SIDE)
                 .height_range(1..=MOST_SIDE);
             let caps = caps.build();
-            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
-                .into_iter()
-                .filter_map(|(name, direction)| {
-                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
-                })
-                .collect()
+            let mask = gst_video::VideoCapsBuilder::new()
+                .format(gst_video::VideoFormat::Gray8)
+                .width_range(1..=MOST_SIDE)
+                .height_range(1..=MOST_SIDE)
+                .build();
+            [
+                ("sink", gst::PadDirection::Sink, gst::PadPresence::Always, caps.clone()),
+                ("src", gst::PadDirection::Src, gst::PadPresence::Always, caps),
+                ("mask", gst::PadDirection::Src, gst::PadPresence::Request, mask),
+            ]
+            .into_iter()
+            .filter_map(|(name, direction, presence, caps)| {
+                gst::PadTemplate::new(name, direction, presence, &caps).ok()
+            })
+            .collect()
         });
         &TEMPLATES
+    }
+
+    fn request_new_pad(
+        &self,
+        template: &gst::PadTemplate,
+        _name: Option<&str>,
+        _caps: Option<&gst::Caps>,
+    ) -> Option<gst::Pad> {
+        let mut mask = lock(&self.mask);
+        if mask.is_some() {
+            gst::warning!(CAT, imp = self, "there is one mask pad, and it is taken");
+            return None;
+        }
+        let new = MaskPad::new(template);
+        let element = self.obj();
+        if element.current_state() >= gst::State::Paused && new.pad.set_active(true).is_err() {
+            return None;
+        }
+        element.add_pad(&new.pad).ok()?;
+        // Asked for in mid-stream: what the stream is was said before.
+        element.static_pad("sink")?.sticky_events_foreach(|event| {
+            new.event(event);
+            std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
+        });
+        *mask = Some(new.clone());
+        Some(new.pad)
+    }
+
+    fn release_pad(&self, pad: &gst::Pad) {
+        // Pictures stop going there first; the lock must not be held while the task ends.
+        lock(&self.mask).take_if(|m| m.pad == *pad);
+        let _ = pad.set_active(false);
+        let _ = self.obj().remove_pad(pad);
     }
 }
 
@@ -307,34 +342,41 @@ impl BaseTransformImpl for AutoSam {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        let settings = self.settings().clone();
+        // Before the engine, whose figures are told from its start on.
+        if let Err(e) = autosam::serve::metrics::serve_from_environment() {
+            gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{e}"));
+        }
+        let settings = lock(&self.settings).clone();
         self.failed.store(false, Ordering::Relaxed);
-        let engine = match self.open(&settings) {
-            Ok(engine) => Some(engine),
-            Err(e) if settings.on_error == OnError::Fail => {
-                return Err(gst::error_msg!(
-                    gst::ResourceError::OpenRead,
-                    ("The model cannot be opened: {e}")
-                ));
-            }
-            Err(e) => {
-                gst::element_imp_warning!(
-                    self,
-                    gst::ResourceError::OpenRead,
-                    ("The model cannot be opened; the picture goes on without masks: {e}")
-                );
-                None
-            }
-        };
-        *self.control.lock().unwrap_or_else(PoisonError::into_inner) =
-            engine.as_ref().map(|e| e.control().clone());
-        *self.state() = State { engine, ..State::default() };
+        let mut engine = Engine::start(self.opener(&settings), settings.engine(), self.listener());
+        if let (Err(e), OnError::Passthrough) = (&engine, settings.on_error) {
+            gst::element_imp_warning!(
+                self,
+                gst::ResourceError::OpenRead,
+                ("The model cannot be opened; the picture goes on without masks: {e}")
+            );
+            engine = Engine::without_model(settings.engine(), self.listener());
+        }
+        let engine = engine.map_err(|e| {
+            gst::error_msg!(gst::ResourceError::OpenRead, ("The model cannot be opened: {e}"))
+        })?;
+        let notifier = Notifier::start(&self.obj()).map_err(|e| {
+            gst::error_msg!(gst::CoreError::Thread, ("Cannot start a thread for messages: {e}"))
+        })?;
+        let notices = notifier.notices().cloned();
+        *lock(&self.notifier) = Some(notifier);
+        *lock(&self.control) = Some(engine.control().clone());
+        *lock(&self.state) = State { engine: Some(engine), notices, ..State::default() };
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         // `control` stays: the statistics can be read until the next start.
-        *self.state() = State::default();
+        let mut state = std::mem::take(&mut *lock(&self.state));
+        state.ended(None);
+        drop(state);
+        let notifier = lock(&self.notifier).take();
+        drop(notifier);
         Ok(())
     }
 
@@ -348,12 +390,153 @@ impl BaseTransformImpl for AutoSam {
         }
         if matches!(event.view(), EventView::Eos(_)) {
             // `gst-launch-1.0 -m` shows it.
-            let message = gst::message::Element::builder(self.stats()).src(&*self.obj()).build();
-            if self.obj().post_message(message).is_err() {
-                gst::debug!(CAT, imp = self, "no bus to take the statistics");
-            }
+            post(&self.obj(), self.stats());
+        }
+        if let Some(mask) = self.mask() {
+            mask.event(&event);
         }
         self.parent_sink_event(event)
+    }
+
+    fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let begin = Instant::now();
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(gst::FlowError::Error);
+        }
+        self.sync(buffer.pts());
+        let settings = lock(&self.settings).clone();
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        let shown = if settings.enabled { self.work(state, &settings, buffer) } else { None };
+        let size = state.video.as_ref().map_or((0, 0), |(_, info)| (info.width, info.height));
+        if settings.attach_meta
+            && let Some(shown) = &shown
+        {
+            state.attacher.attach(buffer, shown, size.0, size.1);
+        }
+        state.tell(shown.as_ref(), &settings, buffer.pts(), size);
+        if let Some(mask) = self.mask()
+            && size.0 > 0
+        {
+            let (pts, duration) = (buffer.pts(), buffer.duration());
+            mask.push(Picture { shown, pts, duration, width: size.0, height: size.1 });
+        }
+        if let (Some(engine), true) = (&state.engine, settings.enabled) {
+            engine.record_video_delay(begin.elapsed());
+        }
+        Ok(gst::FlowSuccess::Ok)
+    }
+}
+
+impl AutoSam {
+    /// Sets properties that a controller moves to what they are at this picture.
+    fn sync(&self, pts: Option<gst::ClockTime>) {
+        let element = self.obj();
+        if !element.has_active_control_bindings() {
+            return;
+        }
+        let segment = element.segment();
+        let time = segment.downcast_ref::<gst::ClockTime>().and_then(|s| s.to_stream_time(pts));
+        if let Some(time) = time
+            && let Err(e) = element.sync_values(time)
+        {
+            gst::warning!(CAT, imp = self, "{e}");
+        }
+    }
+}
+
+impl State {
+    /// Whether the network should see this picture.
+    fn due(&mut self, settings: &Settings, pts: Option<u64>) -> bool {
+        let due = self.count.is_multiple_of(u64::from(settings.inference_interval));
+        self.count += 1;
+        if settings.max_inference_rate <= 0.0 || settings.sync_mode == SyncMode::FrameAccurate {
+            return due;
+        }
+        let Some(now) = pts else { return due };
+        let period = (1e9 / settings.max_inference_rate) as u64;
+        // Timestamps may jump: one far before the time that was set begins anew.
+        if !due || (now < self.due_at && self.due_at - now <= period) {
+            return false;
+        }
+        self.due_at = self.due_at.saturating_add(period);
+        if self.due_at <= now || self.due_at - now > period {
+            self.due_at = now.saturating_add(period);
+        }
+        true
+    }
+
+    fn leave(&self, notice: Notice) {
+        if let Some(notices) = &self.notices {
+            notices.leave(notice);
+        }
+    }
+
+    fn complain(&mut self, text: String) {
+        if !self.complained {
+            self.complained = true;
+            self.leave(Notice::Warning(text));
+        }
+    }
+
+    /// What changed with this picture.
+    fn tell(
+        &mut self,
+        shown: Option<&Shown>,
+        settings: &Settings,
+        pts: Option<gst::ClockTime>,
+        (width, height): (usize, usize),
+    ) {
+        match (shown.and_then(|s| s.detection.mask.regions.first().zip(Some(s))), &mut self.detected) {
+            (Some((largest, shown)), None) => {
+                self.detected = Some(Began { pts, pictures: 1 });
+                let (x, y, w, h) = pixels(largest, shown.shift, width, height);
+                let structure = gst::Structure::builder("application/x-autosam-detection-started")
+                    .field("timestamp", pts)
+                    .field("confidence", f64::from(largest.confidence))
+                    .field("regions", shown.detection.mask.regions.len() as u32)
+                    .field("x", x)
+                    .field("y", y)
+                    .field("width", w)
+                    .field("height", h)
+                    .build();
+                self.leave(Notice::Detection("detection-started", structure));
+            }
+            (Some(_), Some(began)) => began.pictures += 1,
+            (None, Some(_)) => self.ended(pts),
+            (None, None) => {}
+        }
+        if let Some(engine) = &self.engine {
+            let (patience, busy) = (settings.patience(), engine.control().busy());
+            let late = busy.is_some_and(|b| b > patience);
+            // It is over once an inference was in time.
+            let over = || !late && engine.control().stats().inference.last <= patience;
+            if late != self.overloaded && (late || over()) {
+                self.overloaded = late;
+                let structure = gst::Structure::builder("application/x-autosam-overload")
+                    .field("active", late)
+                    .field("busy", busy.unwrap_or(Duration::ZERO).as_nanos() as u64)
+                    .build();
+                self.leave(Notice::Overload(structure));
+            }
+        }
+        let interval = Duration::from_nanos(settings.stats_interval.nseconds());
+        if !interval.is_zero() && self.told.get_or_insert_with(Instant::now).elapsed() >= interval {
+            self.told = Some(Instant::now());
+            self.leave(Notice::Stats);
+        }
+    }
+
+    /// Tells that nothing is shown any more, where something was.
+    fn ended(&mut self, pts: Option<gst::ClockTime>) {
+        if let Some(began) = self.detected.take() {
+            let structure = gst::Structure::builder("application/x-autosam-detection-ended")
+                .field("timestamp", pts)
+                .field("began", began.pts)
+                .field("pictures", began.pictures)
+                .build();
+            self.leave(Notice::Detection("detection-ended", structure));
+        }
     }
 }
 
@@ -366,71 +549,17 @@ impl VideoFilterImpl for AutoSam {
         out_info: &gst_video::VideoInfo,
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
-        let mut state = self.state();
-        state.info = frame_info(in_info);
+        let mut state = lock(&self.state);
+        state.video = frame_info(in_info).map(|info| (in_info.clone(), info));
         if let Some(engine) = &state.engine {
             engine.control().flush();
         }
         Ok(())
     }
+}
 
-    fn transform_frame_ip(
-        &self,
-        frame: &mut gst_video::VideoFrameRef<&mut gst::BufferRef>,
-    ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let begin = Instant::now();
-        if self.failed.load(Ordering::Relaxed) {
-            return Err(gst::FlowError::Error);
-        }
-        let settings = self.settings().clone();
-        if !settings.enabled {
-            return Ok(gst::FlowSuccess::Ok);
-        }
-        let mut state = self.state();
-        let State { engine: Some(engine), info: Some(info), count } = &mut *state else {
-            return Ok(gst::FlowSuccess::Ok);
-        };
-        let due = count.is_multiple_of(u64::from(settings.inference_interval));
-        *count += 1;
-        let pts = frame.buffer().pts().map(gst::ClockTime::nseconds);
-        let strides =
-            [0, 1, 2].map(|p| frame.plane_stride().get(p).map_or(0, |s| usize::try_from(*s).unwrap_or(0)));
-        let [a, b, c, _] = frame.planes_data_mut();
-        let plane = |data, p: usize| PlaneMut { data, stride: strides[p] };
-        let mut picture = match FrameMut::new(*info, [plane(a, 0), plane(b, 1), plane(c, 2)]) {
-            Ok(picture) => picture,
-            Err(e) => {
-                gst::element_imp_warning!(self, gst::StreamError::Format, ("{e}"));
-                return Ok(gst::FlowSuccess::Ok);
-            }
-        };
-        let detection = if settings.sync_mode == SyncMode::FrameAccurate && due {
-            // The worker has told the bus where it failed.
-            engine.segment(&picture.as_frame(), pts).ok()
-        } else {
-            if due {
-                if let Err(e) = engine.offer(&picture.as_frame(), pts) {
-                    gst::warning!(CAT, imp = self, "{e}");
-                }
-            } else {
-                engine.skip();
-            }
-            let lasting = |d: &Arc<Detection>| {
-                let age = d.sampled.elapsed().as_nanos();
-                settings.expire_overlay.is_zero() || age <= u128::from(settings.expire_overlay.nseconds())
-            };
-            let current = engine.latest();
-            if settings.sync_mode == SyncMode::Async { current.filter(lasting) } else { current }
-        };
-        if let Some(detection) = detection
-            && !detection.mark.is_empty()
-        {
-            detection.mark.draw(&mut picture, &settings.style());
-            engine.record_annotation_delay(detection.sampled.elapsed());
-        }
-        engine.record_video_delay(begin.elapsed());
-        Ok(gst::FlowSuccess::Ok)
-    }
+fn describe(info: &gst_video::VideoInfo) -> String {
+    format!("{}x{} {}", info.width(), info.height(), info.format())
 }
 
 fn frame_info(info: &gst_video::VideoInfo) -> Option<FrameInfo> {

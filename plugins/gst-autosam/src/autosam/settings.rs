@@ -2,10 +2,14 @@
 
 use autosam::engine;
 use autosam::engine::mask::MaskSettings;
+use autosam::engine::temporal::TemporalSettings;
+use autosam::frame::region::Region;
 use autosam::model::{DeviceChoice, MaskMode, ModelOptions};
 use autosam::overlay;
 use gst::glib;
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstAutoSamDevice")]
@@ -67,26 +71,40 @@ pub enum OnError {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    pub model_location: Option<PathBuf>,
+    pub model_location: Option<Arc<Path>>,
     pub device: Device,
     pub device_id: u32,
     pub sync_mode: SyncMode,
     pub threshold: f32,
+    pub hysteresis: f32,
+    pub smoothing: f32,
+    /// In pictures.
+    pub hold_off: u32,
+    pub min_area: f32,
     pub overlay_mode: OverlayMode,
     /// ARGB; the alpha is not used.
     pub color: u32,
     pub opacity: f32,
+    /// In pixels; 0: by the picture's size.
+    pub contour_width: u32,
     /// 0: masks do not age.
     pub expire_overlay: gst::ClockTime,
-    pub min_area: f32,
+    pub motion_compensation: bool,
+    pub roi: Region,
     pub enabled: bool,
     pub inference_interval: u32,
+    /// A second; 0: as many as there are.
+    pub max_inference_rate: f64,
+    pub attach_meta: bool,
+    /// 0: never.
+    pub stats_interval: gst::ClockTime,
     pub on_error: OnError,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let (mask, style) = (MaskSettings::default(), overlay::Style::default());
+        let live = TemporalSettings::LIVE;
         let [r, g, b] = style.color;
         Self {
             model_location: None,
@@ -94,13 +112,22 @@ impl Default for Settings {
             device_id: 0,
             sync_mode: SyncMode::default(),
             threshold: mask.threshold,
+            hysteresis: live.hysteresis,
+            smoothing: live.smoothing,
+            hold_off: live.hold_off,
+            min_area: mask.min_area,
             overlay_mode: OverlayMode::default(),
             color: u32::from_be_bytes([255, r, g, b]),
             opacity: style.opacity,
+            contour_width: 0,
             expire_overlay: gst::ClockTime::from_mseconds(500),
-            min_area: mask.min_area,
+            motion_compensation: false,
+            roi: Region::default(),
             enabled: true,
             inference_interval: 1,
+            max_inference_rate: 0.0,
+            attach_meta: false,
+            stats_interval: gst::ClockTime::ZERO,
             on_error: OnError::default(),
         }
     }
@@ -108,6 +135,12 @@ impl Default for Settings {
 
 impl Settings {
     pub fn engine(&self) -> engine::Settings {
+        let live = self.sync_mode == SyncMode::Async;
+        let temporal = TemporalSettings {
+            smoothing: self.smoothing,
+            hysteresis: self.hysteresis,
+            hold_off: self.hold_off,
+        };
         engine::Settings {
             mask: MaskSettings { threshold: self.threshold, min_area: self.min_area },
             overlay: match self.overlay_mode {
@@ -117,6 +150,11 @@ impl Settings {
                 OverlayMode::MaskContour => overlay::OverlayMode::MaskContour,
                 OverlayMode::Box => overlay::OverlayMode::Box,
             },
+            line: self.contour_width as usize,
+            // A frame's own mask is its own: neither the past nor the future has a part in it.
+            temporal: if live { temporal } else { TemporalSettings::default() },
+            motion: live && self.motion_compensation,
+            region: self.roi,
         }
     }
 
@@ -132,5 +170,13 @@ impl Settings {
             Device::Cuda => DeviceChoice::Cuda(self.device_id as usize),
         };
         ModelOptions { device, mask_mode: MaskMode::Sigmoid }
+    }
+
+    /// Age from which a mask is too old to be drawn, and a frame has been with the worker for too long.
+    pub fn patience(&self) -> Duration {
+        match self.expire_overlay.nseconds() {
+            0 => Duration::from_millis(500),
+            ns => Duration::from_nanos(ns),
+        }
     }
 }

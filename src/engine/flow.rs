@@ -1,27 +1,22 @@
-//! Motion between neighbouring frames, small and robust enough to judge masks by: hierarchical block matching.
+//! Motion between frames, small and robust enough to judge masks by and to move them: hierarchical block matching.
+
+use crate::frame::Luma;
 
 /// Side of a block in pixels, and how far it is sought on the coarse and on the fine level.
 const BLOCK: usize = 8;
 const COARSE: isize = 6;
 const FINE: isize = 2;
 
-/// A grey picture.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Luma {
-    pub width: usize,
-    pub height: usize,
-    pub data: Vec<u8>,
-}
-
 impl Luma {
-    fn at(&self, x: isize, y: isize) -> i32 {
+    #[inline]
+    pub(super) fn at(&self, x: isize, y: isize) -> i32 {
         let x = x.clamp(0, self.width as isize - 1) as usize;
         let y = y.clamp(0, self.height as isize - 1) as usize;
         i32::from(self.data[y * self.width + x])
     }
 
     /// Means of 2 × 2 pixels.
-    fn halved(&self) -> Self {
+    pub(super) fn halved(&self) -> Self {
         let (width, height) = (self.width.div_ceil(2), self.height.div_ceil(2));
         let data = (0..width * height)
             .map(|i| {
@@ -95,28 +90,55 @@ impl Flow {
     }
 }
 
-/// The displacement of least absolute difference within `reach` of `start`, for each block; of equals the shortest.
+/// A part of a picture to look for in another, in pixels; `every` thins it out along both sides.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    pub left: usize,
+    pub top: usize,
+    pub width: usize,
+    pub height: usize,
+    pub every: usize,
+}
+
+impl Window {
+    /// Sum of absolute differences between its pixels in `here` and those `(dx, dy)` away in `there`.
+    pub fn difference(&self, here: &Luma, there: &Luma, dx: isize, dy: isize) -> i32 {
+        let mut sum = 0;
+        for y in (self.top..self.top + self.height).step_by(self.every) {
+            for x in (self.left..self.left + self.width).step_by(self.every) {
+                let (x, y) = (x as isize, y as isize);
+                sum += (here.at(x, y) - there.at(x + dx, y + dy)).abs();
+            }
+        }
+        sum
+    }
+
+    /// Pixels that [`Self::difference`] looks at.
+    pub fn pixels(&self) -> usize {
+        self.width.div_ceil(self.every) * self.height.div_ceil(self.every)
+    }
+
+    /// The displacement of least difference within `reach` of `start`; of equals the shortest.
+    pub fn find(&self, here: &Luma, there: &Luma, reach: isize, start: (isize, isize)) -> (isize, isize) {
+        // A pixel of motion must win a grey level over a few pixels: flat tissue stays where it is.
+        let cost = |(dx, dy): (isize, isize)| {
+            self.difference(here, there, dx, dy) + 4 * (dx.abs() + dy.abs()) as i32
+        };
+        (-reach..=reach)
+            .flat_map(|dy| (-reach..=reach).map(move |dx| (start.0 + dx, start.1 + dy)))
+            .min_by_key(|at| cost(*at))
+            .unwrap_or(start)
+    }
+}
+
+/// The displacement within `reach` of `start`, for each block.
 fn search(before: &Luma, now: &Luma, reach: isize, start: impl Fn(usize, usize) -> (isize, isize)) -> Flow {
     let (columns, rows) = (now.width.div_ceil(BLOCK).max(1), now.height.div_ceil(BLOCK).max(1));
     let vectors = (0..columns * rows)
         .map(|i| {
             let (bx, by) = (i % columns, i / columns);
-            let (ox, oy) = start(bx, by);
-            let cost = |dx: isize, dy: isize| -> i32 {
-                let (x0, y0) = ((bx * BLOCK) as isize, (by * BLOCK) as isize);
-                let mut sum = 0;
-                for y in y0..y0 + BLOCK as isize {
-                    for x in x0..x0 + BLOCK as isize {
-                        sum += (now.at(x, y) - before.at(x + dx, y + dy)).abs();
-                    }
-                }
-                // A pixel of motion must win a grey level over a few pixels: flat tissue stays where it is.
-                sum + 4 * (dx.abs() + dy.abs()) as i32
-            };
-            (-reach..=reach)
-                .flat_map(|dy| (-reach..=reach).map(move |dx| (ox + dx, oy + dy)))
-                .min_by_key(|(dx, dy)| cost(*dx, *dy))
-                .unwrap_or((ox, oy))
+            let block = Window { left: bx * BLOCK, top: by * BLOCK, width: BLOCK, height: BLOCK, every: 1 };
+            block.find(now, before, reach, start(bx, by))
         })
         .collect();
     Flow { width: now.width, columns, vectors }

@@ -1,0 +1,270 @@
+//! The request pad `mask`: the shown mask of every picture as GRAY8, pushed by a task of its own. Whatever is behind this pad,
+//! the picture does not wait for it: masks that cannot be taken in time are dropped.
+
+use autosam::engine::{Detection, Shown};
+use gst::glib;
+use gst::prelude::*;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Masks that wait at most; the oldest are dropped.
+const MOST_WAITING: usize = 4;
+
+/// One picture's mask, not yet rendered.
+pub struct Picture {
+    pub shown: Option<Shown>,
+    pub pts: Option<gst::ClockTime>,
+    pub duration: Option<gst::ClockTime>,
+    pub width: usize,
+    pub height: usize,
+}
+
+enum Item {
+    Event(gst::Event),
+    Mask(Picture),
+}
+
+#[derive(Default)]
+struct Waiting {
+    items: VecDeque<Item>,
+    masks: usize,
+    active: bool,
+    flushing: bool,
+    /// Counts flushes: what was taken before one is not pushed after it.
+    epoch: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+    /// Held while something is being pushed.
+    pushing: Mutex<()>,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pushing(&self) -> MutexGuard<'_, ()> {
+        self.pushing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, item: Item) {
+        let mut waiting = self.waiting();
+        if !waiting.active || waiting.flushing {
+            return;
+        }
+        match &item {
+            Item::Mask(_) if waiting.masks == MOST_WAITING => {
+                let oldest = waiting.items.iter().position(|i| matches!(i, Item::Mask(_)));
+                if let Some(oldest) = oldest {
+                    waiting.items.remove(oldest);
+                }
+            }
+            Item::Mask(_) => waiting.masks += 1,
+            // Of events without a mask between them the last of its kind counts: the queue stays short whatever comes.
+            Item::Event(event) => {
+                let since =
+                    waiting.items.iter().rposition(|i| matches!(i, Item::Mask(_))).map_or(0, |i| i + 1);
+                let same = |i: &Item| matches!(i, Item::Event(e) if e.type_() == event.type_());
+                if let Some(older) = waiting.items.range(since..).position(same) {
+                    waiting.items.remove(since + older);
+                }
+            }
+        }
+        waiting.items.push_back(item);
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next item; `None` once the pad is inactive.
+    fn take(&self) -> Option<(Item, u64)> {
+        let mut waiting = self.waiting();
+        loop {
+            if !waiting.active {
+                return None;
+            }
+            if let Some(item) = waiting.items.pop_front() {
+                waiting.masks -= usize::from(matches!(item, Item::Mask(_)));
+                return Some((item, waiting.epoch));
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Drops what waits, except what describes the stream: that outlives a flush.
+    fn clear(&self, change: impl FnOnce(&mut Waiting)) {
+        let mut waiting = self.waiting();
+        waiting.items.retain(|i| matches!(i, Item::Event(e) if describes(e)));
+        waiting.masks = 0;
+        waiting.epoch += 1;
+        change(&mut waiting);
+        self.changed.notify_all();
+    }
+}
+
+fn describes(event: &gst::Event) -> bool {
+    matches!(event.type_(), gst::EventType::StreamStart | gst::EventType::Caps)
+}
+
+#[derive(Clone)]
+pub struct MaskPad {
+    pub pad: gst::Pad,
+    queue: Arc<Queue>,
+}
+
+impl MaskPad {
+    pub fn new(template: &gst::PadTemplate) -> Self {
+        let queue = Arc::new(Queue::default());
+        let mine = queue.clone();
+        let pad = gst::Pad::builder_from_template(template)
+            .activatemode_function(move |pad, _, mode, active| activate(pad, &mine, mode, active))
+            .event_function(|pad, parent, event| match event.type_() {
+                // What the mask's receiver asks for is no reason to change or drop pictures.
+                gst::EventType::Qos | gst::EventType::Reconfigure => true,
+                _ => gst::Pad::event_default(pad, parent, event),
+            })
+            .build();
+        Self { pad, queue }
+    }
+
+    /// Leaves a picture's mask to be pushed; never waits.
+    pub fn push(&self, picture: Picture) {
+        self.queue.put(Item::Mask(picture));
+    }
+
+    /// Passes on what the sink pad gets.
+    pub fn event(&self, event: &gst::Event) {
+        use gst::EventView;
+        match event.view() {
+            EventView::FlushStart(_) => {
+                self.queue.clear(|w| w.flushing = true);
+                self.pad.push_event(event.clone());
+            }
+            EventView::FlushStop(_) => {
+                // The push that the flush interrupted is over before the next may begin.
+                drop(self.queue.pushing());
+                self.pad.push_event(event.clone());
+                self.queue.clear(|w| w.flushing = false);
+            }
+            EventView::Caps(caps) => {
+                if let Some(caps) = mask_caps(caps.caps()) {
+                    let event = gst::event::Caps::builder(&caps).seqnum(event.seqnum()).build();
+                    self.queue.put(Item::Event(event));
+                }
+            }
+            EventView::StreamStart(start) => {
+                let id = format!("{}/mask", start.stream_id());
+                let mut builder = gst::event::StreamStart::builder(&id).seqnum(event.seqnum());
+                if let Some(group) = start.group_id() {
+                    builder = builder.group_id(group);
+                }
+                self.queue.put(Item::Event(builder.build()));
+            }
+            EventView::Segment(_) | EventView::Eos(_) | EventView::Gap(_) => {
+                self.queue.put(Item::Event(event.clone()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// GRAY8 of the picture's size, rate and shape.
+fn mask_caps(caps: &gst::CapsRef) -> Option<gst::Caps> {
+    let from = caps.structure(0)?;
+    let mut to = gst::Structure::builder("video/x-raw").field("format", "GRAY8").build();
+    for name in ["width", "height", "framerate", "pixel-aspect-ratio"] {
+        if let Ok(value) = from.value(name) {
+            to.set_value(name, value.clone());
+        }
+    }
+    Some(gst::Caps::builder_full().structure(to).build())
+}
+
+fn activate(
+    pad: &gst::Pad,
+    queue: &Arc<Queue>,
+    mode: gst::PadMode,
+    active: bool,
+) -> Result<(), gst::LoggableError> {
+    if mode != gst::PadMode::Push {
+        return Err(gst::loggable_error!(super::imp::CAT, "the mask pad pushes only"));
+    }
+    queue.clear(|w| (w.active, w.flushing) = (active, false));
+    if active {
+        let (queue, weak) = (queue.clone(), pad.downgrade());
+        let mut last = None;
+        pad.start_task(move || step(&weak, &queue, &mut last))
+            .map_err(|e| gst::loggable_error!(super::imp::CAT, "{e}"))
+    } else {
+        pad.stop_task().map_err(|e| gst::loggable_error!(super::imp::CAT, "{e}"))
+    }
+}
+
+/// What was rendered last: many pictures share one mask.
+type Rendered = Option<(Option<Arc<Detection>>, (isize, isize), usize, usize, gst::Buffer)>;
+
+/// Pushes one item.
+fn step(pad: &glib::WeakRef<gst::Pad>, queue: &Queue, last: &mut Rendered) {
+    let Some(pad) = pad.upgrade() else { return };
+    let Some((item, epoch)) = queue.take() else {
+        // Until the pad is active again.
+        let _ = pad.pause_task();
+        return;
+    };
+    let current = || queue.waiting().epoch == epoch;
+    match item {
+        Item::Event(event) => {
+            let _pushing = queue.pushing();
+            if describes(&event) || current() {
+                pad.push_event(event);
+            }
+        }
+        Item::Mask(picture) => {
+            let buffer = render(&picture, last);
+            let _pushing = queue.pushing();
+            // Nobody there, a flush, an error behind this pad: none is the picture's business.
+            if current()
+                && let Err(e) = pad.push(buffer)
+            {
+                gst::log!(super::imp::CAT, obj = pad, "a mask was not taken: {e}");
+            }
+        }
+    }
+}
+
+fn render(picture: &Picture, last: &mut Rendered) -> gst::Buffer {
+    let (w, h) = (picture.width, picture.height);
+    let detection = picture.shown.as_ref().map(|s| &s.detection).filter(|d| !d.mask.regions.is_empty());
+    let shift = picture.shown.as_ref().filter(|_| detection.is_some()).map_or((0, 0), |s| s.shift);
+    let same = |a: &Option<Arc<Detection>>| match (a, detection) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
+    };
+    let mut buffer = match last {
+        Some((d, s, lw, lh, buffer)) if same(d) && (*s, *lw, *lh) == (shift, w, h) => buffer.copy(),
+        _ => {
+            let stride = w.next_multiple_of(4);
+            let mut bytes = vec![0u8; stride * h];
+            if let Some(detection) = detection {
+                let mask = detection.mask.enlarge(w, h);
+                for (y, row) in mask.chunks_exact(w).enumerate() {
+                    let Some(to) = y.checked_add_signed(shift.1).filter(|y| *y < h) else { continue };
+                    let (from, start) =
+                        (shift.0.min(0).unsigned_abs().min(w), shift.0.max(0).unsigned_abs().min(w));
+                    let length = w - from.max(start);
+                    bytes[to * stride + start..][..length].copy_from_slice(&row[from..][..length]);
+                }
+            }
+            let buffer = gst::Buffer::from_slice(bytes);
+            *last = Some((detection.cloned(), shift, w, h, buffer.clone()));
+            buffer.copy()
+        }
+    };
+    if let Some(b) = buffer.get_mut() {
+        b.set_pts(picture.pts);
+        b.set_duration(picture.duration);
+    }
+    buffer
+}

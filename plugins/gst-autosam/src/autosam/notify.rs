@@ -1,0 +1,100 @@
+//! Tells applications what happened, on a thread of its own: neither a bus handler nor a signal handler may hold up the
+//! picture or the network.
+
+use super::AutoSam;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use gst::glib;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use std::thread::JoinHandle;
+
+/// Notices that wait for a slow application at most; the next are dropped.
+const MOST_WAITING: usize = 64;
+
+pub enum Notice {
+    /// The same in a bus message and in the signal of this name.
+    Detection(&'static str, gst::Structure),
+    /// A model set while playing: its place, and what is wrong with it.
+    Updated(Option<String>, Option<String>),
+    Overload(gst::Structure),
+    /// Time for the statistics.
+    Stats,
+    Warning(String),
+}
+
+/// Where notices are left; it never waits.
+#[derive(Clone)]
+pub struct Notices(Sender<Notice>);
+
+impl Notices {
+    pub fn leave(&self, notice: Notice) {
+        if self.0.try_send(notice).is_err() {
+            gst::warning!(super::imp::CAT, "the application is slow: a message is dropped");
+        }
+    }
+}
+
+/// The thread. Dropping it waits until everything is told.
+pub struct Notifier {
+    notices: Option<Notices>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Notifier {
+    pub fn start(element: &AutoSam) -> std::io::Result<Self> {
+        let (sender, receiver) = bounded(MOST_WAITING);
+        let element = element.downgrade();
+        let thread = std::thread::Builder::new()
+            .name("autosam-notices".into())
+            .spawn(move || run(&element, &receiver))?;
+        Ok(Self { notices: Some(Notices(sender)), thread: Some(thread) })
+    }
+
+    pub fn notices(&self) -> Option<&Notices> {
+        self.notices.as_ref()
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        self.notices = None;
+        if let Some(thread) = self.thread.take()
+            // A handler that stops the element does so on this very thread, which then ends by itself.
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(element: &glib::WeakRef<AutoSam>, notices: &Receiver<Notice>) {
+    while let Ok(notice) = notices.recv() {
+        let Some(element) = element.upgrade() else { return };
+        match notice {
+            Notice::Detection(signal, structure) => {
+                post(&element, structure.clone());
+                element.emit_by_name::<()>(signal, &[&structure]);
+            }
+            Notice::Updated(location, error) => {
+                let (location, error) = (location.unwrap_or_default(), error.unwrap_or_default());
+                let structure = gst::Structure::builder("application/x-autosam-model-updated")
+                    .field("location", &location)
+                    .field("success", error.is_empty())
+                    .field("error", &error)
+                    .build();
+                post(&element, structure);
+                element.emit_by_name::<()>("model-updated", &[&location, &error.is_empty(), &error]);
+            }
+            Notice::Overload(structure) => post(&element, structure),
+            Notice::Stats => post(&element, element.imp().stats()),
+            Notice::Warning(text) => gst::element_warning!(element, gst::StreamError::Format, ("{text}")),
+        }
+    }
+}
+
+pub fn post(element: &AutoSam, structure: gst::Structure) {
+    let message = gst::message::Element::builder(structure).src(element).build();
+    if element.post_message(message).is_err() {
+        gst::debug!(super::imp::CAT, obj = element, "no bus to take the message");
+    }
+}

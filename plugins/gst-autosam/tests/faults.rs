@@ -1,0 +1,468 @@
+//! Faults: in each the picture goes on, the bus says what happened, the element recovers or passes pictures as they are, and no
+//! thread is left. Models are scripted ones, by the element's hook for tests.
+//!
+//! Threads are counted by name, so these tests run one after another.
+
+mod common;
+
+use autosam::engine::segmenter::{Sample, Segmenter};
+use common::{Scripted, around, buffer, bytes, caps, complaints, model, scripted, stat, threads, wait};
+use gst::prelude::*;
+use gst_check::Harness;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Waits for its turn; after the test, when element and harness are gone, no thread of the element may be left.
+struct Turn(#[allow(dead_code)] MutexGuard<'static, ()>);
+
+impl Turn {
+    fn new() -> Self {
+        Self(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn end(element: gst::Element, h: Option<Harness>) {
+    drop(h);
+    element.set_state(gst::State::Null).unwrap();
+    drop(element);
+    wait(|| ["autosam-worker", "autosam-loader", "autosam-notices"].iter().all(|name| threads(name) == 0));
+}
+
+fn always(value: u8) -> autosam::Result<Box<dyn Segmenter>> {
+    Ok(Box::new(Scripted(move |_: &Sample| Ok(value))))
+}
+
+/// Pushes picture `index` and says whether it was marked.
+fn marked(h: &mut Harness, caps: &gst::Caps, index: u64) -> bool {
+    let b = buffer(caps, index);
+    let (before, pts) = (bytes(&b), b.pts());
+    let after = h.push_and_pull(b).unwrap();
+    assert_eq!(after.pts(), pts);
+    bytes(&after) != before
+}
+
+/// Pushes until pictures are marked (again).
+fn until_marked(h: &mut Harness, caps: &gst::Caps) {
+    let h = std::cell::RefCell::new(h);
+    let index = std::cell::Cell::new(1000);
+    wait(|| {
+        index.set(index.get() + 1);
+        marked(&mut h.borrow_mut(), caps, index.get())
+    });
+}
+
+/// Opens a model whose first life ends with `fault`; after that it works.
+fn fails_once(fault: impl Fn() -> autosam::Result<u8> + Send + Sync + 'static) -> (gst::Element, gst::Bus) {
+    let (opened, fault) = (AtomicUsize::new(0), Arc::new(fault));
+    scripted(&[("expire-overlay", "0")], move |_| {
+        let first = opened.fetch_add(1, Ordering::Relaxed) == 0;
+        let fault = fault.clone();
+        Ok(Box::new(Scripted(move |_: &Sample| if first { fault() } else { Ok(255) })))
+    })
+}
+
+/// The whole course of a fault in the worker.
+fn told_and_recovered(fault: impl Fn() -> autosam::Result<u8> + Send + Sync + 'static, reason: &str) {
+    let _turn = Turn::new();
+    let (element, bus) = fails_once(fault);
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    assert!(!marked(&mut h, &caps, 0));
+    wait(|| stat(&element, "errors") == 1);
+    assert!(!marked(&mut h, &caps, 1));
+    until_marked(&mut h, &caps);
+    let said = complaints(&bus);
+    assert!(said.len() == 1 && said[0].starts_with("warning:") && said[0].contains(reason), "{said:?}");
+    assert_eq!(stat(&element, "restarts"), 1);
+    end(element, Some(h));
+}
+
+#[test]
+fn a_worker_panic_is_told_and_survived() {
+    told_and_recovered(|| panic!("index out of bounds"), "panicked: index out of bounds");
+}
+
+#[test]
+fn a_device_out_of_memory_is_told_and_survived() {
+    let oom = || Err(autosam::Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
+    told_and_recovered(oom, "CUDA_ERROR_OUT_OF_MEMORY");
+}
+
+#[test]
+fn a_model_that_never_recovers_is_left_alone_for_longer_and_longer() {
+    let _turn = Turn::new();
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = opened.clone();
+    let (element, bus) = scripted(&[], move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(Scripted(|_: &Sample| Err(autosam::Error::Invalid("broken".into())))))
+    });
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    for i in 0..300 {
+        assert!(!marked(&mut h, &caps, i));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    wait(|| stat(&element, "pending") == 0);
+    // After 0.1, 0.2 and 0.4 s; not with every picture.
+    let (opened, said) = (opened.load(Ordering::Relaxed), complaints(&bus).len());
+    assert!((1..=6).contains(&opened) && said <= 6, "opened {opened} times, {said} warnings");
+    assert_eq!(stat(&element, "frames"), 300);
+    end(element, Some(h));
+}
+
+#[test]
+fn a_model_truncated_while_loading_keeps_the_old_one() {
+    let _turn = Turn::new();
+    let dir = tempfile::tempdir().unwrap();
+    let whole = std::fs::read(model(dir.path())).unwrap();
+    let path = dir.path().join("swapped.safetensors");
+    // The file is cut and made whole again all the while it is being opened: any outcome but a crash, a stop or a mask of the
+    // broken file will do.
+    let (stop, stopped) = channel::<()>();
+    let (writes, bytes) = (path.clone(), whole.clone());
+    std::fs::write(&path, &whole).unwrap();
+    let writer = std::thread::spawn(move || {
+        while stopped.recv_timeout(Duration::from_micros(200)).is_err() {
+            for part in [&bytes[..bytes.len() / 3], &bytes[..], &bytes[..8]] {
+                std::fs::write(&writes, part).unwrap();
+            }
+        }
+    });
+    let (element, bus) = scripted(&[("expire-overlay", "0")], move |location| match location {
+        None => always(255),
+        Some(path) => autosam::model::open(Some(path), &autosam::model::ModelOptions::default()),
+    });
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    until_marked(&mut h, &caps);
+    let mut failed = 0;
+    for i in 0..30 {
+        element.set_property("model-location", path.to_str().unwrap());
+        let told = common::next_message(&bus, "application/x-autosam-model-updated");
+        failed += u32::from(!told.get::<bool>("success").unwrap());
+        marked(&mut h, &caps, i);
+    }
+    stop.send(()).unwrap();
+    writer.join().unwrap();
+    assert!(failed > 0, "the file was never caught broken");
+    assert_eq!(stat(&element, "errors"), 0);
+    end(element, Some(h));
+}
+
+/// A model that waits for a token before each answer.
+fn gated(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Sender<()>) {
+    let (go, gate): (_, Receiver<()>) = channel();
+    let gate = Arc::new(Mutex::new(gate));
+    let (element, bus) = scripted(properties, move |_| {
+        let gate = gate.clone();
+        Ok(Box::new(Scripted(move |_: &Sample| {
+            let _ = gate.lock().unwrap().recv();
+            Ok(255)
+        })))
+    });
+    (element, bus, go)
+}
+
+#[test]
+fn a_stalled_worker_holds_up_nothing_and_its_old_mask_expires() {
+    let _turn = Turn::new();
+    let (element, bus, go) = gated(&[("expire-overlay", "60000000")]);
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    marked(&mut h, &caps, 0);
+    go.send(()).unwrap();
+    wait(|| stat(&element, "inferred") == 1);
+    // From here on the worker is stuck. Pictures pass, first with the mask, then without.
+    let begin = std::time::Instant::now();
+    for i in 1..100 {
+        let is = marked(&mut h, &caps, i);
+        assert!(!is || begin.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(!marked(&mut h, &caps, 100), "a mask older than 60 ms");
+    assert!(common::next_message(&bus, "application/x-autosam-overload").get::<bool>("active").unwrap());
+    drop(go);
+    until_marked(&mut h, &caps);
+    end(element, Some(h));
+}
+
+#[test]
+fn a_caps_storm_passes_every_picture() {
+    let _turn = Turn::new();
+    let (element, bus) = scripted(&[], |_| always(255));
+    let mut h = around(&element);
+    for i in 0..400u64 {
+        let format = ["NV12", "UYVY", "RGB", "BGRA"][i as usize % 4];
+        let caps = caps(format, 16 + (i % 37) as i32, 16 + (i % 23) as i32);
+        h.set_src_caps(caps.clone());
+        marked(&mut h, &caps, i);
+    }
+    assert_eq!(stat(&element, "frames"), 400);
+    assert_eq!(complaints(&bus), [""; 0]);
+    end(element, Some(h));
+}
+
+#[test]
+fn a_flush_storm_passes_every_picture_and_no_old_mask() {
+    let _turn = Turn::new();
+    let (element, bus) = scripted(&[("expire-overlay", "0")], |_| always(255));
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    for i in 0..400 {
+        h.push_event(gst::event::FlushStart::new());
+        h.push_event(gst::event::FlushStop::new(true));
+        h.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+        marked(&mut h, &caps, i);
+    }
+    assert_eq!(stat(&element, "frames"), 400);
+    until_marked(&mut h, &caps);
+    assert_eq!(complaints(&bus), [""; 0]);
+    end(element, Some(h));
+}
+
+#[test]
+fn a_seek_storm_on_a_file_ends_with_the_file() {
+    let _turn = Turn::new();
+    common::init();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("clip.avi");
+    let run = |launch: &str| gst::parse::launch(launch).unwrap().downcast::<gst::Pipeline>().unwrap();
+    let wait_for = |pipeline: &gst::Pipeline, kind| {
+        let ends = [kind, gst::MessageType::Error];
+        let m = pipeline.bus().unwrap().timed_pop_filtered(gst::ClockTime::from_seconds(30), &ends).unwrap();
+        assert_eq!(m.type_(), kind, "{m:?}");
+    };
+    let writes = run(&format!(
+        "videotestsrc num-buffers=100 ! video/x-raw,format=I420,width=64,height=48,framerate=25/1 ! avimux ! filesink location={}",
+        file.display()
+    ));
+    writes.set_state(gst::State::Playing).unwrap();
+    wait_for(&writes, gst::MessageType::Eos);
+    writes.set_state(gst::State::Null).unwrap();
+    let reads = run(&format!(
+        "filesrc location={} ! avidemux ! autosam name=a ! fakesink sync=false",
+        file.display()
+    ));
+    let element = reads.by_name("a").unwrap();
+    element.downcast_ref::<gstautosam::AutoSam>().unwrap().set_opener(|_| always(255));
+    reads.set_state(gst::State::Paused).unwrap();
+    wait_for(&reads, gst::MessageType::AsyncDone);
+    for i in 0..60u64 {
+        let to = gst::ClockTime::from_mseconds(i * 997 % 3900);
+        reads.seek_simple(gst::SeekFlags::FLUSH, to).unwrap();
+        if i % 3 == 0 {
+            wait_for(&reads, gst::MessageType::AsyncDone);
+        }
+    }
+    reads.set_state(gst::State::Playing).unwrap();
+    wait_for(&reads, gst::MessageType::Eos);
+    reads.set_state(gst::State::Null).unwrap();
+    drop(reads);
+    end(element, None);
+}
+
+#[test]
+fn timestamps_that_jump_or_are_missing_pass_as_they_are() {
+    let _turn = Turn::new();
+    let (element, bus) =
+        scripted(&[("max-inference-rate", "1000"), ("expire-overlay", "0")], |_| always(255));
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    let times = [
+        Some(0),
+        Some(40),
+        Some(3_600_000),
+        Some(80),
+        None,
+        Some(80),
+        Some(80),
+        Some(1),
+        None,
+        Some(u64::MAX / 2_000_000),
+    ];
+    for time in times.map(|t| t.map(gst::ClockTime::from_mseconds)) {
+        for duration in [None, Some(gst::ClockTime::MAX)] {
+            let mut b = buffer(&caps, 0);
+            {
+                let b = b.get_mut().unwrap();
+                b.set_pts(time);
+                b.set_duration(duration);
+                b.set_flags(gst::BufferFlags::DISCONT);
+            }
+            let out = h.push_and_pull(b).unwrap();
+            assert_eq!((out.pts(), out.duration()), (time, duration));
+            assert!(out.flags().contains(gst::BufferFlags::DISCONT));
+        }
+    }
+    assert_eq!(stat(&element, "frames"), 20);
+    until_marked(&mut h, &caps);
+    assert_eq!(complaints(&bus), [""; 0]);
+    end(element, Some(h));
+}
+
+#[test]
+fn a_clock_that_jumps_changes_nothing() {
+    let _turn = Turn::new();
+    let (element, bus) = scripted(&[], |_| always(255));
+    let mut h = around(&element);
+    h.use_testclock();
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    for (i, second) in [0u64, 1, 100_000, 100_001, 1_000_000].into_iter().enumerate() {
+        h.set_time(gst::ClockTime::from_seconds(second)).unwrap();
+        marked(&mut h, &caps, i as u64);
+    }
+    until_marked(&mut h, &caps);
+    assert_eq!(complaints(&bus), [""; 0]);
+    end(element, Some(h));
+}
+
+#[test]
+fn buffers_that_are_no_picture_pass_and_are_told_once() {
+    let _turn = Turn::new();
+    let (element, bus) = scripted(&[("expire-overlay", "0")], |_| always(255));
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    for size in [0usize, 1, 63, 64 * 48, 64 * 48 * 3 / 2 - 1, 64 * 48 * 2] {
+        let before: Vec<u8> = (0..size).map(|i| i as u8).collect();
+        let mut b = gst::Buffer::from_mut_slice(before.clone());
+        b.get_mut().unwrap().set_pts(gst::ClockTime::from_mseconds(7));
+        let out = h.push_and_pull(b).unwrap();
+        assert_eq!(out.pts(), Some(gst::ClockTime::from_mseconds(7)));
+        // The last one is larger than the picture, which is in its beginning.
+        assert!(size > 64 * 48 * 3 / 2 || bytes(&out) == before, "{size}");
+    }
+    until_marked(&mut h, &caps);
+    let said = common::complaints(&bus);
+    assert!(said.len() == 1 && said[0].contains("64x48 NV12"), "{said:?}");
+    end(element, Some(h));
+}
+
+#[test]
+fn an_element_removed_while_inferring_leaves_the_others_going() {
+    let _turn = Turn::new();
+    let (element, _, go) = gated(&[]);
+    let pipeline = gst::Pipeline::new();
+    let make = |name: &str| gst::ElementFactory::make(name).build().unwrap();
+    let (source, filter, sink) = (make("videotestsrc"), make("capsfilter"), make("fakesink"));
+    source.set_property("is-live", true);
+    filter.set_property("caps", caps("NV12", 64, 48));
+    sink.set_property("sync", false);
+    sink.set_property("signal-handoffs", true);
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = seen.clone();
+    sink.connect("handoff", false, move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        None
+    });
+    pipeline.add_many([&source, &filter, &element, &sink]).unwrap();
+    gst::Element::link_many([&source, &filter, &element, &sink]).unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    wait(|| seen.load(Ordering::Relaxed) >= 3 && stat(&element, "pending") > 0);
+    // The worker has a picture in its hands; the pad is blocked, the element taken out, and the rest linked.
+    let (blocked, is_blocked) = channel();
+    let blocked = Mutex::new(Some(blocked));
+    let pad = filter.static_pad("src").unwrap();
+    let probe = pad
+        .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, move |_, _| {
+            if let Some(b) = blocked.lock().unwrap().take() {
+                b.send(()).unwrap();
+            }
+            gst::PadProbeReturn::Ok
+        })
+        .unwrap();
+    is_blocked.recv_timeout(Duration::from_secs(30)).unwrap();
+    pipeline.remove(&element).unwrap();
+    let goes = std::thread::spawn(move || {
+        // NULL waits for the picture in the worker's hands.
+        element.set_state(gst::State::Null).unwrap();
+        element
+    });
+    filter.link(&sink).unwrap();
+    let before = seen.load(Ordering::Relaxed);
+    pad.remove_probe(probe);
+    wait(|| seen.load(Ordering::Relaxed) > before + 3);
+    drop(go);
+    let element = goes.join().unwrap();
+    pipeline.set_state(gst::State::Null).unwrap();
+    end(element, None);
+}
+
+/// Resident memory of this process in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// `AUTOSAM_SOAK=1000000 cargo test --release -p gst-autosam --test faults soak -- --ignored --nocapture`
+#[test]
+#[ignore = "minutes; see docs/live.md"]
+fn soak() {
+    let _turn = Turn::new();
+    let pictures: u64 = std::env::var("AUTOSAM_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(200_000);
+    let values = AtomicUsize::new(0);
+    let values = Arc::new(values);
+    let properties =
+        [("attach-meta", "true"), ("motion-compensation", "true"), ("stats-interval", "100000000")];
+    let (element, bus) = scripted(&properties, move |_: Option<&Path>| {
+        let values = values.clone();
+        Ok(Box::new(Scripted(move |_: &Sample| {
+            Ok((values.fetch_add(1, Ordering::Relaxed) / 7 % 2 * 255) as u8)
+        })))
+    });
+    let mask = element.request_pad_simple("mask").unwrap();
+    let sink =
+        gst::Pad::builder(gst::PadDirection::Sink).chain_function(|_, _, _| Ok(gst::FlowSuccess::Ok)).build();
+    sink.set_active(true).unwrap();
+    mask.link(&sink).unwrap();
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    let begin = std::time::Instant::now();
+    let mut early = 0;
+    for i in 0..pictures {
+        let b = buffer(&caps, i);
+        h.push(b).unwrap();
+        h.pull().unwrap();
+        while bus.pop().is_some() {}
+        if i % 10_000 == 0 {
+            h.push_event(gst::event::FlushStart::new());
+            h.push_event(gst::event::FlushStop::new(true));
+            h.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+            while h.try_pull_event().is_some() {}
+        }
+        if i == pictures / 10 {
+            early = resident();
+        }
+        if i % (pictures / 10).max(1) == 0 {
+            println!(
+                "{i} pictures, {} inferred, {} KiB resident, {:.0} s",
+                stat(&element, "inferred"),
+                resident(),
+                begin.elapsed().as_secs_f64()
+            );
+        }
+    }
+    let late = resident();
+    println!(
+        "{pictures} pictures in {:.0} s: {early} KiB after a tenth, {late} KiB at the end",
+        begin.elapsed().as_secs_f64()
+    );
+    assert_eq!(stat(&element, "frames"), pictures);
+    assert!(late < early + early / 20 + 2048, "memory grows: {early} KiB to {late} KiB");
+    end(element, Some(h));
+}

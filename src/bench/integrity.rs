@@ -1,0 +1,161 @@
+//! Whether a picture is, outside the mask, bit for bit what it was.
+
+use gst_video::prelude::*;
+
+/// Name of the element's custom meta that holds the mask it drew.
+const MASK_META: &str = "GstAutoSamMaskMeta";
+
+/// Where the element may have drawn: the mask of its meta, one pixel of the network wider all around, because marks follow
+/// the enlarged probabilities between the network's pixels.
+#[derive(Default)]
+pub struct Allowed {
+    width: usize,
+    height: usize,
+    shift: (i64, i64),
+    cells: Vec<bool>,
+}
+
+impl Allowed {
+    /// What the meta of `buffer` allows: nothing where it has none.
+    pub fn of(buffer: &gst::BufferRef) -> Self {
+        Self::read(buffer).unwrap_or_default()
+    }
+
+    fn read(buffer: &gst::BufferRef) -> Option<Self> {
+        let meta = gst::meta::CustomMeta::from_buffer(buffer, MASK_META).ok()?;
+        let s = meta.structure();
+        let number = |name| s.get::<i32>(name).ok();
+        let (width, height) = (number("width")?, number("height")?);
+        let (width, height) = (usize::try_from(width).ok()?, usize::try_from(height).ok()?);
+        let shift = (number("x-shift").unwrap_or(0).into(), number("y-shift").unwrap_or(0).into());
+        let mask = s.get::<gst::Buffer>("mask").ok()?;
+        let mask = mask.map_readable().ok()?;
+        (mask.len() == width * height).then(|| Self::new(&mask, width, height, shift))
+    }
+
+    fn new(mask: &[u8], width: usize, height: usize, shift: (i64, i64)) -> Self {
+        let mut cells = vec![false; width * height];
+        for (i, _) in mask.iter().enumerate().filter(|(_, v)| **v > 0) {
+            let (x, y) = (i % width, i / width);
+            for ny in y.saturating_sub(1)..(y + 2).min(height) {
+                for nx in x.saturating_sub(1)..(x + 2).min(width) {
+                    cells[ny * width + nx] = true;
+                }
+            }
+        }
+        Self { width, height, shift, cells }
+    }
+
+    /// Which pixels of row `y` of a `width × height` picture may differ.
+    fn row(&self, y: usize, width: usize, height: usize) -> Vec<bool> {
+        let rows = cells(y, self.shift.1, height, self.height);
+        let within: Vec<bool> =
+            (0..self.width).map(|x| rows.clone().any(|y| self.cells[y * self.width + x])).collect();
+        (0..width).map(|x| within[cells(x, self.shift.0, width, self.width)].contains(&true)).collect()
+    }
+}
+
+/// The cells of `count` along `side` pixels that belong to pixel `at`, its 2 × 2 block and the next: marks are made of such
+/// blocks, and move by whole ones.
+fn cells(at: usize, shift: i64, side: usize, count: usize) -> std::ops::Range<usize> {
+    let (at, last) = (at as i64 - shift, side as i64 - 1);
+    let (low, high) = (at.div_euclid(2) * 2 - 2, at.div_euclid(2) * 2 + 3);
+    if count == 0 || high < 0 || low > last {
+        return 0..0;
+    }
+    let cell = |v: i64| v.clamp(0, last) as usize * count / side;
+    cell(low)..cell(high) + 1
+}
+
+/// Samples of `after` that differ from `before` (the same layout) outside what is allowed. A shared chroma sample counts once,
+/// alpha counts too.
+pub fn changed_outside(
+    before: &gst_video::VideoFrameRef<&gst::BufferRef>,
+    after: &gst_video::VideoFrameRef<&gst::BufferRef>,
+    allowed: &Allowed,
+) -> u64 {
+    let info = after.info();
+    let format = info.format_info();
+    let (width, height) = (info.width() as usize, info.height() as usize);
+    let mut changed = 0;
+    for plane in 0..info.n_planes() {
+        let (Ok(old), Ok(new)) = (before.plane_data(plane), after.plane_data(plane)) else { continue };
+        let stride =
+            |f: &gst_video::VideoFrameRef<&gst::BufferRef>| f.plane_stride()[plane as usize] as usize;
+        let components: Vec<usize> =
+            (0..info.n_components() as usize).filter(|c| format.plane()[*c] == plane).collect();
+        for (row, (old, new)) in old.chunks(stride(before)).zip(new.chunks(stride(after))).enumerate() {
+            if old == new {
+                continue;
+            }
+            for c in &components {
+                let (sub_x, sub_y) = (format.w_sub()[*c], format.h_sub()[*c]);
+                let (step, offset) = (format.pixel_stride()[*c] as usize, format.poffset()[*c] as usize);
+                let y = row << sub_y;
+                if y >= height {
+                    continue;
+                }
+                let allowed = allowed.row(y, width, height);
+                for i in 0..width.div_ceil(1 << sub_x) {
+                    let at = offset + i * step;
+                    let differs = old.get(at) != new.get(at);
+                    changed += u64::from(differs && !allowed[i << sub_x]);
+                }
+            }
+        }
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(format: gst_video::VideoFormat, touch: &[(usize, u8)], allowed: &Allowed) -> u64 {
+        gst::init().unwrap();
+        let info = gst_video::VideoInfo::builder(format, 32, 16).build().unwrap();
+        let buffer = |touch: &[(usize, u8)]| {
+            let mut bytes = vec![7u8; info.size()];
+            touch.iter().for_each(|(at, v)| bytes[*at] = *v);
+            gst::Buffer::from_mut_slice(bytes)
+        };
+        let (a, b) = (buffer(&[]), buffer(touch));
+        let frame = |b| gst_video::VideoFrameRef::from_buffer_ref_readable(b, &info).unwrap();
+        changed_outside(&frame(a.as_ref()), &frame(b.as_ref()), allowed)
+    }
+
+    #[test]
+    fn changes_count_outside_the_mask_alone() {
+        // A mask of 8 x 4 cells of 4 pixels; one cell set, its neighbours are margin.
+        let mut mask = vec![0; 32];
+        mask[8 + 1] = 255;
+        let allowed = Allowed::new(&mask, 8, 4, (0, 0));
+        let nothing = Allowed::default();
+        for format in
+            [gst_video::VideoFormat::Nv12, gst_video::VideoFormat::Uyvy, gst_video::VideoFormat::Rgba]
+        {
+            assert_eq!(changed(format, &[], &nothing), 0);
+        }
+        let rgba = |x: usize, y: usize| 4 * (y * 32 + x) + 1;
+        let touched = [(rgba(5, 5), 9), (rgba(30, 1), 9), (rgba(30, 15), 9)];
+        assert_eq!(changed(gst_video::VideoFormat::Rgba, &touched, &allowed), 2);
+        assert_eq!(changed(gst_video::VideoFormat::Rgba, &touched, &nothing), 3);
+        // NV12: luma at (31, 15), and the chroma pair at (4, 4), which the mask covers.
+        let touched = [(15 * 32 + 31, 0), (32 * 16 + 2 * 32 + 4, 0), (32 * 16 + 2 * 32 + 5, 0)];
+        assert_eq!(changed(gst_video::VideoFormat::Nv12, &touched, &allowed), 1);
+        assert_eq!(changed(gst_video::VideoFormat::Nv12, &touched, &nothing), 3);
+        // UYVY: luma of pixel 5 lies at byte 11 of its row.
+        assert_eq!(changed(gst_video::VideoFormat::Uyvy, &[(5 * 64 + 11, 0)], &allowed), 0);
+        assert_eq!(changed(gst_video::VideoFormat::Uyvy, &[(15 * 64 + 63, 0)], &allowed), 1);
+    }
+
+    #[test]
+    fn a_moved_mask_allows_where_it_moved_to() {
+        let mut mask = vec![0; 64];
+        mask[0] = 255;
+        let moved = Allowed::new(&mask, 8, 8, (16, 0));
+        let row = moved.row(1, 32, 32);
+        assert!(row[18] && !row[2], "{row:?}");
+        assert!(!moved.row(20, 32, 32).contains(&true));
+    }
+}

@@ -1,0 +1,351 @@
+//! The element in a pipeline with a source that does not wait, at its own rate, and inference that never rests.
+
+use super::integrity::{Allowed, changed_outside};
+use super::{Percentiles, pictures};
+use crate::video::{self, FrameRate};
+use crate::{Error, Result};
+use gst::prelude::*;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct LiveBench {
+    /// A raw video format that the element takes, as GStreamer names it.
+    pub format: String,
+    pub size: (u32, u32),
+    /// Frames a second.
+    pub rate: u32,
+    /// Frames that count, of each stream.
+    pub frames: u64,
+    /// Frames before these, which do not count.
+    pub warm_up: u64,
+    /// Pipelines side by side in this process.
+    pub streams: usize,
+    /// Folder of pictures; without, synthetic ones.
+    pub input: Option<PathBuf>,
+    /// Properties of the element, as `gst-launch-1.0` takes them.
+    pub properties: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LiveReport {
+    /// From the element's sink pad to its source pad.
+    pub video_delay_ms: Option<Percentiles>,
+    /// Age of each drawn mask; `None` where none was drawn.
+    pub annotation_delay_ms: Option<Percentiles>,
+    pub frames_in: u64,
+    pub frames_out: u64,
+    pub inferred: u64,
+    pub skipped: u64,
+    /// Samples that differ from the source's outside the mask; `None` where the element cannot tell its mask (no property
+    /// `attach-meta`).
+    pub pixels_changed_outside_mask: Option<u64>,
+    /// Frames due at the source that did not leave the element.
+    pub dropped: u64,
+    /// Frames with a mark.
+    pub marked: u64,
+    /// Of picture memory between the pads: 0 where the element works in place.
+    pub bytes_copied_per_frame: f64,
+    /// Picture buffers that left with another memory than they came with, a frame.
+    pub buffers_allocated_per_frame: f64,
+    pub inferences_per_s: f64,
+    pub format: String,
+    pub size: String,
+    pub fps: u32,
+    pub streams: usize,
+}
+
+/// Every measured delay, for plots.
+#[derive(Debug, Clone, Default)]
+pub struct Delays {
+    pub video: Vec<Duration>,
+    pub annotation: Vec<Duration>,
+}
+
+/// Memory for different pictures, in bytes.
+const PICTURE_MEMORY: usize = 256 << 20;
+const MOST_PICTURES: usize = 48;
+
+/// How long the last pictures may take.
+const PATIENCE: gst::ClockTime = gst::ClockTime::from_seconds(20);
+
+/// Runs the pipelines in real time.
+///
+/// # Errors
+/// For a format, size, folder or property that cannot be used, where the element is missing, and the pipeline's own.
+pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
+    if bench.rate == 0 || bench.frames == 0 || bench.streams == 0 {
+        return Err(Error::invalid("a live benchmark needs a rate, frames and streams of at least 1"));
+    }
+    // Before pictures are made: what is wrong is known at once.
+    drop(video::autosam_element()?);
+    let (width, height) = bench.size;
+    let rate = FrameRate { numerator: i32::try_from(bench.rate).unwrap_or(i32::MAX), denominator: 1 };
+    let info = video::info(&bench.format, width, height, rate)?;
+    let most = (PICTURE_MEMORY / info.size().max(1)).clamp(2, MOST_PICTURES);
+    let pictures = pictures(bench.input.as_deref(), width, height, most)?;
+    let pictures = Arc::new(video::convert(&pictures, &info)?);
+    let streams = (0..bench.streams).map(|_| Stream::new(bench, rate, &info, pictures.clone()));
+    let streams = streams.collect::<Result<Vec<_>>>()?;
+    let begin = Instant::now();
+    let ran: Vec<Result<Tally>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = streams.iter().map(|s| scope.spawn(|| s.run(bench, rate))).collect();
+        let lost = || Err(Error::invalid("a stream's thread panicked"));
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| lost())).collect()
+    });
+    let seconds = begin.elapsed().as_secs_f64() * bench.frames as f64 / (bench.frames + bench.warm_up) as f64;
+    let mut sum = Tally::default();
+    for tally in ran {
+        sum.add(tally?);
+    }
+    let per_frame = |n: u64| n as f64 / sum.frames_out.max(1) as f64;
+    let report = LiveReport {
+        video_delay_ms: Percentiles::of(&sum.delays.video),
+        annotation_delay_ms: Percentiles::of(&sum.delays.annotation),
+        frames_in: sum.frames_in,
+        frames_out: sum.frames_out,
+        inferred: sum.inferred,
+        skipped: sum.skipped,
+        pixels_changed_outside_mask: streams.iter().all(|s| s.tells_mask).then_some(sum.changed),
+        dropped: (bench.frames * bench.streams as u64).saturating_sub(sum.frames_out),
+        marked: sum.delays.annotation.len() as u64,
+        bytes_copied_per_frame: per_frame(sum.copied * info.size() as u64),
+        buffers_allocated_per_frame: per_frame(sum.copied),
+        inferences_per_s: sum.inferred as f64 / seconds,
+        format: bench.format.clone(),
+        size: format!("{width}x{height}"),
+        fps: bench.rate,
+        streams: bench.streams,
+    };
+    Ok((report, sum.delays))
+}
+
+/// What one stream counted, warm-up left out.
+#[derive(Default)]
+struct Tally {
+    delays: Delays,
+    frames_in: u64,
+    frames_out: u64,
+    inferred: u64,
+    skipped: u64,
+    changed: u64,
+    copied: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.delays.video.extend(other.delays.video);
+        self.delays.annotation.extend(other.delays.annotation);
+        self.frames_in += other.frames_in;
+        self.frames_out += other.frames_out;
+        self.inferred += other.inferred;
+        self.skipped += other.skipped;
+        self.changed += other.changed;
+        self.copied += other.copied;
+    }
+}
+
+/// The picture between the element's pads, and what is known of those before it.
+#[derive(Default)]
+struct Passing {
+    since: Option<Instant>,
+    memory: usize,
+    /// `inferred` and `skipped` when the first frame came that counts.
+    before: Option<(u64, u64)>,
+    /// The annotation delay last seen: another one is another drawn mask.
+    drawn: u64,
+    tally: Tally,
+}
+
+struct Stream {
+    pipeline: gst::Pipeline,
+    source: gst_app::AppSrc,
+    element: gst::Element,
+    pool: gst::BufferPool,
+    pictures: Arc<Vec<gst::Buffer>>,
+    passing: Arc<Mutex<Passing>>,
+    tells_mask: bool,
+}
+
+impl Stream {
+    fn new(
+        bench: &LiveBench,
+        rate: FrameRate,
+        info: &gst_video::VideoInfo,
+        pictures: Arc<Vec<gst::Buffer>>,
+    ) -> Result<Self> {
+        let failed = |e: gst::glib::BoolError| Error::Video(e.to_string());
+        let caps = info.to_caps().map_err(failed)?;
+        // As a capture card: what is not fetched in time gives way to what comes.
+        let source = gst_app::AppSrc::builder()
+            .caps(&caps)
+            .format(gst::Format::Time)
+            .is_live(true)
+            .max_buffers(2)
+            .max_bytes(0)
+            .leaky_type(gst_app::AppLeakyType::Downstream)
+            .build();
+        let element = video::autosam_element()?;
+        video::set(&element, "on-error", "fail")?;
+        for (name, value) in &bench.properties {
+            video::set(&element, name, value)?;
+        }
+        let tells_mask = element.has_property("attach-meta");
+        if tells_mask {
+            element.set_property("attach-meta", true);
+        }
+        let sink = video::make("fakesink", "libgstreamer1.0-0")?;
+        sink.set_property("sync", false);
+        let pipeline = gst::Pipeline::new();
+        let elements = [source.upcast_ref(), &element, &sink];
+        pipeline.add_many(elements).and_then(|()| gst::Element::link_many(elements)).map_err(failed)?;
+
+        let pool = gst_video::VideoBufferPool::new();
+        let mut config = pool.config();
+        config.set_params(Some(&caps), u32::try_from(info.size()).unwrap_or(u32::MAX), 4, 0);
+        pool.set_config(config).and_then(|()| pool.set_active(true)).map_err(failed)?;
+        let stream = Self {
+            pipeline,
+            source,
+            element,
+            pool: pool.upcast(),
+            pictures,
+            passing: Arc::default(),
+            tells_mask,
+        };
+        stream.watch(bench.warm_up, rate, info)?;
+        Ok(stream)
+    }
+
+    /// Puts the probes on the element's pads. Both run on the streaming thread, one picture after another.
+    fn watch(&self, warm_up: u64, rate: FrameRate, info: &gst_video::VideoInfo) -> Result<()> {
+        let pad = |name| {
+            self.element
+                .static_pad(name)
+                .ok_or_else(|| Error::Video(format!("the element has no {name} pad")))
+        };
+        let counts =
+            move |buffer: &gst::BufferRef| buffer.pts().is_some_and(|t| t.nseconds() >= rate.time(warm_up));
+        let passing = self.passing.clone();
+        pad("sink")?.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
+            if let Some(buffer) = probe.buffer() {
+                let mut now = passing.lock().unwrap_or_else(PoisonError::into_inner);
+                if counts(buffer) {
+                    now.tally.frames_in += 1;
+                    if now.before.is_none() {
+                        now.before = pad.parent_element().map(|e| counted(&e));
+                    }
+                }
+                now.memory = place(buffer);
+                now.since = Some(Instant::now());
+            }
+            gst::PadProbeReturn::Ok
+        });
+        let (passing, pictures, info, tells) =
+            (self.passing.clone(), self.pictures.clone(), info.clone(), self.tells_mask);
+        pad("src")?.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
+            let end = Instant::now();
+            let Some(buffer) = probe.buffer() else { return gst::PadProbeReturn::Ok };
+            let mut now = passing.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = &mut *now;
+            let stats = pad.parent_element().map(|e| e.property::<gst::Structure>("stats"));
+            let drawn = stats.and_then(|s| s.get::<u64>("annotation-delay-last").ok()).unwrap_or(0);
+            let another = drawn != std::mem::replace(&mut now.drawn, drawn);
+            if !counts(buffer) {
+                return gst::PadProbeReturn::Ok;
+            }
+            now.tally.frames_out += 1;
+            now.tally.copied += u64::from(place(buffer) != now.memory);
+            if let Some(since) = now.since.take() {
+                now.tally.delays.video.push(end.duration_since(since));
+            }
+            if another {
+                now.tally.delays.annotation.push(Duration::from_nanos(drawn));
+            }
+            if tells {
+                let index = buffer.offset() as usize % pictures.len();
+                let frame = |b| gst_video::VideoFrameRef::from_buffer_ref_readable(b, &info);
+                if let (Ok(before), Ok(after)) = (frame(pictures[index].as_ref()), frame(buffer.as_ref())) {
+                    now.tally.changed += changed_outside(&before, &after, &Allowed::of(buffer));
+                }
+            }
+            gst::PadProbeReturn::Ok
+        });
+        Ok(())
+    }
+
+    /// Plays all frames at their rate.
+    fn run(&self, bench: &LiveBench, rate: FrameRate) -> Result<Tally> {
+        let failure = || {
+            let otherwise = || Error::Video("the live pipeline does not play".into());
+            video::error_on(&self.pipeline, "live pipeline").unwrap_or_else(otherwise)
+        };
+        self.pipeline.set_state(gst::State::Playing).map_err(|_| failure())?;
+        let begin = Instant::now();
+        for i in 0..bench.warm_up + bench.frames {
+            let due = Duration::from_nanos(rate.time(i));
+            if let Some(rest) = due.checked_sub(begin.elapsed()) {
+                std::thread::sleep(rest);
+            }
+            let buffer = self.picture(i, rate)?;
+            self.source.push_buffer(buffer).map_err(|_| failure())?;
+        }
+        self.source.end_of_stream().map_err(|_| failure())?;
+        let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+        let message = self.pipeline.bus().and_then(|b| b.timed_pop_filtered(PATIENCE, &ends));
+        match message.as_ref().map(|m| m.view()) {
+            Some(gst::MessageView::Eos(_)) => {}
+            Some(gst::MessageView::Error(e)) => return Err(video::describe(e, "live pipeline")),
+            _ => return Err(failure()),
+        }
+        let (inferred, skipped) = counted(&self.element);
+        let mut passing = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, after) = (passing.before.unwrap_or((0, 0)), (inferred, skipped));
+        let mut tally = std::mem::take(&mut passing.tally);
+        tally.inferred = after.0.saturating_sub(before.0);
+        tally.skipped = after.1.saturating_sub(before.1);
+        Ok(tally)
+    }
+
+    /// Frame `i` in memory of its own, from a pool as a capture card's.
+    fn picture(&self, i: u64, rate: FrameRate) -> Result<gst::Buffer> {
+        let failed = || Error::Video("no memory for a picture".into());
+        let mut buffer = self.pool.acquire_buffer(None).map_err(|_| failed())?;
+        let from = &self.pictures[i as usize % self.pictures.len()];
+        let b = buffer.get_mut().ok_or_else(failed)?;
+        b.set_pts(gst::ClockTime::from_nseconds(rate.time(i)));
+        b.set_duration(gst::ClockTime::from_nseconds(rate.time(i + 1) - rate.time(i)));
+        b.set_offset(i);
+        let from = from.map_readable().map_err(|_| failed())?;
+        let mut to = b.map_writable().map_err(|_| failed())?;
+        if to.len() != from.len() {
+            return Err(failed());
+        }
+        to.copy_from_slice(&from);
+        drop(to);
+        Ok(buffer)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Nothing can be done about a pipeline that does not stop.
+        let _ = self.pipeline.set_state(gst::State::Null);
+        let _ = self.pool.set_active(false);
+    }
+}
+
+/// `inferred` and `skipped` of the element.
+fn counted(element: &gst::Element) -> (u64, u64) {
+    let stats = element.property::<gst::Structure>("stats");
+    let number = |name| stats.get::<u64>(name).unwrap_or(0);
+    (number("inferred"), number("skipped"))
+}
+
+/// Where the picture lies.
+fn place(buffer: &gst::BufferRef) -> usize {
+    buffer.map_readable().map_or(0, |m| m.as_ptr() as usize)
+}

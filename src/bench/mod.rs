@@ -1,0 +1,100 @@
+//! How fast it is: the model alone ([`model`]), and the element in a live pipeline ([`live`]).
+
+#[cfg(feature = "video")]
+mod integrity;
+#[cfg(feature = "video")]
+pub mod live;
+pub mod model;
+
+use crate::data;
+use crate::report::Curve;
+use crate::synth::{Sequence, SequenceConfig};
+use crate::{Error, Result};
+use image::{RgbImage, imageops};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Duration;
+
+/// Of measured times, in milliseconds, by nearest rank.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Percentiles {
+    pub p50: f64,
+    pub p95: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+}
+
+impl Percentiles {
+    /// `None` where nothing was measured.
+    pub fn of(times: &[Duration]) -> Option<Self> {
+        let mut ms: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
+        ms.sort_by(f64::total_cmp);
+        let max = *ms.last()?;
+        let at = |share: f64| ms[((share * ms.len() as f64).ceil() as usize).clamp(1, ms.len()) - 1];
+        Some(Self { p50: at(0.5), p95: at(0.95), p99: at(0.99), p999: at(0.999), max })
+    }
+}
+
+/// The cumulative distribution of `times`: milliseconds to per cent.
+pub fn distribution(label: &str, times: &[Duration]) -> Curve {
+    let mut ms: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
+    ms.sort_by(f64::total_cmp);
+    let share = |i: usize| 100.0 * (i + 1) as f64 / ms.len() as f64;
+    Curve { label: label.to_owned(), points: ms.iter().enumerate().map(|(i, t)| (*t, share(i))).collect() }
+}
+
+/// The most this process has held in memory, in MB (10⁶ bytes); `None` where the system does not tell.
+fn peak_memory_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}
+
+/// At most `most` pictures at `width × height`: the first of the folder `input` (pictures in name order, or any data set's
+/// layout), or synthetic endoscopy where there is none.
+///
+/// # Errors
+/// For a folder without pictures, or one that cannot be read.
+pub fn pictures(input: Option<&Path>, width: u32, height: u32, most: usize) -> Result<Vec<RgbImage>> {
+    let fitted = |picture: RgbImage| match picture.dimensions() {
+        same if same == (width, height) => picture,
+        _ => imageops::resize(&picture, width, height, imageops::FilterType::Triangle),
+    };
+    let Some(dir) = input else {
+        let sequence = Sequence::new(8, SequenceConfig { frames: most, ..SequenceConfig::default() })?;
+        return Ok((0..most).map(|i| fitted(sequence.frame(i).0)).collect());
+    };
+    let mut items = data::pictures_in(dir)?;
+    if items.is_empty() {
+        items = data::Dataset::open(dir)?.items;
+    }
+    let pictures = items.iter().take(most).map(|i| i.load().map(|pair| fitted(pair.rgb)));
+    let pictures = pictures.collect::<Result<Vec<_>>>()?;
+    if pictures.is_empty() {
+        return Err(Error::data(dir, "no pictures in it (.jpg, .png, .bmp, .tif)"));
+    }
+    Ok(pictures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_by_nearest_rank() {
+        let times: Vec<_> = (1..=1000).rev().map(Duration::from_millis).collect();
+        let p = Percentiles::of(&times).unwrap();
+        assert_eq!((p.p50, p.p95, p.p99, p.p999, p.max), (500.0, 950.0, 990.0, 999.0, 1000.0));
+        let one = Percentiles::of(&[Duration::from_millis(3)]).unwrap();
+        assert_eq!((one.p50, one.max), (3.0, 3.0));
+        assert_eq!(Percentiles::of(&[]), None);
+    }
+
+    #[test]
+    fn a_distribution_rises_to_a_hundred() {
+        let curve = distribution("delay", &[3, 1, 2, 4].map(Duration::from_millis));
+        assert_eq!(curve.points, [(1.0, 25.0), (2.0, 50.0), (3.0, 75.0), (4.0, 100.0)]);
+    }
+}

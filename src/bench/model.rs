@@ -1,0 +1,156 @@
+//! The whole way from a frame to its mask, and how long each stage of it takes.
+
+use super::{Percentiles, peak_memory_mb, pictures};
+use crate::engine::mask::{Mask, MaskSettings};
+use crate::engine::segmenter::Sample;
+use crate::engine::{Engine, Settings};
+use crate::frame::Frame;
+use crate::frame::sample::Sampler;
+use crate::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions};
+use crate::overlay::{Mark, OverlayMode};
+use crate::{Error, Result};
+use candle_core::Device;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct ModelBench {
+    /// Weights; without, the shipped model.
+    pub model: Option<PathBuf>,
+    pub device: DeviceChoice,
+    /// Frames to time, after a few that are not.
+    pub frames: usize,
+    /// Of the frames, in pixels.
+    pub size: (u32, u32),
+    /// Folder of pictures; without, synthetic ones.
+    pub input: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelReport {
+    pub frames_per_s: f64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    /// Median of each stage alone. On a CPU encoder and generator run side by side, so the whole is less than the sum.
+    pub stages_ms: BTreeMap<&'static str, f64>,
+    /// Of the process, frames included, GPU memory not.
+    pub peak_memory_mb: Option<f64>,
+    pub frames: usize,
+    pub size: String,
+    pub device: &'static str,
+}
+
+/// Stages in the order they run.
+pub const STAGES: [&str; 7] =
+    ["sample", "preprocess", "encoder", "generator", "decoder", "probabilities", "mask_and_mark"];
+
+const WARM_UP: usize = 5;
+const MOST_PICTURES: usize = 16;
+
+/// Times the engine's way (frame in, mask and mark out, one frame after another), then each stage alone.
+///
+/// # Errors
+/// For a model, device or folder that cannot be used.
+pub fn run(bench: &ModelBench) -> Result<ModelReport> {
+    if bench.frames == 0 {
+        return Err(Error::invalid("a benchmark needs at least 1 frame"));
+    }
+    let (width, height) = bench.size;
+    let pictures = pictures(bench.input.as_deref(), width, height, MOST_PICTURES.min(bench.frames))?;
+    let options = ModelOptions { device: bench.device, mask_mode: MaskMode::Sigmoid };
+    let location = bench.model.clone();
+    let opener = Box::new(move || model::open(location.as_deref(), &options));
+    let mut engine = Engine::start(opener, Settings::default(), Box::new(|_| ()))?;
+    let mut times = Vec::with_capacity(bench.frames);
+    for (i, picture) in pictures.iter().cycle().take(WARM_UP + bench.frames).enumerate() {
+        let begin = Instant::now();
+        engine.segment(&Frame::rgb_image(picture), None)?;
+        if i >= WARM_UP {
+            times.push(begin.elapsed());
+        }
+    }
+    let peak_memory_mb = peak_memory_mb();
+    drop(engine);
+    let Some(whole) = Percentiles::of(&times) else { return Err(Error::invalid("nothing was measured")) };
+    let device = bench.device.resolve()?;
+    Ok(ModelReport {
+        frames_per_s: times.len() as f64 / times.iter().sum::<Duration>().as_secs_f64(),
+        p50_ms: whole.p50,
+        p99_ms: whole.p99,
+        stages_ms: stages(bench, &pictures, &device)?,
+        peak_memory_mb,
+        frames: times.len(),
+        size: format!("{width}x{height}"),
+        device: if device.is_cpu() { "cpu" } else { "cuda" },
+    })
+}
+
+fn stages(
+    bench: &ModelBench,
+    pictures: &[image::RgbImage],
+    device: &Device,
+) -> Result<BTreeMap<&'static str, f64>> {
+    let model = AutoSam::from_checkpoint(&model::checkpoint(bench.model.as_deref())?, device)?;
+    let size = model.image_size();
+    let mut sampler = Sampler::new(size);
+    let mut samples = [Sample::default()];
+    let mut clock = Clock { device, times: vec![Vec::new(); STAGES.len()] };
+    for picture in pictures.iter().cycle().take(WARM_UP + bench.frames.min(50)) {
+        let frame = Frame::rgb_image(picture);
+        // Inside the pool, as the engine's worker.
+        rayon::scope(|_| -> Result<()> {
+            clock.time(0, || sampler.sample(&frame, &mut samples[0]))?;
+            let x = clock.time(1, || model.preprocess(&samples))?;
+            let embedding = clock.time(2, || model.embed(&x))?;
+            let prompt = clock.time(3, || model.dense_prompt(&x, false))?;
+            let logits = clock.time(4, || model.decode(&embedding, &prompt))?;
+            let maps = clock.time(5, || model::probabilities(&logits, &samples, size, MaskMode::Sigmoid))?;
+            let (width, height) = (frame.info.width, frame.info.height);
+            clock.time(6, || {
+                for map in maps {
+                    let mask = Mask::new(map, &MaskSettings::default());
+                    std::hint::black_box(Mark::new(&mask, width, height, OverlayMode::default(), 0));
+                }
+                Ok(())
+            })
+        })?;
+    }
+    let median =
+        |times: &Vec<Duration>| Percentiles::of(times.get(WARM_UP..).unwrap_or(times)).map(|p| p.p50);
+    Ok(STAGES.into_iter().zip(&clock.times).filter_map(|(name, t)| Some((name, median(t)?))).collect())
+}
+
+struct Clock<'a> {
+    device: &'a Device,
+    times: Vec<Vec<Duration>>,
+}
+
+impl Clock<'_> {
+    fn time<T>(&mut self, stage: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let begin = Instant::now();
+        let result = work();
+        // A GPU is asked only; it has not answered yet.
+        self.device.synchronize()?;
+        self.times[stage].push(begin.elapsed());
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stage_is_timed() {
+        let bench =
+            ModelBench { model: None, device: DeviceChoice::Cpu, frames: 2, size: (320, 240), input: None };
+        let report = run(&bench).unwrap();
+        assert_eq!(report.frames, 2);
+        assert!(report.frames_per_s > 0.0 && report.p50_ms <= report.p99_ms);
+        assert!(STAGES.iter().all(|s| report.stages_ms[s] > 0.0), "{report:?}");
+        assert!(run(&ModelBench { frames: 0, ..bench }).is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! `autosam-video bench`.
+
+use super::run::parse_device;
+use autosam::bench::live::{self, LiveBench};
+use autosam::bench::model::{self, ModelBench, STAGES};
+use autosam::bench::{Percentiles, distribution};
+use autosam::model::DeviceChoice;
+use autosam::report::plot;
+use autosam::write_atomically;
+use std::path::{Path, PathBuf};
+
+/// Measures speed on this machine.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Model(ModelArgs),
+    Live(LiveArgs),
+}
+
+/// The whole way from a frame to its mask, one frame after another, and each of its stages alone.
+#[derive(clap::Args)]
+struct ModelArgs {
+    /// Weights made by `train`; without, the model that comes with the program
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    device: DeviceChoice,
+    /// Of the network's numbers
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
+    /// Frames to time
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    frames: usize,
+    /// Of the frames
+    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = parse_size)]
+    size: (u32, u32),
+    /// Folder of pictures; without, synthetic ones
+    #[arg(long, value_name = "DIR")]
+    input: Option<PathBuf>,
+    /// Figures as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// The element in a live pipeline: what it adds to the picture's way, how old its masks are, and whether a bit outside them
+/// changes. Takes real time: frames / fps.
+#[derive(clap::Args)]
+struct LiveArgs {
+    /// NV12, I420, UYVY, RGBA, BGRx, …
+    #[arg(long, default_value = "NV12")]
+    format: String,
+    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = parse_size)]
+    size: (u32, u32),
+    /// Frames a second
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    fps: u32,
+    /// Frames that count, of each stream
+    #[arg(long, value_name = "N", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
+    frames: u64,
+    /// Frames before these, which do not count
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    warm_up: u64,
+    /// Pipelines side by side
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    streams: usize,
+    /// Folder of pictures; without, synthetic ones
+    #[arg(long, value_name = "DIR")]
+    input: Option<PathBuf>,
+    /// Sets a property of the element, for example --set model-location=FILE
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_property)]
+    set: Vec<(String, String)>,
+    /// Figures as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Distribution of the video delay; that of the annotation delay goes beside it
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+/// What the networks compute in; the model has no other yet.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Precision {
+    F32,
+}
+
+fn parse_size(text: &str) -> Result<(u32, u32), String> {
+    let size = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    size.filter(|(w, h)| (32..=16_384).contains(w) && (32..=16_384).contains(h))
+        .ok_or_else(|| format!("{text:?} is no size such as 1920x1080"))
+}
+
+pub fn parse_property(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    pair.map(|(n, v)| (n.to_owned(), v.to_owned())).ok_or_else(|| format!("{text:?} is no NAME=VALUE"))
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Model(args) => run_model(args),
+        Command::Live(args) => run_live(args),
+    }
+}
+
+fn run_model(args: ModelArgs) -> anyhow::Result<()> {
+    let Precision::F32 = args.precision;
+    let bench = ModelBench {
+        model: args.model,
+        device: args.device,
+        frames: args.frames,
+        size: args.size,
+        input: args.input,
+    };
+    let report = model::run(&bench)?;
+    println!(
+        "{} on {}: {:.1} frames/s, p50 {:.2} ms, p99 {:.2} ms a frame",
+        report.size, report.device, report.frames_per_s, report.p50_ms, report.p99_ms
+    );
+    for name in STAGES {
+        if let Some(ms) = report.stages_ms.get(name) {
+            println!("  {name:<14} {ms:>8.2} ms");
+        }
+    }
+    if let Some(mb) = report.peak_memory_mb {
+        println!("peak memory {mb:.0} MB");
+    }
+    write_json(args.json.as_deref(), &report)
+}
+
+fn run_live(args: LiveArgs) -> anyhow::Result<()> {
+    let bench = LiveBench {
+        format: args.format,
+        size: args.size,
+        rate: args.fps,
+        frames: args.frames,
+        warm_up: args.warm_up,
+        streams: args.streams,
+        input: args.input,
+        properties: args.set,
+    };
+    let (report, delays) = live::run(&bench)?;
+    println!(
+        "{} {} at {} frames/s, {} stream{}",
+        report.format,
+        report.size,
+        report.fps,
+        report.streams,
+        if report.streams == 1 { "" } else { "s" }
+    );
+    println!("  ms                p50      p95      p99    p99.9      max");
+    let row = |name: &str, p: &Option<Percentiles>| match p {
+        Some(p) => println!(
+            "  {name:<12} {:>8.3} {:>8.3} {:>8.3} {:>8.3} {:>8.3}",
+            p.p50, p.p95, p.p99, p.p999, p.max
+        ),
+        None => println!("  {name:<12} nothing was drawn"),
+    };
+    row("video", &report.video_delay_ms);
+    row("annotation", &report.annotation_delay_ms);
+    println!(
+        "  {} frames in, {} out, {} dropped; {} inferred ({:.1}/s), {} skipped; {} with a mark",
+        report.frames_in,
+        report.frames_out,
+        report.dropped,
+        report.inferred,
+        report.inferences_per_s,
+        report.skipped,
+        report.marked
+    );
+    println!("  {:.0} bytes copied a frame", report.bytes_copied_per_frame);
+    match report.pixels_changed_outside_mask {
+        Some(n) => println!("  {n} pixels changed outside the mask"),
+        None => println!("  pixels outside the mask not checked: this element has no property attach-meta"),
+    }
+    if let Some(file) = &args.plot {
+        let title = format!("{} {} at {} frames/s", report.format, report.size, report.fps);
+        for (name, times, file) in [
+            ("video delay", &delays.video, file.clone()),
+            ("annotation delay", &delays.annotation, beside(file)),
+        ] {
+            let svg = plot(&format!("{title}: {name}"), "ms", "% of frames", &[distribution(name, times)])?;
+            write_atomically(&file, svg.as_bytes())?;
+        }
+    }
+    write_json(args.json.as_deref(), &report)
+}
+
+fn write_json(file: Option<&Path>, report: &impl serde::Serialize) -> anyhow::Result<()> {
+    if let Some(file) = file {
+        write_atomically(file, serde_json::to_string_pretty(report)?.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// `delays.svg` → `delays-annotation.svg`.
+fn beside(file: &Path) -> PathBuf {
+    let mut name = file.file_stem().unwrap_or_default().to_owned();
+    name.push("-annotation.svg");
+    file.with_file_name(name)
+}
