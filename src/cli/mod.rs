@@ -1,12 +1,16 @@
 //! One file a subcommand: each parses, calls the library and prints.
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+mod archive;
 mod data;
 mod eval;
 mod models;
 mod run;
+mod settings;
+mod shipping;
 mod synth;
 mod train;
 
@@ -14,8 +18,21 @@ mod train;
 #[derive(Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
+    /// TOML file with defaults for every command's flags [default: $XDG_CONFIG_HOME/autosam-video/settings.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "AUTOSAM_SETTINGS", hide_env_values = true)]
+    settings: Option<PathBuf>,
+    /// How logs (AUTOSAM_LOG=info, debug, …) are written to stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "AUTOSAM_LOG_FORMAT")]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    /// One JSON object a line
+    Json,
 }
 
 #[derive(Subcommand)]
@@ -26,17 +43,29 @@ enum Command {
     Train(train::Args),
     Data(data::Args),
     Eval(eval::Args),
+    Config(settings::Args),
+    Completions(shipping::Completions),
+    Manual(shipping::Manual),
 }
 
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    tracing_subscriber::fmt()
+    let cli = match settings::parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let log = tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("AUTOSAM_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
     let result = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Synth(args) => synth::run(args),
@@ -44,6 +73,9 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Config(args) => settings::run(args, cli.settings),
+        Command::Completions(args) => shipping::completions(args),
+        Command::Manual(args) => shipping::manual(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
