@@ -310,6 +310,29 @@ fn weights_are_converted_and_fetched_by_name() {
     let said =
         bad(&["models", "fetch", "mobile-sam", "--dir", path(dir.path()), "--url", "http://127.0.0.1:9/x"]);
     assert!(said.contains("put mobile_sam.pt (SHA-256 6dbb9052"), "{said}");
+    // The same, its log as JSON: one object a line.
+    let output = Command::new(env!("CARGO_BIN_EXE_autosam-video"))
+        .args([
+            "--log-format",
+            "json",
+            "models",
+            "fetch",
+            "mobile-sam",
+            "--url",
+            "http://127.0.0.1:9/x",
+            "--dir",
+        ])
+        .arg(dir.path())
+        .env("AUTOSAM_LOG", "autosam=info")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = errors.lines().find(|l| l.starts_with('{')).unwrap_or_else(|| panic!("{errors}"));
+    let log: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(
+        (log["level"].as_str(), log["target"].as_str()),
+        (Some("INFO"), Some("autosam::weights::fetch"))
+    );
     let listed = good(&["models", "list"]);
     assert!(listed.contains("hardnet-85") && listed.contains("no published hash"), "{listed}");
 }

@@ -163,7 +163,7 @@ pub struct Archive {
 /// What became of a video.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    Done(Summary),
+    Done(Box<Summary>),
     /// It was there already.
     Skipped,
     /// Another process has it in hand.
@@ -207,13 +207,17 @@ impl Archive {
         let next = AtomicUsize::new(0);
         let tally = Mutex::new(Tally::default());
         let work = || -> Result<()> {
-            let mut engine = engine()?;
+            let mut worker = engine()?;
             while let Some(video) = mine.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let outcome = if stop.load(Ordering::Relaxed) {
                     Outcome::Interrupted
                 } else {
-                    self.claimed(video, &mut engine, stop).unwrap_or_else(|e| self.failed(video, &e))
+                    self.claimed(video, &mut worker, stop).unwrap_or_else(|e| Outcome::Failed(e.to_string()))
                 };
+                if matches!(outcome, Outcome::Failed(_)) {
+                    // Where it was the model that failed, the next video shall not find it resting.
+                    worker = engine()?;
+                }
                 tell(video, &outcome);
                 let mut tally = tally.lock().unwrap_or_else(|e| e.into_inner());
                 match outcome {
@@ -233,6 +237,11 @@ impl Archive {
                 Err(_) => Err(Error::invalid("a job panicked; the videos that are there are complete")),
             })
         })?;
+        // Several processes may end at once; each writes what is on disk by then.
+        let lock = self.output.join(".autosam/locks/pages");
+        let file =
+            OpenOptions::new().create(true).append(true).open(&lock).map_err(|e| Error::io(&lock, e))?;
+        file.lock().map_err(|e| Error::io(&lock, e))?;
         write_pages(&self.videos, &self.output)?;
         Ok(tally.into_inner().unwrap_or_else(|e| e.into_inner()))
     }
@@ -251,6 +260,14 @@ impl Archive {
             Err(fs::TryLockError::WouldBlock) => return Ok(Outcome::Elsewhere),
             Err(fs::TryLockError::Error(e)) => return Err(Error::io(&lock, e)),
         }
+        self.held(video, engine, stop).inspect_err(|error| {
+            // For the pages, also those of other processes. Who cannot write it is told the reason all the same.
+            let _ = write_atomically(&self.hidden("failed", video), error.to_string().as_bytes());
+        })
+    }
+
+    /// Works on a video whose lock is held.
+    fn held(&self, video: &Video, engine: &mut Engine, stop: &AtomicBool) -> Result<Outcome> {
         // Only now: who held the lock until a moment ago may have finished it.
         let place = self.output.join(&video.relative);
         if place.exists() && !self.redo {
@@ -268,7 +285,10 @@ impl Archive {
         fs::create_dir_all(&work).map_err(|e| Error::io(&work, e))?;
         let summary = match self.segment(video, &work, engine, stop) {
             Ok(Some(summary)) => summary,
-            Ok(None) => return Ok(Outcome::Interrupted),
+            Ok(None) => {
+                clear(&work)?;
+                return Ok(Outcome::Interrupted);
+            }
             Err(e) => {
                 clear(&work)?;
                 return Err(e);
@@ -277,22 +297,13 @@ impl Archive {
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         }
-        if place.exists() {
+        if self.redo {
             clear(&place)?;
         }
         fs::rename(&work, &place).map_err(|e| Error::io(&place, e))?;
         // There is nothing to remove where it did not fail before.
         let _ = fs::remove_file(self.hidden("failed", video));
-        Ok(Outcome::Done(summary))
-    }
-
-    /// Keeps the reason for the pages of other processes.
-    fn failed(&self, video: &Video, error: &Error) -> Outcome {
-        let reason = error.to_string();
-        if let Err(e) = write_atomically(&self.hidden("failed", video), reason.as_bytes()) {
-            return Outcome::Failed(format!("{reason}; moreover {e}"));
-        }
-        Outcome::Failed(reason)
+        Ok(Outcome::Done(Box::new(summary)))
     }
 
     /// Every frame with its own mask, into `work`. `None` where it was interrupted.

@@ -154,6 +154,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let videos = videos_in(&args.input)?;
     if !videos.is_empty() {
+        if args.masks.is_some() {
+            bail!(
+                "--masks is for one video; of a folder of videos --write says what is kept, below --output"
+            );
+        }
         let making = Making { model: args.model, mask: settings.mask, mask_mode: args.mask_mode };
         return super::archive::run(&args.archive, videos, args.output, &making, &start);
     }
