@@ -4,6 +4,8 @@
 //! [`sam`] and [`generator`] are the networks, [`model::AutoSam`] joins them, [`engine`] runs a
 //! model beside a live picture, [`overlay`] draws its mask.
 
+#[cfg(feature = "archive")]
+pub mod archive;
 pub mod bench;
 pub mod data;
 pub mod engine;

@@ -290,3 +290,83 @@ fn the_model_benchmark_gives_the_figures_that_scripts_read() {
 fn the_monitor_says_where_it_could_show_something() {
     assert!(bad(&["monitor", "--input", "clip.mp4", "--no-window"]).contains("--http 127.0.0.1:8080"));
 }
+
+#[test]
+fn settings_come_from_flags_environment_and_file_in_this_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    std::fs::write(&file, "[run]\nthreshold = 0.6\nmin-area = 0.01\n").unwrap();
+    let printed = |environment: &[(&str, &str)]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_autosam-video"))
+            .args(["config", "print", "--settings", path(&file)])
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let said = printed(&[]);
+    assert!(said.contains("threshold = 0.6") && said.contains("min-area = 0.01"), "{said}");
+    let said = printed(&[("AUTOSAM_RUN_THRESHOLD", "0.7")]);
+    assert!(said.contains("threshold = 0.7") && said.contains("min-area = 0.01"), "{said}");
+    assert!(good(&["config", "check", "--settings", path(&file)]).contains("can be used"));
+    let schema: serde_json::Value = serde_json::from_str(&good(&["config", "schema"])).unwrap();
+    assert!(schema["properties"]["train"]["properties"]["out"].is_object());
+    std::fs::write(&file, "[run]\ntreshold = 0.6\n").unwrap();
+    let said = bad(&["config", "check", "--settings", path(&file)]);
+    assert!(said.contains("settings.toml") && said.contains("treshold"), "{said}");
+    assert!(bad(&["models", "list", "--settings", "nowhere.toml"]).contains("nowhere.toml"));
+}
+
+#[test]
+fn manual_pages_and_completions_are_of_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    good(&["manual", path(dir.path())]);
+    for page in ["autosam-video.1", "autosam-video-run.1", "autosam-video-models-fetch.1"] {
+        assert!(std::fs::read_to_string(dir.path().join(page)).unwrap().contains(".TH"), "{page}");
+    }
+    assert!(good(&["completions", "bash"]).contains("--threshold"));
+}
+
+#[test]
+fn weights_are_converted_and_fetched_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, half) = (dir.path().join("w.safetensors"), dir.path().join("half.safetensors"));
+    std::fs::write(&file, autosam::model::SHIPPED).unwrap();
+    good(&["models", "convert", path(&file), "--out", path(&half), "--dtype", "bf16"]);
+    assert!(good(&["models", "verify", path(&half)]).contains("AutoSAM: SAM at 256 px"));
+    assert!(
+        bad(&["models", "convert", path(&file), "--out", path(&dir.path().join("x.pth"))])
+            .contains(".safetensors")
+    );
+    assert!(bad(&["models", "fetch", "sam-vit-x"]).contains("sam-vit-b"));
+    // A port that nobody listens on: what to put where.
+    let said =
+        bad(&["models", "fetch", "mobile-sam", "--dir", path(dir.path()), "--url", "http://127.0.0.1:9/x"]);
+    assert!(said.contains("put mobile_sam.pt (SHA-256 6dbb9052"), "{said}");
+    // The same, its log as JSON: one object a line.
+    let output = Command::new(env!("CARGO_BIN_EXE_autosam-video"))
+        .args([
+            "--log-format",
+            "json",
+            "models",
+            "fetch",
+            "mobile-sam",
+            "--url",
+            "http://127.0.0.1:9/x",
+            "--dir",
+        ])
+        .arg(dir.path())
+        .env("AUTOSAM_LOG", "autosam=info")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = errors.lines().find(|l| l.starts_with('{')).unwrap_or_else(|| panic!("{errors}"));
+    let log: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(
+        (log["level"].as_str(), log["target"].as_str()),
+        (Some("INFO"), Some("autosam::weights::fetch"))
+    );
+    let listed = good(&["models", "list"]);
+    assert!(listed.contains("hardnet-85") && listed.contains("no published hash"), "{listed}");
+}

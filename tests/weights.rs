@@ -66,6 +66,97 @@ fn pytorch_state_dicts_are_read() {
     }
 }
 
+/// Puts `pickle` and one storage of the floats 0 to 5 into a `.pth`.
+fn archive(path: &Path, pickle: &[u8]) {
+    let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
+    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    zip.start_file("m/data.pkl", options).unwrap();
+    zip.write_all(pickle).unwrap();
+    zip.start_file("m/data/0", options).unwrap();
+    zip.write_all(&(0..6u8).flat_map(|v| f32::from(v).to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    zip.finish().unwrap();
+}
+
+/// The instructions for a parameter of `shape` and `stride` in storage 0.
+fn parameter(shape: [u8; 2], stride: [u8; 2]) -> Vec<u8> {
+    let mut out = b"ctorch._utils\n_rebuild_parameter\n(ctorch._utils\n_rebuild_tensor_v2\n((".to_vec();
+    out.extend(b"X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQK\0");
+    out.extend([b'K', shape[0], b'K', shape[1], 0x86, b'K', stride[0], b'K', stride[1], 0x86]);
+    out.extend(b"\x89ccollections\nOrderedDict\n)RtR\x88ccollections\nOrderedDict\n)RtR");
+    out
+}
+
+/// What `torch.save(module, …)` pickles: class, then state, whose modules hold modules.
+fn module(parameters: &[(&str, Vec<u8>)], modules: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut out = b"cmodels.model_single\nModelEmb\n)\x81}(X\x08\0\0\0training\x89".to_vec();
+    for (key, entries) in [("_parameters", parameters), ("_modules", modules)] {
+        out.push(b'X');
+        out.extend((key.len() as u32).to_le_bytes());
+        out.extend(key.as_bytes());
+        out.extend(b"ccollections\nOrderedDict\n)R(");
+        for (name, value) in entries {
+            out.push(b'X');
+            out.extend((name.len() as u32).to_le_bytes());
+            out.extend(name.as_bytes());
+            out.extend(value);
+        }
+        out.push(b'u');
+    }
+    out.extend(b"ub");
+    out
+}
+
+#[test]
+fn whole_modules_are_read_by_the_names_of_their_state_dict() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("net_best.pth");
+    let conv = module(&[("weight", parameter([2, 3], [3, 1])), ("bias", b"N".to_vec())], &[]);
+    let transposed = module(&[("weight", parameter([3, 2], [1, 3]))], &[]);
+    let whole = [
+        b"\x80\x02".to_vec(),
+        module(&[], &[("base", module(&[], &[("0", conv), ("1", transposed)]))]),
+        b".".to_vec(),
+    ];
+    archive(&path, &whole.concat());
+    let file = load(&path).unwrap();
+    let mut names: Vec<_> = file.tensors.keys().collect();
+    names.sort();
+    assert_eq!(names, ["base.0.weight", "base.1.weight"]);
+    assert_eq!(file.tensors["base.0.weight"].to_vec2::<f32>().unwrap(), [[0., 1., 2.], [3., 4., 5.]]);
+    assert_eq!(file.tensors["base.1.weight"].to_vec2::<f32>().unwrap(), [[0., 3.], [1., 4.], [2., 5.]]);
+}
+
+#[test]
+fn a_hostile_pickle_is_an_error_and_nothing_of_it_is_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.pth");
+    let said = |pickle: &[u8]| {
+        archive(&path, pickle);
+        load(&path).unwrap_err().to_string()
+    };
+    // os.system("touch …"), the classic.
+    let proof = dir.path().join("ran");
+    let line = format!("touch {}", proof.display());
+    let mut attack = b"\x80\x02cposix\nsystem\nX".to_vec();
+    attack.extend((line.len() as u32).to_le_bytes());
+    attack.extend(line.as_bytes());
+    attack.extend(b"\x85R.");
+    assert!(said(&attack).contains("no tensor") && !proof.exists());
+    // A million tuples one in the other, and thirty doublings.
+    assert!(
+        said(&[b"\x80\x02)".to_vec(), vec![0x85; 1_000_000], b".".to_vec()].concat()).contains("no tensor")
+    );
+    let doubled: Vec<u8> = (0..200).flat_map(|_| *b"q\0h\0\x86").collect();
+    assert!(said(&[b"\x80\x02)".to_vec(), doubled, b".".to_vec()].concat()).contains("no tensor"));
+    // A text of 4 GB, a tensor of 65,025 values in a storage of 6, a module that holds itself.
+    assert!(said(b"\x80\x02X\xff\xff\xff\xff.").contains("ends early"));
+    let large = [b"\x80\x02}X\x01\0\0\0w".to_vec(), parameter([255, 255], [255, 1]), b"s.".to_vec()];
+    assert!(said(&large.concat()).contains("w: needs 260100 bytes of m/data/0, which has 24"));
+    let itself = b"\x80\x02cm\nM\n)\x81q\0}X\x08\0\0\0_modules}(X\x01\0\0\0ah\0X\x01\0\0\0bh\0usb.";
+    let text = said(itself);
+    assert!(text.contains("deeper") || text.contains("many times"), "{text}");
+}
+
 #[test]
 fn every_number_format_is_written_and_read() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use autosam_video::train::TrainConfig;
+use autosam::train::TrainConfig;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");

@@ -6,5 +6,5 @@ use std::io::Write;
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.write_all(bytes).expect("written");
-    let _ = autosam_video::weights::load(file.path());
+    let _ = autosam::weights::load(file.path());
 });

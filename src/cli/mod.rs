@@ -2,14 +2,18 @@
 
 use clap::{Parser, Subcommand};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+mod archive;
 mod bench;
 mod data;
 mod eval;
 mod models;
 mod monitor;
 mod run;
+mod settings;
+mod shipping;
 mod synth;
 mod train;
 
@@ -17,8 +21,21 @@ mod train;
 #[derive(Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
+    /// TOML file with defaults for every command's flags [default: $XDG_CONFIG_HOME/autosam-video/settings.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "AUTOSAM_SETTINGS", hide_env_values = true)]
+    settings: Option<PathBuf>,
+    /// How logs (AUTOSAM_LOG=info, debug, …) are written to stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "AUTOSAM_LOG_FORMAT")]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    /// One JSON object a line
+    Json,
 }
 
 #[derive(Subcommand)]
@@ -31,6 +48,9 @@ enum Command {
     Eval(eval::Args),
     Bench(bench::Args),
     Monitor(monitor::Args),
+    Config(settings::Args),
+    Completions(shipping::Completions),
+    Manual(shipping::Manual),
 }
 
 /// Serves the process's figures where --metrics asks for it.
@@ -42,20 +62,29 @@ fn serve_metrics(address: Option<SocketAddr>) -> anyhow::Result<()> {
 }
 
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match settings::parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     if let Command::Monitor(args) = &cli.command
         && let Some((name, value)) = args.environment()
     {
         // SAFETY: the process has one thread yet, so nobody reads the environment meanwhile.
         unsafe { std::env::set_var(name, value) };
     }
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("AUTOSAM_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
     let result = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Synth(args) => synth::run(args),
@@ -65,6 +94,9 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Monitor(args) => monitor::run(args),
+        Command::Config(args) => settings::run(args, cli.settings),
+        Command::Completions(args) => shipping::completions(args),
+        Command::Manual(args) => shipping::manual(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,13 +1,15 @@
 //! `autosam-video models`.
 
 use anyhow::bail;
+use autosam::generator::{HarDNet, HarDNetConfig};
 use autosam::model::{self, CONFIG_KEY, ModelConfig};
 use autosam::sam::Sam;
-use autosam::weights::known::KNOWN;
-use autosam::weights::{self, Checkpoint, recorder};
+use autosam::weights::known::{self, KNOWN};
+use autosam::weights::{self, Checkpoint, Dtype, fetch, recorder};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
-/// Lists, shows and verifies weights.
+/// Lists, fetches, shows, verifies and converts weights.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -18,6 +20,28 @@ pub struct Args {
 enum Command {
     /// The model that comes with the program, and published weights that it can load
     List,
+    /// Downloads published weights into the cache, checks them and prints where they are
+    ///
+    /// A download that was cut goes on where it stopped. `train --sam "$(autosam-video models fetch sam-vit-b)"`.
+    Fetch {
+        /// As `models list` has it
+        name: String,
+        /// Folder to keep them in [default: $XDG_CACHE_HOME/autosam-video/weights]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// A mirror of the file; the hash stays the published one
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+    },
+    /// Writes the tensors of a .pth, .pt or .safetensors file as .safetensors; of a pickled module too. No code in it is run
+    Convert {
+        file: PathBuf,
+        #[arg(long, value_name = "FILE.safetensors")]
+        out: PathBuf,
+        /// Number format of the floats written
+        #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+        dtype: DtypeArg,
+    },
     /// What a weights file holds
     Show {
         /// .safetensors, .pth or .pt; without, the model that comes with the program
@@ -33,6 +57,13 @@ enum Command {
     },
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum DtypeArg {
+    F32,
+    F16,
+    Bf16,
+}
+
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::List => {
@@ -40,10 +71,44 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 "autosam-tiny  {:.1} MB, comes with the program: AutoSAM at small scale, trained by this project (not Meta's weights)",
                 model::SHIPPED.len() as f64 / 1e6
             );
-            println!("\nFor `train --sam`, from their authors:");
+            println!("\nFrom their authors, by `models fetch NAME`:");
             for known in KNOWN {
-                println!("{:12}  {:24} {} ({})", known.name, known.file, known.what, known.source);
+                let size = known.bytes.map_or("".to_owned(), |b| format!("{:.0} MB", b as f64 / 1e6));
+                let hash = match known.sha256 {
+                    Some(hash) => format!("sha256 {}…", &hash[..12]),
+                    None => "no published hash; pinned by the first download".to_owned(),
+                };
+                println!("{:12}  {:34} {size:>8}  {}, {hash}", known.name, known.what, known.source);
             }
+        }
+        Command::Fetch { name, dir, url } => {
+            let Some(known) = known::find(&name) else {
+                let names: Vec<_> = KNOWN.iter().map(|k| k.name).collect();
+                bail!("{name}: not in the manifest; there are {}", names.join(", "));
+            };
+            let dir = dir.map_or_else(fetch::cache_dir, Ok)?;
+            let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+                "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+            )?);
+            let path = fetch::fetch(known, url.as_deref().unwrap_or(known.url), &dir, &mut |have, total| {
+                bar.set_length(total.unwrap_or(have));
+                bar.set_position(have);
+            });
+            bar.finish_and_clear();
+            println!("{}", path?.display());
+        }
+        Command::Convert { file, out, dtype } => {
+            if out.extension().is_none_or(|e| e != "safetensors") {
+                bail!("{}: --out must end in .safetensors", out.display());
+            }
+            let checkpoint = weights::load(&file)?;
+            let dtype = match dtype {
+                DtypeArg::F32 => Dtype::F32,
+                DtypeArg::F16 => Dtype::F16,
+                DtypeArg::Bf16 => Dtype::Bf16,
+            };
+            weights::save_safetensors(&out, &checkpoint.tensors, &checkpoint.metadata, dtype)?;
+            println!("{}: {} tensors", out.display(), checkpoint.tensors.len());
         }
         Command::Show { file, tensors } => {
             let checkpoint = model::checkpoint(file.as_deref())?;
@@ -75,9 +140,11 @@ fn verify(file: &Path) -> anyhow::Result<()> {
             bad.len()
         );
     }
-    let bytes = std::fs::read(file).map_err(|e| autosam::Error::io(file, e))?;
+    let hash = weights::sha256_of(file)?;
+    let origin =
+        KNOWN.iter().find(|k| k.sha256 == Some(&hash)).map(|k| format!(" ({}, as published)", k.name));
     println!("{}: {what}; all tensors are as they should be", file.display());
-    println!("sha256 {}", weights::sha256(&bytes));
+    println!("sha256 {hash}{}", origin.unwrap_or_default());
     Ok(())
 }
 
@@ -91,7 +158,29 @@ fn kind(checkpoint: &Checkpoint) -> anyhow::Result<(String, recorder::Shapes)> {
         );
         return Ok((what, config.parameter_shapes()?));
     }
+    if let Some(found) = hardnet(checkpoint)? {
+        return Ok(found);
+    }
     let config = model::sam_config(checkpoint)?;
     let shapes = recorder::shapes_of(|vb| Sam::load(&config, vb))?;
     Ok((format!("SAM at {} px", config.image_size), shapes))
+}
+
+/// A HarDNet alone, as its authors publish it: by the tensors that it has. Its classifier is not used here.
+fn hardnet(checkpoint: &Checkpoint) -> anyhow::Result<Option<(String, recorder::Shapes)>> {
+    for (name, config) in [
+        ("HarDNet-39DS", HarDNetConfig::hardnet39ds()),
+        ("HarDNet-68", HarDNetConfig::hardnet68()),
+        ("HarDNet-85", HarDNetConfig::hardnet85()),
+    ] {
+        let shapes = recorder::shapes_of(|vb| HarDNet::load(&config, vb))?;
+        let fits = |(name, shape): &(String, Vec<usize>)| {
+            checkpoint.tensors.get(name).is_some_and(|t| t.dims() == shape.as_slice())
+        };
+        if shapes.iter().all(fits) {
+            let all = checkpoint.shapes().into_iter().collect();
+            return Ok(Some((format!("{name}, a generator's backbone"), all)));
+        }
+    }
+    Ok(None)
 }

@@ -8,7 +8,7 @@ use autosam::frame::{Frame, FrameMut};
 use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions};
 use autosam::overlay::{OverlayMode, Style};
 use autosam::video::{FrameRate, Reader, Writer, is_uri};
-use autosam::{eval, write_png};
+use autosam::{archive, eval, weights, write_png};
 use image::{DynamicImage, GrayImage, RgbImage};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::net::SocketAddr;
@@ -17,10 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Segments a video file, a stream or a folder of frames, every frame with its own mask.
+/// Segments a video file, a stream, a folder of frames or a folder of videos, every frame with its own mask.
 ///
 /// Folders: pictures in name order, or a data set (Frame/ and GT/, images/ and masks/), whose masks are then
 /// compared with (mean Dice). Nothing is written unless --output or --masks asks for it.
+/// Folders of videos: each video gets a folder below --output, complete or not there; what is done is skipped, what cannot
+/// be read is told at the end. The same command, on as many machines as there are, shares the work.
 #[derive(clap::Args)]
 pub struct Args {
     /// Video file, URI (rtsp://, https://, v4l2://), or folder of frames
@@ -53,6 +55,34 @@ pub struct Args {
     /// Serve figures for Prometheus at /metrics
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    archive: super::archive::Options,
+}
+
+/// What masks are made with.
+pub struct Making {
+    model: Option<PathBuf>,
+    mask: MaskSettings,
+    mask_mode: MaskModeArg,
+}
+
+impl Making {
+    /// As an archive keeps it.
+    pub fn archive(
+        &self,
+        formats: Vec<autosam::archive::Format>,
+    ) -> anyhow::Result<autosam::archive::Making> {
+        Ok(autosam::archive::Making {
+            model: match &self.model {
+                Some(path) => weights::sha256_of(path)?,
+                None => weights::sha256(model::SHIPPED),
+            },
+            threshold: self.mask.threshold,
+            min_area: self.mask.min_area,
+            mask_mode: self.mask_mode.name().to_owned(),
+            formats,
+        })
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -107,7 +137,6 @@ fn parse_part(text: &str) -> Result<f32, String> {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     super::serve_metrics(args.metrics)?;
-    let source = Source::open(&args.input)?;
     let options = ModelOptions { device: args.device, mask_mode: args.mask_mode.mode() };
     let location = args.model.clone();
     let settings = Settings {
@@ -121,8 +150,29 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         },
         ..Settings::default()
     };
-    let opener = Box::new(move || model::open(location.as_deref(), &options));
-    let mut engine = Engine::start(opener, settings, Box::new(|_| ()))?;
+    let start = || {
+        let location = location.clone();
+        Engine::start(
+            Box::new(move || model::open(location.as_deref(), &options)),
+            settings,
+            Box::new(|_| ()),
+        )
+    };
+    let videos = videos_in(&args.input)?;
+    if !videos.is_empty() {
+        if args.masks.is_some() {
+            bail!(
+                "--masks is for one video; of a folder of videos --write says what is kept, below --output"
+            );
+        }
+        let making = Making { model: args.model, mask: settings.mask, mask_mode: args.mask_mode };
+        return super::archive::run(&args.archive, videos, args.output, &making, &start);
+    }
+    if args.archive.given() {
+        bail!("{}: holds no videos, which --jobs, --shard and --redo are for", args.input);
+    }
+    let source = Source::open(&args.input)?;
+    let mut engine = start()?;
     if let Source::Video(_) = &source {
         eprintln!("the same, live: {}", launch_line(&args));
     }
@@ -189,6 +239,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("{} of {} could not be read", tally.unreadable, args.input);
     }
     Ok(())
+}
+
+/// The videos in a folder that holds no pictures itself.
+fn videos_in(input: &str) -> anyhow::Result<Vec<archive::Video>> {
+    let path = Path::new(input);
+    if !path.is_dir() || !data::pictures_in(path)?.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(archive::find(path)?)
 }
 
 #[derive(Default)]

@@ -1,4 +1,4 @@
-//! Published weights that this project can load, and where their authors keep them.
+//! The manifest: published weights that this project can load, where their authors keep them, and their hashes.
 
 /// One published file.
 #[derive(Debug, Clone, Copy)]
@@ -8,32 +8,88 @@ pub struct Known {
     pub what: &'static str,
     /// The authors' page that links to the file.
     pub source: &'static str,
+    pub url: &'static str,
+    /// Its length, where that is published.
+    pub bytes: Option<u64>,
+    /// Its SHA-256 in hexadecimal. `None` where nobody published one: such a file is pinned by the first download.
+    pub sha256: Option<&'static str>,
 }
 
 /// What `autosam-video models list` prints beside the shipped model.
+///
+/// Meta publishes no SHA-256 (the six digits in its names are the MD5's first). The hashes here are those that micro-sam
+/// and 3D Slicer's Segment Anything extension check the same addresses against; MobileSAM's is micro-sam's too.
+/// HarDNet's authors and users publish none, and the address in their code (ping-chao.com) is often dead, so the files in
+/// their repository are taken.
 pub const KNOWN: &[Known] = &[
     Known {
         name: "sam-vit-b",
         file: "sam_vit_b_01ec64.pth",
         what: "Segment Anything, ViT-B, 1024 px",
         source: "github.com/facebookresearch/segment-anything",
+        url: "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+        bytes: Some(375_042_383),
+        sha256: Some("ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
     },
     Known {
         name: "sam-vit-l",
         file: "sam_vit_l_0b3195.pth",
         what: "Segment Anything, ViT-L, 1024 px",
         source: "github.com/facebookresearch/segment-anything",
+        url: "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth",
+        bytes: Some(1_249_524_607),
+        sha256: Some("3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     },
     Known {
         name: "sam-vit-h",
         file: "sam_vit_h_4b8939.pth",
         what: "Segment Anything, ViT-H, 1024 px",
         source: "github.com/facebookresearch/segment-anything",
+        url: "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+        bytes: Some(2_564_550_879),
+        sha256: Some("a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
     },
     Known {
         name: "mobile-sam",
         file: "mobile_sam.pt",
         what: "MobileSAM, TinyViT-5M, 1024 px",
         source: "github.com/ChaoningZhang/MobileSAM",
+        url: "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        bytes: Some(40_728_226),
+        sha256: Some("6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"),
     },
+    hardnet("hardnet-39ds", "hardnet39ds.pth", "HarDNet-39DS, ImageNet", {
+        "https://github.com/PingoLH/Pytorch-HarDNet/raw/master/hardnet39ds.pth"
+    }),
+    hardnet("hardnet-68", "hardnet68.pth", "HarDNet-68, ImageNet", {
+        "https://github.com/PingoLH/Pytorch-HarDNet/raw/master/hardnet68.pth"
+    }),
+    hardnet("hardnet-85", "hardnet85.pth", "HarDNet-85, ImageNet", {
+        "https://github.com/PingoLH/Pytorch-HarDNet/raw/master/hardnet85.pth"
+    }),
 ];
+
+const fn hardnet(name: &'static str, file: &'static str, what: &'static str, url: &'static str) -> Known {
+    let source = "github.com/PingoLH/Pytorch-HarDNet";
+    Known { name, file, what, source, url, bytes: None, sha256: None }
+}
+
+/// The entry `name`.
+pub fn find(name: &str) -> Option<&'static Known> {
+    KNOWN.iter().find(|k| k.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_can_be_found_and_fetched() {
+        for (i, known) in KNOWN.iter().enumerate() {
+            assert!(KNOWN[..i].iter().all(|k| k.name != known.name && k.file != known.file));
+            assert!(known.url.starts_with("https://") && known.url.ends_with(known.file), "{}", known.url);
+            assert!(known.sha256.is_none_or(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit())));
+            assert_eq!(find(known.name).map(|k| k.file), Some(known.file));
+        }
+    }
+}

@@ -1,13 +1,17 @@
-//! Weight files: `.safetensors`, and PyTorch's `.pth`/`.pt` state dicts (zip and pickle, read without running
-//! any code). Errors name the file, the tensor and the way out.
+//! Weight files: `.safetensors`, and PyTorch's `.pth`/`.pt` state dicts and modules (zip and pickle, read without
+//! running any code). Errors name the file, the tensor and the way out.
 
+#[cfg(feature = "fetch")]
+pub mod fetch;
 pub mod known;
+mod pickle;
 pub mod recorder;
 
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// How many faults an error lists before it counts the rest.
@@ -168,35 +172,19 @@ fn load_safetensors(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     Ok(Checkpoint { path: path.to_owned(), tensors, metadata })
 }
 
-/// A zip with a pickled state dict, at its top or below `model` or `state_dict`.
+/// A zip with a pickled state dict, at its top or below `model` or `state_dict`, or with a whole module.
 fn load_pickle(path: &Path) -> Result<Checkpoint> {
     let damaged = |reason: String| {
         Error::weights(
             path,
-            format!(
-                "not a usable PyTorch state dict ({reason}); it may be cut short, or hold a whole module: save model.state_dict() instead"
-            ),
+            format!("not a usable PyTorch file ({reason}); it may be cut short: copy or download it again"),
         )
     };
-    let owned = path.to_owned();
-    // The reader indexes into what the file claims; a hostile file must not take the process with it.
-    let read = std::panic::catch_unwind(move || -> candle_core::Result<Vec<(String, Tensor)>> {
-        let mut last = Ok(Vec::new());
-        for key in [None, Some("model"), Some("state_dict")] {
-            last = candle_core::pickle::read_all_with_key(&owned, key);
-            if last.as_ref().is_ok_and(|tensors| !tensors.is_empty()) {
-                break;
-            }
-        }
-        last
-    });
-    let tensors = match read {
-        Ok(Ok(tensors)) if !tensors.is_empty() => tensors,
-        Ok(Ok(_)) => return Err(damaged("it holds no tensor".into())),
-        Ok(Err(e)) => return Err(damaged(e.to_string().lines().next().unwrap_or_default().to_owned())),
-        Err(_) => return Err(damaged("its contents contradict each other".into())),
-    };
-    Ok(Checkpoint { path: path.to_owned(), tensors: tensors.into_iter().collect(), metadata: HashMap::new() })
+    let tensors = pickle::read(path).map_err(damaged)?;
+    if tensors.is_empty() {
+        return Err(damaged("it holds no tensor".into()));
+    }
+    Ok(Checkpoint { path: path.to_owned(), tensors, metadata: HashMap::new() })
 }
 
 /// Writes a safetensors file beside `path` and renames it, so that a full disk or a crash leaves what was
@@ -220,4 +208,18 @@ pub fn save_safetensors(
 /// SHA-256 of bytes, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of a file in hexadecimal, read in pieces.
+pub fn sha256_of(path: &Path) -> Result<String> {
+    let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        let count = file.read(&mut piece).map_err(|e| Error::io(path, e))?;
+        if count == 0 {
+            return Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect());
+        }
+        hash.update(&piece[..count]);
+    }
 }

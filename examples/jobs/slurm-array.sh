@@ -1,0 +1,14 @@
+#!/bin/sh
+# A folder of videos over the nodes of a Slurm cluster:
+#   sbatch --array=0-15 examples/jobs/slurm-array.sh /archive/videos /archive/masks
+# Each task takes every sixteenth video. A task that is killed (time limit, preemption) is given back to the queue and goes
+# on; what is done is not done again. A task fails at its end where a video could not be read; the others are done.
+#SBATCH --job-name=autosam-archive
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=4G
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --output=autosam-%A_%a.log
+set -eu
+exec autosam-video run --input "$1" --output "$2" --write png,coco,dicom-seg \
+    --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" --log-format json

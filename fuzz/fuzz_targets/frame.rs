@@ -1,0 +1,27 @@
+//! Sampling and drawing take any caps and any planes: a frame that does not hold what its caps say is an error.
+#![no_main]
+
+use autosam::engine::mask::{Mask, MaskSettings};
+use autosam::engine::segmenter::{ProbMap, Sample};
+use autosam::frame::sample::Sampler;
+use autosam::frame::{ColorMatrix, Frame, FrameInfo, PixelFormat, Plane};
+
+libfuzzer_sys::fuzz_target!(|input: (u8, u16, u16, bool, [u16; 3], Vec<u8>)| {
+    let (format, width, height, full_range, strides, bytes) = input;
+    let info = FrameInfo {
+        format: PixelFormat::ALL[usize::from(format) % PixelFormat::ALL.len()],
+        width: usize::from(width % 512),
+        height: usize::from(height % 512),
+        matrix: if full_range { ColorMatrix::Bt709 } else { ColorMatrix::Bt601 },
+        full_range,
+    };
+    let third = bytes.len() / 3;
+    let plane = |i: usize| Plane { data: &bytes[i * third..], stride: usize::from(strides[i]) };
+    let frame = Frame { info, planes: [plane(0), plane(1), plane(2)] };
+    let _ = Sampler::new(32).sample(&frame, &mut Sample::default());
+    let side = (bytes.len() as f64).sqrt() as usize;
+    let map = ProbMap { width: side, height: side, data: bytes[..side * side].to_vec() };
+    if side > 0 {
+        Mask::new(map, &MaskSettings::default()).enlarge(info.width.min(64), info.height.min(64));
+    }
+});

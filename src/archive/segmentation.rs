@@ -1,0 +1,296 @@
+//! DICOM Segmentation objects (PS3.3 A.51, binary): the frames of a video that have a mark, one bit a pixel.
+//!
+//! The video itself is no DICOM object, so its frames are referred to by numbers in a Video Endoscopic Image whose UID is
+//! made from the file's SHA-256: whoever stores the video under that UID has the masks match it. There is no scale in an
+//! endoscope's picture, so no place or spacing in the patient is claimed. No name, number or date of a patient is written.
+
+use super::Summary;
+use crate::{Error, Result};
+use dicom_core::chrono::Utc;
+use dicom_core::value::DataSetSequence;
+use dicom_core::{DataElement, PrimitiveValue, Tag, VR};
+use dicom_dictionary_std::{tags, uids};
+use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// Bytes of pixels after which a further object is begun, so that neither memory nor DICOM's 4 GB are outgrown.
+const LARGEST: usize = 128 << 20;
+
+/// Objects of one video, one after another.
+pub(super) struct Writer {
+    dir: PathBuf,
+    video: String,
+    program: String,
+    model: String,
+    size: (u32, u32),
+    /// Numbers of the frames in hand, from 0.
+    frames: Vec<u64>,
+    /// Their pixels, one after another without gaps, lowest bit first.
+    bits: Bits,
+    parts: u32,
+}
+
+#[derive(Default)]
+struct Bits {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Bits {
+    fn push(&mut self, bit: bool) {
+        if self.count.is_multiple_of(8) {
+            self.bytes.push(0);
+        }
+        if let Some(last) = self.bytes.last_mut() {
+            *last |= u8::from(bit) << (self.count % 8);
+        }
+        self.count += 1;
+    }
+}
+
+type Object = InMemDicomObject;
+
+fn put(object: &mut Object, tag: Tag, vr: VR, value: impl Into<PrimitiveValue>) {
+    object.put(DataElement::new(tag, vr, value.into()));
+}
+
+fn sequence(object: &mut Object, tag: Tag, items: Vec<Object>) {
+    object.put(DataElement::new(tag, VR::SQ, DataSetSequence::from(items)));
+}
+
+/// One item of these texts.
+fn item(elements: &[(Tag, VR, &str)]) -> Object {
+    let mut object = Object::new_empty();
+    for (tag, vr, value) in elements {
+        put(&mut object, *tag, *vr, *value);
+    }
+    object
+}
+
+fn code(value: &str, scheme: &str, meaning: &str) -> Vec<Object> {
+    vec![item(&[
+        (tags::CODE_VALUE, VR::SH, value),
+        (tags::CODING_SCHEME_DESIGNATOR, VR::SH, scheme),
+        (tags::CODE_MEANING, VR::LO, meaning),
+    ])]
+}
+
+/// A UID of the form 2.25 (PS3.5 B.2) that is always the same for the same words.
+fn uid(words: &[&str]) -> String {
+    let hash = Sha256::digest(words.join("\n").as_bytes());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    // UUID version 8 (made by a rule of one's own), variant 1.
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    format!("2.25.{}", u128::from_be_bytes(bytes))
+}
+
+impl Writer {
+    pub fn new(dir: &Path, summary: &Summary) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            video: summary.sha256.clone(),
+            program: summary.program.clone(),
+            model: format!("{:?}", summary.making),
+            size: (0, 0),
+            frames: Vec::new(),
+            bits: Bits::default(),
+            parts: 0,
+        }
+    }
+
+    /// `mask`: `width × height` bytes, above 0 polyp. Frames without a mark are left out, as the standard allows.
+    pub fn write(&mut self, frame: u64, size: (u32, u32), mask: &[u8]) -> Result<()> {
+        if mask.iter().all(|v| *v == 0) {
+            return Ok(());
+        }
+        if self.size != size || self.bits.bytes.len() + mask.len() / 8 > LARGEST {
+            self.flush()?;
+        }
+        self.size = size;
+        self.frames.push(frame);
+        mask.iter().for_each(|v| self.bits.push(*v > 0));
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Result<()> {
+        self.flush()
+    }
+
+    /// Writes the object in hand, where there is one.
+    fn flush(&mut self) -> Result<()> {
+        if self.frames.is_empty() {
+            return Ok(());
+        }
+        self.parts += 1;
+        let path = self.dir.join(format!("segmentation-{:04}.dcm", self.parts));
+        let object = self.object()?;
+        let failed = |e: &dyn std::fmt::Display| Error::data(&path, e.to_string());
+        let meta = FileMetaTableBuilder::new().transfer_syntax(uids::EXPLICIT_VR_LITTLE_ENDIAN);
+        let file = object.with_meta(meta).map_err(|e| failed(&e))?;
+        file.write_to_file(&path).map_err(|e| failed(&e))?;
+        self.frames.clear();
+        self.bits = Bits::default();
+        Ok(())
+    }
+
+    fn object(&mut self) -> Result<Object> {
+        let now = Utc::now();
+        let (date, time) = (now.format("%Y%m%d").to_string(), now.format("%H%M%S").to_string());
+        let part = self.parts.to_string();
+        let number = |n: u32| {
+            u16::try_from(n)
+                .map_err(|_| Error::invalid(format!("DICOM has no pictures of {n} pixels a side")))
+        };
+        let study = uid(&[&self.video, "study"]);
+        let series = uid(&[&self.video, &self.model, "series"]);
+        let (source_series, source) = (uid(&[&self.video, "video series"]), uid(&[&self.video, "video"]));
+        let dimensions = uid(&[&self.video, &self.model, "dimensions", &part]);
+        let instance = uid(&[&self.video, &self.model, "instance", &part]);
+        let mut o = item(&[
+            (tags::SPECIFIC_CHARACTER_SET, VR::CS, "ISO_IR 192"),
+            (tags::IMAGE_TYPE, VR::CS, "DERIVED\\PRIMARY"),
+            (tags::SOP_CLASS_UID, VR::UI, uids::SEGMENTATION_STORAGE),
+            (tags::SOP_INSTANCE_UID, VR::UI, &instance),
+            (tags::STUDY_DATE, VR::DA, ""),
+            (tags::CONTENT_DATE, VR::DA, &date),
+            (tags::STUDY_TIME, VR::TM, ""),
+            (tags::CONTENT_TIME, VR::TM, &time),
+            (tags::ACCESSION_NUMBER, VR::SH, ""),
+            (tags::MODALITY, VR::CS, "SEG"),
+            (tags::MANUFACTURER, VR::LO, "autosam-video"),
+            (tags::REFERRING_PHYSICIAN_NAME, VR::PN, ""),
+            (tags::MANUFACTURER_MODEL_NAME, VR::LO, "autosam-video"),
+            (tags::PATIENT_NAME, VR::PN, ""),
+            (tags::PATIENT_ID, VR::LO, ""),
+            (tags::PATIENT_BIRTH_DATE, VR::DA, ""),
+            (tags::PATIENT_SEX, VR::CS, ""),
+            (tags::DEVICE_SERIAL_NUMBER, VR::LO, "0"),
+            (tags::SOFTWARE_VERSIONS, VR::LO, &self.program),
+            (tags::STUDY_INSTANCE_UID, VR::UI, &study),
+            (tags::SERIES_INSTANCE_UID, VR::UI, &series),
+            (tags::STUDY_ID, VR::SH, ""),
+            (tags::SERIES_NUMBER, VR::IS, "1"),
+            (tags::INSTANCE_NUMBER, VR::IS, &part),
+            (tags::PHOTOMETRIC_INTERPRETATION, VR::CS, "MONOCHROME2"),
+            (tags::NUMBER_OF_FRAMES, VR::IS, &self.frames.len().to_string()),
+            (tags::LOSSY_IMAGE_COMPRESSION, VR::CS, "00"),
+            (tags::SEGMENTATION_TYPE, VR::CS, "BINARY"),
+            (tags::SEGMENTS_OVERLAP, VR::CS, "NO"),
+            (tags::CONTENT_LABEL, VR::CS, "POLYP"),
+            (tags::CONTENT_DESCRIPTION, VR::LO, "Polyps by AutoSAM; for research only"),
+            (tags::CONTENT_CREATOR_NAME, VR::PN, ""),
+        ]);
+        for (tag, value) in [
+            (tags::SAMPLES_PER_PIXEL, 1),
+            (tags::ROWS, number(self.size.1)?),
+            (tags::COLUMNS, number(self.size.0)?),
+            (tags::BITS_ALLOCATED, 1),
+            (tags::BITS_STORED, 1),
+            (tags::HIGH_BIT, 0),
+            (tags::PIXEL_REPRESENTATION, 0),
+        ] {
+            put(&mut o, tag, VR::US, value);
+        }
+
+        let mut segment = item(&[
+            (tags::SEGMENT_LABEL, VR::LO, "Polyp"),
+            (tags::SEGMENT_ALGORITHM_TYPE, VR::CS, "AUTOMATIC"),
+            (tags::SEGMENT_ALGORITHM_NAME, VR::LO, "AutoSAM"),
+        ]);
+        put(&mut segment, tags::SEGMENT_NUMBER, VR::US, 1u16);
+        sequence(
+            &mut segment,
+            tags::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE,
+            code("49755003", "SCT", "Morphologically Abnormal Structure"),
+        );
+        sequence(&mut segment, tags::SEGMENTED_PROPERTY_TYPE_CODE_SEQUENCE, code("41329004", "SCT", "Polyp"));
+        sequence(&mut o, tags::SEGMENT_SEQUENCE, vec![segment]);
+
+        let organization = || item(&[(tags::DIMENSION_ORGANIZATION_UID, VR::UI, &dimensions)]);
+        sequence(&mut o, tags::DIMENSION_ORGANIZATION_SEQUENCE, vec![organization()]);
+        let dimension = |pointer: Tag, group: Tag| {
+            let mut d = organization();
+            put(&mut d, tags::DIMENSION_INDEX_POINTER, VR::AT, pointer);
+            put(&mut d, tags::FUNCTIONAL_GROUP_POINTER, VR::AT, group);
+            d
+        };
+        sequence(
+            &mut o,
+            tags::DIMENSION_INDEX_SEQUENCE,
+            vec![
+                dimension(tags::REFERENCED_SEGMENT_NUMBER, tags::SEGMENT_IDENTIFICATION_SEQUENCE),
+                dimension(tags::TEMPORAL_POSITION_INDEX, tags::FRAME_CONTENT_SEQUENCE),
+            ],
+        );
+
+        let reference = || {
+            item(&[
+                (tags::REFERENCED_SOP_CLASS_UID, VR::UI, uids::VIDEO_ENDOSCOPIC_IMAGE_STORAGE),
+                (tags::REFERENCED_SOP_INSTANCE_UID, VR::UI, &source),
+            ])
+        };
+        let mut referenced = item(&[(tags::SERIES_INSTANCE_UID, VR::UI, &source_series)]);
+        sequence(&mut referenced, tags::REFERENCED_INSTANCE_SEQUENCE, vec![reference()]);
+        sequence(&mut o, tags::REFERENCED_SERIES_SEQUENCE, vec![referenced]);
+
+        let mut identification = Object::new_empty();
+        put(&mut identification, tags::REFERENCED_SEGMENT_NUMBER, VR::US, 1u16);
+        let mut shared = Object::new_empty();
+        sequence(&mut shared, tags::SEGMENT_IDENTIFICATION_SEQUENCE, vec![identification]);
+        sequence(&mut o, tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared]);
+
+        let per_frame = (1u32..).zip(&self.frames).map(|(position, frame)| {
+            // DICOM counts a video's frames from 1.
+            let nth = u32::try_from(frame + 1).unwrap_or(u32::MAX);
+            let mut content = Object::new_empty();
+            let indices = PrimitiveValue::U32(dicom_core::smallvec::smallvec![1, position]);
+            put(&mut content, tags::DIMENSION_INDEX_VALUES, VR::UL, indices);
+            put(&mut content, tags::TEMPORAL_POSITION_INDEX, VR::UL, nth);
+            let mut of = reference();
+            put(&mut of, tags::REFERENCED_FRAME_NUMBER, VR::IS, nth.to_string());
+            let purpose = code("121322", "DCM", "Source image for image processing operation");
+            sequence(&mut of, tags::PURPOSE_OF_REFERENCE_CODE_SEQUENCE, purpose);
+            let mut derivation = Object::new_empty();
+            sequence(&mut derivation, tags::SOURCE_IMAGE_SEQUENCE, vec![of]);
+            sequence(&mut derivation, tags::DERIVATION_CODE_SEQUENCE, code("113076", "DCM", "Segmentation"));
+            let mut group = Object::new_empty();
+            sequence(&mut group, tags::FRAME_CONTENT_SEQUENCE, vec![content]);
+            sequence(&mut group, tags::DERIVATION_IMAGE_SEQUENCE, vec![derivation]);
+            group
+        });
+        let per_frame = per_frame.collect();
+        sequence(&mut o, tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, per_frame);
+
+        let mut pixels = std::mem::take(&mut self.bits.bytes);
+        if !pixels.len().is_multiple_of(2) {
+            pixels.push(0);
+        }
+        put(&mut o, tags::PIXEL_DATA, VR::OB, PrimitiveValue::U8(pixels.into()));
+        Ok(o)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_run_on_from_frame_to_frame() {
+        let mut bits = Bits::default();
+        for v in [1, 0, 0, 1, 1, 0, 0, 0, 1] {
+            bits.push(v == 1);
+        }
+        assert_eq!((bits.bytes.as_slice(), bits.count), ([0b0001_1001, 1].as_slice(), 9));
+    }
+
+    #[test]
+    fn uids_are_of_their_words_and_within_dicoms_bounds() {
+        let one = uid(&["a", "b"]);
+        assert_eq!(one, uid(&["a", "b"]));
+        assert_ne!(one, uid(&["a", "c"]));
+        assert!(one.len() <= 64 && one.starts_with("2.25."));
+    }
+}

@@ -1,0 +1,301 @@
+//! Where a flag's value comes from. First wins:
+//!
+//! 1. the command line
+//! 2. the environment: `AUTOSAM_RUN_THRESHOLD` is `--threshold` of `run`
+//! 3. the settings file, a table a command, a key a flag: `[run]`, `threshold = 0.6`
+//! 4. the built-in default
+//!
+//! The file's keys are the flags, so there is one schema and every command has it; the file's values become the parser's
+//! defaults and are checked by the flags' own rules.
+
+use super::Cli;
+use anyhow::{Context, bail};
+use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
+use serde_json::{Map, json};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Checks, prints or describes the settings file.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Says whether the settings file can be used
+    Check,
+    /// Prints every command's flags as file and environment leave them, as a settings file
+    Print,
+    /// Prints the settings file's JSON Schema
+    Schema,
+}
+
+/// Parses the command line over the environment and the settings file. Wrong flags end the program as clap does.
+pub fn parse() -> anyhow::Result<Cli> {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let mut command = Cli::command();
+    if let Some(file) = file(&args)? {
+        command = with_file(command, &file)?;
+    }
+    let matches = with_environment(command).get_matches_from(args);
+    Cli::from_arg_matches(&matches).map_err(Into::into)
+}
+
+pub fn run(args: Args, given: Option<PathBuf>) -> anyhow::Result<()> {
+    match args.command {
+        // Reached only where `parse` could use the file.
+        What::Check => match given.or_else(usual) {
+            Some(file) => println!("{}: can be used", file.display()),
+            None => println!("there is no settings file; the usual place is {}", place().display()),
+        },
+        What::Print => {
+            let mut command = Cli::command();
+            if let Some(file) = given.or_else(usual) {
+                command = with_file(command, &file)?;
+            }
+            print!("{}", effective(&with_environment(command))?);
+        }
+        What::Schema => println!("{:#}", schema(&Cli::command())),
+    }
+    Ok(())
+}
+
+/// The settings file: `--settings`, which must be looked for before the parser knows its defaults, then
+/// `AUTOSAM_SETTINGS`, then the usual place where there is one.
+fn file(args: &[OsString]) -> anyhow::Result<Option<PathBuf>> {
+    for (i, arg) in args.iter().enumerate() {
+        let Some(text) = arg.to_str() else { continue };
+        if text == "--" {
+            break;
+        }
+        if text == "--settings" {
+            return Ok(args.get(i + 1).map(PathBuf::from));
+        }
+        if let Some(path) = text.strip_prefix("--settings=") {
+            return Ok(Some(path.into()));
+        }
+    }
+    Ok(std::env::var_os("AUTOSAM_SETTINGS").map(PathBuf::from).or_else(usual))
+}
+
+fn place() -> PathBuf {
+    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    set("XDG_CONFIG_HOME")
+        .or_else(|| Some(set("HOME")?.join(".config")))
+        .unwrap_or_default()
+        .join("autosam-video/settings.toml")
+}
+
+fn usual() -> Option<PathBuf> {
+    Some(place()).filter(|p| p.is_absolute() && p.is_file())
+}
+
+/// Commands whose flags the file and the environment reach: those that do work.
+fn sections(command: &Command) -> Vec<String> {
+    let about = ["config", "completions", "manual", "models", "data", "help"];
+    command
+        .get_subcommands()
+        .map(|c| c.get_name().to_owned())
+        .filter(|n| !about.contains(&n.as_str()))
+        .collect()
+}
+
+/// A command's flags that have a value to set.
+fn flags(command: &Command) -> impl Iterator<Item = (&Arg, &str)> {
+    let settable =
+        |a: &&Arg| !a.is_global_set() && !matches!(a.get_action(), ArgAction::Help | ArgAction::Version);
+    command.get_arguments().filter(settable).filter_map(|a| Some((a, a.get_long()?)))
+}
+
+fn section<'a>(command: &'a Command, name: &str) -> anyhow::Result<&'a Command> {
+    command.find_subcommand(name).with_context(|| format!("there is no command {name}"))
+}
+
+fn with_environment(mut command: Command) -> Command {
+    for name in sections(&command) {
+        command = command.mut_subcommand(&name, |c| {
+            c.mut_args(|a| match a.get_long().map(str::to_owned) {
+                Some(long) if !a.is_global_set() => {
+                    let variable = format!("AUTOSAM_{name}_{long}").to_uppercase().replace('-', "_");
+                    a.env(variable).hide_env(true)
+                }
+                _ => a,
+            })
+        });
+    }
+    command
+}
+
+/// The file's values become defaults.
+fn with_file(mut command: Command, file: &Path) -> anyhow::Result<Command> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).with_context(|| shown.to_string())?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| anyhow::anyhow!("{shown}: {e}"))?;
+    let names = sections(&command);
+    for (name, values) in table {
+        if !names.contains(&name) {
+            bail!("{shown}: [{name}] is no section; there are {}", names.join(", "));
+        }
+        let toml::Value::Table(values) = values else { bail!("{shown}: {name} must be a table: [{name}]") };
+        for (key, value) in values {
+            let long = key.replace('_', "-");
+            let found =
+                flags(section(&command, &name)?).find(|(_, l)| *l == long).map(|(a, _)| a.get_id().clone());
+            let Some(id) = found else {
+                let known: Vec<_> = flags(section(&command, &name)?).map(|(_, l)| l).collect();
+                bail!("{shown}: [{name}] has no key {key}; it has {}", known.join(", "));
+            };
+            let values = words(&value).with_context(|| format!("{shown}: [{name}] {key}"))?;
+            command = command
+                .mut_subcommand(&name, |c| c.mut_arg(id, |a| a.default_values(values).required(false)));
+        }
+        check(&command, &name).with_context(|| format!("{shown}: [{name}]"))?;
+    }
+    Ok(command)
+}
+
+/// A value as the command line would have it; lists are several values.
+fn words(value: &toml::Value) -> anyhow::Result<Vec<String>> {
+    Ok(match value {
+        toml::Value::String(s) => vec![s.clone()],
+        toml::Value::Integer(v) => vec![v.to_string()],
+        toml::Value::Float(v) => vec![v.to_string()],
+        toml::Value::Boolean(v) => vec![v.to_string()],
+        toml::Value::Array(all) => all.iter().map(words).collect::<anyhow::Result<Vec<_>>>()?.concat(),
+        other => bail!("a {} cannot be a flag's value", other.type_str()),
+    })
+}
+
+/// Whether the defaults of the command `name` pass its flags' rules. That it may need further flags is no fault of the file.
+fn check(command: &Command, name: &str) -> anyhow::Result<()> {
+    use clap::error::ErrorKind::{InvalidValue, ValueValidation};
+    match command.clone().try_get_matches_from(["autosam-video", name]) {
+        Err(e) if matches!(e.kind(), InvalidValue | ValueValidation) => {
+            let text = e.to_string();
+            bail!("{}", text.lines().next().unwrap_or_default().trim_start_matches("error: "))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn effective(command: &Command) -> anyhow::Result<String> {
+    let mut out = toml::Table::new();
+    for name in sections(command) {
+        let matches = command.clone().ignore_errors(true).try_get_matches_from(["autosam-video", &name])?;
+        let Some((_, matches)) = matches.subcommand() else { continue };
+        let mut table = toml::Table::new();
+        for (arg, long) in flags(section(command, &name)?) {
+            let Ok(Some(raw)) = matches.try_get_raw(arg.get_id().as_str()) else { continue };
+            let mut values: Vec<toml::Value> = raw.map(|v| literal(&v.to_string_lossy())).collect();
+            let value = match arg.get_action() {
+                ArgAction::Append => toml::Value::Array(values),
+                _ if values.len() == 1 => values.swap_remove(0),
+                _ => continue,
+            };
+            table.insert(long.to_owned(), value);
+        }
+        out.insert(name, toml::Value::Table(table));
+    }
+    Ok(toml::to_string(&out)?)
+}
+
+fn literal(text: &str) -> toml::Value {
+    if let Ok(v) = text.parse::<i64>() {
+        return toml::Value::Integer(v);
+    }
+    match (text.parse::<f64>(), text.parse::<bool>()) {
+        (Ok(v), _) if v.is_finite() => toml::Value::Float(v),
+        (_, Ok(v)) => toml::Value::Boolean(v),
+        _ => toml::Value::String(text.to_owned()),
+    }
+}
+
+fn schema(command: &Command) -> serde_json::Value {
+    let mut properties = Map::new();
+    for name in sections(command) {
+        let Ok(sub) = section(command, &name) else { continue };
+        let mut keys = Map::new();
+        for (arg, long) in flags(sub) {
+            let possible: Vec<_> =
+                arg.get_possible_values().iter().map(|v| v.get_name().to_owned()).collect();
+            let one = match arg.get_action() {
+                ArgAction::SetTrue => json!({"type": "boolean"}),
+                _ if !possible.is_empty() => json!({"enum": possible}),
+                _ => json!({"type": ["string", "number"]}),
+            };
+            let mut key = match arg.get_action() {
+                ArgAction::Append => json!({"type": "array", "items": one}),
+                _ => one,
+            };
+            if let (Some(help), Some(key)) = (arg.get_help(), key.as_object_mut()) {
+                key.insert("description".into(), json!(help.to_string()));
+            }
+            keys.insert(long.to_owned(), key);
+        }
+        properties.insert(name, json!({"type": "object", "properties": keys, "additionalProperties": false}));
+    }
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "autosam-video settings",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(text: &str) -> anyhow::Result<Command> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("settings.toml");
+        std::fs::write(&file, text)?;
+        with_file(Cli::command(), &file)
+    }
+
+    #[test]
+    fn the_commands_are_sound() {
+        with_environment(Cli::command()).debug_assert();
+    }
+
+    #[test]
+    fn the_file_gives_defaults_that_flags_override() {
+        let command = with("[run]\nthreshold = 0.75\nmask_mode = \"minmax\"\nredo = true\n").unwrap();
+        let threshold = |args: &[&str]| {
+            let matches = command.clone().try_get_matches_from(args).unwrap();
+            let run = matches.subcommand().unwrap().1;
+            assert!(run.get_flag("redo"));
+            *run.get_one::<f32>("threshold").unwrap()
+        };
+        assert_eq!(threshold(&["a", "run", "--input", "x"]), 0.75);
+        assert_eq!(threshold(&["a", "run", "--input", "x", "--threshold", "0.25"]), 0.25);
+        let printed = effective(&command).unwrap();
+        assert!(
+            printed.contains("threshold = 0.75") && printed.contains("mask-mode = \"minmax\""),
+            "{printed}"
+        );
+        // What is printed is a file again.
+        assert_eq!(effective(&with(&printed).unwrap()).unwrap(), printed);
+    }
+
+    #[test]
+    fn what_the_file_cannot_say_is_named() {
+        let said = |text: &str| format!("{:#}", with(text).err().unwrap());
+        assert!(said("[run]\ntreshold = 1").contains("[run] has no key treshold; it has input"));
+        assert!(said("[runn]\n").contains("[runn] is no section; there are run"));
+        assert!(said("[run]\nthreshold = 7").contains("not within 0 and 1"));
+        assert!(said("[run]\noverlay = \"pink\"").contains("pink"));
+        assert!(said("run = 3").contains("[run]"));
+        assert!(said("[run").contains("settings.toml"));
+    }
+
+    #[test]
+    fn the_schema_knows_every_flag() {
+        let schema = schema(&Cli::command());
+        assert_eq!(schema["properties"]["run"]["properties"]["redo"]["type"], "boolean");
+        assert!(schema["properties"]["train"]["properties"]["set"]["items"].is_object());
+    }
+}

@@ -1,0 +1,198 @@
+//! Downloads, against a server on loopback that misbehaves as asked.
+
+use autosam::weights::fetch::fetch;
+use autosam::weights::known::Known;
+use autosam::weights::sha256;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// What the server does with one request.
+#[derive(Clone, Copy)]
+enum Answer {
+    /// Honours ranges; hangs up after so many bytes of the body.
+    Ranges(usize),
+    /// Sends all of it, whatever was asked for.
+    Whole,
+    Status(u16),
+}
+
+struct Server {
+    url: String,
+    /// The range of each request, empty where none was asked for.
+    ranges: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// Answers one request after another as `answers` has it, the last one ever after.
+    fn start(body: Vec<u8>, answers: Vec<Answer>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/w.pth", listener.local_addr().unwrap());
+        let ranges = Arc::new(Mutex::new(Vec::new()));
+        let seen = ranges.clone();
+        std::thread::spawn(move || {
+            for (i, stream) in listener.incoming().enumerate() {
+                let answer = answers[i.min(answers.len() - 1)];
+                // A client that hangs up is no fault of the server's.
+                let _ = serve(stream.unwrap(), &body, answer, &seen);
+            }
+        });
+        Self { url, ranges }
+    }
+
+    fn ranges(&self) -> Vec<String> {
+        self.ranges.lock().unwrap().clone()
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    body: &[u8],
+    answer: Answer,
+    seen: &Mutex<Vec<String>>,
+) -> std::io::Result<()> {
+    let mut range = String::new();
+    for line in BufReader::new(stream.try_clone()?).lines() {
+        let line = line?.to_lowercase();
+        if let Some(value) = line.strip_prefix("range: ") {
+            range = value.to_owned();
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    seen.lock().unwrap().push(range.clone());
+    let first: usize = range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap_or(0);
+    match answer {
+        Answer::Status(code) => {
+            write!(stream, "HTTP/1.1 {code} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        }
+        Answer::Ranges(most) if !range.is_empty() => {
+            let rest = &body[first.min(body.len())..];
+            write!(
+                stream,
+                "HTTP/1.1 206 Partial\r\nContent-Range: bytes {first}-{}/{}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                body.len() - 1,
+                body.len(),
+                rest.len()
+            )?;
+            stream.write_all(&rest[..rest.len().min(most)])
+        }
+        Answer::Ranges(_) | Answer::Whole => {
+            let most = if let Answer::Ranges(most) = answer { most } else { body.len() };
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+            stream.write_all(&body[..body.len().min(most)])
+        }
+    }
+}
+
+fn body() -> Vec<u8> {
+    (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+fn known(hash: Option<String>) -> Known {
+    Known {
+        name: "w",
+        file: "w.pth",
+        what: "test",
+        source: "example.org",
+        url: "https://example.org/w.pth",
+        bytes: None,
+        sha256: hash.map(|h| &*Box::leak(h.into_boxed_str())),
+    }
+}
+
+fn good(known: &Known, server: &Server, dir: &Path) -> u64 {
+    let mut last = 0;
+    let path = fetch(known, &server.url, dir, &mut |have, _| last = have).unwrap();
+    assert_eq!(std::fs::read(path).unwrap(), body());
+    assert!(!dir.join("w.pth.part").exists());
+    last
+}
+
+fn bad(known: &Known, url: &str, dir: &Path) -> String {
+    let text = fetch(known, url, dir, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(!dir.join("w.pth").exists());
+    text
+}
+
+#[test]
+fn a_cut_connection_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = known(Some(sha256(&body())));
+    let server = Server::start(body(), vec![Answer::Ranges(100_000)]);
+    assert_eq!(good(&known, &server, dir.path()), 300_000);
+    assert_eq!(server.ranges(), ["", "bytes=100000-", "bytes=200000-"]);
+    // What is there and whole is not asked for again.
+    good(&known, &server, dir.path());
+    assert_eq!(server.ranges().len(), 3);
+}
+
+#[test]
+fn an_earlier_runs_part_is_gone_on_with_only_where_a_hash_can_tell() {
+    for (hash, range) in [(Some(sha256(&body())), "bytes=120000-"), (None, "")] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("w.pth.part"), &body()[..120_000]).unwrap();
+        let server = Server::start(body(), vec![Answer::Ranges(usize::MAX)]);
+        good(&known(hash), &server, dir.path());
+        assert_eq!(server.ranges(), [range]);
+    }
+}
+
+#[test]
+fn a_server_without_ranges_starts_over() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("w.pth.part"), b"anything").unwrap();
+    let server = Server::start(body(), vec![Answer::Status(503), Answer::Whole]);
+    good(&known(Some(sha256(&body()))), &server, dir.path());
+    assert_eq!(server.ranges().len(), 2);
+}
+
+#[test]
+fn a_wrong_hash_is_said_and_nothing_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(body(), vec![Answer::Whole]);
+    let text = bad(&known(Some("0".repeat(64))), &server.url, dir.path());
+    assert!(text.contains(&sha256(&body())) && text.contains(&"0".repeat(64)), "{text}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_nobody_published_a_hash_of_is_pinned_by_the_first_download() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = known(None);
+    good(&known, &Server::start(body(), vec![Answer::Whole]), dir.path());
+    std::fs::remove_file(dir.path().join("w.pth")).unwrap();
+    let text = bad(&known, &Server::start(b"another".to_vec(), vec![Answer::Whole]).url, dir.path());
+    assert!(text.contains("expected") && text.contains(&sha256(&body())), "{text}");
+}
+
+#[test]
+fn without_a_network_it_says_what_to_put_where() {
+    let dir = tempfile::tempdir().unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = bad(&known(Some("ab".repeat(32))), &format!("http://{closed}/w.pth"), dir.path());
+    let place = dir.path().join("w.pth");
+    assert!(
+        text.contains(&format!("put w.pth (SHA-256 {}) at {}", "ab".repeat(32), place.display())),
+        "{text}"
+    );
+    let gone = Server::start(body(), vec![Answer::Status(404)]);
+    let text = bad(&known(None), &gone.url, dir.path());
+    assert!(text.contains("answered 404") && text.contains("example.org"), "{text}");
+    assert_eq!(gone.ranges().len(), 1, "what is not there is not asked for twice");
+}
+
+#[test]
+fn a_file_that_was_put_there_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("w.pth");
+    std::fs::write(&place, b"put here by hand").unwrap();
+    let text = fetch(&known(Some(sha256(&body()))), "http://127.0.0.1:9/", dir.path(), &mut |_, _| ())
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("expected") && text.contains("remove the file"), "{text}");
+    fetch(&known(Some(sha256(b"put here by hand"))), "http://127.0.0.1:9/", dir.path(), &mut |_, _| ())
+        .unwrap();
+}
