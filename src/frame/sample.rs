@@ -1,6 +1,6 @@
 //! From a video frame straight to the network's size, without a full-size copy.
 
-use super::{Component, Frame, FrameInfo, Luma};
+use super::{Component, Frame, FrameInfo, Luma, Plane};
 use crate::engine::segmenter::Sample;
 use crate::{Error, Result};
 
@@ -276,7 +276,7 @@ impl YuvToRgb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{ColorMatrix, PixelFormat, Plane, Rect};
+    use crate::frame::{ColorMatrix, PixelFormat, Rect};
     use proptest::prelude::*;
 
     /// A frame of one colour in `format`, with padding after every row that must never be read as picture.
