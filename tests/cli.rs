@@ -128,7 +128,11 @@ fn input_that_is_none_is_named_with_the_reason() {
     let note = dir.path().join("note.mp4");
     std::fs::write(&note, "not a video").unwrap();
     assert!(bad(&["run", "--input", path(&note)]).contains("note.mp4"));
-    assert!(bad(&["run", "--input", path(dir.path())]).contains("no known layout"));
+    let empty = dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    assert!(bad(&["run", "--input", path(&empty)]).contains("no known layout"));
+    // A folder with a video in it is an archive.
+    assert!(bad(&["run", "--input", path(dir.path())]).contains("needs --output"));
     let frames = dir.path().join("frames");
     picture(&frames.join("1.png"), 32, 32);
     std::fs::write(frames.join("2.png"), "not a picture").unwrap();
@@ -138,6 +142,11 @@ fn input_that_is_none_is_named_with_the_reason() {
     assert!(masks.join("1.png").exists(), "the good picture's mask was lost");
     let said = bad(&["run", "--input", path(&frames), "--output", path(&dir.path().join("x.avi"))]);
     assert!(said.contains(".mp4, .mkv or .webm"), "{said}");
+    let odd = dir.path().join("odd");
+    picture(&odd.join("1.png"), 33, 31);
+    let said = bad(&["run", "--input", path(&odd), "--output", path(&dir.path().join("x.mp4"))]);
+    assert!(said.contains("even width and height, not 33x31"), "{said}");
+    good(&["run", "--input", path(&odd), "--output", path(&dir.path().join("x.webm"))]);
 }
 
 #[test]

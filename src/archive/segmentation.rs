@@ -250,6 +250,7 @@ impl Writer {
             put(&mut content, tags::DIMENSION_INDEX_VALUES, VR::UL, indices);
             put(&mut content, tags::TEMPORAL_POSITION_INDEX, VR::UL, nth);
             let mut of = reference();
+            put(&mut of, tags::SPATIAL_LOCATIONS_PRESERVED, VR::CS, "YES");
             put(&mut of, tags::REFERENCED_FRAME_NUMBER, VR::IS, nth.to_string());
             let purpose = code("121322", "DCM", "Source image for image processing operation");
             sequence(&mut of, tags::PURPOSE_OF_REFERENCE_CODE_SEQUENCE, purpose);

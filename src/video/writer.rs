@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use gst::prelude::*;
 use image::RgbImage;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Pictures that wait for the encoder at most.
 const QUEUE: u64 = 4;
@@ -32,6 +33,13 @@ impl Writer {
         init()?;
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         let (encoder, chain, muxer) = match ending.as_str() {
+            // Chroma is halved both ways (below), and x264enc takes no half pixel.
+            "mp4" | "mkv" if width % 2 + height % 2 > 0 => {
+                return Err(Error::invalid(format!(
+                    "{}: H.264 needs an even width and height, not {width}x{height}; write a .webm or a folder",
+                    path.display()
+                )));
+            }
             "mp4" | "mkv" => {
                 let encoder = make("x264enc", "gstreamer1.0-plugins-ugly")?;
                 encoder.set_property_from_str("speed-preset", "veryfast");
@@ -67,7 +75,6 @@ impl Writer {
         let source = gst_app::AppSrc::builder()
             .caps(&info)
             .format(gst::Format::Time)
-            .block(true)
             .max_bytes(0)
             .max_buffers(QUEUE)
             .build();
@@ -103,6 +110,13 @@ impl Writer {
                 self.size.0,
                 self.size.1
             )));
+        }
+        // Not appsrc's own blocking, which would outlast an encoder that has failed.
+        while self.source.current_level_buffers() >= QUEUE {
+            if let Some(e) = error_on(&self.pipeline, &self.path.display().to_string()) {
+                return Err(e);
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
         let mut buffer = rgb_buffer(image);
         if let Some(buffer) = buffer.get_mut() {
