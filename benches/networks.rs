@@ -1,0 +1,236 @@
+//! Times of the networks and of training steps, one JSON line a run: `{"case": …, "seconds": …}`.
+//!
+//!     cargo bench --bench networks                    # every case, the median of five runs
+//!     cargo bench --bench networks -- generator       # cases whose name holds a word
+//!     cargo bench --bench networks -- --serve         # one run for each case named on a line of standard input
+//!     cargo bench --bench networks -- --dump DIR      # weights, input and output of each network, as safetensors
+//!
+//! `benches/pytorch.py` runs the same cases in PyTorch beside this program.
+
+use autosam::data::loader::Batch;
+use autosam::engine::segmenter::{ProbMap, Sample, Segmenter};
+use autosam::generator::{Generator, GeneratorConfig};
+use autosam::model::{self, ModelOptions};
+use autosam::sam::{Prompts, Sam, SamConfig};
+use autosam::train::params::initialise;
+use autosam::train::prompts::PromptMix;
+use autosam::train::{Stage, TrainConfig, Trainer};
+use autosam::weights::{Checkpoint, Dtype, recorder::shapes_of, save_safetensors};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use std::collections::HashMap;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Failure = Box<dyn std::error::Error>;
+type Outcome<T> = Result<T, Failure>;
+
+const CASES: [&str; 8] = [
+    "vit_b_1024",
+    "tiny_vit_1024",
+    "mask_decoder_64",
+    "hardnet85_352",
+    "hardnet68_256",
+    "shipped_256",
+    "train_generator",
+    "train_sam",
+];
+
+/// Images of a training step.
+const BATCH: usize = 8;
+
+fn main() -> Outcome<()> {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let scratch = tempfile::tempdir()?;
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["--serve"] => {
+            let mut cases = HashMap::new();
+            for line in std::io::stdin().lock().lines() {
+                let name = line?;
+                if !cases.contains_key(&name) {
+                    let mut case = Case::open(&name, scratch.path())?;
+                    case.run()?;
+                    cases.insert(name.clone(), case);
+                }
+                if let Some(case) = cases.get_mut(&name) {
+                    report(&name, case.time()?);
+                }
+            }
+        }
+        ["--dump", dir] => {
+            for name in CASES.iter().filter(|n| !n.starts_with("train")) {
+                dump(name, Path::new(dir))?;
+            }
+        }
+        words => {
+            for name in CASES.iter().filter(|n| words.is_empty() || words.iter().any(|w| n.contains(w))) {
+                let mut case = Case::open(name, scratch.path())?;
+                case.run()?;
+                let mut times = (0..5).map(|_| case.time()).collect::<Outcome<Vec<_>>>()?;
+                times.sort_by(f64::total_cmp);
+                report(name, times[times.len() / 2]);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn report(case: &str, seconds: f64) {
+    println!("{}", serde_json::json!({ "case": case, "seconds": seconds }));
+}
+
+/// Numbers in [-1, 1) that PyTorch's side of a comparison reads from the dump.
+fn noise(shape: &[usize]) -> Outcome<Tensor> {
+    let values: Vec<f32> = (0..shape.iter().product::<usize>() as u32)
+        .map(|i| {
+            let mixed = (i.wrapping_mul(0x9E37_79B9) ^ 0x5BF0_3635).wrapping_mul(0x85EB_CA6B);
+            (mixed ^ (mixed >> 13)) as f32 / 2f32.powi(31) - 1.0
+        })
+        .collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// One network on one input, or one training step.
+enum Case {
+    Network { run: Box<Run>, x: Tensor },
+    Shipped(Box<dyn Segmenter>, Sample),
+    Step(Box<Trainer>, Vec<Batch>),
+}
+
+impl Case {
+    /// Builds the case named `name`; what it writes goes below `scratch`.
+    fn open(name: &str, scratch: &Path) -> Outcome<Self> {
+        match name {
+            "shipped_256" => {
+                let segmenter = model::open(None, &ModelOptions::default())?;
+                Ok(Self::Shipped(segmenter, frames(1, 256).samples.remove(0)))
+            }
+            "train_generator" => {
+                let config = TrainConfig { batch: BATCH, views: 1, ..TrainConfig::default() };
+                let mut trainer = Trainer::new(&config, None, &Device::Cpu)?;
+                trainer.cache_embeddings(&scratch.join("cache"), BATCH, 1 << 30)?;
+                Ok(Self::Step(Box::new(trainer), vec![frames(BATCH, 256)]))
+            }
+            "train_sam" => {
+                let prompts = PromptMix { none: 1.0, point: 0.0, bbox: 0.0, mask: 0.0 };
+                let config =
+                    TrainConfig { stage: Stage::Sam, batch: BATCH, prompts, ..TrainConfig::default() };
+                Ok(Self::Step(Box::new(Trainer::new(&config, None, &Device::Cpu)?), vec![frames(BATCH, 256)]))
+            }
+            _ => {
+                let (run, x, _) = network(name)?;
+                Ok(Self::Network { run, x })
+            }
+        }
+    }
+
+    fn run(&mut self) -> Outcome<()> {
+        match self {
+            Self::Network { run, x } => {
+                rayon::scope(|_| run(x))?;
+            }
+            Self::Shipped(segmenter, sample) => segmenter.segment(sample, &mut ProbMap::default())?,
+            Self::Step(trainer, batches) => {
+                trainer.step(batches)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn time(&mut self) -> Outcome<f64> {
+        let start = Instant::now();
+        self.run()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+/// Frames of discs on a background, and their masks.
+fn frames(n: usize, size: usize) -> Batch {
+    let mut batch = Batch { samples: Vec::new(), masks: Vec::new(), ids: Vec::new() };
+    for k in 0..n {
+        let centre = (0.3 + 0.05 * k as f32) * size as f32;
+        let inside =
+            |i: usize| ((i % size) as f32 - centre).hypot((i / size) as f32 - centre) < 0.2 * size as f32;
+        let pixel = |i: usize| if inside(i) { [200, 120, 110] } else { [90 + (i % 17) as u8, 40, k as u8] };
+        batch.samples.push(Sample {
+            width: size,
+            height: size,
+            rgb: (0..size * size).flat_map(pixel).collect(),
+        });
+        batch.masks.push((0..size * size).map(|i| if inside(i) { 255 } else { 0 }).collect());
+        batch.ids.push(k.to_string());
+    }
+    batch
+}
+
+/// From an input to an output.
+type Run = dyn Fn(&Tensor) -> candle_core::Result<Tensor> + Send + Sync;
+
+type Network = (Box<Run>, Tensor, HashMap<String, Tensor>);
+
+/// A network in inference, its input, and its weights.
+fn network(name: &str) -> Outcome<Network> {
+    let sam = |config: SamConfig| -> Outcome<(Sam, HashMap<String, Tensor>)> {
+        let tensors = initialise(&shapes_of(|vb| Sam::load(&config, vb))?, 0)?;
+        let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+        let mut sam = Sam::load(&config, vb)?;
+        sam.fold()?;
+        Ok((sam, tensors))
+    };
+    let generator = |config: GeneratorConfig, grid: usize| -> Outcome<Network> {
+        let tensors = initialise(&shapes_of(|vb| Generator::load(&config, vb))?, 0)?;
+        let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+        let mut generator = Generator::load(&config, vb)?;
+        generator.fold()?;
+        let x = noise(&[1, 3, config.input_size, config.input_size])?;
+        Ok((Box::new(move |x| generator.forward(x, grid, false)), x, tensors))
+    };
+    match name {
+        "vit_b_1024" | "tiny_vit_1024" => {
+            let config = if name == "vit_b_1024" { SamConfig::vit_b() } else { SamConfig::mobile_sam() };
+            let (sam, tensors) = sam(config)?;
+            let x = noise(&[1, 3, 1024, 1024])?;
+            Ok((Box::new(move |x| sam.encode_image(x, false)), x, tensors))
+        }
+        "mask_decoder_64" => {
+            let (sam, tensors) = sam(SamConfig::mobile_sam())?;
+            let x = noise(&[2, 256, 64, 64])?;
+            let dense_pe = sam.prompt_encoder.dense_pe()?;
+            let run = move |x: &Tensor| {
+                let (sparse, _) = sam.prompt_encoder.forward(&Prompts::default(), 1)?;
+                let (embeddings, dense) = (x.narrow(0, 0, 1)?, x.narrow(0, 1, 1)?);
+                sam.mask_decoder.mask_logits(&embeddings, &dense_pe, &sparse, &dense)
+            };
+            Ok((Box::new(run), x, tensors))
+        }
+        "hardnet85_352" => generator(GeneratorConfig::hardnet85(352), 64),
+        "hardnet68_256" => generator(GeneratorConfig::hardnet68(256), 64),
+        _ => Err(format!("{name}: none of {}", CASES.join(", ")).into()),
+    }
+}
+
+/// Writes `NAME.safetensors` with weights, the input `x` and the output `y`.
+fn dump(name: &str, dir: &Path) -> Outcome<()> {
+    let path: PathBuf = dir.join(format!("{name}.safetensors"));
+    let tensors = if name == "shipped_256" {
+        let checkpoint: Checkpoint = model::checkpoint(None)?;
+        let model = model::AutoSam::from_checkpoint(&checkpoint, &Device::Cpu)?;
+        let samples = frames(1, 256).samples;
+        let mut tensors = checkpoint.tensors;
+        let rgb: Vec<f32> = samples[0].rgb.iter().map(|v| f32::from(*v)).collect();
+        tensors.insert("x".into(), Tensor::from_vec(rgb, (256, 256, 3), &Device::Cpu)?);
+        tensors.insert("y".into(), model.forward(&model.preprocess(&samples)?)?);
+        tensors
+    } else {
+        let (run, x, mut tensors) = network(name)?;
+        tensors.insert("y".into(), run(&x)?);
+        tensors.insert("x".into(), x);
+        tensors
+    };
+    save_safetensors(&path, &tensors, &HashMap::new(), Dtype::F32)?;
+    Ok(())
+}
