@@ -1,5 +1,5 @@
 //! Measures what the engine does beside the network: the temporal filter, motion compensation, the region of interest. The
-//! tables of docs/live.md come from it.
+//! figures of docs/live.md come from it.
 //!
 //!     cargo run --release --example live_filters -- sequences [--sunseg DIR] [--count N] [--sweep]
 //!     cargo run --release --example live_filters -- roi --data DIR

@@ -17,7 +17,7 @@ const MOST_PIXELS: usize = 600;
 /// Surroundings of a mask that move with it, as a part of its box's sides, and at least in pixels.
 const MARGIN: usize = 4;
 const LEAST_MARGIN: usize = 4;
-/// [`unlikeness`] from which a scene is another; measured in docs/live.md.
+/// [`unlikeness`] from which a scene is another.
 const CUT: f32 = 0.6;
 /// Grey levels that noise makes.
 const NOISE: f32 = 4.0;
