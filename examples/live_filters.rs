@@ -1,8 +1,7 @@
 //! Measures what the engine does beside the network: the temporal filter, motion compensation, the region of interest. The
-//! tables of docs/live.md come from it.
+//! figures of docs/live.md come from it.
 //!
-//!     cargo run --release --example live_filters -- temporal [--sunseg DIR] [--sweep]
-//!     cargo run --release --example live_filters -- motion [--sunseg DIR]
+//!     cargo run --release --example live_filters -- sequences [--sunseg DIR] [--count N] [--sweep]
 //!     cargo run --release --example live_filters -- roi --data DIR
 //!
 //! Without DIR on synthetic sequences alone. A SUN-SEG folder's sequences get a polyp-free stretch each: a moving window of the
@@ -35,11 +34,33 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned();
     match args.first().map(String::as_str) {
-        Some("temporal") => temporal(value("--sunseg"), args.iter().any(|a| a == "--sweep")),
-        Some("motion") => motions(value("--sunseg")),
+        Some("sequences") => {
+            let mut model = model::open(None, &ModelOptions::default())?;
+            let count = value("--count").map_or(Ok(6), |n| n.parse())?;
+            let mut sets = vec![Set {
+                name: "synthetic",
+                with: synthetic(&mut *model, count, true)?,
+                without: synthetic(&mut *model, count, false)?,
+            }];
+            if let Some(dir) = value("--sunseg") {
+                sets.push(real(&mut *model, &dir)?);
+            }
+            motions(&sets);
+            temporal(&sets, args.iter().any(|a| a == "--sweep"));
+            Ok(())
+        }
         Some("roi") => roi(&value("--data").ok_or("roi needs --data DIR")?),
-        _ => Err("usage: live_filters temporal|motion|roi [--sunseg DIR] [--data DIR] [--sweep]".into()),
+        _ => {
+            Err("usage: live_filters sequences [--sunseg DIR] [--count N] [--sweep] | roi --data DIR".into())
+        }
     }
+}
+
+/// Sequences with polyps, and without.
+struct Set {
+    name: &'static str,
+    with: Vec<Clip>,
+    without: Vec<Clip>,
 }
 
 /// A sequence as the network sees it.
@@ -83,7 +104,7 @@ fn synthetic(model: &mut dyn Segmenter, count: u64, polyps: bool) -> Result<Vec<
 }
 
 /// The sequences of a SUN-SEG split, and the same frames' polyp-free windows.
-fn real(model: &mut dyn Segmenter, dir: &str) -> Result<(Vec<Clip>, Vec<Clip>)> {
+fn real(model: &mut dyn Segmenter, dir: &str) -> Result<Set> {
     let data = Dataset::open(dir.as_ref())?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for items in data.items.chunk_by(|a, b| a.sequence == b.sequence) {
@@ -95,7 +116,7 @@ fn real(model: &mut dyn Segmenter, dir: &str) -> Result<(Vec<Clip>, Vec<Clip>)> 
             without.push(clip(model, windows.into_iter())?);
         }
     }
-    Ok((with, without))
+    Ok(Set { name: "real", with, without })
 }
 
 /// Six tenths of a picture without polyp, as near as can be to where the window before was.
@@ -152,13 +173,7 @@ fn watch(clips: &[&Clip], settings: &TemporalSettings, step: usize) -> Outcome {
     Outcome { live: Live::new(&sequences, RATE), first, dice }
 }
 
-fn temporal(sunseg: Option<String>, sweep: bool) -> Result<()> {
-    let mut model = model::open(None, &ModelOptions::default())?;
-    let mut sets = vec![("synthetic", synthetic(&mut *model, 12, true)?, synthetic(&mut *model, 12, false)?)];
-    if let Some(dir) = sunseg {
-        let (with, without) = real(&mut *model, &dir)?;
-        sets.push(("real", with, without));
-    }
+fn temporal(sets: &[Set], sweep: bool) {
     let mut all = vec![TemporalSettings::default(), TemporalSettings::LIVE];
     if sweep {
         for smoothing in [0.0, 0.3, 0.5, 0.7] {
@@ -171,7 +186,7 @@ fn temporal(sunseg: Option<String>, sweep: bool) -> Result<()> {
         "| set | inferences/s | smoothing | hysteresis | hold-off | false alarms | a minute | fewer | recall | first hit, mean ms | added, median ms | added, mean ms | lost | Dice |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
-    for (name, with, without) in &sets {
+    for Set { name, with, without } in sets {
         let clips: Vec<&Clip> = with.iter().chain(without).collect();
         for step in [1, 2] {
             let plain = watch(&clips, &TemporalSettings::default(), step);
@@ -212,7 +227,6 @@ fn temporal(sunseg: Option<String>, sweep: bool) -> Result<()> {
             watch(&clips, &TemporalSettings::default(), 1).live.polyp_free_minutes
         );
     }
-    Ok(())
 }
 
 /// How a mask is brought from its own picture to another.
@@ -262,17 +276,12 @@ fn moved(way: Way, mask: &[u8], size: (usize, usize), before: &Luma, now: &Luma)
     }
 }
 
-fn motions(sunseg: Option<String>) -> Result<()> {
-    let mut model = model::open(None, &ModelOptions::default())?;
-    let mut sets = vec![("synthetic", synthetic(&mut *model, 12, true)?)];
-    if let Some(dir) = sunseg {
-        sets.push(("real", real(&mut *model, &dir)?.0));
-    }
+fn motions(sets: &[Set]) {
     println!(
         "| set | inferences/s | way | Dice with the picture's own mask | Dice of truth moved with truth | Dice with truth | dropped | µs |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for (name, clips) in &sets {
+    for Set { name, with: clips, .. } in sets {
         for rate in [5.0, 10.0, 15.0] {
             for (way, label) in [
                 (Way::Still, "still"),
@@ -336,7 +345,6 @@ fn motions(sunseg: Option<String>) -> Result<()> {
         }
         cuts(name, clips);
     }
-    Ok(())
 }
 
 /// How unlike neighbours are, and how unlike pictures of different sequences.

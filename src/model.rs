@@ -8,10 +8,12 @@ use crate::sam::{Prompts, Sam, SamConfig};
 use crate::train::losses::min_max;
 use crate::weights::{self, Checkpoint};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
 
 /// The model that every default finds: AutoSAM at small scale, trained by this project (see its card in
 /// `models/`). Its weights are not Meta's.
@@ -242,7 +244,7 @@ pub fn probabilities(
 
 /// An [`AutoSam`] as the engine sees it.
 struct AutoSamSegmenter {
-    model: AutoSam,
+    model: Arc<AutoSam>,
     mask_mode: MaskMode,
 }
 
@@ -273,8 +275,69 @@ pub fn checkpoint(location: Option<&Path>) -> Result<Checkpoint> {
     }
 }
 
-/// Opens the weights at `location`, or the shipped model where there is none, ready for the engine.
+/// What an open model was made of. A file that was replaced since is another.
+#[derive(Debug, PartialEq)]
+struct Origin {
+    file: Option<(PathBuf, SystemTime, u64)>,
+    device: DeviceLocation,
+}
+
+impl Origin {
+    fn of(location: Option<&Path>, device: &Device) -> Result<Self> {
+        let file = location.map(|path| {
+            let whole = path.canonicalize()?;
+            let data = whole.metadata()?;
+            Ok((whole, data.modified()?, data.len()))
+        });
+        let file = file.transpose().map_err(|e| Error::io(location.unwrap_or(Path::new("")), e))?;
+        Ok(Self { file, device: device.location() })
+    }
+}
+
+/// The model of `location` on `device`: one copy of its weights in the process, for as long as anybody uses it.
+fn shared(location: Option<&Path>, device: &Device) -> Result<Arc<AutoSam>> {
+    static OPEN: Mutex<Vec<(Origin, Weak<AutoSam>)>> = Mutex::new(Vec::new());
+    let origin = Origin::of(location, device)?;
+    // Held while loading, so that two who want the same load it once. A panic in here leaves the list whole.
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.retain(|(_, model)| model.strong_count() > 0);
+    if let Some(model) = open.iter().find(|(o, _)| *o == origin).and_then(|(_, model)| model.upgrade()) {
+        return Ok(model);
+    }
+    let model = Arc::new(AutoSam::from_checkpoint(&checkpoint(location)?, device)?);
+    open.push((origin, Arc::downgrade(&model)));
+    Ok(model)
+}
+
+/// Opens the weights at `location`, or the shipped model where there is none, ready for the engine. Whoever opens the same
+/// on the same device shares its weights.
 pub fn open(location: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
-    let model = AutoSam::from_checkpoint(&checkpoint(location)?, &options.device.resolve()?)?;
+    let model = shared(location, &options.device.resolve()?)?;
     Ok(Box::new(AutoSamSegmenter { model, mask_mode: options.mask_mode }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_weights_are_in_memory_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        std::fs::write(&path, SHIPPED).unwrap();
+        let copy = dir.path().join("copy.safetensors");
+        std::fs::write(&copy, SHIPPED).unwrap();
+        let open = |path: &Path| shared(Some(path), &Device::Cpu).unwrap();
+        let (first, second, other) = (open(&path), open(&path), open(&copy));
+        assert!(Arc::ptr_eq(&first, &second) && !Arc::ptr_eq(&first, &other));
+        // Nobody holds what nobody uses, and a file that has changed is opened anew.
+        let gone = Arc::downgrade(&other);
+        drop(other);
+        assert!(gone.upgrade().is_none());
+        let later = SystemTime::now() + std::time::Duration::from_secs(5);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        assert!(!Arc::ptr_eq(&first, &open(&path)));
+        let text = shared(Some(&dir.path().join("nowhere")), &Device::Cpu).unwrap_err().to_string();
+        assert!(text.contains("nowhere"), "{text}");
+    }
 }

@@ -17,7 +17,7 @@ const MOST_PIXELS: usize = 600;
 /// Surroundings of a mask that move with it, as a part of its box's sides, and at least in pixels.
 const MARGIN: usize = 4;
 const LEAST_MARGIN: usize = 4;
-/// [`unlikeness`] from which a scene is another; measured in docs/live.md.
+/// [`unlikeness`] from which a scene is another.
 const CUT: f32 = 0.6;
 /// Grey levels that noise makes.
 const NOISE: f32 = 4.0;
@@ -53,6 +53,7 @@ pub fn shift(before: &Luma, now: &Luma, extent: Extent) -> Option<(f32, f32)> {
     if (w, h) != (now.width, now.height) || w < 4 || h < 4 {
         return Some((0.0, 0.0));
     }
+    let now = &relit(now, before);
     let window = window(extent, w, h);
     let (half_before, half_now) = (before.halved(), now.halved());
     let half = window_of(
@@ -77,6 +78,14 @@ pub fn shift(before: &Luma, now: &Luma, extent: Extent) -> Option<(f32, f32)> {
     };
     let (fx, fy) = (between(at(-1, 0), at(1, 0)), between(at(0, -1), at(0, 1)));
     Some(((best.0 as f32 + fx) / w as f32, (best.1 as f32 + fy) / h as f32))
+}
+
+/// `now` as bright as `before` on the whole: differences are to tell of motion, not of the lamp.
+fn relit(now: &Luma, before: &Luma) -> Luma {
+    let mean = |l: &Luma| l.data.iter().map(|v| i64::from(*v)).sum::<i64>() / l.data.len().max(1) as i64;
+    let by = mean(before) - mean(now);
+    let data = now.data.iter().map(|v| (i64::from(*v) + by).clamp(0, 255) as u8).collect();
+    Luma { data, ..*now }
 }
 
 /// How little two pictures of one size have to do with each other, at the best shift of the whole: 0 to about 1.

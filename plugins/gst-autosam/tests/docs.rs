@@ -27,7 +27,7 @@ fn row(p: &glib::ParamSpec) -> String {
     } else if let Some(b) = p.downcast_ref::<glib::ParamSpecBoolean>() {
         format!("true, false ({})", b.default_value())
     } else if let Some(s) = p.downcast_ref::<glib::ParamSpecString>() {
-        format!("text ({})", s.default_value().map_or("none", |d| d.as_str()))
+        format!("text ({})", s.default_value().map_or("none".to_owned(), ToString::to_string))
     } else {
         "structure".to_owned()
     };

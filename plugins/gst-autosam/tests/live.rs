@@ -4,6 +4,7 @@ mod common;
 
 use common::{Scripted, around, buffer, bytes, caps, messages, model, next_message, scripted, stat, wait};
 use gst::prelude::*;
+use gst_controller::prelude::{InterpolationControlSourceExt, TimedValueControlSourceExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

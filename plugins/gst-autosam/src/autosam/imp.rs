@@ -235,6 +235,11 @@ impl ObjectImpl for AutoSam {
             gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{e}"));
             return;
         }
+        let settings = {
+            let now = settings.clone();
+            drop(settings);
+            now
+        };
         if let Some(control) = self.control() {
             control.set(settings.engine());
             if !settings.enabled {
@@ -243,7 +248,6 @@ impl ObjectImpl for AutoSam {
             }
         }
         if pspec.name() == "model-location" {
-            let settings = settings.clone();
             self.replace_model(&settings);
         }
     }
@@ -308,24 +312,24 @@ impl ElementImpl for AutoSam {
         _name: Option<&str>,
         _caps: Option<&gst::Caps>,
     ) -> Option<gst::Pad> {
-        let mut mask = lock(&self.mask);
-        if mask.is_some() {
+        if self.mask().is_some() {
             gst::warning!(CAT, imp = self, "there is one mask pad, and it is taken");
             return None;
         }
-        let new = MaskPad::new(template);
+        let mask = MaskPad::new(template);
         let element = self.obj();
-        if element.current_state() >= gst::State::Paused && new.pad.set_active(true).is_err() {
+        if element.current_state() >= gst::State::Paused && mask.pad.set_active(true).is_err() {
             return None;
         }
-        element.add_pad(&new.pad).ok()?;
+        // Nothing is locked here: applications hear of the pad. Of two requests at a time the name lets one pass.
+        element.add_pad(&mask.pad).ok()?;
         // Asked for in mid-stream: what the stream is was said before.
         element.static_pad("sink")?.sticky_events_foreach(|event| {
-            new.event(event);
+            mask.event(event);
             std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
         });
-        *mask = Some(new.clone());
-        Some(new.pad)
+        *lock(&self.mask) = Some(mask.clone());
+        Some(mask.pad)
     }
 
     fn release_pad(&self, pad: &gst::Pad) {
