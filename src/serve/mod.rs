@@ -31,12 +31,15 @@ const HEADERS: &str = "Content-Security-Policy: default-src 'none'; img-src 'sel
                        Cache-Control: no-store\r\n\
                        Connection: close\r\n";
 
+/// Writes a body as it comes, until it is done or the client gone.
+pub type Writing = Box<dyn FnOnce(&mut Client) -> std::io::Result<()> + Send>;
+
 /// What a path gives.
 pub enum Answer {
     /// A whole document: content type and body.
     Document(&'static str, Cow<'static, [u8]>),
     /// Parts as long as the client takes them: content type, and what writes the body.
-    Stream(&'static str, Box<dyn FnOnce(&mut Client) -> std::io::Result<()> + Send>),
+    Stream(&'static str, Writing),
     NotFound,
 }
 

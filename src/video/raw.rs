@@ -93,7 +93,7 @@ mod tests {
             assert_eq!(buffers[0].size(), to.size(), "{format}");
         }
         let to = info("RGBA", 33, 17, FrameRate::DEFAULT).unwrap();
-        let pixels = convert(&[red.clone()], &to).unwrap().remove(0);
+        let pixels = convert(std::slice::from_ref(&red), &to).unwrap().remove(0);
         assert_eq!(pixels.map_readable().unwrap()[..4], [255, 0, 0, 255]);
         assert!(info("VHS", 8, 8, FrameRate::DEFAULT).unwrap_err().to_string().contains("VHS"));
         let other = info("RGBA", 32, 17, FrameRate::DEFAULT).unwrap();

@@ -23,8 +23,11 @@ fn steered(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Arc<AtomicU8
     (element, bus, value)
 }
 
+/// What came, as the streaming thread adds to it.
+type Heard<T> = Arc<Mutex<Vec<T>>>;
+
 /// Takes everything from a pad: buffers, and the names of events in between.
-fn listen(pad: &gst::Pad) -> (gst::Pad, Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<gst::Buffer>>>) {
+fn listen(pad: &gst::Pad) -> (gst::Pad, Heard<String>, Heard<gst::Buffer>) {
     let (log, buffers) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
     let (l, b, e) = (log.clone(), buffers.clone(), log.clone());
     let sink = gst::Pad::builder(gst::PadDirection::Sink)
