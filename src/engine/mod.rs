@@ -129,6 +129,9 @@ pub struct Engine {
     finder: Finder,
     generation: u64,
     index: u64,
+    /// When the frame at hand came, and how long after the one before.
+    began: Option<Instant>,
+    interval: Duration,
     /// `None` only while being dropped.
     queue: Option<Sender<Job>>,
     spare: Receiver<Sample>,
@@ -234,6 +237,8 @@ impl Engine {
             finder: Finder::default(),
             generation: 0,
             index: 0,
+            began: None,
+            interval: Duration::MAX,
             queue: Some(queue),
             spare,
             worker: Some(worker),
@@ -250,13 +255,19 @@ impl Engine {
         &self.control
     }
 
-    /// Leaves `frame` for the worker, in place of one that still waits. Never waits itself.
+    /// Leaves `frame` for the worker, in place of one that still waits; passes it over where a newer one will come before the
+    /// worker is free. Never waits itself.
     ///
     /// # Errors
     /// For a frame that cannot be sampled, or where the worker is gone.
     pub fn offer(&mut self, frame: &Frame, pts: Option<u64>) -> Result<()> {
         self.next();
         if self.input_size() == 0 {
+            self.control.shared.figures.skipped.add_one();
+            return Ok(());
+        }
+        let usual = self.control.shared.figures.inference.usual();
+        if overtaken(self.control.busy(), usual, self.interval) {
             self.control.shared.figures.skipped.add_one();
             return Ok(());
         }
@@ -311,6 +322,9 @@ impl Engine {
         self.control.shared.figures.frames.add_one();
         self.index += 1;
         self.luma = None;
+        let now = Instant::now();
+        self.interval = self.began.map_or(Duration::MAX, |before| now - before);
+        self.began = Some(now);
         let generation = self.control.shared.generation.load(Ordering::Acquire);
         if generation != self.generation {
             self.generation = generation;
@@ -402,6 +416,13 @@ impl Engine {
     pub fn record_annotation_delay(&self, age: Duration) {
         self.control.shared.figures.annotation_delay.record(age);
     }
+}
+
+/// True of a frame that a newer one would replace in the queue before the worker came to it: reducing it would be for nothing.
+/// `busy` tells for how long the worker has had a frame, `usual` how long it has one, `interval` how far frames are apart.
+fn overtaken(busy: Option<Duration>, usual: Duration, interval: Duration) -> bool {
+    // Two intervals: frames do not come by the clock.
+    busy.is_some_and(|busy| busy.saturating_add(interval.saturating_mul(2)) < usual)
 }
 
 impl Drop for Engine {
