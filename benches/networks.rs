@@ -117,7 +117,8 @@ impl Case {
             }
             "train_sam" => {
                 let prompts = PromptMix { none: 1.0, point: 0.0, bbox: 0.0, mask: 0.0 };
-                let config = TrainConfig { stage: Stage::Sam, batch: BATCH, prompts, ..TrainConfig::default() };
+                let config =
+                    TrainConfig { stage: Stage::Sam, batch: BATCH, prompts, ..TrainConfig::default() };
                 Ok(Self::Step(Box::new(Trainer::new(&config, None, &Device::Cpu)?), vec![frames(BATCH, 256)]))
             }
             _ => {
@@ -152,9 +153,14 @@ fn frames(n: usize, size: usize) -> Batch {
     let mut batch = Batch { samples: Vec::new(), masks: Vec::new(), ids: Vec::new() };
     for k in 0..n {
         let centre = (0.3 + 0.05 * k as f32) * size as f32;
-        let inside = |i: usize| ((i % size) as f32 - centre).hypot((i / size) as f32 - centre) < 0.2 * size as f32;
+        let inside =
+            |i: usize| ((i % size) as f32 - centre).hypot((i / size) as f32 - centre) < 0.2 * size as f32;
         let pixel = |i: usize| if inside(i) { [200, 120, 110] } else { [90 + (i % 17) as u8, 40, k as u8] };
-        batch.samples.push(Sample { width: size, height: size, rgb: (0..size * size).flat_map(pixel).collect() });
+        batch.samples.push(Sample {
+            width: size,
+            height: size,
+            rgb: (0..size * size).flat_map(pixel).collect(),
+        });
         batch.masks.push((0..size * size).map(|i| if inside(i) { 255 } else { 0 }).collect());
         batch.ids.push(k.to_string());
     }
