@@ -44,12 +44,27 @@ impl DeviceChoice {
     pub fn resolve(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(id) if cfg!(feature = "cuda") => Ok(Device::new_cuda(id)?),
+            Self::Cuda(id) if cfg!(feature = "cuda") => cuda(id),
             Self::Cuda(id) => Err(Error::invalid(format!(
                 "cuda device {id}: this build has no CUDA; build with --features cuda, or use the CPU"
             ))),
-            Self::Auto => Ok(Device::cuda_if_available(0)?),
+            Self::Auto if cfg!(feature = "cuda") => Ok(cuda(0).unwrap_or_else(|reason| {
+                tracing::warn!("no GPU in use, the CPU computes: {reason}");
+                Device::Cpu
+            })),
+            Self::Auto => Ok(Device::Cpu),
         }
+    }
+}
+
+/// GPU `id`; an error that says why where there is none. Where the driver's library is missing the binding panics: that
+/// is caught here.
+fn cuda(id: usize) -> Result<Device> {
+    match std::panic::catch_unwind(|| Device::new_cuda(id)) {
+        Ok(device) => device.map_err(|e| Error::invalid(format!("cuda device {id}: {e}"))),
+        Err(_) => Err(Error::invalid(format!(
+            "cuda device {id}: the driver (libcuda.so.1) cannot be loaded; install NVIDIA's driver, or use the CPU"
+        ))),
     }
 }
 

@@ -106,7 +106,7 @@ impl Up {
 
     fn forward(&self, x: &Tensor, skip: &Tensor, train: bool) -> Result<Tensor> {
         let (_, _, h, w) = skip.dims4()?;
-        let x = Tensor::cat(&[&ops::resize_bilinear(x, h, w, false)?, skip], 1)?;
+        let x = ops::concat(&[&ops::resize_bilinear(x, h, w, false)?, skip])?;
         self.conv2.forward(&self.conv1.forward(&x, None)?, Some(Activation::LeakyRelu), train)
     }
 }

@@ -262,7 +262,7 @@ impl Block {
         for (layer, links) in &self.layers {
             let input = match links.as_slice() {
                 [one] => outputs[*one].clone(),
-                many => Tensor::cat(&many.iter().map(|l| &outputs[*l]).collect::<Vec<_>>(), 1)?,
+                many => ops::concat(&many.iter().map(|l| &outputs[*l]).collect::<Vec<_>>())?,
             };
             outputs.push(match layer {
                 Layer::Plain(conv) => conv.forward(&input, train)?,
@@ -272,7 +272,7 @@ impl Block {
         let last = outputs.len() - 1;
         let kept: Vec<&Tensor> =
             outputs.iter().enumerate().filter(|(i, _)| *i == last || i % 2 == 1).map(|(_, t)| t).collect();
-        Tensor::cat(&kept, 1)
+        ops::concat(&kept)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Convolution as matrix products over tiles of unfolded columns that stay in cache.
 
-use super::cpu::{Shared, simd, slice};
-use super::fused::Finish;
+use super::cpu::{Elements, Shared, shaped_as, simd, slice};
+use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -11,21 +11,21 @@ const TILE: usize = 96 * 1024;
 
 /// The sizes of one convolution without groups.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Geometry {
-    n: usize,
+pub(super) struct Geometry {
+    pub n: usize,
     c: usize,
     h: usize,
     w: usize,
-    o: usize,
+    pub o: usize,
     k: usize,
     stride: usize,
     padding: usize,
-    oh: usize,
-    ow: usize,
+    pub oh: usize,
+    pub ow: usize,
 }
 
 impl Geometry {
-    fn of(x: &[usize], w: &[usize], stride: usize, padding: usize) -> Result<Self> {
+    pub fn of(x: &[usize], w: &[usize], stride: usize, padding: usize) -> Result<Self> {
         let (&[n, c, h, width], &[o, ci, k, k2]) = (x, w) else {
             candle_core::bail!("conv2d: expected [N, C, H, W] and [O, C, K, K], found {x:?} and {w:?}")
         };
@@ -126,32 +126,12 @@ impl Geometry {
         let to = (self.w + self.padding).saturating_sub(kx).div_ceil(self.stride);
         (from.min(self.ow), to.min(self.ow))
     }
-}
 
-/// The forward operation.
-pub(super) struct Conv {
-    pub stride: usize,
-    pub padding: usize,
-    pub finish: Finish,
-}
-
-impl CustomOp2 for Conv {
-    fn name(&self) -> &'static str {
-        "autosam-conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(l1.dims(), l2.dims(), self.stride, self.padding)?;
-        let (x, w) = (slice(s1, l1)?, slice(s2, l2)?);
+    /// `x [N, C, H, W]` and `w [O, C, K, K]` → `[N, O, OH, OW]`, finished.
+    pub fn forward(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
+        let g = self;
         let mut out = vec![0f32; g.n * g.o * g.pixels()];
         let shared = Shared::new(&mut out);
-        let finish = self.finish.per_channel(g.o)?;
         (0..g.n * g.tiles()).into_par_iter().for_each(|task| {
             let (image, tile) = (task / g.tiles(), task % g.tiles());
             let (y0, rows) = g.tile(tile);
@@ -172,7 +152,7 @@ impl CustomOp2 for Conv {
                     product(buffer.as_ptr(), columns);
                 });
             }
-            if let Some(finish) = &finish {
+            if let Some(finish) = finish {
                 for channel in 0..g.o {
                     // SAFETY: as above; the product is done.
                     let row =
@@ -184,53 +164,12 @@ impl CustomOp2 for Conv {
                 }
             }
         });
-        Ok((CpuStorage::F32(out), Shape::from((g.n, g.o, g.oh, g.ow))))
+        out
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (stride, padding) = (self.stride, self.padding);
-        let dx = match x.track_op() {
-            true => Some(grad.apply_op2_no_bwd(w, &GradInput { stride, padding, input: x.dims().to_vec() })?),
-            false => None,
-        };
-        let dw = match w.track_op() {
-            true => {
-                Some(x.apply_op2_no_bwd(&grad, &GradWeight { stride, padding, weight: w.dims().to_vec() })?)
-            }
-            false => None,
-        };
-        Ok((dx, dw))
-    }
-}
-
-/// Gradient of the input, from the output's gradient and the weights.
-struct GradInput {
-    stride: usize,
-    padding: usize,
-    input: Vec<usize>,
-}
-
-impl CustomOp2 for GradInput {
-    fn name(&self) -> &'static str {
-        "autosam-conv2d-grad-input"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(&self.input, l2.dims(), self.stride, self.padding)?;
-        let (grad, w) = (slice(s1, l1)?, slice(s2, l2)?);
+    /// Gradient of the input, from the output's gradient and the weights.
+    pub fn grad_input(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
+        let g = self;
         let mut dx = vec![0f32; g.n * g.c * g.h * g.w];
         let transposed = || Matrix { data: w.as_ptr(), rows: 1, cols: g.depth() as isize };
         dx.par_chunks_mut(g.c * g.h * g.w).zip(grad.par_chunks(g.o * g.pixels())).for_each(|(dx, grad)| {
@@ -256,31 +195,12 @@ impl CustomOp2 for GradInput {
                 }
             }
         });
-        Ok((CpuStorage::F32(dx), Shape::from(self.input.as_slice())))
-    }
-}
-
-/// Gradient of the weights, from the input and the output's gradient.
-struct GradWeight {
-    stride: usize,
-    padding: usize,
-    weight: Vec<usize>,
-}
-
-impl CustomOp2 for GradWeight {
-    fn name(&self) -> &'static str {
-        "autosam-conv2d-grad-weight"
+        dx
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(l1.dims(), &self.weight, self.stride, self.padding)?;
-        let (x, grad) = (slice(s1, l1)?, slice(s2, l2)?);
+    /// Gradient of the weights, from the input and the output's gradient.
+    pub fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        let g = self;
         // Each part sums its own images in order and the parts are summed in order, so that the same machine
         // gives the same bits every time.
         let share = g.n.div_ceil(rayon::current_num_threads()).max(1);
@@ -331,6 +251,53 @@ impl CustomOp2 for GradWeight {
         for part in parts {
             dw.iter_mut().zip(part).for_each(|(a, b)| *a += b);
         }
-        Ok((CpuStorage::F32(dw), Shape::from(self.weight.as_slice())))
+        dw
+    }
+}
+
+/// The operation, and its gradients.
+pub(super) struct Conv {
+    pub stride: usize,
+    pub padding: usize,
+    pub finish: Finish,
+}
+
+impl CustomOp2 for Conv {
+    fn name(&self) -> &'static str {
+        "autosam-conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let g = Geometry::of(l1.dims(), l2.dims(), self.stride, self.padding)?;
+        let finish = self.finish.per_channel(g.o)?;
+        let out = g.forward(slice(s1, l1)?, slice(s2, l2)?, finish.as_ref());
+        Ok((CpuStorage::F32(out), Shape::from((g.n, g.o, g.oh, g.ow))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let g = Geometry::of(x.dims(), w.dims(), self.stride, self.padding)?;
+        let grad = grad.contiguous()?;
+        let grad = Elements::of(&grad)?;
+        let dx = match x.track_op() {
+            true => Some(shaped_as(g.grad_input(&grad, &Elements::of(w)?), x)?),
+            false => None,
+        };
+        let dw = match w.track_op() {
+            true => Some(shaped_as(g.grad_weight(&Elements::of(x)?, &grad), w)?),
+            false => None,
+        };
+        Ok((dx, dw))
     }
 }

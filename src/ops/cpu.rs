@@ -1,6 +1,8 @@
 //! What the CPU kernels share.
 
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor};
+use rayon::prelude::*;
+use std::ops::{Deref, Range};
 
 /// True where the kernels here apply; elsewhere candle's own operations, composed, serve.
 pub(super) fn handles(tensors: &[&Tensor]) -> bool {
@@ -13,6 +15,64 @@ pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
         Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
         None => candle_core::bail!("a kernel needs a contiguous tensor, not {layout:?}"),
     }
+}
+
+/// The elements of a contiguous f32 tensor, held for reading.
+pub(super) struct Elements<'a> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl<'a> Elements<'a> {
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let range = match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(_)), Some((from, to))) => from..to,
+            _ => candle_core::bail!("a kernel needs a contiguous f32 tensor on the CPU, not {tensor:?}"),
+        };
+        Ok(Self { storage, range })
+    }
+}
+
+impl Deref for Elements<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(all)) => &all[self.range.clone()],
+            _ => unreachable!("`of` takes no other"),
+        }
+    }
+}
+
+/// A tensor of `like`'s shape that takes over `values`.
+pub(super) fn shaped_as(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values, like.shape(), like.device())
+}
+
+/// Parts that a sum over rows is split into, whatever the number of threads: added in order, they give the same bits every time.
+const PARTS: usize = 16;
+
+/// Sums `f(rows, sums)` over parts of `0..rows`, each with its own `len` sums.
+pub(super) fn sum_over_rows(
+    rows: usize,
+    len: usize,
+    f: impl Fn(Range<usize>, &mut [f64]) + Sync,
+) -> Vec<f64> {
+    let share = rows.div_ceil(PARTS).max(1);
+    let parts: Vec<Vec<f64>> = (0..rows.div_ceil(share))
+        .into_par_iter()
+        .map(|part| {
+            let mut sums = vec![0f64; len];
+            f(part * share..((part + 1) * share).min(rows), &mut sums);
+            sums
+        })
+        .collect();
+    let mut total = vec![0f64; len];
+    for part in parts {
+        total.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+    }
+    total
 }
 
 /// Elements that a thread takes at a time: long enough to pay for the hand-over.

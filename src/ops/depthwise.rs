@@ -1,25 +1,26 @@
 //! Depth-wise convolution: one kernel a channel, rows at a time.
 
-use super::cpu::{simd, slice};
-use super::fused::Finish;
+use super::cpu::{Elements, shaped_as, simd, slice};
+use super::fused::{ChannelFinish, Finish};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[derive(Debug, Clone, Copy)]
-struct Geometry {
-    c: usize,
+pub(super) struct Geometry {
+    pub n: usize,
+    pub c: usize,
     h: usize,
     w: usize,
     k: usize,
     stride: usize,
     padding: usize,
-    oh: usize,
-    ow: usize,
+    pub oh: usize,
+    pub ow: usize,
 }
 
 impl Geometry {
-    fn of(x: &[usize], w: &[usize], stride: usize, padding: usize) -> Result<Self> {
-        let (&[_, c, h, width], &[o, 1, k, k2]) = (x, w) else {
+    pub fn of(x: &[usize], w: &[usize], stride: usize, padding: usize) -> Result<Self> {
+        let (&[n, c, h, width], &[o, 1, k, k2]) = (x, w) else {
             candle_core::bail!(
                 "depth-wise conv2d: expected [N, C, H, W] and [C, 1, K, K], found {x:?} and {w:?}"
             )
@@ -28,7 +29,7 @@ impl Geometry {
             candle_core::bail!("depth-wise conv2d: {w:?} does not fit {x:?} with padding {padding}");
         }
         let out = |size: usize| (size + 2 * padding - k) / stride + 1;
-        Ok(Self { c, h, w: width, k, stride, padding, oh: out(h), ow: out(width) })
+        Ok(Self { n, c, h, w: width, k, stride, padding, oh: out(h), ow: out(width) })
     }
 
     /// Calls `f(input row, output row, kernel row)` for every pair of rows that meet.
@@ -51,32 +52,11 @@ impl Geometry {
         let to = (self.w + self.padding).saturating_sub(kx).div_ceil(self.stride).min(self.ow);
         (from.min(to), to, (from * self.stride + kx).saturating_sub(self.padding))
     }
-}
 
-/// The forward operation.
-pub(super) struct DepthWise {
-    pub stride: usize,
-    pub padding: usize,
-    pub finish: Finish,
-}
-
-impl CustomOp2 for DepthWise {
-    fn name(&self) -> &'static str {
-        "autosam-depthwise"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(l1.dims(), l2.dims(), self.stride, self.padding)?;
-        let (x, w) = (slice(s1, l1)?, slice(s2, l2)?);
-        let n = l1.dims()[0];
-        let mut out = vec![0f32; n * g.c * g.oh * g.ow];
-        let finish = self.finish.per_channel(g.c)?;
+    /// `x [N, C, H, W]` and `w [C, 1, K, K]` → `[N, C, OH, OW]`, finished.
+    pub fn forward(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
+        let g = self;
+        let mut out = vec![0f32; g.n * g.c * g.oh * g.ow];
         out.par_chunks_mut(g.oh * g.ow).zip(x.par_chunks(g.h * g.w)).enumerate().for_each(|(i, (out, x))| {
             let kernel = &w[i % g.c * g.k * g.k..][..g.k * g.k];
             simd(
@@ -105,59 +85,19 @@ impl CustomOp2 for DepthWise {
                             }
                         },
                     );
-                    if let Some(finish) = &finish {
+                    if let Some(finish) = finish {
                         finish.channel(i % g.c, out);
                     }
                 },
             );
         });
-        Ok((CpuStorage::F32(out), Shape::from((n, g.c, g.oh, g.ow))))
+        out
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (stride, padding) = (self.stride, self.padding);
-        let dx = match x.track_op() {
-            true => Some(grad.apply_op2_no_bwd(w, &GradInput { stride, padding, input: x.dims().to_vec() })?),
-            false => None,
-        };
-        let dw = match w.track_op() {
-            true => {
-                Some(x.apply_op2_no_bwd(&grad, &GradWeight { stride, padding, weight: w.dims().to_vec() })?)
-            }
-            false => None,
-        };
-        Ok((dx, dw))
-    }
-}
-
-struct GradInput {
-    stride: usize,
-    padding: usize,
-    input: Vec<usize>,
-}
-
-impl CustomOp2 for GradInput {
-    fn name(&self) -> &'static str {
-        "autosam-depthwise-grad-input"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(&self.input, l2.dims(), self.stride, self.padding)?;
-        let (grad, w) = (slice(s1, l1)?, slice(s2, l2)?);
-        let mut dx = vec![0f32; self.input.iter().product()];
+    /// Gradient of the input.
+    pub fn grad_input(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
+        let g = self;
+        let mut dx = vec![0f32; g.n * g.c * g.h * g.w];
         dx.par_chunks_mut(g.h * g.w).zip(grad.par_chunks(g.oh * g.ow)).enumerate().for_each(
             |(i, (dx, grad))| {
                 let kernel = &w[i % g.c * g.k * g.k..][..g.k * g.k];
@@ -191,34 +131,15 @@ impl CustomOp2 for GradInput {
                 );
             },
         );
-        Ok((CpuStorage::F32(dx), Shape::from(self.input.as_slice())))
-    }
-}
-
-struct GradWeight {
-    stride: usize,
-    padding: usize,
-    weight: Vec<usize>,
-}
-
-impl CustomOp2 for GradWeight {
-    fn name(&self) -> &'static str {
-        "autosam-depthwise-grad-weight"
+        dx
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(l1.dims(), &self.weight, self.stride, self.padding)?;
-        let (x, grad) = (slice(s1, l1)?, slice(s2, l2)?);
-        let n = l1.dims()[0];
-        let mut dw = vec![0f32; self.weight.iter().product()];
+    /// Gradient of the weights.
+    pub fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        let g = self;
+        let mut dw = vec![0f32; g.c * g.k * g.k];
         dw.par_chunks_mut(g.k * g.k).enumerate().for_each(|(channel, dw)| {
-            for image in 0..n {
+            for image in 0..g.n {
                 let plane = image * g.c + channel;
                 let x = &x[plane * g.h * g.w..][..g.h * g.w];
                 let grad = &grad[plane * g.oh * g.ow..][..g.oh * g.ow];
@@ -241,7 +162,54 @@ impl CustomOp2 for GradWeight {
                 );
             }
         });
-        Ok((CpuStorage::F32(dw), Shape::from(self.weight.as_slice())))
+        dw
+    }
+}
+
+/// The operation, and its gradients.
+pub(super) struct DepthWise {
+    pub stride: usize,
+    pub padding: usize,
+    pub finish: Finish,
+}
+
+impl CustomOp2 for DepthWise {
+    fn name(&self) -> &'static str {
+        "autosam-depthwise"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let g = Geometry::of(l1.dims(), l2.dims(), self.stride, self.padding)?;
+        let finish = self.finish.per_channel(g.c)?;
+        let out = g.forward(slice(s1, l1)?, slice(s2, l2)?, finish.as_ref());
+        Ok((CpuStorage::F32(out), Shape::from((g.n, g.c, g.oh, g.ow))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let g = Geometry::of(x.dims(), w.dims(), self.stride, self.padding)?;
+        let grad = grad.contiguous()?;
+        let grad = Elements::of(&grad)?;
+        let dx = match x.track_op() {
+            true => Some(shaped_as(g.grad_input(&grad, &Elements::of(w)?), x)?),
+            false => None,
+        };
+        let dw = match w.track_op() {
+            true => Some(shaped_as(g.grad_weight(&Elements::of(x)?, &grad), w)?),
+            false => None,
+        };
+        Ok((dx, dw))
     }
 }
 

@@ -3,8 +3,8 @@
 
 use super::cpu::{GRAIN, Shared, simd, slice};
 use super::gemm::{Matrix, gemm, scratch};
-use super::pointwise::{Activation, softmax_row};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use super::pointwise::Activation;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 /// What a kernel does to its result: add a bias, apply an activation.
@@ -47,64 +47,22 @@ impl ChannelFinish {
         Activation::apply_shifted(self.activation, pixels, self.bias[channel]);
     }
 
-    /// Finishes all channels of one position.
+    /// Finishes positions `[.., channels]`.
     #[inline(always)]
-    fn row(&self, row: &mut [f32]) {
-        for (v, b) in row.iter_mut().zip(&self.bias) {
-            *v += b;
-        }
-        if self.activation.is_some() {
-            Activation::apply_shifted(self.activation, row, 0.0);
-        }
-    }
-}
-
-/// Products below this many multiplications stay on one thread: handing over costs more.
-const SERIAL: usize = 1 << 20;
-
-/// `x [rows, I]` · `w [O, I]`ᵀ, finished.
-pub(super) struct Linear {
-    pub finish: Finish,
-}
-
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "autosam-linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, w) = (slice(s1, l1)?, slice(s2, l2)?);
-        let ((rows, i), (o, wi)) = (l1.shape().dims2()?, l2.shape().dims2()?);
-        if i != wi {
-            candle_core::bail!("linear: {i} inputs for weights of {wi}");
-        }
-        let finish = self.finish.per_channel(o)?;
-        let mut out = vec![0f32; rows * o];
-        let parts = if rows * i * o < SERIAL { 1 } else { 2 * rayon::current_num_threads() };
-        let block = rows.div_ceil(parts).max(8);
-        out.par_chunks_mut(block * o).zip(x.par_chunks(block * i)).for_each(|(out, x)| {
-            let a = Matrix { data: x.as_ptr(), rows: i as isize, cols: 1 };
-            let b = Matrix { data: w.as_ptr(), rows: 1, cols: i as isize };
-            // SAFETY: the slices are as long as the products are.
-            unsafe { gemm(x.len() / i, o, i, out.as_mut_ptr(), o as isize, false, 1.0, a, b) };
-            if let Some(finish) = &finish {
-                simd(
-                    #[inline(always)]
-                    || {
-                        for row in out.chunks_exact_mut(o) {
-                            finish.row(row);
-                        }
-                    },
-                );
-            }
-        });
-        Ok((CpuStorage::F32(out), Shape::from((rows, o))))
+    pub fn rows(&self, rows: &mut [f32]) {
+        simd(
+            #[inline(always)]
+            || {
+                for row in rows.chunks_exact_mut(self.bias.len()) {
+                    for (v, b) in row.iter_mut().zip(&self.bias) {
+                        *v += b;
+                    }
+                }
+                if self.activation.is_some() {
+                    Activation::apply_shifted(self.activation, rows, 0.0);
+                }
+            },
+        );
     }
 }
 
@@ -171,124 +129,6 @@ impl CustomOp2 for Spread {
             });
         });
         Ok((CpuStorage::F32(out), Shape::from((n, o, h * k, width * k))))
-    }
-}
-
-/// `softmax(scale · q kᵀ + bias) v` for every head, from strided views `[B, tokens, heads, d]`.
-pub(super) struct Attention {
-    pub scale: f32,
-    /// `[heads, tokens of q, tokens of k]`.
-    pub bias: Option<Tensor>,
-}
-
-/// Query rows of a task.
-const QUERIES: usize = 64;
-
-/// A view `[B, tokens, heads, d]` whose last dimension is dense.
-struct Heads<'a> {
-    data: &'a [f32],
-    batch: usize,
-    token: usize,
-    head: usize,
-}
-
-impl<'a> Heads<'a> {
-    fn of(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
-        let &[batch, token, head, 1] = layout.stride() else {
-            candle_core::bail!("attention needs [B, T, H, d] with d dense, not {layout:?}")
-        };
-        Ok(Self { data: &storage.as_slice::<f32>()?[layout.start_offset()..], batch, token, head })
-    }
-
-    /// Tokens from `token` on of one head, `[tokens, d]`.
-    fn rows(&self, batch: usize, head: usize, token: usize) -> Matrix {
-        let at = batch * self.batch + head * self.head + token * self.token;
-        Matrix { data: self.data[at..].as_ptr(), rows: self.token as isize, cols: 1 }
-    }
-}
-
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "autosam-attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (batch, tokens, heads, d) = l1.shape().dims4()?;
-        let keys = l2.dims()[1];
-        if l2.dims() != [batch, keys, heads, d] || l3.dims() != l2.dims() {
-            candle_core::bail!("attention: q {:?}, k {:?}, v {:?}", l1.dims(), l2.dims(), l3.dims());
-        }
-        let (q, k, v) = (Heads::of(s1, l1)?, Heads::of(s2, l2)?, Heads::of(s3, l3)?);
-        let bias = match &self.bias {
-            Some(bias) if bias.dims() != [heads, tokens, keys] => {
-                candle_core::bail!(
-                    "attention: a bias of {:?} for {heads} heads, {tokens} x {keys}",
-                    bias.dims()
-                )
-            }
-            Some(bias) => Some(bias.contiguous()?),
-            None => None,
-        };
-        let held = bias.as_ref().map(Tensor::storage_and_layout);
-        let bias: Option<&[f32]> = match &held {
-            Some((storage, layout)) => match &**storage {
-                candle_core::Storage::Cpu(storage) => Some(slice(storage, layout)?),
-                _ => candle_core::bail!("attention: the bias is not on the CPU"),
-            },
-            None => None,
-        };
-        let mut out = vec![0f32; batch * tokens * heads * d];
-        let shared = Shared::new(&mut out);
-        let chunks = tokens.div_ceil(QUERIES);
-        let run = |task: usize| {
-            let (chunk, head, image) = (task % chunks, task / chunks % heads, task / chunks / heads);
-            let first = chunk * QUERIES;
-            let rows = QUERIES.min(tokens - first);
-            scratch(rows * keys, |scores| {
-                let transposed = k.rows(image, head, 0);
-                let transposed = Matrix { rows: 1, cols: transposed.rows, ..transposed };
-                // SAFETY: the buffer holds rows × keys; a task writes its own rows of its own head of the result.
-                unsafe {
-                    let dst = scores.as_mut_ptr();
-                    let a = q.rows(image, head, first);
-                    gemm(rows, keys, d, dst, keys as isize, false, self.scale, a, transposed);
-                }
-                simd(
-                    #[inline(always)]
-                    || {
-                        if let Some(bias) = bias {
-                            let bias = &bias[(head * tokens + first) * keys..][..rows * keys];
-                            for (s, b) in scores.iter_mut().zip(bias) {
-                                *s += b;
-                            }
-                        }
-                        for row in scores.chunks_exact_mut(keys) {
-                            softmax_row(row);
-                        }
-                    },
-                );
-                unsafe {
-                    let a = Matrix { data: scores.as_ptr(), rows: keys as isize, cols: 1 };
-                    let dst = shared.at(((image * tokens + first) * heads + head) * d);
-                    gemm(rows, d, keys, dst, (heads * d) as isize, false, 1.0, a, v.rows(image, head, 0));
-                }
-            });
-        };
-        let tasks = batch * heads * chunks;
-        if tasks * QUERIES.min(tokens) * keys * d < SERIAL {
-            (0..tasks).for_each(run);
-        } else {
-            (0..tasks).into_par_iter().for_each(run);
-        }
-        Ok((CpuStorage::F32(out), Shape::from((batch, tokens, heads * d))))
     }
 }
 

@@ -3,25 +3,36 @@
 //!
 //! Images are `[N, C, H, W]`. On a CPU in f32 our kernels run; elsewhere candle's operations, composed.
 
+mod arrange;
+mod attention;
 mod autocast;
 mod batch_norm;
+mod channel_norm;
 mod conv;
+mod conv_norm;
 mod cpu;
 mod depthwise;
+mod depthwise_last;
 mod fused;
 mod gemm;
 mod layout;
+mod linear;
 mod norm;
 mod pointwise;
 mod spatial;
 #[cfg(test)]
 mod tests;
+mod update;
 
+pub use arrange::{concat, partition, unpartition};
+pub use attention::Packing;
 pub use autocast::autocast;
-pub use batch_norm::{BatchNorm, ConvNorm};
+pub use batch_norm::BatchNorm;
+pub use conv_norm::ConvNorm;
 pub use layout::{channels_first, channels_last};
 pub use pointwise::Activation;
 pub use spatial::{max_pool2d, resize_bilinear};
+pub use update::{AdamStep, blend, blend_square, sum_of_squares};
 
 use autocast::lowered;
 use candle_core::{D, Result, Tensor};
@@ -140,35 +151,129 @@ pub fn linear_then(
     bias: Option<&Tensor>,
     activation: Option<Activation>,
 ) -> Result<Tensor> {
+    if cpu::handles(&[x, w]) && bias.is_none_or(|b| cpu::handles(&[b])) {
+        let train = x.track_op() || w.track_op() || bias.is_some_and(Tensor::track_op);
+        let (x, w, op) = (x.contiguous()?, w.contiguous()?, linear::Linear::new(activation, train));
+        return match bias {
+            Some(bias) => x.apply_op3(&w, &bias.contiguous()?, op),
+            None => x.apply_op2(&w, op),
+        };
+    }
     let (i, o) = (w.dim(1)?, w.dim(0)?);
     let mut shape = x.dims().to_vec();
     let rows = x.reshape((x.elem_count() / i, i))?;
-    let y = if fusible(&[x, w]) && bias.is_none_or(|b| fusible(&[b])) {
-        let op = fused::Linear { finish: Finish::new(bias, activation) };
-        rows.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &op)?
-    } else {
-        finished(lowered(&rows, &w.t()?, |x, w| x.matmul(w))?, bias, activation)?
-    };
+    let y = finished(lowered(&rows, &w.t()?, |x, w| x.matmul(w))?, bias, activation)?;
     *shape.last_mut().expect("linear needs a dimension") = o;
     y.reshape(shape)
 }
 
-/// Attention of every head, `softmax(scale · q kᵀ + bias) v`: `q [B, T, heads, d]`, `k` and `v [B, S, heads, d]`,
-/// `bias [heads, T, S]` → `[B, T, heads · d]`. Views of a larger tensor are taken as they are.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
-    let dense = [q, k, v].iter().all(|t| t.stride().last() == Some(&1));
-    if dense && fusible(&[q, k, v]) && bias.is_none_or(|b| fusible(&[b])) {
-        let op = fused::Attention { scale: scale as f32, bias: bias.cloned() };
-        return q.apply_op3_no_bwd(k, v, &op);
+/// Attention of every head, `softmax(scale · q kᵀ) v`: `q [B, T, heads · d]`, `k` and `v [B, S, heads · d]` →
+/// `[B, T, heads · d]`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
+    if cpu::handles(&[q, k, v]) {
+        let op = attention::Apart { heads, scale: scale as f32 };
+        return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
     }
-    let heads = |x: &Tensor| x.transpose(1, 2)?.contiguous();
-    let scores = (lowered(&heads(q)?, &heads(k)?.t()?, |q, k| q.matmul(k))? * scale)?;
+    let split = |x: &Tensor| -> Result<Tensor> {
+        let (b, t, c) = x.dims3()?;
+        x.reshape((b, t, heads, c / heads))?.transpose(1, 2)?.contiguous()
+    };
+    composed_attention(&split(q)?, &split(k)?, &split(v)?, scale, None)
+}
+
+/// Attention of every head to its own tokens, from `qkv [B, T, 3 · heads · d]`, with a bias `[heads, T, T]` on the scores.
+pub fn self_attention(
+    qkv: &Tensor,
+    packing: Packing,
+    heads: usize,
+    scale: f64,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    if cpu::handles(&[qkv]) && bias.is_none_or(|b| cpu::handles(&[b])) {
+        let op = attention::Packed { heads, packing, scale: scale as f32 };
+        let qkv = qkv.contiguous()?;
+        return match bias {
+            Some(bias) => qkv.apply_op2(&bias.contiguous()?, op),
+            None => qkv.apply_op1(op),
+        };
+    }
+    let [q, k, v] = unpacked(qkv, packing, heads)?;
+    composed_attention(&q, &k, &v, scale, bias)
+}
+
+/// Queries, keys and values, `[B, heads, T, d]` each.
+fn unpacked(qkv: &Tensor, packing: Packing, heads: usize) -> Result<[Tensor; 3]> {
+    let (b, t, c) = qkv.dims3()?;
+    let d = c / (3 * heads);
+    let (apart, dim) = match packing {
+        Packing::Parts => (qkv.reshape((b, t, 3, heads, d))?, 2),
+        Packing::Heads => (qkv.reshape((b, t, heads, 3, d))?, 3),
+    };
+    let part = |i: usize| apart.narrow(dim, i, 1)?.squeeze(dim)?.transpose(1, 2)?.contiguous();
+    Ok([part(0)?, part(1)?, part(2)?])
+}
+
+fn composed_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let scores = (lowered(q, &k.t()?, |q, k| q.matmul(k))? * scale)?;
     let scores = match bias {
         Some(bias) => scores.broadcast_add(&bias.unsqueeze(0)?)?,
         None => scores,
     };
-    let y = lowered(&softmax(&scores)?, &heads(v)?, |p, v| p.matmul(v))?;
-    y.transpose(1, 2)?.contiguous()?.flatten_from(2)
+    lowered(&softmax(&scores)?, v, |p, v| p.matmul(v))?.transpose(1, 2)?.contiguous()?.flatten_from(2)
+}
+
+/// [`self_attention`] of a grid of `h × w` tokens with SAM's decomposed relative positions (arXiv 2112.01526): tables
+/// `[2h - 1, d]` and `[2w - 1, d]`, row `i - j + side - 1` for query i and key j.
+pub fn relative_attention(
+    qkv: &Tensor,
+    heads: usize,
+    scale: f64,
+    (h, w): (usize, usize),
+    (rows, cols): (&Tensor, &Tensor),
+) -> Result<Tensor> {
+    if fusible(&[qkv, rows, cols]) {
+        let packed = attention::Packed { heads, packing: Packing::Parts, scale: scale as f32 };
+        let op = attention::Relative { packed, h, w };
+        return qkv.contiguous()?.apply_op3_no_bwd(&rows.contiguous()?, &cols.contiguous()?, &op);
+    }
+    let [q, k, v] = unpacked(qkv, Packing::Parts, heads)?;
+    let (b, _, tokens, d) = q.dims4()?;
+    let grid = q.reshape((b * heads, h, w, d))?;
+    let turned = grid.transpose(1, 2)?.contiguous()?;
+    let down = distances(&grid, rows)?.reshape((b * heads, tokens, h, 1))?;
+    let across =
+        distances(&turned, cols)?.transpose(1, 2)?.contiguous()?.reshape((b * heads, tokens, 1, w))?;
+    let keys = k.t()?;
+    let mut parts = Vec::with_capacity(tokens.div_ceil(CHUNK));
+    for start in (0..tokens).step_by(CHUNK) {
+        let n = CHUNK.min(tokens - start);
+        let queries = q.narrow(2, start, n)?.contiguous()?;
+        let scores = (lowered(&queries, &keys, |q, k| q.matmul(k))? * scale)?;
+        let bias = down.narrow(1, start, n)?.broadcast_add(&across.narrow(1, start, n)?)?;
+        let scores = (scores + bias.reshape((b, heads, n, tokens))?)?;
+        parts.push(lowered(&softmax(&scores)?, &v, |p, v| p.matmul(v))?);
+    }
+    Tensor::cat(&parts, 2)?.transpose(1, 2)?.contiguous()?.flatten_from(2)
+}
+
+/// Query rows of attention computed at a time where it is composed: bounds the scores to `heads × CHUNK × tokens` floats,
+/// where ViT-B's 12 × 4096 × 4096 would take 805 MB.
+const CHUNK: usize = 256;
+
+/// Inner products of `q [B, r, s, d]` with the table's rows for the distances from r to every key, `[B, r, s, keys]`.
+fn distances(q: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let (b, r, s, d) = q.dims4()?;
+    let index: Vec<u32> = (0..r).flat_map(|i| (0..r).map(move |j| (i + r - 1 - j) as u32)).collect();
+    let index = Tensor::from_vec(index, r * r, table.device())?;
+    let table = table.index_select(&index, 0)?.reshape((r, r, d))?.transpose(1, 2)?.contiguous()?;
+    let q = q.transpose(0, 1)?.contiguous()?.reshape((r, b * s, d))?;
+    q.matmul(&table)?.reshape((r, b, s, r))?.transpose(0, 1)?.contiguous()
 }
 
 /// Layer norm over the last dimension.

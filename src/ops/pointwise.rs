@@ -1,6 +1,6 @@
 //! Activations, forward and backward in one pass each.
 
-use super::cpu::{GRAIN, simd, slice};
+use super::cpu::{Elements, GRAIN, shaped_as, simd, slice};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -86,7 +86,7 @@ impl Activation {
 
     /// `out ← f(x)`.
     #[inline(always)]
-    fn apply(self, x: &[f32], out: &mut [f32]) {
+    pub(super) fn apply(self, x: &[f32], out: &mut [f32]) {
         match self {
             Self::Gelu => map(x, out, |x| Self::Gelu.value(x)),
             Self::Relu => map(x, out, |x| Self::Relu.value(x)),
@@ -111,9 +111,58 @@ impl Activation {
         }
     }
 
+    /// `f(x)`.
+    pub(super) fn of(self, x: &[f32]) -> Vec<f32> {
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(o, x)| {
+            simd(
+                #[inline(always)]
+                || self.apply(x, o),
+            )
+        });
+        out
+    }
+
+    /// `grad · f'(x)`.
+    pub(super) fn times_slope(self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).zip(grad.par_chunks(GRAIN)).for_each(
+            |((o, x), g)| {
+                simd(
+                    #[inline(always)]
+                    || self.apply_slope(x, g, o),
+                )
+            },
+        );
+        out
+    }
+
+    /// `out ← grad · f'(x · scale + shift)`; without an activation `out ← grad`.
+    #[inline(always)]
+    pub(super) fn times_slope_of_affine(
+        this: Option<Self>,
+        x: &[f32],
+        grad: &[f32],
+        scale: f32,
+        shift: f32,
+        out: &mut [f32],
+    ) {
+        match this {
+            None => out.copy_from_slice(grad),
+            Some(Self::Gelu) => map_with(x, grad, out, |x, g| g * Self::Gelu.slope(x * scale + shift)),
+            Some(Self::Relu) => map_with(x, grad, out, |x, g| g * Self::Relu.slope(x * scale + shift)),
+            Some(Self::Relu6) => map_with(x, grad, out, |x, g| g * Self::Relu6.slope(x * scale + shift)),
+            Some(Self::LeakyRelu) => {
+                map_with(x, grad, out, |x, g| g * Self::LeakyRelu.slope(x * scale + shift))
+            }
+            Some(Self::Tanh) => map_with(x, grad, out, |x, g| g * Self::Tanh.slope(x * scale + shift)),
+            Some(Self::Sigmoid) => map_with(x, grad, out, |x, g| g * Self::Sigmoid.slope(x * scale + shift)),
+        }
+    }
+
     /// `out ← grad · f'(x)`.
     #[inline(always)]
-    fn apply_slope(self, x: &[f32], grad: &[f32], out: &mut [f32]) {
+    pub(super) fn apply_slope(self, x: &[f32], grad: &[f32], out: &mut [f32]) {
         match self {
             Self::Gelu => map_with(x, grad, out, |x, g| g * Self::Gelu.slope(x)),
             Self::Relu => map_with(x, grad, out, |x, g| g * Self::Relu.slope(x)),
@@ -155,47 +204,13 @@ impl CustomOp1 for Activation {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(s, l)?;
-        let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(o, x)| {
-            simd(
-                #[inline(always)]
-                || self.apply(x, o),
-            )
-        });
+        let out = self.of(slice(s, l)?);
         Ok((CpuStorage::F32(out), l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(x.apply_op2_no_bwd(&grad.contiguous()?, &Slope(*self))?))
-    }
-}
-
-struct Slope(Activation);
-
-impl CustomOp2 for Slope {
-    fn name(&self) -> &'static str {
-        "autosam-activation-grad"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, grad) = (slice(s1, l1)?, slice(s2, l2)?);
-        let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).zip(grad.par_chunks(GRAIN)).for_each(
-            |((o, x), g)| {
-                simd(
-                    #[inline(always)]
-                    || self.0.apply_slope(x, g, o),
-                )
-            },
-        );
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        let grad = grad.contiguous()?;
+        Ok(Some(shaped_as(self.times_slope(&Elements::of(x)?, &Elements::of(&grad)?), x)?))
     }
 }
 
@@ -206,6 +221,18 @@ pub(super) fn softmax_row(x: &mut [f32]) {
     change(x, |v| exp(v - max));
     let scale = 1.0 / sum(x);
     change(x, |v| v * scale);
+}
+
+/// `grad ← y · (grad - Σ y · grad)`: through the softmax that made `y`.
+#[inline(always)]
+pub(super) fn softmax_grad_row(y: &[f32], grad: &mut [f32]) {
+    for (g, y) in grad.iter_mut().zip(y) {
+        *g *= y;
+    }
+    let dot = sum(grad);
+    for (g, y) in grad.iter_mut().zip(y) {
+        *g -= y * dot;
+    }
 }
 
 /// Softmax over the last dimension.
@@ -266,11 +293,8 @@ impl CustomOp2 for SoftmaxGrad {
                         let rows =
                             o.chunks_exact_mut(width).zip(y.chunks_exact(width)).zip(g.chunks_exact(width));
                         for ((o, y), g) in rows {
-                            map_with(y, g, o, |y, g| y * g);
-                            let dot = sum(o);
-                            for (o, y) in o.iter_mut().zip(y) {
-                                *o -= y * dot;
-                            }
+                            o.copy_from_slice(g);
+                            softmax_grad_row(y, o);
                         }
                     },
                 )
@@ -312,4 +336,29 @@ pub(super) fn sum(x: &[f32]) -> f32 {
         }
     }
     lanes.iter().sum::<f32>() + rest
+}
+
+/// Σ f(i) over a plane: lanes in f32 within a block, blocks in f64, so that large planes lose nothing.
+#[inline(always)]
+pub(super) fn plane_sum(len: usize, f: impl Fn(usize) -> f32) -> f64 {
+    let mut total = 0f64;
+    let mut at = 0;
+    while at < len {
+        let end = (at + 1024).min(len);
+        let mut lanes = [0f32; 16];
+        let whole = at + (end - at) / 16 * 16;
+        let mut i = at;
+        while i < whole {
+            for (lane, value) in lanes.iter_mut().enumerate() {
+                *value += f(i + lane);
+            }
+            i += 16;
+        }
+        total += lanes.iter().map(|v| f64::from(*v)).sum::<f64>();
+        for i in whole..end {
+            total += f64::from(f(i));
+        }
+        at = end;
+    }
+    total
 }

@@ -72,19 +72,71 @@ proptest! {
     }
 
     #[test]
-    fn attention_of_views(b in 1usize..4, tokens in 1usize..80, keys in 1usize..80, heads in 1usize..4, d in 1usize..9) {
-        let apart = [
-            noise(&[b, tokens, heads, d], 28),
-            noise(&[b, keys, heads, d], 29),
-            noise(&[b, keys, heads, d], 30),
-            noise(&[heads, tokens, keys], 31),
-        ];
-        agrees("attention", &apart, |t| attention(&t[0], &t[1], &t[2], 0.7, Some(&t[3])));
-        let packed = [noise(&[b, tokens, heads, 3, d], 32)];
-        agrees("attention of one tensor's parts", &packed, |t| {
-            let part = |i: usize| t[0].narrow(3, i, 1)?.squeeze(3);
-            attention(&part(0)?, &part(1)?, &part(2)?, 0.7, None)
-        });
+    fn attention_and_its_gradients(b in 1usize..10, tokens in 1usize..80, keys in 1usize..80, heads in 1usize..4, d in 1usize..9) {
+        let apart = [noise(&[b, tokens, heads * d], 28), noise(&[b, keys, heads * d], 29), noise(&[b, keys, heads * d], 30)];
+        agrees("attention", &apart, |t| attention(&t[0], &t[1], &t[2], heads, 0.7));
+        let packed = [noise(&[b, tokens, 3 * heads * d], 32), noise(&[heads, tokens, tokens], 31)];
+        for packing in [Packing::Heads, Packing::Parts] {
+            agrees("packed", &packed[..1], |t| self_attention(&t[0], packing, heads, 0.7, None));
+            agrees("packed, with a bias", &packed, |t| self_attention(&t[0], packing, heads, 0.7, Some(&t[1])));
+        }
+    }
+
+    #[test]
+    fn relative_positions(b in 1usize..3, h in 1usize..12, w in 1usize..12, heads in 1usize..4, d in 1usize..9) {
+        let inputs = [noise(&[b, h * w, 3 * heads * d], 45), noise(&[2 * h - 1, d], 46), noise(&[2 * w - 1, d], 47)];
+        agrees("relative", &inputs, |t| relative_attention(&t[0], heads, 0.7, (h, w), (&t[1], &t[2])));
+    }
+
+    #[test]
+    fn windows_and_joined_channels(n in 1usize..3, c in 1usize..6, h in 1usize..12, w in 1usize..12, side in 1usize..6) {
+        let x = [noise(&[n, h, w, c], 48)];
+        agrees("partition", &x, |t| partition(&t[0], side));
+        agrees("and back", &x, |t| unpartition(&(partition(&t[0], side)? * 2.0)?, side, h, w));
+        let parts: Vec<Tensor> = (1..6).map(|i| noise(&[n, i, h, w], 49 + i as u64)).collect();
+        for count in 1..=parts.len() {
+            agrees("concat", &parts[..count], |t| concat(&t.iter().collect::<Vec<_>>()));
+        }
+    }
+
+    // More than one weight a channel: a norm takes no notice of a single one's size, whose gradient is 0 but for rounding.
+    #[test]
+    fn convolution_norm_and_activation(n in 2usize..4, c in 2usize..5, o in 1usize..40, h in 3usize..9, w in 3usize..9,
+                                       k in 2usize..4, stride in 1usize..3, kind in 0usize..4) {
+        let (c, cfg, last) = match kind {
+            0 => (c, Conv2d { stride, padding: k / 2, groups: 1 }, false),
+            1 => (o, Conv2d { stride, padding: k / 2, groups: o }, false),
+            2 => (o, Conv2d { stride, padding: k / 2, groups: o }, true),
+            _ => (c, Conv2d::default(), true),
+        };
+        let k = if kind == 3 { 1 } else { k };
+        // candle's depth-wise convolution has no backward to compare with: it is spread to a full one.
+        let inputs = [noise(&[n, c, h, w], 56), noise(&[o, c / cfg.groups, k, k], 57), (noise(&[o], 58) + 2.0).unwrap(), noise(&[o], 59)];
+        for activation in [None, Some(Activation::Gelu)] {
+            agrees(&format!("{cfg:?} k{k} last {last} {activation:?}"), &inputs, |t| {
+                let names = ["weight", "bias", "running_mean", "running_var"];
+                let of = |i: usize| if i < 2 { t[2 + i].clone() } else { t[2].detach() };
+                let map = names.iter().enumerate().map(|(i, name)| (name.to_string(), of(i))).collect();
+                let norm = BatchNorm::load(candle_nn::VarBuilder::from_tensors(map, t[0].dtype(), &Device::Cpu), o)?;
+                if t[0].dtype() == DType::F32 && last {
+                    let layer = ConvNorm::new(t[1].clone(), None, norm, cfg);
+                    return channels_first(&layer.forward_last(&channels_last(&t[0])?, activation, true)?);
+                }
+                if t[0].dtype() == DType::F32 {
+                    return ConvNorm::new(t[1].clone(), None, norm, cfg).forward(&t[0], activation, true);
+                }
+                let full = match cfg.groups {
+                    1 => t[1].clone(),
+                    _ => t[1].broadcast_mul(&Tensor::eye(o, DType::F64, &Device::Cpu)?.reshape((o, o, 1, 1))?)?,
+                };
+                let zero = Tensor::zeros(o, DType::F64, &Device::Cpu)?;
+                let y = norm.forward(&shifted_convolution(&t[0], &full, &zero, Conv2d { groups: 1, ..cfg })?, true)?;
+                match activation {
+                    Some(f) => activate(&y, f),
+                    None => Ok(y),
+                }
+            });
+        }
     }
 
     #[test]

@@ -102,30 +102,3 @@ impl Neck {
         self.norm2.forward_2d(&self.conv2.forward(&x)?)
     }
 }
-
-/// `[N, H, W, C]` → windows `[N·wh·ww, w, w, C]`, padded with zeros below and to the right.
-pub(crate) fn partition(x: &Tensor, window: usize) -> Result<Tensor> {
-    let (n, h, w, c) = x.dims4()?;
-    let (rows, cols) = (h.div_ceil(window), w.div_ceil(window));
-    let x = x.pad_with_zeros(1, 0, rows * window - h)?.pad_with_zeros(2, 0, cols * window - w)?;
-    x.reshape((n, rows, window, cols, window * c))?.transpose(2, 3)?.contiguous()?.reshape((
-        n * rows * cols,
-        window,
-        window,
-        c,
-    ))
-}
-
-/// The inverse of [`partition`] for a grid of `h × w`.
-pub(crate) fn unpartition(x: &Tensor, window: usize, h: usize, w: usize) -> Result<Tensor> {
-    let (rows, cols) = (h.div_ceil(window), w.div_ceil(window));
-    let (b, _, _, c) = x.dims4()?;
-    let n = b / (rows * cols);
-    x.reshape((n, rows, cols, window, window * c))?
-        .transpose(2, 3)?
-        .contiguous()?
-        .reshape((n, rows * window, cols * window, c))?
-        .narrow(1, 0, h)?
-        .narrow(2, 0, w)?
-        .contiguous()
-}

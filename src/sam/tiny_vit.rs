@@ -1,9 +1,10 @@
 //! `TinyViT` as MobileSAM has it (mobile_sam/modeling/tiny_vit_sam.py): a convolutional stage, then three of
-//! windowed attention with a depth-wise convolution between attention and MLP.
+//! windowed attention with a depth-wise convolution between attention and MLP. Between stem and neck channels lie last,
+//! `[N, H, W, C]`: nothing is transposed there.
 
 use super::config::TinyVitConfig;
-use super::layers::{LayerNorm, Linear, Neck, partition, unpartition};
-use crate::ops::{self, Activation::Gelu, BatchNorm, ConvNorm};
+use super::layers::{LayerNorm, Linear, Neck};
+use crate::ops::{self, Activation::Gelu, BatchNorm, ConvNorm, Packing};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -67,7 +68,7 @@ impl TinyVitEncoder {
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`; `train` uses the batch's statistics in batch norm.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let x = self.stem1.forward(x, Some(Gelu), train)?;
-        let mut x = self.stem2.forward(&x, None, train)?;
+        let mut x = ops::channels_last(&self.stem2.forward(&x, None, train)?)?;
         for block in &self.convolutional {
             x = block.forward(&x, train)?;
         }
@@ -77,7 +78,7 @@ impl TinyVitEncoder {
                 x = block.forward(&x, train)?;
             }
         }
-        self.neck.forward(&x)
+        self.neck.forward(&ops::channels_first(&x)?)
     }
 }
 
@@ -114,9 +115,9 @@ impl MbConv {
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let y = self.conv1.forward(x, Some(Gelu), train)?;
-        let y = self.conv2.forward(&y, Some(Gelu), train)?;
-        ops::gelu(&ops::add(&self.conv3.forward(&y, None, train)?, x)?)
+        let y = self.conv1.forward_last(x, Some(Gelu), train)?;
+        let y = self.conv2.forward_last(&y, Some(Gelu), train)?;
+        ops::gelu(&ops::add(&self.conv3.forward_last(&y, None, train)?, x)?)
     }
 }
 
@@ -138,9 +139,9 @@ impl Merge {
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let x = self.conv1.forward(x, Some(Gelu), train)?;
-        let x = self.conv2.forward(&x, Some(Gelu), train)?;
-        self.conv3.forward(&x, None, train)
+        let x = self.conv1.forward_last(x, Some(Gelu), train)?;
+        let x = self.conv2.forward_last(&x, Some(Gelu), train)?;
+        self.conv3.forward_last(&x, None, train)
     }
 }
 
@@ -169,19 +170,14 @@ impl Block {
         })
     }
 
-    /// `[N, C, H, W]` → the same.
+    /// `[N, H, W, C]` → the same.
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let (_, _, h, w) = x.dims4()?;
-        let cells = ops::channels_last(x)?;
-        let y = if h == self.window && w == self.window {
-            self.attn.forward(&cells)?
-        } else {
-            unpartition(&self.attn.forward(&partition(&cells, self.window)?)?, self.window, h, w)?
-        };
-        let x = ops::channels_first(&ops::add(&cells, &y)?)?;
-        let x = ops::channels_last(&self.local_conv.forward(&x, None, train)?)?;
+        let (_, h, w, _) = x.dims4()?;
+        let y = self.attn.forward(&ops::partition(x, self.window)?)?;
+        let x = ops::add(x, &ops::unpartition(&y, self.window, h, w)?)?;
+        let x = self.local_conv.forward_last(&x, None, train)?;
         let y = self.fc2.forward(&self.fc1.forward_then(&self.mlp_norm.forward(&x)?, Gelu)?)?;
-        ops::channels_first(&ops::add(&x, &y)?)
+        ops::add(&x, &y)
     }
 }
 
@@ -224,19 +220,15 @@ impl Attention {
         })
     }
 
-    /// `[B, w, w, C]` → the same.
+    /// Windows `[B, w · w, C]` → the same.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, h, w, c) = x.dims4()?;
-        let (tokens, d) = (h * w, c / self.heads);
-        // Each head's q, k and v lie side by side.
-        let qkv = self.qkv.forward(&self.norm.forward(x)?)?.reshape((b, tokens, self.heads, 3, d))?;
-        let part = |i: usize| qkv.narrow(3, i, 1)?.squeeze(3);
+        let scale = ((x.dim(2)? / self.heads) as f64).powf(-0.5);
         let bias = match &self.bias {
             Some(bias) => bias.clone(),
             None => self.spread_biases()?,
         };
-        let y = ops::attention(&part(0)?, &part(1)?, &part(2)?, (d as f64).powf(-0.5), Some(&bias))?;
-        self.proj.forward(&y.reshape((b, h, w, c))?)
+        let qkv = self.qkv.forward(&self.norm.forward(x)?)?;
+        self.proj.forward(&ops::self_attention(&qkv, Packing::Heads, self.heads, scale, Some(&bias))?)
     }
 
     /// A bias for every pair of tokens, `[heads, tokens, tokens]`.

@@ -126,14 +126,8 @@ impl Attention {
     }
 
     fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let split = |x: Tensor| -> Result<Tensor> {
-            let (n, t, c) = x.dims3()?;
-            x.reshape((n, t, self.heads, c / self.heads))
-        };
-        let q = split(self.q_proj.forward(q)?)?;
-        let k = split(self.k_proj.forward(k)?)?;
-        let v = split(self.v_proj.forward(v)?)?;
-        let scale = (q.dim(3)? as f64).powf(-0.5);
-        self.out_proj.forward(&ops::attention(&q, &k, &v, scale, None)?)
+        let (q, k, v) = (self.q_proj.forward(q)?, self.k_proj.forward(k)?, self.v_proj.forward(v)?);
+        let scale = ((q.dim(2)? / self.heads) as f64).powf(-0.5);
+        self.out_proj.forward(&ops::attention(&q, &k, &v, self.heads, scale)?)
     }
 }

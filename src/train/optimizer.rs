@@ -1,6 +1,7 @@
 //! Adam with decoupled or coupled weight decay, its state open so that a checkpoint can hold it.
 
 use crate::Result;
+use crate::ops::{self, AdamStep};
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -52,24 +53,27 @@ impl Adam {
         let correction2 = 1.0 - c.beta2.powi(self.steps as i32);
         for (name, grad) in &grads.by_name {
             let var = &vars[name];
-            let theta = var.as_detached_tensor();
             // Norm gains, biases and embeddings of one row are not decayed (the custom of ViT training).
             let decay = if var.dims().len() > 1 || !c.decoupled { c.weight_decay } else { 0.0 };
-            let mut grad = (grad * scale)?;
-            if !c.decoupled {
-                grad = (grad + (&theta * decay)?)?;
-            }
-            let (m, v) = match self.moments.remove(name) {
-                Some((m, v)) => (
-                    ((m * c.beta1)? + (&grad * (1.0 - c.beta1))?)?,
-                    ((v * c.beta2)? + (grad.sqr()? * (1.0 - c.beta2))?)?,
-                ),
-                None => ((&grad * (1.0 - c.beta1))?, (grad.sqr()? * (1.0 - c.beta2))?),
+            let (grad, scale) = if c.decoupled {
+                (grad.clone(), scale)
+            } else {
+                (((grad * scale)? + (var.as_detached_tensor() * decay)?)?, 1.0)
             };
-            let update = ((&m / correction1)? / ((&v / correction2)?.sqrt()? + c.eps)?)?;
-            let kept = if c.decoupled { theta.affine(1.0 - lr * decay, 0.0)? } else { theta };
-            var.set(&(kept - (update * lr)?)?)?;
-            self.moments.insert(name.clone(), (m, v));
+            if !self.moments.contains_key(name) {
+                self.moments.insert(name.clone(), (grad.zeros_like()?, grad.zeros_like()?));
+            }
+            if let Some((m, v)) = self.moments.get_mut(name) {
+                ops::blend(m, &grad, c.beta1, (1.0 - c.beta1) * scale)?;
+                ops::blend_square(v, &grad, c.beta2, (1.0 - c.beta2) * scale * scale)?;
+                let step = AdamStep {
+                    keep: if c.decoupled { 1.0 - lr * decay } else { 1.0 },
+                    rate: lr / correction1,
+                    v_scale: 1.0 / correction2,
+                    eps: c.eps,
+                };
+                step.apply(var, m, v)?;
+            }
         }
         Ok(norm)
     }
@@ -110,7 +114,7 @@ impl Gradients {
     pub fn add(&mut self, vars: &BTreeMap<String, Var>, mut store: GradStore, weight: f64) -> Result<()> {
         for (name, var) in vars {
             let Some(grad) = store.remove(var) else { continue };
-            let grad = (grad.detach() * weight)?;
+            let grad = if weight == 1.0 { grad.detach() } else { (grad.detach() * weight)? };
             let sum = match self.by_name.remove(name) {
                 Some(sum) => (sum + grad)?,
                 None => grad,
@@ -124,7 +128,7 @@ impl Gradients {
     pub fn norm(&self) -> Result<f64> {
         let mut sum = 0.0;
         for g in self.by_name.values() {
-            sum += f64::from(g.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            sum += ops::sum_of_squares(g)?;
         }
         Ok(sum.sqrt())
     }

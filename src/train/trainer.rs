@@ -276,7 +276,7 @@ impl Trainer {
         let keep = if self.config.ema == 0.0 { 0.0 } else { keep };
         for (name, var) in self.params.trained() {
             if let Some(average) = self.average.get_mut(name) {
-                *average = ((&*average * keep)? + (var.as_detached_tensor() * (1.0 - keep))?)?;
+                ops::blend(average, &var.as_detached_tensor(), keep, 1.0 - keep)?;
             }
         }
         Ok(())
@@ -285,7 +285,10 @@ impl Trainer {
     /// The averaged weights in a network of their own, for validation. A SAM answers without a prompt.
     pub fn averaged(&self) -> Result<Validator> {
         let mut tensors = self.params.snapshot();
-        tensors.extend(self.average.clone());
+        for (name, average) in &self.average {
+            // A copy: the average goes on in place.
+            tensors.insert(name.clone(), average.copy()?);
+        }
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &self.device);
         let net = match self.config.stage {
             Stage::Sam => {

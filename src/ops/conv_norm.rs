@@ -1,0 +1,299 @@
+//! A linear map, its batch norm and an activation: in training one operation with one result, which keeps what its
+//! backward needs; in inference the norm is folded into the map's weights.
+
+use super::batch_norm::BatchNorm;
+use super::channel_norm::{Arrangement, Channels};
+use super::cpu::{Elements, shaped_as, slice};
+use super::fused::Finish;
+use super::pointwise::Activation;
+use super::{
+    Conv2d, activate, channels_first, channels_last, conv, conv2d, conv2d_then, cpu, depthwise,
+    depthwise_last, fusible, linear,
+};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use std::sync::{Arc, OnceLock};
+
+/// A convolution, its batch norm, and an activation.
+#[derive(Debug, Clone)]
+pub struct ConvNorm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    norm: BatchNorm,
+    cfg: Conv2d,
+    folded: Option<(Tensor, Tensor)>,
+}
+
+impl ConvNorm {
+    pub fn new(weight: Tensor, bias: Option<Tensor>, norm: BatchNorm, cfg: Conv2d) -> Self {
+        Self { weight, bias, norm, cfg, folded: None }
+    }
+
+    /// Folds the norm into the convolution, for inference; training goes on with what was loaded, and would not change
+    /// what is folded.
+    pub fn fold(&mut self) -> Result<()> {
+        self.folded = Some(self.norm.folded(&self.weight, self.bias.as_ref())?);
+        Ok(())
+    }
+
+    /// `[N, C, H, W]` → `[N, O, H', W']`; `train` as in [`BatchNorm::forward`].
+    pub fn forward(&self, x: &Tensor, activation: Option<Activation>, train: bool) -> Result<Tensor> {
+        if let (Some((weight, bias)), false) = (&self.folded, train) {
+            return conv2d_then(x, weight, Some(bias), self.cfg, activation);
+        }
+        let Conv2d { stride, padding, groups } = self.cfg;
+        let map = match groups {
+            1 => Some(Map::Conv { stride, padding }),
+            g if g == x.dim(1)? && g == self.weight.dim(0)? => Some(Map::DepthWise { stride, padding }),
+            _ => None,
+        };
+        match map {
+            Some(map) if train && cpu::handles(&[x, &self.weight]) => self.fused(x, map, activation),
+            _ => {
+                let y = self.norm.forward(&conv2d(x, &self.weight, self.bias.as_ref(), self.cfg)?, train)?;
+                match activation {
+                    Some(f) => activate(&y, f),
+                    None => Ok(y),
+                }
+            }
+        }
+    }
+
+    /// [`Self::forward`] of `[N, H, W, C]` → `[N, H', W', O]`, for depth-wise and 1x1 convolutions.
+    pub fn forward_last(&self, x: &Tensor, activation: Option<Activation>, train: bool) -> Result<Tensor> {
+        let Conv2d { stride, padding, groups } = self.cfg;
+        let (o, _, k, _) = self.weight.dims4()?;
+        let map = match (groups, k, stride, padding) {
+            (1, 1, 1, 0) => Map::Rows,
+            (groups, ..) if groups == o => Map::DepthWiseLast { stride, padding },
+            _ => candle_core::bail!("channels last: a depth-wise or 1x1 convolution, not {:?}", self.cfg),
+        };
+        if train && cpu::handles(&[x, &self.weight]) {
+            return self.fused(x, map, activation);
+        }
+        match &self.folded {
+            Some((weight, bias)) if !train && fusible(&[x, weight]) => {
+                let op = Folded { map, finish: Finish::new(Some(bias), activation) };
+                x.contiguous()?.apply_op2_no_bwd(weight, &op)
+            }
+            _ => channels_last(&self.forward(&channels_first(x)?, activation, train)?),
+        }
+    }
+
+    /// The training step's operation. A bias before the norm only shifts the mean: it is left out, and its gradient is 0.
+    fn fused(&self, x: &Tensor, map: Map, activation: Option<Activation>) -> Result<Tensor> {
+        let kept = Arc::new(OnceLock::new());
+        let op = ConvNormOp { map, activation, eps: self.norm.eps(), kept: kept.clone() };
+        let y = x.contiguous()?.apply_op3(&self.weight.contiguous()?, &self.norm.gain_and_bias()?, op)?;
+        if let Some(Kept { channels, variance, count, .. }) = kept.get() {
+            self.norm.update(&channels.mean, variance, *count, self.bias.as_ref())?;
+        }
+        Ok(y)
+    }
+}
+
+/// What is computed before the norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Map {
+    /// `[N, C, H, W]`, weights `[O, C, K, K]`.
+    Conv { stride: usize, padding: usize },
+    /// `[N, C, H, W]`, weights `[C, 1, K, K]`.
+    DepthWise { stride: usize, padding: usize },
+    /// `[N, H, W, C]`, weights `[C, 1, K, K]`.
+    DepthWiseLast { stride: usize, padding: usize },
+    /// `[N, H, W, C]`, weights `[O, C, 1, 1]`.
+    Rows,
+}
+
+/// A map on operands of known shapes.
+enum Sized {
+    Conv(conv::Geometry),
+    DepthWise(depthwise::Geometry),
+    DepthWiseLast(depthwise_last::Geometry),
+    Rows { i: usize, o: usize, shape: Vec<usize> },
+}
+
+impl Map {
+    fn sized(self, x: &[usize], w: &[usize]) -> Result<Sized> {
+        Ok(match self {
+            Self::Conv { stride, padding } => Sized::Conv(conv::Geometry::of(x, w, stride, padding)?),
+            Self::DepthWise { stride, padding } => {
+                Sized::DepthWise(depthwise::Geometry::of(x, w, stride, padding)?)
+            }
+            Self::DepthWiseLast { stride, padding } => {
+                Sized::DepthWiseLast(depthwise_last::Geometry::of(x, w, stride, padding)?)
+            }
+            Self::Rows => {
+                let (&[n, h, width, c], &[o, i, 1, 1]) = (x, w) else {
+                    candle_core::bail!(
+                        "1x1 convolution: expected [N, H, W, C] and [O, C, 1, 1], found {x:?} and {w:?}"
+                    )
+                };
+                if c != i {
+                    candle_core::bail!("1x1 convolution: {w:?} does not fit {x:?}");
+                }
+                Sized::Rows { i, o, shape: vec![n, h, width, o] }
+            }
+        })
+    }
+}
+
+impl Sized {
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Conv(g) => vec![g.n, g.o, g.oh, g.ow],
+            Self::DepthWise(g) => vec![g.n, g.c, g.oh, g.ow],
+            Self::DepthWiseLast(g) => vec![g.n, g.oh, g.ow, g.c],
+            Self::Rows { shape, .. } => shape.clone(),
+        }
+    }
+
+    /// How the result's channels lie.
+    fn arrangement(&self) -> Arrangement {
+        match self {
+            Self::Conv(g) => Arrangement::Planes { n: g.n, c: g.o, pixels: g.oh * g.ow },
+            Self::DepthWise(g) => Arrangement::Planes { n: g.n, c: g.c, pixels: g.oh * g.ow },
+            Self::DepthWiseLast(g) => Arrangement::Rows { rows: g.n * g.oh * g.ow, c: g.c },
+            Self::Rows { o, shape, .. } => Arrangement::Rows { rows: shape[..3].iter().product(), c: *o },
+        }
+    }
+
+    fn forward(&self, x: &[f32], w: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Conv(g) => g.forward(x, w, None),
+            Self::DepthWise(g) => g.forward(x, w, None),
+            Self::DepthWiseLast(g) => g.forward(x, w, |_| {}),
+            Self::Rows { i, o, .. } => linear::product(x, w, *i, *o, |_, _| {}),
+        }
+    }
+
+    fn grad_input(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Conv(g) => g.grad_input(grad, w),
+            Self::DepthWise(g) => g.grad_input(grad, w),
+            Self::DepthWiseLast(g) => g.grad_input(grad, w),
+            Self::Rows { i, o, .. } => linear::grad_input(grad, w, *i, *o),
+        }
+    }
+
+    fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Conv(g) => g.grad_weight(x, grad),
+            Self::DepthWise(g) => g.grad_weight(x, grad),
+            Self::DepthWiseLast(g) => g.grad_weight(x, grad),
+            Self::Rows { i, o, .. } => linear::grad_weight(x, grad, *i, *o),
+        }
+    }
+}
+
+/// What backward needs of forward.
+#[derive(Debug)]
+struct Kept {
+    /// The map's result.
+    before: Vec<f32>,
+    channels: Channels,
+    /// Biased, of each channel.
+    variance: Vec<f32>,
+    /// Values a channel.
+    count: usize,
+}
+
+/// Of x, weights, and the norm's gain and bias `[2, O]`.
+struct ConvNormOp {
+    map: Map,
+    activation: Option<Activation>,
+    eps: f64,
+    kept: Arc<OnceLock<Kept>>,
+}
+
+impl CustomOp3 for ConvNormOp {
+    fn name(&self) -> &'static str {
+        "autosam-conv-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let map = self.map.sized(l1.dims(), l2.dims())?;
+        let before = map.forward(slice(s1, l1)?, slice(s2, l2)?);
+        let arrangement = map.arrangement();
+        let (mean, variance) = arrangement.moments(&before);
+        let (gain, bias) = slice(s3, l3)?.split_at(mean.len());
+        let inverse = variance.iter().map(|v| (1.0 / (f64::from(*v) + self.eps).sqrt()) as f32).collect();
+        let channels = Channels { mean, inverse, gain: gain.to_vec(), bias: bias.to_vec() };
+        let out = arrangement.normalise(&before, &channels, self.activation);
+        // A forward pass happens once.
+        let _ = self.kept.set(Kept { before, channels, variance, count: arrangement.count() });
+        Ok((CpuStorage::F32(out), Shape::from(map.shape())))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        norm: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let map = self.map.sized(x.dims(), w.dims())?;
+        let Some(kept) = self.kept.get() else { candle_core::bail!("backward before forward") };
+        let grad = grad.contiguous()?;
+        let (grad, mut gain, bias) =
+            map.arrangement().grad(&kept.before, &Elements::of(&grad)?, &kept.channels, self.activation);
+        let dx = match x.track_op() {
+            true => Some(shaped_as(map.grad_input(&grad, &Elements::of(w)?), x)?),
+            false => None,
+        };
+        let dw = match w.track_op() {
+            true => Some(shaped_as(map.grad_weight(&Elements::of(x)?, &grad), w)?),
+            false => None,
+        };
+        gain.extend(bias);
+        let dn = match norm.track_op() {
+            true => Some(shaped_as(gain, norm)?),
+            false => None,
+        };
+        Ok((dx, dw, dn))
+    }
+}
+
+/// Channels last, the norm folded: of x and weights.
+struct Folded {
+    map: Map,
+    finish: Finish,
+}
+
+impl CustomOp2 for Folded {
+    fn name(&self) -> &'static str {
+        "autosam-conv-last"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let map = self.map.sized(l1.dims(), l2.dims())?;
+        let (x, w) = (slice(s1, l1)?, slice(s2, l2)?);
+        let channels = map.shape()[3];
+        let finish = self.finish.per_channel(channels)?;
+        let finish = |block: &mut [f32]| {
+            if let Some(finish) = &finish {
+                finish.rows(block);
+            }
+        };
+        let out = match &map {
+            Sized::DepthWiseLast(g) => g.forward(x, w, finish),
+            Sized::Rows { i, o, .. } => linear::product(x, w, *i, *o, |_, block| finish(block)),
+            Sized::Conv(_) | Sized::DepthWise(_) => candle_core::bail!("{:?} is not channels last", self.map),
+        };
+        Ok((CpuStorage::F32(out), Shape::from(map.shape())))
+    }
+}
