@@ -48,7 +48,8 @@ fn listen(pad: &gst::Pad) -> (gst::Pad, Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<g
 fn the_mask_pad_gives_every_picture_s_mask_with_its_timestamps() {
     let (element, _, value) = steered(&[ACCURATE]);
     let pad = element.request_pad_simple("mask").unwrap();
-    assert!(element.request_pad_simple("mask").is_none(), "a second mask pad");
+    let template = element.pad_template("mask").unwrap();
+    assert!(element.request_pad(&template, None, None).is_none(), "a second mask pad");
     let mut h = around(&element);
     let (sink, log, buffers) = listen(&pad);
     let caps = caps("NV12", 50, 38);
@@ -85,7 +86,11 @@ fn a_mask_pad_that_is_stuck_does_not_hold_up_the_picture() {
     let gate = Mutex::new(gate);
     let taken = Arc::new(AtomicUsize::new(0));
     let count = taken.clone();
-    let sink = gst::Pad::builder(gst::PadDirection::Sink)
+    // Without a template a pad would take the first caps alone.
+    let any = gst::Caps::new_any();
+    let template =
+        gst::PadTemplate::new("sink", gst::PadDirection::Sink, gst::PadPresence::Always, &any).unwrap();
+    let sink = gst::Pad::builder_from_template(&template)
         .chain_function(move |_, _, _| {
             let _ = gate.lock().unwrap().recv();
             count.fetch_add(1, Ordering::Relaxed);
