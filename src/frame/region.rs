@@ -175,7 +175,7 @@ mod tests {
     fn screen(w: usize, h: usize, cx: f32, cy: f32, r: f32) -> Luma {
         let value = |x: usize, y: usize| {
             let disc = (x as f32 - cx).hypot(y as f32 - cy) < r;
-            let text = x < w / 8 && y % 6 == 3 && x % 3 > 0;
+            let text = x < w / 8 && y % 6 == 3 && x % 3 != 1;
             let picture = x > w - w / 8 && y > h - h / 6;
             if disc || text || picture { 120 } else { 16 }
         };
