@@ -14,11 +14,13 @@ mod depthwise;
 mod depthwise_last;
 mod fused;
 mod gemm;
+mod grid;
 mod layout;
 mod linear;
 mod norm;
 mod pointwise;
 mod spatial;
+mod spread;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -117,11 +119,13 @@ pub fn conv_transpose2d_then(
     let (c, o, k, _) = w.dims4()?;
     let (n, _, height, width) = x.dims4()?;
     if k == stride && fusible(&[x, w]) && bias.is_none_or(|b| fusible(&[b])) {
-        let op = fused::Spread { finish: Finish::new(bias, activation) };
+        let op = spread::Spread { finish: Finish::new(bias, activation) };
         return x.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &op);
     }
     let y =
-        if k == stride {
+        if k == stride && cpu::handles(&[x, w]) {
+            x.contiguous()?.apply_op2(&w.contiguous()?, spread::Spread { finish: Finish::default() })?
+        } else if k == stride {
             // No two kernels overlap: one matrix product, its rows spread over k × k pixels.
             let w = w.reshape((c, o * k * k))?.t()?.contiguous()?;
             let y = w.broadcast_left(n)?.contiguous()?.matmul(&x.reshape((n, c, height * width))?)?;
