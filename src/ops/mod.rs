@@ -6,6 +6,7 @@
 mod arrange;
 mod attention;
 mod batch_norm;
+mod bias;
 mod channel_norm;
 mod conv;
 mod conv_norm;
@@ -88,7 +89,18 @@ pub fn conv2d_then(
     } else {
         x.contiguous()?.apply_op2(&w.contiguous()?, conv::Conv { stride, padding, finish })?
     };
-    finished(y, bias.map(|b| b.reshape((1, (), 1, 1))).transpose()?.as_ref(), activation)
+    finished_planes(y, bias, activation)
+}
+
+/// Bias, a number a channel, and activation of `[N, C, H, W]` that has a gradient.
+fn finished_planes(y: Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+    match bias {
+        Some(b) if cpu::handles(&[&y, b]) => {
+            y.contiguous()?.apply_op2(&b.contiguous()?, bias::Biased { activation })
+        }
+        Some(b) => finished(y, Some(&b.reshape((1, (), 1, 1))?), activation),
+        None => finished(y, None, activation),
+    }
 }
 
 /// Bias and activation of what has a gradient.
@@ -136,7 +148,7 @@ pub fn conv_transpose2d_then(
         } else {
             x.conv_transpose2d(w, 0, 0, stride, 1)?
         };
-    finished(y, bias.map(|b| b.reshape((1, (), 1, 1))).transpose()?.as_ref(), activation)
+    finished_planes(y, bias, activation)
 }
 
 /// `x [..., I]` · `w [O, I]`ᵀ + `bias [O]` → `[..., O]`.
