@@ -7,6 +7,7 @@ mod arrange;
 mod attention;
 mod autocast;
 mod batch_norm;
+mod bias;
 mod channel_norm;
 mod conv;
 mod conv_norm;
@@ -15,11 +16,13 @@ mod depthwise;
 mod depthwise_last;
 mod fused;
 mod gemm;
+mod grid;
 mod layout;
 mod linear;
 mod norm;
 mod pointwise;
 mod spatial;
+mod spread;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -89,7 +92,18 @@ pub fn conv2d_then(
     } else {
         x.contiguous()?.apply_op2(&w.contiguous()?, conv::Conv { stride, padding, finish })?
     };
-    finished(y, bias.map(|b| b.reshape((1, (), 1, 1))).transpose()?.as_ref(), activation)
+    finished_planes(y, bias, activation)
+}
+
+/// Bias, a number a channel, and activation of `[N, C, H, W]` that has a gradient.
+fn finished_planes(y: Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+    match bias {
+        Some(b) if cpu::handles(&[&y, b]) => {
+            y.contiguous()?.apply_op2(&b.contiguous()?, bias::Biased { activation })
+        }
+        Some(b) => finished(y, Some(&b.reshape((1, (), 1, 1))?), activation),
+        None => finished(y, None, activation),
+    }
 }
 
 /// Bias and activation of what has a gradient.
@@ -120,11 +134,13 @@ pub fn conv_transpose2d_then(
     let (c, o, k, _) = w.dims4()?;
     let (n, _, height, width) = x.dims4()?;
     if k == stride && fusible(&[x, w]) && bias.is_none_or(|b| fusible(&[b])) {
-        let op = fused::Spread { finish: Finish::new(bias, activation) };
+        let op = spread::Spread { finish: Finish::new(bias, activation) };
         return x.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &op);
     }
     let y =
-        if k == stride {
+        if k == stride && cpu::handles(&[x, w]) {
+            x.contiguous()?.apply_op2(&w.contiguous()?, spread::Spread { finish: Finish::default() })?
+        } else if k == stride {
             // No two kernels overlap: one matrix product, its rows spread over k × k pixels.
             let w = w.reshape((c, o * k * k))?.t()?.contiguous()?;
             let (w, x) = (w.broadcast_left(n)?.contiguous()?, x.reshape((n, c, height * width))?);
@@ -136,7 +152,7 @@ pub fn conv_transpose2d_then(
         } else {
             lowered(x, w, |x, w| x.conv_transpose2d(w, 0, 0, stride, 1))?
         };
-    finished(y, bias.map(|b| b.reshape((1, (), 1, 1))).transpose()?.as_ref(), activation)
+    finished_planes(y, bias, activation)
 }
 
 /// `x [..., I]` · `w [O, I]`ᵀ + `bias [O]` → `[..., O]`.

@@ -1,14 +1,14 @@
-//! Pooling and resizing: one kernel each for inference, and composed of operations whose backward is right.
+//! Pooling and resizing: one kernel each, or composed of operations whose backward is right.
 
-use super::fused::{MaxPool, Resize, taps};
-use super::fusible;
+use super::cpu::handles;
+use super::grid::{MaxPool, Resize, taps};
 use candle_core::{Result, Tensor};
 
 /// Max pooling with padding (`-inf` outside), `[N, C, H, W]` → `[N, C, H', W']`: the maximum over shifted
 /// strided views.
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-    if fusible(&[x]) {
-        return x.contiguous()?.apply_op1_no_bwd(&MaxPool { kernel, stride, padding });
+    if handles(&[x]) {
+        return x.contiguous()?.apply_op1(MaxPool { kernel, stride, padding });
     }
     let (n, c, h, w) = x.dims4()?;
     let out = |size: usize| (size + 2 * padding - kernel) / stride + 1;
@@ -56,14 +56,14 @@ fn pad_lowest(x: &Tensor, dim: usize, before: usize, after: usize) -> Result<Ten
 }
 
 /// Bilinear resize of `[N, C, H, W]` to `[N, C, height, width]`, as `torch.nn.functional.interpolate`
-/// (no antialiasing); as two matrix products where it needs a gradient.
+/// (no antialiasing).
 pub fn resize_bilinear(x: &Tensor, height: usize, width: usize, align_corners: bool) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
     if (h, w) == (height, width) {
         return Ok(x.clone());
     }
-    if fusible(&[x]) {
-        return x.contiguous()?.apply_op1_no_bwd(&Resize { height, width, align_corners });
+    if handles(&[x]) {
+        return x.contiguous()?.apply_op1(Resize { height, width, align_corners });
     }
     let across = bilinear_matrix(w, width, align_corners, x)?;
     let down = bilinear_matrix(h, height, align_corners, x)?;

@@ -1,0 +1,96 @@
+//! Bias and activation of `[N, C, H, W]` where a gradient is asked for.
+
+use super::cpu::{Elements, Shared, shaped_as, simd, slice};
+use super::pointwise::{Activation, plane_sum};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+/// `activation(x + bias)`, bias `[C]`.
+pub(super) struct Biased {
+    pub activation: Option<Activation>,
+}
+
+impl CustomOp2 for Biased {
+    fn name(&self) -> &'static str {
+        "autosam-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, bias) = (slice(s1, l1)?, slice(s2, l2)?);
+        let (_, c, h, w) = l1.shape().dims4()?;
+        if bias.len() != c {
+            candle_core::bail!("a bias of {} numbers for {c} channels", bias.len());
+        }
+        let mut out = vec![0f32; x.len()];
+        let planes = out.par_chunks_mut(h * w).zip(x.par_chunks(h * w)).enumerate();
+        planes.with_min_len(4).for_each(|(i, (out, x))| {
+            out.copy_from_slice(x);
+            simd(
+                #[inline(always)]
+                || Activation::apply_shifted(self.activation, out, bias[i % c]),
+            );
+        });
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (n, c, h, w) = x.dims4()?;
+        let pixels = h * w;
+        let grad = grad.contiguous()?;
+        let (values, shifts, grads) = (Elements::of(x)?, Elements::of(bias)?, Elements::of(&grad)?);
+        let mut dx = vec![0f32; values.len()];
+        let shared = Shared::new(&mut dx);
+        let sums: Vec<f32> = (0..c)
+            .into_par_iter()
+            .map(|channel| {
+                let mut total = 0f64;
+                for image in 0..n {
+                    let at = (image * c + channel) * pixels;
+                    let (x, g) = (&values[at..][..pixels], &grads[at..][..pixels]);
+                    // SAFETY: every plane belongs to one task.
+                    let dx = unsafe { std::slice::from_raw_parts_mut(shared.at(at), pixels) };
+                    simd(
+                        #[inline(always)]
+                        || {
+                            Activation::times_slope_of_affine(
+                                self.activation,
+                                x,
+                                g,
+                                1.0,
+                                shifts[channel],
+                                dx,
+                            );
+                            total += plane_sum(
+                                pixels,
+                                #[inline(always)]
+                                |i| dx[i],
+                            );
+                        },
+                    );
+                }
+                total as f32
+            })
+            .collect();
+        let dx = match x.track_op() {
+            true => Some(shaped_as(dx, x)?),
+            false => None,
+        };
+        let db = match bias.track_op() {
+            true => Some(shaped_as(sums, bias)?),
+            false => None,
+        };
+        Ok((dx, db))
+    }
+}

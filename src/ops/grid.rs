@@ -1,0 +1,157 @@
+//! Kernels of pooling and resizing, with their gradients.
+
+use super::cpu::{Elements, Shared, shaped_as, slice};
+use super::gemm::scratch;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+/// Bilinear resize of `[N, C, H, W]`, as [`super::resize_bilinear`].
+pub(super) struct Resize {
+    pub height: usize,
+    pub width: usize,
+    pub align_corners: bool,
+}
+
+/// The two samples that make an output, and the second's share.
+pub(super) fn taps(from: usize, to: usize, align_corners: bool) -> impl Iterator<Item = (usize, usize, f32)> {
+    (0..to).map(move |j| {
+        let at = if align_corners {
+            if to == 1 { 0.0 } else { j as f64 * (from - 1) as f64 / (to - 1) as f64 }
+        } else {
+            ((j as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0)
+        };
+        let low = (at as usize).min(from - 1);
+        (low, (low + 1).min(from - 1), (at - low as f64) as f32)
+    })
+}
+
+impl CustomOp1 for Resize {
+    fn name(&self) -> &'static str {
+        "autosam-resize"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(s, l)?;
+        let (n, c, h, w) = l.shape().dims4()?;
+        let down: Vec<_> = taps(h, self.height, self.align_corners).collect();
+        let across: Vec<_> = taps(w, self.width, self.align_corners).collect();
+        let mut out = vec![0f32; n * c * self.height * self.width];
+        // Half a plane a task, so that one plane still feeds two threads.
+        let lines = self.height.div_ceil(2);
+        let halves = self.height.div_ceil(lines);
+        let shared = Shared::new(&mut out);
+        (0..n * c * halves).into_par_iter().with_min_len(2 / halves.max(1)).for_each(|task| {
+            let (plane, half) = (task / halves, task % halves);
+            let x = &x[plane * h * w..][..h * w];
+            let rows = lines.min(self.height - half * lines);
+            // SAFETY: a task writes its own rows of its own plane.
+            let out = unsafe {
+                let at = (plane * self.height + half * lines) * self.width;
+                std::slice::from_raw_parts_mut(shared.at(at), rows * self.width)
+            };
+            scratch(w, |blend| {
+                for (out, (low, high, t)) in out.chunks_exact_mut(self.width).zip(&down[half * lines..]) {
+                    let (a, b) = (&x[low * w..][..w], &x[high * w..][..w]);
+                    blend.iter_mut().zip(a).zip(b).for_each(|((v, a), b)| *v = a + t * (b - a));
+                    for (o, (low, high, t)) in out.iter_mut().zip(&across) {
+                        *o = blend[*low] + t * (blend[*high] - blend[*low]);
+                    }
+                }
+            });
+        });
+        Ok((CpuStorage::F32(out), Shape::from((n, c, self.height, self.width))))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (_, _, h, w) = x.dims4()?;
+        let grad = grad.contiguous()?;
+        let grad = Elements::of(&grad)?;
+        let down: Vec<_> = taps(h, self.height, self.align_corners).collect();
+        let across: Vec<_> = taps(w, self.width, self.align_corners).collect();
+        let mut dx = vec![0f32; x.elem_count()];
+        dx.par_chunks_mut(h * w).zip(grad.par_chunks(self.height * self.width)).for_each(|(dx, grad)| {
+            scratch(w, |line| {
+                for (grad, (low, high, t)) in grad.chunks_exact(self.width).zip(&down) {
+                    line.fill(0.0);
+                    for (g, (left, right, t)) in grad.iter().zip(&across) {
+                        line[*left] += (1.0 - t) * g;
+                        line[*right] += t * g;
+                    }
+                    for (at, share) in [(low, 1.0 - t), (high, *t)] {
+                        dx[at * w..][..w].iter_mut().zip(line.iter()).for_each(|(d, l)| *d += share * l);
+                    }
+                }
+            });
+        });
+        Ok(Some(shaped_as(dx, x)?))
+    }
+}
+
+/// Max pooling of `[N, C, H, W]`, as [`super::max_pool2d`].
+pub(super) struct MaxPool {
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: usize,
+}
+
+impl MaxPool {
+    /// First and end input of output `at`.
+    fn reach(&self, at: usize, side: usize) -> (usize, usize) {
+        let from = at * self.stride;
+        (from.saturating_sub(self.padding), (from + self.kernel - self.padding).min(side))
+    }
+}
+
+impl CustomOp1 for MaxPool {
+    fn name(&self) -> &'static str {
+        "autosam-max-pool"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(s, l)?;
+        let (n, c, h, w) = l.shape().dims4()?;
+        let size = |side: usize| (side + 2 * self.padding - self.kernel) / self.stride + 1;
+        let (oh, ow) = (size(h), size(w));
+        let mut out = vec![0f32; n * c * oh * ow];
+        out.par_chunks_mut(oh * ow).zip(x.par_chunks(h * w)).with_min_len(2).for_each(|(out, x)| {
+            scratch(w, |tallest| {
+                for (y, out) in out.chunks_exact_mut(ow).enumerate() {
+                    let (top, bottom) = self.reach(y, h);
+                    tallest.copy_from_slice(&x[top * w..][..w]);
+                    for row in x[top * w..bottom * w].chunks_exact(w).skip(1) {
+                        tallest.iter_mut().zip(row).for_each(|(t, v)| *t = t.max(*v));
+                    }
+                    for (i, o) in out.iter_mut().enumerate() {
+                        let (left, right) = self.reach(i, w);
+                        *o = tallest[left..right].iter().fold(f32::MIN, |m, v| m.max(*v));
+                    }
+                }
+            });
+        });
+        Ok((CpuStorage::F32(out), Shape::from((n, c, oh, ow))))
+    }
+
+    /// To the first of the largest, as PyTorch.
+    fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let ((_, _, h, w), (_, _, oh, ow)) = (x.dims4()?, y.dims4()?);
+        let grad = grad.contiguous()?;
+        let (values, grad) = (Elements::of(x)?, Elements::of(&grad)?);
+        let mut dx = vec![0f32; x.elem_count()];
+        let planes = dx.par_chunks_mut(h * w).zip(values.par_chunks(h * w)).zip(grad.par_chunks(oh * ow));
+        planes.for_each(|((dx, x), grad)| {
+            for (i, g) in grad.iter().enumerate() {
+                let ((top, bottom), (left, right)) = (self.reach(i / ow, h), self.reach(i % ow, w));
+                let mut best = top * w + left;
+                for y in top..bottom {
+                    for at in y * w + left..y * w + right {
+                        if x[at] > x[best] {
+                            best = at;
+                        }
+                    }
+                }
+                dx[best] += g;
+            }
+        });
+        Ok(Some(shaped_as(dx, x)?))
+    }
+}
