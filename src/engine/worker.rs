@@ -32,6 +32,11 @@ fn give_way() {
                 tracing::debug!("no lower priority for inference: {e}");
             }
         };
+        // Unnamed threads would bear the name of the one that starts them. A pool that is there already stays as it is.
+        let named = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("autosam-pool-{i}"));
+        if named.build_global().is_err() {
+            tracing::debug!("rayon's threads have been started elsewhere");
+        }
         lower();
         rayon::broadcast(|_| lower());
     }
