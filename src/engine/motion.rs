@@ -13,7 +13,7 @@ pub const SIDE: usize = 128;
 const COARSE: isize = 6;
 const FINE: isize = 2;
 /// Pixels that are compared on each level at most, thinned out evenly: it bounds the time on the picture's thread.
-const MOST_PIXELS: usize = 600;
+const MOST_PIXELS: usize = 300;
 /// Surroundings of a mask that move with it, as a part of its box's sides, and at least in pixels.
 const MARGIN: usize = 4;
 const LEAST_MARGIN: usize = 4;

@@ -16,8 +16,9 @@ pub struct TemporalSettings {
 }
 
 impl TemporalSettings {
-    /// For live video: a hold-off of 80 ms at 25 pictures a second, and little enough smoothing not to drag a mask behind.
-    pub const LIVE: Self = Self { smoothing: 0.3, hysteresis: 0.2, hold_off: 3 };
+    /// For live video: of what adds less than 100 ms and costs no more overlap than the hold-off itself, the one with the fewest
+    /// false alarms (docs/live.md).
+    pub const LIVE: Self = Self { smoothing: 0.3, hysteresis: 0.4, hold_off: 3 };
 }
 
 impl Default for TemporalSettings {

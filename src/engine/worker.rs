@@ -174,11 +174,12 @@ impl Worker {
         });
         let refusal = match result {
             Ok(detection) => {
-                self.shared.figures.inferred.add_one();
                 if job.generation == self.shared.generation.load(Ordering::Acquire) {
                     self.tell(Event::Detected(detection.clone()));
                     self.shared.latest.store(Some(detection.clone()));
                 }
+                // Last, so that who sees the count sees the mask.
+                self.shared.figures.inferred.add_one();
                 if let Some(reply) = job.reply {
                     let _ = reply.send(Ok(detection));
                 }
