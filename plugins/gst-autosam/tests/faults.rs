@@ -346,9 +346,10 @@ fn buffers_that_are_no_picture_pass_and_are_told_once() {
         assert!(size > 64 * 48 * 3 / 2 || bytes(&out) == before, "{size}");
     }
     until_marked(&mut h, &caps);
-    let said = common::complaints(&bus);
-    assert!(said.len() == 1 && said[0].contains("64x48 NV12"), "{said:?}");
+    // The end waits until everything is told.
     end(element, Some(h));
+    let said = complaints(&bus);
+    assert!(said.len() == 1 && said[0].contains("64x48 NV12"), "{said:?}");
 }
 
 #[test]
