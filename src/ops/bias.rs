@@ -1,6 +1,6 @@
 //! Bias and activation of `[N, C, H, W]` where a gradient is asked for.
 
-use super::cpu::{Elements, Shared, shaped_as, simd, slice};
+use super::cpu::{Elements, Shared, gradient_of, simd, slice};
 use super::pointwise::{Activation, plane_sum};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -83,14 +83,8 @@ impl CustomOp2 for Biased {
                 total as f32
             })
             .collect();
-        let dx = match x.track_op() {
-            true => Some(shaped_as(dx, x)?),
-            false => None,
-        };
-        let db = match bias.track_op() {
-            true => Some(shaped_as(sums, bias)?),
-            false => None,
-        };
+        let dx = gradient_of(x, || Ok(dx))?;
+        let db = gradient_of(bias, || Ok(sums))?;
         Ok((dx, db))
     }
 }

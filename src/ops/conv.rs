@@ -1,6 +1,6 @@
 //! Convolution as matrix products over tiles of unfolded columns that stay in cache.
 
-use super::cpu::{Elements, Shared, shaped_as, simd, slice};
+use super::cpu::{Elements, Shared, gradient_of, simd, slice};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
@@ -290,14 +290,8 @@ impl CustomOp2 for Conv {
         let g = Geometry::of(x.dims(), w.dims(), self.stride, self.padding)?;
         let grad = grad.contiguous()?;
         let grad = Elements::of(&grad)?;
-        let dx = match x.track_op() {
-            true => Some(shaped_as(g.grad_input(&grad, &Elements::of(w)?), x)?),
-            false => None,
-        };
-        let dw = match w.track_op() {
-            true => Some(shaped_as(g.grad_weight(&Elements::of(x)?, &grad), w)?),
-            false => None,
-        };
+        let dx = gradient_of(x, || Ok(g.grad_input(&grad, &Elements::of(w)?)))?;
+        let dw = gradient_of(w, || Ok(g.grad_weight(&Elements::of(x)?, &grad)))?;
         Ok((dx, dw))
     }
 }

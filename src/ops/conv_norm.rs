@@ -3,7 +3,7 @@
 
 use super::batch_norm::BatchNorm;
 use super::channel_norm::{Arrangement, Channels};
-use super::cpu::{Elements, shaped_as, slice};
+use super::cpu::{Elements, gradient_of, slice};
 use super::fused::Finish;
 use super::pointwise::Activation;
 use super::{
@@ -245,19 +245,10 @@ impl CustomOp3 for ConvNormOp {
         let grad = grad.contiguous()?;
         let (grad, mut gain, bias) =
             map.arrangement().grad(&kept.before, &Elements::of(&grad)?, &kept.channels, self.activation);
-        let dx = match x.track_op() {
-            true => Some(shaped_as(map.grad_input(&grad, &Elements::of(w)?), x)?),
-            false => None,
-        };
-        let dw = match w.track_op() {
-            true => Some(shaped_as(map.grad_weight(&Elements::of(x)?, &grad), w)?),
-            false => None,
-        };
+        let dx = gradient_of(x, || Ok(map.grad_input(&grad, &Elements::of(w)?)))?;
+        let dw = gradient_of(w, || Ok(map.grad_weight(&Elements::of(x)?, &grad)))?;
         gain.extend(bias);
-        let dn = match norm.track_op() {
-            true => Some(shaped_as(gain, norm)?),
-            false => None,
-        };
+        let dn = gradient_of(norm, || Ok(gain))?;
         Ok((dx, dw, dn))
     }
 }

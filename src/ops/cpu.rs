@@ -50,6 +50,17 @@ pub(super) fn shaped_as(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values, like.shape(), like.device())
 }
 
+/// The gradient of `input`, which `values` computes; `None`, and nothing computed, where no gradient of it is asked for.
+pub(super) fn gradient_of(
+    input: &Tensor,
+    values: impl FnOnce() -> Result<Vec<f32>>,
+) -> Result<Option<Tensor>> {
+    match input.track_op() {
+        true => Ok(Some(shaped_as(values()?, input)?)),
+        false => Ok(None),
+    }
+}
+
 /// Parts that a sum over rows is split into, whatever the number of threads: added in order, they give the same bits every time.
 const PARTS: usize = 16;
 

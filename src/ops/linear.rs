@@ -1,6 +1,6 @@
 //! A linear layer: product, bias and activation in one pass, and the gradients of all three.
 
-use super::cpu::{Elements, shaped_as, simd, slice, sum_over_rows};
+use super::cpu::{Elements, gradient_of, simd, slice, sum_over_rows};
 use super::gemm::{Matrix, gemm};
 use super::pointwise::Activation;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
@@ -149,14 +149,8 @@ impl Linear {
             _ => None,
         };
         let grad: &[f32] = sloped.as_deref().unwrap_or(&given);
-        let dx = match x.track_op() {
-            true => Some(shaped_as(grad_input(grad, &Elements::of(w)?, i, o), x)?),
-            false => None,
-        };
-        let dw = match w.track_op() {
-            true => Some(shaped_as(grad_weight(&Elements::of(x)?, grad, i, o), w)?),
-            false => None,
-        };
+        let dx = gradient_of(x, || Ok(grad_input(grad, &Elements::of(w)?, i, o)))?;
+        let dw = gradient_of(w, || Ok(grad_weight(&Elements::of(x)?, grad, i, o)))?;
         let db = match bias {
             true => Some(Tensor::from_vec(column_sums(grad, o), o, x.device())?),
             false => None,
