@@ -1,15 +1,12 @@
 //! What training promises: the SAM stays frozen to the bit, an interrupted run goes on as if unbroken, the same seed
 //! gives the same weights.
 
-use autosam::data::Dataset;
 use autosam::data::augment::Augment;
 use autosam::data::loader::{Loader, LoaderConfig};
+use autosam::data::{Dataset, Pair};
 use autosam::engine::segmenter::Sample;
-use autosam::eval::measure::resized;
-use autosam::eval::predictor::{Mode, Predictor};
-use autosam::frame::Frame;
-use autosam::frame::sample::Sampler;
-use autosam::model::MaskMode;
+use autosam::eval::predictor::{Mode, Predictor, Way};
+use autosam::frame::region::Region;
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
 use autosam::train::params::initialise;
 use autosam::train::{Job, Observer, Stage, StepReport, TrainConfig, Trainer, Validation, fit};
@@ -319,25 +316,21 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let h = dir.path().join("h/model.safetensors");
     for mode in [Mode::AutoSam, Mode::Lightweight, Mode::GtPoint, Mode::GtMask, Mode::AutoSamAsMaskPrompt] {
         let device = candle_core::Device::Cpu;
-        let predictor =
-            Predictor::open(job.sam.as_deref(), Some(&h), mode, MaskMode::Sigmoid, &device).unwrap();
-        let mut sample = Sample::default();
-        Sampler::new(predictor.input_size()).sample(&Frame::rgb_image(&pair.rgb), &mut sample).unwrap();
-        let truth = resized(&pair.mask, sample.width, sample.height);
-        let map = predictor.predict(&sample, &truth).unwrap();
+        let way = Way { mode, region: Region::Full, ..Way::default() };
+        let mut predictor = Predictor::open(job.sam.as_deref(), Some(&h), way, &device).unwrap();
+        let map = predictor.answer(&pair).unwrap();
         assert_eq!((map.width, map.height, map.data.len()), (64, 56, 64 * 56));
-        let nothing = vec![0; truth.len()];
+        let nothing = Pair { mask: GrayImage::new(pair.mask.width(), pair.mask.height()), ..pair.clone() };
         if matches!(mode, Mode::GtPoint | Mode::GtMask) {
-            assert!(predictor.predict(&sample, &nothing).unwrap().data.iter().all(|p| *p == 0));
+            assert!(predictor.answer(&nothing).unwrap().data.iter().all(|p| *p == 0));
         } else {
-            assert_eq!(predictor.predict(&sample, &nothing).unwrap(), map);
+            assert_eq!(predictor.answer(&nothing).unwrap(), map);
         }
     }
     let text = Predictor::open(
         None,
         Some(&item.image),
-        Mode::Lightweight,
-        MaskMode::Sigmoid,
+        Way { mode: Mode::Lightweight, ..Way::default() },
         &candle_core::Device::Cpu,
     )
     .err()

@@ -18,6 +18,7 @@ mod segmentation;
 
 use crate::engine::{Detection, Engine};
 use crate::frame::Frame;
+use crate::frame::region::Region;
 use crate::video::Reader;
 use crate::weights::{self, sha256_of};
 use crate::{Error, Result, write_atomically, write_png};
@@ -56,6 +57,7 @@ pub struct Making {
     pub threshold: f32,
     pub min_area: f32,
     pub mask_mode: String,
+    pub roi: Region,
     pub formats: Vec<Format>,
 }
 

@@ -4,9 +4,8 @@ use super::run::{MaskModeArg, parse_device};
 use anyhow::bail;
 use autosam::data::{Dataset, SPLITS};
 use autosam::eval::measure::{self, Evaluation, Sequence};
-use autosam::eval::predictor::{Mode, Predictor};
-use autosam::frame::Frame;
-use autosam::frame::sample::Sampler;
+use autosam::eval::predictor::{Mode, Predictor, Way};
+use autosam::frame::region::Region;
 use autosam::model::DeviceChoice;
 use autosam::report::{self, Case, Report};
 use image::RgbImage;
@@ -15,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// Frames a row of a contact sheet.
 const COLUMNS: usize = 6;
+/// Worst frames on a contact sheet.
+const WORST: usize = 24;
 
 /// Measures masks as the field does: the SUN-SEG (VPS) toolbox's figures, Dice and IoU at 0.5 with bootstrap intervals,
 /// and what counts on a monitor (docs/metrics.md).
@@ -52,6 +53,13 @@ pub struct Args {
     /// sigmoid knows "no polyp"; minmax is the paper's and marks something in every frame
     #[arg(long, value_enum, default_value_t = MaskModeArg::Sigmoid)]
     mask_mode: MaskModeArg,
+    /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
+    #[arg(long, value_name = "PART", default_value = "auto")]
+    roi: Region,
+    /// Measure on polyp-free parts alone: of each picture the largest square beside its polyps, as false alarms are where
+    /// a data set has few pictures without a polyp
+    #[arg(long, conflicts_with_all = ["tile", "pred"])]
+    polyp_free: bool,
     /// Cut pictures into tiles of so many pixels a side (MoNuSeg: 512)
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(32..))]
     tile: Option<u32>,
@@ -163,7 +171,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             args.model.as_ref().map_or("the shipped autosam-tiny".to_owned(), |m| m.display().to_string());
         let about = match &args.pred {
             Some(pred) => vec![format!("maps: {}", pred.display())],
-            None => vec![format!("model: {model}"), format!("masks: {}", args.mask_mode.name())],
+            None => vec![
+                format!("model: {model}"),
+                format!("masks: {}", args.mask_mode.name()),
+                format!("roi: {}", args.roi),
+            ],
         };
         let mut page = Report::new("Evaluation", about);
         for ((name, evaluation), part) in evaluations.into_iter().zip(parts) {
@@ -226,6 +238,9 @@ impl Args {
             if self.strict && !set.problems.is_empty() {
                 bail!("{}: {} pictures cannot be used (--strict)", set.root.display(), set.problems.len());
             }
+            if self.polyp_free {
+                *set = set.clone().polyp_free()?;
+            }
             if let Some(side) = self.tile {
                 *set = set.clone().tiled(side)?;
             }
@@ -241,16 +256,15 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
     let mut parts = Vec::new();
     for (name, set) in &sets {
         for mode in &modes {
-            let predictor = Predictor::open(
+            let mut predictor = Predictor::open(
                 args.model.as_deref(),
                 args.lightweight.as_deref(),
-                mode.mode(),
-                args.mask_mode.mode(),
+                Way { mode: mode.mode(), mask_mode: args.mask_mode.mode(), region: args.roi },
                 &device,
             )?;
-            let sequences = measure::measure(&predictor, set, || bar.inc(1))?;
+            let sequences = measure::measure(&mut predictor, set, || bar.inc(1))?;
             let sheet = match args.report {
-                Some(_) => Some(sheet(&predictor, set, &sequences)?),
+                Some(_) => Some(sheet(&mut predictor, set, &sequences)?),
                 None => None,
             };
             parts.push(Part {
@@ -266,37 +280,40 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// The worst, the median and the best frames with a polyp, a row each.
-pub fn sheet(predictor: &Predictor, set: &Dataset, sequences: &[Sequence]) -> anyhow::Result<RgbImage> {
+/// The worst frames with a polyp, then a row of the median ones and one of the best.
+pub fn sheet(predictor: &mut Predictor, set: &Dataset, sequences: &[Sequence]) -> anyhow::Result<RgbImage> {
     let mut order: Vec<(f64, usize)> = sequences
         .iter()
         .flat_map(|s| &s.frames)
         .filter_map(|f| Some((f.metrics.dice_at_half?, f.item)))
         .collect();
     order.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let from = |start: usize| order.iter().skip(start).take(COLUMNS);
-    let middle = (order.len() / 2).saturating_sub(COLUMNS / 2);
-    let mut sampler = Sampler::new(predictor.input_size());
+    let from = |start: usize, count: usize| order.iter().skip(start).take(count);
+    let (middle, end) = ((order.len() / 2).saturating_sub(COLUMNS / 2), order.len().saturating_sub(COLUMNS));
+    let shown = from(0, WORST).chain(from(middle, COLUMNS)).chain(from(end, COLUMNS));
     let mut cases = Vec::new();
-    for (_, item) in from(0).chain(from(middle)).chain(from(order.len().saturating_sub(COLUMNS))) {
+    for (_, item) in shown {
         let pair = set.items[*item].load()?;
-        let mut sample = Default::default();
-        sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
-        let truth = measure::resized(&pair.mask, sample.width, sample.height);
-        let map = predictor.predict(&sample, &truth)?;
+        let map = predictor.answer(&pair)?;
         cases.push(Case { rgb: pair.rgb, truth: pair.mask, map });
     }
     Ok(report::contact_sheet(&cases, COLUMNS)?)
 }
 
 /// The contact sheet of the model at `model` on `sets`, and their figures, into `dir`: what `train` ends with.
-pub fn look(model: &Path, sets: &[Dataset], device: DeviceChoice, dir: &Path) -> anyhow::Result<()> {
-    let predictor =
-        Predictor::open(Some(model), None, Mode::AutoSam, MaskModeArg::Sigmoid.mode(), &device.resolve()?)?;
+pub fn look(
+    model: &Path,
+    sets: &[Dataset],
+    region: Region,
+    device: DeviceChoice,
+    dir: &Path,
+) -> anyhow::Result<()> {
+    let way = Way { region, ..Way::default() };
+    let mut predictor = Predictor::open(Some(model), None, way, &device.resolve()?)?;
     let mut page = Report::new("Validation", vec![format!("model: {}", model.display())]);
     for set in sets {
-        let sequences = measure::measure(&predictor, set, || {})?;
-        let sheet = sheet(&predictor, set, &sequences)?;
+        let sequences = measure::measure(&mut predictor, set, || {})?;
+        let sheet = sheet(&mut predictor, set, &sequences)?;
         page.add(&set.name, Evaluation::new(&sequences, 25.0, true), Some(sheet));
     }
     Ok(page.write(dir)?)

@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use autosam::data::{self, Dataset, Item};
 use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Settings};
+use autosam::frame::region::Region;
 use autosam::frame::{Frame, FrameMut};
 use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions};
 use autosam::overlay::{OverlayMode, Style};
@@ -46,6 +47,9 @@ pub struct Args {
     /// Leave out regions smaller than this part of the picture, 0 to 1
     #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = parse_part)]
     min_area: f32,
+    /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
+    #[arg(long, value_name = "PART", default_value = "auto")]
+    roi: Region,
     /// What is drawn
     #[arg(long, value_enum, default_value_t = Overlay::MaskContour)]
     overlay: Overlay,
@@ -64,6 +68,7 @@ pub struct Making {
     model: Option<PathBuf>,
     mask: MaskSettings,
     mask_mode: MaskModeArg,
+    roi: Region,
 }
 
 impl Making {
@@ -80,6 +85,7 @@ impl Making {
             threshold: self.mask.threshold,
             min_area: self.mask.min_area,
             mask_mode: self.mask_mode.name().to_owned(),
+            roi: self.roi,
             formats,
         })
     }
@@ -148,6 +154,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Overlay::MaskContour => OverlayMode::MaskContour,
             Overlay::Box => OverlayMode::Box,
         },
+        region: args.roi,
         ..Settings::default()
     };
     let start = || {
@@ -165,7 +172,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 "--masks is for one video; of a folder of videos --write says what is kept, below --output"
             );
         }
-        let making = Making { model: args.model, mask: settings.mask, mask_mode: args.mask_mode };
+        let making =
+            Making { model: args.model, mask: settings.mask, mask_mode: args.mask_mode, roi: args.roi };
         return super::archive::run(&args.archive, videos, args.output, &making, &start);
     }
     if args.archive.given() {
@@ -194,6 +202,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             .with_style(ProgressStyle::with_template("{spinner} {pos} frames  {per_sec}")?),
     };
     let mut tally = Tally::default();
+    let mut last_scene = None;
     let begin = Instant::now();
     for picture in source {
         if stop.load(Ordering::Relaxed) {
@@ -208,7 +217,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 continue;
             }
         };
-        let Picture { name, mut rgb, pts, truth } = picture;
+        let Picture { name, mut rgb, pts, truth, scene } = picture;
+        if scene != last_scene {
+            engine.control().flush();
+            last_scene = scene;
+        }
         let detection = engine.segment(&Frame::rgb_image(&rgb), pts).with_context(|| name.clone())?;
         tally.frames += 1;
         tally.marked += u64::from(!detection.mask.regions.is_empty());
@@ -302,8 +315,8 @@ fn launch_line(args: &Args) -> String {
     let model =
         args.model.as_ref().map(|m| format!(" model-location=\"{}\"", m.display())).unwrap_or_default();
     format!(
-        "gst-launch-1.0 {source} ! videoconvert ! autosam threshold={}{model} ! videoconvert ! autovideosink",
-        args.threshold
+        "gst-launch-1.0 {source} ! videoconvert ! autosam threshold={} roi={}{model} ! videoconvert ! autovideosink",
+        args.threshold, args.roi
     )
 }
 
@@ -313,6 +326,9 @@ struct Picture {
     rgb: RgbImage,
     pts: Option<u64>,
     truth: Option<GrayImage>,
+    /// The sequence it belongs to, or itself where it stands alone: what was learnt of another scene does not count.
+    /// `None` for a video, which is one.
+    scene: Option<String>,
 }
 
 enum Source {
@@ -374,7 +390,7 @@ impl Iterator for Source {
                 v.index += 1;
                 let name = format!("{:06}", v.index - 1);
                 picture
-                    .map(|p| p.map(|(rgb, pts)| Picture { name, rgb, pts, truth: None }))
+                    .map(|p| p.map(|(rgb, pts)| Picture { name, rgb, pts, truth: None, scene: None }))
                     .map_err(Into::into)
                     .transpose()
             }
@@ -385,12 +401,14 @@ impl Iterator for Source {
                 } else {
                     format!("{}/{}", item.sequence, item.name)
                 };
+                let scene = Some(if item.sequence.is_empty() { &item.name } else { &item.sequence }.clone());
                 let labelled = *labelled;
                 let picture = item.load().map(|pair| Picture {
                     name,
                     rgb: pair.rgb,
                     pts: None,
                     truth: labelled.then_some(pair.mask),
+                    scene,
                 });
                 Some(picture.map_err(Into::into))
             }

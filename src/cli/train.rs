@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Fits the generator through a frozen SAM (stage generator), or a small SAM from scratch (stage sam).
 ///
-/// A run folder gets config.toml, data.md, log.jsonl, TensorBoard's event files, plots, checkpoint.safetensors,
-/// model.safetensors and, where there is --val, a report with the worst, median and best frames (these hold pictures of
-/// your data). Ctrl-C writes a checkpoint; --resume goes on from it, also after a crash.
+/// A run folder gets config.toml, data.md, views.png (what the network is shown first), log.jsonl, TensorBoard's event
+/// files, plots, checkpoint.safetensors, model.safetensors and, where there is --val, a report with the worst, median and
+/// best frames (views and report hold pictures of your data). Ctrl-C writes a checkpoint; --resume goes on from it, also after a crash.
 #[derive(clap::Args)]
 pub struct Args {
     /// SUN-SEG folder (its TrainDataset is trained on)
@@ -137,6 +137,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ),
         strict: args.strict,
     };
+    let region = job.config.roi;
     let shows = job.config.stage == Stage::Generator && !job.validation.is_empty();
     let mut progress = Progress::default();
     match train::fit(&job, &mut progress, &stop) {
@@ -147,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let model = out.join("model.safetensors");
     if shows {
-        super::eval::look(&model, &job.validation, DeviceChoice::Auto, &out.join("report"))?;
+        super::eval::look(&model, &job.validation, region, DeviceChoice::Auto, &out.join("report"))?;
         println!("report: {}", out.join("report/report.html").display());
     }
     println!("model: {}", model.display());

@@ -1,9 +1,11 @@
-//! Random views of a picture and its mask, as published for polyps: colour jitter, flips, rotation, scale.
+//! Random views of a picture and its mask: the changes published for polyps (colour jitter, flips, rotation, scale), what
+//! endoscopes add to a picture (light, colour cast, blur, JPEG), and views made of two pictures.
 
 use super::Pair;
+use super::disturb;
 use crate::engine::segmenter::Sample;
-use crate::frame::Frame;
 use crate::frame::sample::{Sampler, fitted};
+use crate::frame::{Frame, Rect};
 use crate::{Error, Result};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,20 @@ pub struct Augment {
     pub aspect: f32,
     /// Shift, as a part of the side, ± this.
     pub shift: f32,
+    /// Each colour channel's own factor is drawn from 1 ± this.
+    pub cast: f32,
+    /// Light that grows across the picture: at one edge up to this part more, at the other less.
+    pub light: f32,
+    /// Chance of a blurred view.
+    pub blur: f64,
+    /// Chance of JPEG's artefacts.
+    pub jpeg: f64,
+    /// Chance that a rectangle of another picture's view replaces a part (CutMix, arXiv 1905.04899).
+    pub cutmix: f64,
+    /// Chance that another picture's polyps are laid over it (copy-paste, arXiv 2012.07177).
+    pub paste: f64,
+    /// Chance that only a polyp-free part of the picture is shown, where it has one.
+    pub mucosa: f64,
 }
 
 impl Default for Augment {
@@ -40,8 +56,7 @@ impl Default for Augment {
             flip: 0.5,
             rotation: 90.0,
             scale: [0.75, 1.25],
-            aspect: 0.0,
-            shift: 0.0,
+            ..Self::none()
         }
     }
 }
@@ -59,6 +74,13 @@ impl Augment {
             scale: [1.0, 1.0],
             aspect: 0.0,
             shift: 0.0,
+            cast: 0.0,
+            light: 0.0,
+            blur: 0.0,
+            jpeg: 0.0,
+            cutmix: 0.0,
+            paste: 0.0,
+            mucosa: 0.0,
         }
     }
 
@@ -79,6 +101,13 @@ impl Augment {
             ("rotation", self.rotation, 180.0),
             ("aspect", self.aspect, 3.0),
             ("shift", self.shift, 1.0),
+            ("cast", self.cast, 0.9),
+            ("light", self.light, 0.9),
+            ("blur", self.blur as f32, 1.0),
+            ("jpeg", self.jpeg as f32, 1.0),
+            ("cutmix", self.cutmix as f32, 1.0),
+            ("paste", self.paste as f32, 1.0),
+            ("mucosa", self.mucosa as f32, 1.0),
         ] {
             if !(0.0..=most).contains(&value) {
                 return Err(Error::invalid(format!(
@@ -89,9 +118,15 @@ impl Augment {
         Ok(())
     }
 
-    /// A random view of `pair` for a network of `size`: the sample, and its mask on the padded square
-    /// (`size × size`, 0 or 255). What lies outside the picture is black and not polyp.
-    pub fn view(&self, pair: &Pair, size: usize, rng: &mut impl Rng) -> Result<(Sample, Vec<u8>)> {
+    /// A random view of `pair` for a network of `size`. What lies outside the picture is black and not polyp.
+    pub fn view(&self, pair: &Pair, size: usize, rng: &mut impl Rng) -> Result<View> {
+        match (self.mucosa > 0.0 && rng.random_bool(self.mucosa)).then(|| polyp_free(pair, rng)).flatten() {
+            Some(part) => self.whole_view(&pair.part(part), size, rng),
+            None => self.whole_view(pair, size, rng),
+        }
+    }
+
+    fn whole_view(&self, pair: &Pair, size: usize, rng: &mut impl Rng) -> Result<View> {
         let spread = |rng: &mut dyn rand::RngCore, by: f32| 1.0 + by * rng.random_range(-1.0..=1.0f32);
         let (full_w, full_h) = (pair.rgb.width() as usize, pair.rgb.height() as usize);
         let (w, h) = fitted(full_w, full_h, size);
@@ -108,7 +143,12 @@ impl Augment {
         let mut source = Sample::default();
         Sampler::new(((size as f32 * scale).round() as usize).max(1))
             .sample(&Frame::rgb_image(&pair.rgb), &mut source)?;
-        let colour = Colour::new(factors, hue, &source);
+        let mut colour = Colour::new(factors, hue, &source);
+        for row in &mut colour.matrix {
+            let gain = spread(rng, self.cast);
+            row.iter_mut().for_each(|m| *m *= gain);
+        }
+        let light = disturb::Light::draw(self.light, (w, h), rng);
         let (sin, cos) = turn.sin_cos();
         let mut out = Sample { width: w, height: h, rgb: vec![0; 3 * w * h] };
         let mut mask = vec![0; size * size];
@@ -125,15 +165,125 @@ impl Augment {
                     continue;
                 }
                 let rgb = bilinear(&source, sx - 0.5, sy - 0.5);
-                out.rgb[3 * (y * w + x)..][..3].copy_from_slice(&colour.apply(rgb));
+                out.rgb[3 * (y * w + x)..][..3].copy_from_slice(&colour.apply(rgb, light.at(x, y)));
                 let at =
                     |v: f32, from: usize, to: usize| ((v * to as f32 / from as f32) as usize).min(to - 1);
                 let (mx, my) = (at(sx, source.width, full_w), at(sy, source.height, full_h));
                 mask[y * size + x] = pair.mask.as_raw()[my * full_w + mx];
             }
         }
-        Ok((out, mask))
+        if rng.random_bool(self.blur) {
+            disturb::blur(&mut out, rng.random_range(0.4..=1.0) * size as f32 / 128.0)?;
+        }
+        if rng.random_bool(self.jpeg) {
+            disturb::jpeg(&mut out, rng.random_range(25..=75))?;
+        }
+        Ok(View { sample: out, mask })
     }
+
+    /// Whether a view is to be mixed with another picture's, and how.
+    pub fn draw_mix(&self, rng: &mut impl Rng) -> Option<Mix> {
+        let at = rng.random::<f64>();
+        if at < self.cutmix {
+            Some(Mix::Cut)
+        } else if at < self.cutmix + self.paste {
+            Some(Mix::Paste)
+        } else {
+            None
+        }
+    }
+}
+
+/// A sample, and its mask on the padded square (`size × size`, 0 or 255).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    pub sample: Sample,
+    pub mask: Vec<u8>,
+}
+
+/// What of another view is put into one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mix {
+    /// A rectangle of a fifth to three fifths of each side.
+    Cut,
+    /// The polyps, their edges softened.
+    Paste,
+}
+
+impl View {
+    /// Puts a part of `other`, a view for the same network, into this one.
+    pub fn mix(&mut self, other: &View, how: Mix, rng: &mut impl Rng) {
+        let size = (self.mask.len() as f64).sqrt() as usize;
+        let (w, h) = (self.sample.width.min(other.sample.width), self.sample.height.min(other.sample.height));
+        let [(left, wide), (top, high)] = [w, h].map(|side| {
+            let length = (side as f32 * rng.random_range(0.2..=0.6f32)) as usize;
+            (rng.random_range(0..=side - length), length)
+        });
+        let soft = match how {
+            Mix::Cut => Vec::new(),
+            Mix::Paste => softened(&other.mask, size),
+        };
+        for y in 0..h {
+            for x in 0..w {
+                let at = y * size + x;
+                let share = match how {
+                    Mix::Cut => u8::from(x.wrapping_sub(left) < wide && y.wrapping_sub(top) < high) * 255,
+                    Mix::Paste => soft[at],
+                };
+                if share == 0 {
+                    continue;
+                }
+                let (to, from) = (3 * (y * self.sample.width + x), 3 * (y * other.sample.width + x));
+                for c in 0..3 {
+                    let (a, b) = (u32::from(self.sample.rgb[to + c]), u32::from(other.sample.rgb[from + c]));
+                    let share = u32::from(share);
+                    self.sample.rgb[to + c] = ((a * (255 - share) + b * share + 127) / 255) as u8;
+                }
+                match how {
+                    Mix::Cut => self.mask[at] = other.mask[at],
+                    Mix::Paste => self.mask[at] |= other.mask[at],
+                }
+            }
+        }
+    }
+}
+
+/// A mask (`size × size`) with a rim of a few pixels that falls to 0: what surrounds a polyp goes with it.
+fn softened(mask: &[u8], size: usize) -> Vec<u8> {
+    let reach = (size / 32).max(1);
+    // A box's mean along each axis, doubled: whole inside and at the outline, falling outside.
+    let mean = |from: &[u32], stride: usize, step: usize| -> Vec<u32> {
+        let mut to = vec![0; from.len()];
+        for line in 0..size {
+            let at = |i: usize| from[line * stride + i * step];
+            let mut sum: u32 = (0..reach.min(size)).map(at).sum();
+            for i in 0..size {
+                sum += if i + reach < size { at(i + reach) } else { 0 };
+                sum -= if i > reach { at(i - reach - 1) } else { 0 };
+                to[line * stride + i * step] = sum / (2 * reach + 1) as u32;
+            }
+        }
+        to
+    };
+    let wide: Vec<u32> = mask.iter().map(|v| u32::from(*v)).collect();
+    let mean = mean(&mean(&wide, size, 1), 1, size);
+    mean.into_iter().map(|v| (2 * v).min(255) as u8).collect()
+}
+
+/// A square of the picture, 0.35 to 0.75 of its shorter side, without a polyp in or near it.
+fn polyp_free(pair: &Pair, rng: &mut impl Rng) -> Option<Rect> {
+    let (w, h) = (pair.rgb.width() as usize, pair.rgb.height() as usize);
+    (0..10).find_map(|_| {
+        let side = (w.min(h) as f32 * rng.random_range(0.35..=0.75f32)) as usize;
+        let (left, top) = (rng.random_range(0..=w - side), rng.random_range(0..=h - side));
+        // Outlines are not exact, and what is around a polyp looks like one.
+        let margin = side / 8;
+        let rows = top.saturating_sub(margin)..(top + side + margin).min(h);
+        let columns = left.saturating_sub(margin)..(left + side + margin).min(w);
+        let free =
+            rows.into_iter().all(|y| pair.mask.as_raw()[y * w..][columns.clone()].iter().all(|v| *v == 0));
+        free.then_some(Rect { left, top, width: side, height: side })
+    })
 }
 
 fn bilinear(s: &Sample, x: f32, y: f32) -> [f32; 3] {
@@ -185,8 +335,9 @@ impl Colour {
         Self { matrix, offset: brightness * (1.0 - contrast) * grey }
     }
 
-    fn apply(&self, rgb: [f32; 3]) -> [u8; 3] {
-        self.matrix.map(|m| (m[0] * rgb[0] + m[1] * rgb[1] + m[2] * rgb[2] + self.offset + 0.5) as u8)
+    fn apply(&self, rgb: [f32; 3], light: f32) -> [u8; 3] {
+        self.matrix
+            .map(|m| ((m[0] * rgb[0] + m[1] * rgb[1] + m[2] * rgb[2] + self.offset) * light + 0.5) as u8)
     }
 }
 
@@ -210,7 +361,7 @@ mod tests {
     #[test]
     fn without_change_it_is_the_live_sample() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-        let (sample, _) = Augment::none().view(&disc(), 64, &mut rng).unwrap();
+        let View { sample, .. } = Augment::none().view(&disc(), 64, &mut rng).unwrap();
         let mut live = Sample::default();
         Sampler::new(64).sample(&Frame::rgb_image(&disc().rgb), &mut live).unwrap();
         assert_eq!((sample.width, sample.height), (64, 48));
@@ -223,7 +374,7 @@ mod tests {
             Augment { aspect: 0.3, shift: 0.1, brightness: 0.1, contrast: 0.1, ..Augment::default() };
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
         for _ in 0..20 {
-            let (sample, mask) = augment.view(&disc(), 96, &mut rng).unwrap();
+            let View { sample, mask } = augment.view(&disc(), 96, &mut rng).unwrap();
             let (mut agree, mut lit) = (0, 0);
             for (i, pixel) in sample.rgb.chunks_exact(3).enumerate() {
                 let bright = pixel[1] > 110;
@@ -243,6 +394,56 @@ mod tests {
             Augment::default().view(&disc(), 64, &mut rng).unwrap()
         };
         assert_eq!(view(), view());
+    }
+
+    #[test]
+    fn a_polyp_is_laid_over_another_picture_with_its_mask() {
+        let (disc, mut rng) = (disc(), rand_chacha::ChaCha8Rng::seed_from_u64(4));
+        let other = Augment::none().view(&disc, 64, &mut rng).unwrap();
+        let dark = Pair { rgb: RgbImage::new(80, 60), mask: GrayImage::new(80, 60) };
+        let mut view = Augment::none().view(&dark, 64, &mut rng).unwrap();
+        view.mix(&other, Mix::Paste, &mut rng);
+        assert_eq!(view.mask, other.mask);
+        for (i, pixel) in view.sample.rgb.chunks_exact(3).enumerate() {
+            let at = i / 64 * 64 + i % 64;
+            assert!(other.mask[at] == 0 || pixel[0] > 90, "inside it is bright");
+        }
+        assert_eq!(view.sample.rgb[0], 0, "far from it nothing changes");
+    }
+
+    #[test]
+    fn a_rectangle_comes_with_its_mask() {
+        let (disc, mut rng) = (disc(), rand_chacha::ChaCha8Rng::seed_from_u64(5));
+        let full = Pair { mask: GrayImage::from_pixel(80, 60, Luma([255])), ..disc.clone() };
+        let other = Augment::none().view(&full, 64, &mut rng).unwrap();
+        let mut view =
+            Augment::none().view(&Pair { mask: GrayImage::new(80, 60), ..disc }, 64, &mut rng).unwrap();
+        view.mix(&other, Mix::Cut, &mut rng);
+        let marked = view.mask.iter().filter(|v| **v > 0).count() as f32 / (64.0 * 48.0);
+        assert!((0.03..=0.37).contains(&marked), "{marked}");
+    }
+
+    #[test]
+    fn a_view_of_mucosa_has_no_polyp() {
+        let augment = Augment { mucosa: 1.0, ..Augment::none() };
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
+        let empty =
+            (0..20).filter(|_| augment.view(&disc(), 64, &mut rng).unwrap().mask.iter().all(|v| *v == 0));
+        assert!(empty.count() >= 18, "the disc leaves room");
+        let full = Pair { mask: GrayImage::from_pixel(80, 60, Luma([255])), ..disc() };
+        assert!(augment.view(&full, 64, &mut rng).unwrap().mask.contains(&255), "no part without it: whole");
+    }
+
+    #[test]
+    fn disturbances_keep_the_mask() {
+        let loud = Augment { cast: 0.2, light: 0.4, blur: 1.0, jpeg: 1.0, ..Augment::none() };
+        let view = |augment: &Augment| {
+            augment.view(&disc(), 64, &mut rand_chacha::ChaCha8Rng::seed_from_u64(7)).unwrap()
+        };
+        let (plain, loud) = (view(&Augment::none()), view(&loud));
+        assert_eq!(plain.mask, loud.mask);
+        assert_ne!(plain.sample, loud.sample);
+        assert_eq!((loud.sample.width, loud.sample.height), (64, 48));
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Batches for training: an endless, seeded order in which any batch can be had without those before it.
 
-use super::augment::Augment;
-use super::{Dataset, Item};
+use super::augment::{Augment, View};
+use super::{Dataset, Item, Pair};
 use crate::engine::segmenter::Sample;
+use crate::frame::Frame;
+use crate::frame::region::Region;
 use crate::{Error, Result};
+use rand::Rng;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -19,6 +22,8 @@ pub struct LoaderConfig {
     pub batch: usize,
     pub seed: u64,
     pub augment: Augment,
+    /// The part of each picture that is shown.
+    pub region: Region,
     /// Augmented views of each picture, by turns from epoch to epoch; 0: a new one every time.
     pub views: u32,
     /// Frames of a sequence that come one after another in a batch, under the same augmentation (for losses over time);
@@ -31,7 +36,7 @@ pub struct LoaderConfig {
 impl LoaderConfig {
     /// Pictures for themselves, a new view every time.
     pub fn new(image_size: usize, batch: usize, seed: u64, augment: Augment) -> Self {
-        Self { image_size, batch, seed, augment, views: 0, window: 1, strict: true }
+        Self { image_size, batch, seed, augment, region: Region::Full, views: 0, window: 1, strict: true }
     }
 }
 
@@ -120,9 +125,9 @@ impl Loader {
             let views =
                 picks.par_iter().map(|(at, number)| self.view(*at, *number)).collect::<Result<Vec<_>>>()?;
             let mut batch = Batch { samples: Vec::new(), masks: Vec::new(), ids: Vec::new() };
-            for (sample, mask, id) in views {
-                batch.samples.push(sample);
-                batch.masks.push(mask);
+            for (view, id) in views {
+                batch.samples.push(view.sample);
+                batch.masks.push(view.mask);
                 batch.ids.push(id);
             }
             Ok(batch)
@@ -143,12 +148,28 @@ impl Loader {
     }
 
     /// The view with random stream `number` of item `at`, or of the next that can be read.
-    fn view(&self, at: usize, number: u64) -> Result<(Sample, Vec<u8>, String)> {
+    fn view(&self, at: usize, number: u64) -> Result<(View, String)> {
+        let (item, pair) = self.pair(at)?;
+        let mut rng = stream(self.config.seed, number);
+        let mut view = self.config.augment.view(&pair, self.config.image_size, &mut rng)?;
+        if let Some(mix) = self.config.augment.draw_mix(&mut rng) {
+            let (_, other) = self.pair(rng.random_range(0..self.items.len()))?;
+            let other = self.config.augment.view(&other, self.config.image_size, &mut rng)?;
+            view.mix(&other, mix, &mut rng);
+        }
+        Ok((view, item.image.display().to_string()))
+    }
+
+    /// Item `at`, or the next that can be read, and what of it is shown.
+    fn pair(&self, at: usize) -> Result<(&Item, Pair)> {
         let mut failed = None;
         for i in (at..self.items.len()).chain(0..at) {
             let item = &self.items[i];
-            let pair = match item.load() {
-                Ok(pair) => pair,
+            match item.load() {
+                Ok(pair) => {
+                    let area = self.config.region.of(&Frame::rgb_image(&pair.rgb))?;
+                    return Ok((item, pair.part(area)));
+                }
                 Err(e) if self.config.strict => return Err(e),
                 Err(e) => {
                     let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,12 +177,8 @@ impl Loader {
                         tracing::warn!("left out: {e}");
                     }
                     failed = Some(e);
-                    continue;
                 }
-            };
-            let mut rng = stream(self.config.seed, number);
-            let (sample, mask) = self.config.augment.view(&pair, self.config.image_size, &mut rng)?;
-            return Ok((sample, mask, item.image.display().to_string()));
+            }
         }
         Err(failed.unwrap_or_else(|| Error::invalid("there is no picture")))
     }
@@ -261,6 +278,41 @@ mod tests {
         let loader = Loader::new(&sets, LoaderConfig { strict: false, ..config }).unwrap();
         let ids = loader.batches_from(0).next().unwrap().unwrap().ids;
         assert!(ids.len() == 3 && ids.iter().all(|i| !i.ends_with("1.png")), "{ids:?}");
+    }
+
+    #[test]
+    fn only_the_endoscope_s_picture_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["images", "masks"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+            let of = |x: u32, y: u32| (50..150).contains(&x) && (10..90).contains(&y);
+            GrayImage::from_fn(200, 100, |x, y| image::Luma([if of(x, y) { 200 } else { 0 }]))
+                .save(dir.path().join(folder).join("0.png"))
+                .unwrap();
+        }
+        let sets = [(Dataset::open(dir.path()).unwrap(), 1.0)];
+        let shown = |region| {
+            let config = LoaderConfig { region, ..LoaderConfig::new(64, 1, 5, Augment::none()) };
+            let batch = Loader::new(&sets, config).unwrap().batches_from(0).next().unwrap().unwrap();
+            let lit = batch.masks[0].iter().filter(|v| **v > 0).count() as f64;
+            lit / (batch.samples[0].width * batch.samples[0].height) as f64
+        };
+        assert!((shown(Region::Full) - 0.4).abs() < 0.03, "{}", shown(Region::Full));
+        assert!(shown(Region::Auto) > 0.85, "{}", shown(Region::Auto));
+    }
+
+    #[test]
+    fn views_of_two_pictures_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let sets = [(set(dir.path(), 5), 1.0)];
+        let augment = Augment { cutmix: 0.5, paste: 0.5, mucosa: 0.3, ..Augment::default() };
+        let config = LoaderConfig::new(32, 4, 9, augment);
+        let of = |first| {
+            let loader = Loader::new(&sets, config.clone()).unwrap();
+            loader.batches_from(first).next().unwrap().unwrap().samples
+        };
+        assert_eq!(of(3), of(3));
+        assert_ne!(of(3), of(4));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::intervals::{Interval, bootstrap};
 use super::live::{Live, Observed, Watcher};
 use super::metrics::FrameMetrics;
 use super::predictor::Predictor;
+use super::reliability::{Calibration, Reliability};
 use super::summary::Summary;
 use crate::data::{self, Dataset, Item, case_of};
 use crate::engine::segmenter::{ProbMap, Sample};
@@ -41,20 +42,17 @@ pub struct Sequence {
 }
 
 /// The model's answers on `set`, scored at the frames' own size. `done` is called after each frame.
-pub fn measure(predictor: &Predictor, set: &Dataset, mut done: impl FnMut()) -> Result<Vec<Sequence>> {
-    let mut sampler = Sampler::new(predictor.input_size());
+pub fn measure(predictor: &mut Predictor, set: &Dataset, mut done: impl FnMut()) -> Result<Vec<Sequence>> {
     let mut watched = Sampler::new(WATCHED);
-    let (mut sample, mut small) = (Sample::default(), Sample::default());
+    let mut small = Sample::default();
     let mut sequences: Vec<Sequence> = Vec::new();
     let mut watcher = Watcher::default();
     for (chunk, items) in set.items.chunks(CHUNK).enumerate() {
         let pairs = items.par_iter().map(Item::load).collect::<Result<Vec<_>>>()?;
         let mut answers = Vec::new();
         for pair in &pairs {
-            sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
             watched.sample(&Frame::rgb_image(&pair.rgb), &mut small)?;
-            let truth = resized(&pair.mask, sample.width, sample.height);
-            answers.push((predictor.predict(&sample, &truth)?, luma(&small)));
+            answers.push((predictor.answer(pair)?, luma(&small)));
             done();
         }
         let metrics: Vec<FrameMetrics> = pairs
@@ -161,6 +159,8 @@ pub struct Evaluation {
     pub cases: Vec<Line>,
     /// Over all frames, first and last ones too; `None` for stills.
     pub live: Option<Live>,
+    /// Over all frames that count.
+    pub calibration: Calibration,
     /// Dice over thresholds 1 to 0, averaged as the toolbox does; for plots.
     #[serde(skip)]
     pub dice_curve: Vec<f64>,
@@ -209,6 +209,7 @@ impl Evaluation {
         .filter_map(|(name, i)| Some((name.to_owned(), i?)))
         .collect();
 
+        let reliability: Vec<Reliability> = metrics.iter().flatten().map(|m| m.reliability).collect();
         let stills = scored.iter().all(|(name, _)| name.is_empty());
         let line = |name: &str, frames: &[&FrameMetrics]| {
             let mean = |pick: &dyn Fn(&FrameMetrics) -> Option<f64>| {
@@ -247,6 +248,7 @@ impl Evaluation {
                 true => Vec::new(),
                 false => by_case.iter().map(|(name, frames)| line(name, frames)).collect(),
             },
+            calibration: Reliability::figures(&reliability),
             live: (!stills).then(|| Live::new(&observed, rate)),
             dice_curve,
         }

@@ -5,6 +5,8 @@
 //! (a constant one is only divided by 255). Follows the toolbox to its rounding, quirks included, because published
 //! tables were made with it.
 
+use super::reliability::Reliability;
+
 /// Thresholds of a curve.
 pub const THRESHOLDS: usize = 256;
 
@@ -34,6 +36,7 @@ pub struct FrameMetrics {
     /// Whether the truth has a polyp, and whether any pixel is above 127.
     pub positive: bool,
     pub marked: bool,
+    pub reliability: Reliability,
 }
 
 /// How many pixels have each value, in the truth's background and foreground.
@@ -101,6 +104,7 @@ impl FrameMetrics {
             iou_at_half: half(|and, pred, gt| and / (pred + gt - and)),
             positive: p.positives > 0,
             marked: above(0) + above(1) > 0,
+            reliability: Reliability::of(&p.counts),
         }
     }
 }

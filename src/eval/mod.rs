@@ -5,6 +5,7 @@ pub mod live;
 pub mod measure;
 mod metrics;
 pub mod predictor;
+pub mod reliability;
 mod summary;
 
 pub use metrics::FrameMetrics;

@@ -1,7 +1,12 @@
 //! A model's answer to one labelled frame, in each of the paper's ways (arXiv 2306.06370, its ablations).
 
+use super::measure::resized;
 use super::metrics::nearest;
+use crate::data::Pair;
 use crate::engine::segmenter::{ProbMap, Sample};
+use crate::frame::Frame;
+use crate::frame::region::Region;
+use crate::frame::sample::Sampler;
 use crate::generator::LightweightDecoder;
 use crate::model::{self, AutoSam, MaskMode, ModelConfig};
 use crate::sam::Prompts;
@@ -33,12 +38,22 @@ pub const LIGHTWEIGHT_KEY: &str = "autosam.lightweight";
 /// Logits of a mask prompt made of a binary mask, as training simulates them (`train::prompts`).
 const CERTAIN: f32 = 6.0;
 
+/// How a frame is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Way {
+    pub mode: Mode,
+    pub mask_mode: MaskMode,
+    /// What of each frame the model sees.
+    pub region: Region,
+}
+
 pub struct Predictor {
     model: AutoSam,
     lightweight: Option<LightweightDecoder>,
-    mode: Mode,
-    mask_mode: MaskMode,
+    way: Way,
     device: Device,
+    sampler: Sampler,
+    sample: Sample,
 }
 
 impl Predictor {
@@ -47,13 +62,12 @@ impl Predictor {
     pub fn open(
         location: Option<&Path>,
         lightweight: Option<&Path>,
-        mode: Mode,
-        mask_mode: MaskMode,
+        way: Way,
         device: &Device,
     ) -> Result<Self> {
         let file = model::checkpoint(location)?;
         let config = ModelConfig::of(&file)?;
-        let lightweight = match (mode, lightweight) {
+        let lightweight = match (way.mode, lightweight) {
             (Mode::Lightweight, None) => {
                 return Err(Error::invalid(
                     "mode lightweight needs the decoder's weights: train them with `train --stage lightweight --sam MODEL`, then give --lightweight FILE",
@@ -64,28 +78,29 @@ impl Predictor {
             }
             _ => None,
         };
-        Ok(Self {
-            model: AutoSam::from_checkpoint(&file, device)?,
-            lightweight,
-            mode,
-            mask_mode,
-            device: device.clone(),
-        })
+        let model = AutoSam::from_checkpoint(&file, device)?;
+        let sampler = Sampler::new(model.image_size());
+        Ok(Self { model, lightweight, way, device: device.clone(), sampler, sample: Sample::default() })
     }
 
-    /// Side of the network's square input in pixels.
-    pub fn input_size(&self) -> usize {
-        self.model.image_size()
+    /// The map of a labelled frame, of the whole of it whatever part the model sees.
+    pub fn answer(&mut self, pair: &Pair) -> Result<ProbMap> {
+        let frame = Frame::rgb_image(&pair.rgb);
+        let area = self.way.region.of(&frame)?;
+        self.sampler.sample(&frame.crop(area), &mut self.sample)?;
+        let truth = resized(&pair.part(area).mask, self.sample.width, self.sample.height);
+        let map = self.predict(&self.sample, &truth)?;
+        Ok(map.embedded(area, frame.info.width, frame.info.height))
     }
 
     /// The map of `sample`. `truth` (the sample's size, 255 polyp) is looked at by the modes that are prompted with it;
     /// where it is empty they have nothing to point at, and nothing is marked.
-    pub fn predict(&self, sample: &Sample, truth: &[u8]) -> Result<ProbMap> {
+    fn predict(&self, sample: &Sample, truth: &[u8]) -> Result<ProbMap> {
         let samples = std::slice::from_ref(sample);
         let size = self.model.image_size();
         let x = self.model.preprocess(samples)?;
         let empty = truth.iter().all(|t| *t <= 127);
-        let logits = match self.mode {
+        let logits = match self.way.mode {
             Mode::AutoSam => self.model.forward(&x)?,
             Mode::Lightweight => match &self.lightweight {
                 Some(decoder) => decoder.forward(&self.model.dense_prompt(&x, false)?)?,
@@ -121,7 +136,7 @@ impl Predictor {
                 self.prompted(&x, &Prompts { masks, ..Prompts::default() })?
             }
         };
-        let mut maps = model::probabilities(&logits, samples, size, self.mask_mode)?;
+        let mut maps = model::probabilities(&logits, samples, size, self.way.mask_mode)?;
         Ok(maps.pop().unwrap_or_default())
     }
 

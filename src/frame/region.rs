@@ -1,8 +1,11 @@
 //! Where the endoscope's picture is in the frame: processors show it as an octagon, circle or square on black, with text and
 //! small pictures beside it.
 
-use super::Luma;
-use crate::Error;
+use super::sample::Sampler;
+use super::{Frame, Luma};
+use crate::engine::motion;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -34,27 +37,63 @@ impl Rect {
 }
 
 /// Which part of the frame the network sees. Nothing is marked outside it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Region {
-    #[default]
     Full,
     /// [`find`] says.
+    #[default]
     Auto,
     /// In pixels of the frame.
     Rect(Rect),
+}
+
+impl Region {
+    /// Of a picture that stands alone. In video [`Finder`] remembers.
+    ///
+    /// # Errors
+    /// For a picture too large to be sampled.
+    pub fn of(self, frame: &Frame) -> Result<Rect> {
+        let (width, height) = (frame.info.width, frame.info.height);
+        Ok(match self {
+            Self::Full => Rect::whole(width, height),
+            Self::Rect(part) => part.within(width, height),
+            Self::Auto => {
+                let mut luma = Luma::default();
+                Sampler::new(motion::SIDE).luma(frame, &mut luma)?;
+                let mut finder = Finder::default();
+                finder.look(&luma, width, height);
+                finder.current().unwrap_or(Rect::whole(width, height))
+            }
+        })
+    }
+}
+
+impl TryFrom<String> for Region {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Region> for String {
+    fn from(region: Region) -> Self {
+        region.to_string()
+    }
 }
 
 impl FromStr for Region {
     type Err = Error;
 
     /// `full`, `auto`, or `X,Y,WIDTH,HEIGHT` in pixels.
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self> {
         match text.trim() {
             "full" => return Ok(Self::Full),
             "auto" => return Ok(Self::Auto),
             _ => {}
         }
-        let numbers: Result<Vec<usize>, _> = text.split(',').map(|n| n.trim().parse()).collect();
+        let numbers: std::result::Result<Vec<usize>, _> = text.split(',').map(|n| n.trim().parse()).collect();
         match numbers.as_deref() {
             Ok(&[left, top, width, height]) if width > 0 && height > 0 => {
                 Ok(Self::Rect(Rect { left, top, width, height }))
@@ -203,6 +242,20 @@ mod tests {
         finder.look(&screen(128, 72, 64.0, 36.0, 20.0), 1920, 1080);
         finder.look(&Luma { width: 128, height: 72, data: vec![0; 128 * 72] }, 1920, 1080);
         assert_eq!(finder.current(), Some(first));
+    }
+
+    #[test]
+    fn a_still_is_looked_at_by_itself() {
+        let screen = screen(256, 144, 128.0, 72.0, 68.0);
+        let rgb = image::RgbImage::from_fn(256, 144, |x, y| {
+            image::Rgb([screen.data[y as usize * 256 + x as usize]; 3])
+        });
+        let frame = Frame::rgb_image(&rgb);
+        let area = Region::Auto.of(&frame).unwrap();
+        assert!((56..=76).contains(&area.left) && (110..=140).contains(&area.width), "{area:?}");
+        assert_eq!(Region::Full.of(&frame).unwrap(), Rect::whole(256, 144));
+        let part = Rect { left: 8, top: 4, width: 16, height: 8 };
+        assert_eq!(Region::Rect(part).of(&frame).unwrap(), part);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct Report {
 struct Section {
     name: String,
     evaluation: Evaluation,
-    /// Rows: worst, median, best.
+    /// The worst, the median and the best frames.
     sheet: Option<RgbImage>,
 }
 
@@ -55,6 +55,12 @@ impl Report {
         let svg =
             plot("Dice by threshold", "threshold (of the map stretched to 0 to 1)", "mean Dice", &curves)?;
         pictures.push(("dice.svg".into(), svg.into_bytes(), "image/svg+xml"));
+        let said =
+            |s: &Section| s.evaluation.calibration.bins.iter().map(|[said, is, _]| (*said, *is)).collect();
+        let mut curves = vec![Curve { label: "as said".into(), points: vec![(0.0, 0.0), (1.0, 1.0)] }];
+        curves.extend(self.sections.iter().map(|s| Curve { label: s.name.clone(), points: said(s) }));
+        let svg = plot("Calibration", "probability said", "part that is polyp", &curves)?;
+        pictures.push(("calibration.svg".into(), svg.into_bytes(), "image/svg+xml"));
         for (i, section) in self.sections.iter().enumerate() {
             if let Some(sheet) = &section.sheet {
                 let mut png = std::io::Cursor::new(Vec::new());
@@ -92,13 +98,19 @@ impl Report {
         s.push_str("## Measured here\n\n");
         s.push_str(&table(&rows));
         s.push_str("\nIn brackets: 95 % bootstrap interval over cases (over pictures for stills).\n");
-        s.push_str("\n![Dice by threshold](dice.svg)\n");
+        s.push_str("\n![Dice by threshold](dice.svg)\n\n![Calibration](calibration.svg)\n");
         for (i, section) in self.sections.iter().enumerate() {
             let _ = write!(s, "\n## {}\n", section.name);
             if section.sheet.is_some() {
                 let _ = write!(
                     s,
-                    "\nRows: the worst, the median and the best frames by Dice. Green: the model's mark; white: the truth's outline.\n\n![cases](cases-{i}.png)\n"
+                    "\nThe 24 worst frames by Dice, then six around the median and the six best. Green: the model's mark; white: the truth's outline.\n\n![cases](cases-{i}.png)\n"
+                );
+            }
+            if let Some(error) = section.evaluation.calibration.error {
+                let _ = writeln!(
+                    s,
+                    "\nCalibration error of pixels said to be polyp with more than 1/16: {error:.3}."
                 );
             }
             if let Some(live) = &section.evaluation.live {

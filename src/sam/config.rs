@@ -1,6 +1,8 @@
 //! Sizes of a SAM.
 
+use crate::ops;
 use crate::{Error, Result};
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -131,6 +133,55 @@ impl SamConfig {
         self.image_size / PATCH
     }
 
+    /// The same network for an input of `image_size` pixels a side. A window that covers the whole grid of its stage goes on
+    /// covering it; [`Self::fit_biases`] makes its weights fit.
+    ///
+    /// # Errors
+    /// A size that is not a multiple of [`PATCH`]; a ViT, whose position tables have one size.
+    pub fn at(&self, image_size: usize) -> Result<Self> {
+        if image_size == self.image_size {
+            return Ok(self.clone());
+        }
+        let EncoderConfig::TinyVit(tiny) = &self.encoder else {
+            return Err(Error::invalid(format!(
+                "image_size {image_size}: only a TinyViT's input can be of another size; this SAM's is {}",
+                self.image_size
+            )));
+        };
+        if image_size < 2 * PATCH || !image_size.is_multiple_of(PATCH) {
+            return Err(Error::invalid(format!(
+                "image_size is {image_size}; it must be a multiple of {PATCH}, at least {}",
+                2 * PATCH
+            )));
+        }
+        // Strides of the four stages' grids.
+        let strides = [4, 8, 16, 16];
+        let windows = std::array::from_fn(|i| {
+            let whole = tiny.windows[i] == self.image_size / strides[i];
+            if whole { image_size / strides[i] } else { tiny.windows[i] }
+        });
+        let encoder = EncoderConfig::TinyVit(TinyVitConfig { windows, ..tiny.clone() });
+        Ok(Self { image_size, encoder, ..self.clone() })
+    }
+
+    /// Resizes the attention biases among `tensors` (Meta's names), one for every distance in a window, to this network's
+    /// windows, bilinearly as timm does.
+    pub fn fit_biases(&self, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
+        let EncoderConfig::TinyVit(tiny) = &self.encoder else { return Ok(()) };
+        for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("attention_biases")) {
+            let stage =
+                name.strip_prefix("image_encoder.layers.").and_then(|n| n.split('.').next()?.parse().ok());
+            let Some(&to) = stage.and_then(|s: usize| tiny.windows.get(s)) else { continue };
+            let (heads, distances) = tensor.dims2()?;
+            let from = distances.isqrt();
+            if from != to {
+                let grid = tensor.to_dtype(DType::F32)?.reshape((1, heads, from, from))?;
+                *tensor = ops::resize_bilinear(&grid, to, to, false)?.reshape((heads, to * to))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Recognises a published checkpoint by the shapes of its tensors below `prefix`.
     pub fn infer(shapes: &HashMap<String, Vec<usize>>, prefix: &str) -> Result<Self> {
         let dim = |name: &str, axis: usize| {
@@ -145,5 +196,56 @@ impl SamConfig {
                 "not a SAM that is known: expected the tensors of ViT-B, ViT-L, ViT-H (image_encoder.patch_embed.proj.weight) or MobileSAM (image_encoder.patch_embed.seq.0.c.weight)",
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn windows(config: &SamConfig) -> [usize; 4] {
+        match &config.encoder {
+            EncoderConfig::TinyVit(tiny) => tiny.windows,
+            EncoderConfig::Vit(_) => [0; 4],
+        }
+    }
+
+    #[test]
+    fn windows_over_the_whole_grid_stay_so_at_another_size() {
+        let small = SamConfig::tiny().at(128).unwrap();
+        assert_eq!((small.grid(), windows(&small)), (8, [8, 8, 8, 8]));
+        assert_eq!(windows(&SamConfig::tiny().at(192).unwrap()), [8, 8, 12, 12]);
+        assert_eq!(windows(&SamConfig::mobile_sam().at(512).unwrap()), [7, 7, 14, 7]);
+        for (config, size) in [(SamConfig::tiny(), 100), (SamConfig::tiny(), 16), (SamConfig::vit_b(), 512)] {
+            let text = config.at(size).unwrap_err().to_string();
+            assert!(text.contains("image_size"), "{text}");
+        }
+        assert_eq!(SamConfig::vit_b().at(1024).unwrap(), SamConfig::vit_b());
+    }
+
+    #[test]
+    fn biases_follow_the_windows() {
+        let small = SamConfig::tiny().at(128).unwrap();
+        let name = |stage: usize| format!("image_encoder.layers.{stage}.blocks.0.attn.attention_biases");
+        // Biases that fall with the distance along x, the same at both sizes for the same part of the picture.
+        let ramp = |window: usize| -> Vec<f32> {
+            (0..window * window).map(|i| ((i % window) as f32 + 0.5) / window as f32).collect()
+        };
+        let at = |stage, heads, window| {
+            let values: Vec<f32> = (0..heads).flat_map(|_| ramp(window)).collect();
+            (name(stage), Tensor::from_vec(values, (heads, window * window), &Device::Cpu).unwrap())
+        };
+        let mut tensors = HashMap::from([at(1, 2, 8), at(2, 4, 16)]);
+        let kept = tensors[&name(1)].clone();
+        small.fit_biases(&mut tensors).unwrap();
+        assert_eq!(tensors[&name(1)].to_vec2::<f32>().unwrap(), kept.to_vec2::<f32>().unwrap());
+        let fitted = tensors[&name(2)].to_vec2::<f32>().unwrap();
+        for row in &fitted {
+            assert!(row.iter().zip(ramp(8)).all(|(a, b)| (a - b).abs() < 1e-5), "{row:?}");
+        }
+        // And the weights of one size load at the other.
+        let shapes = crate::weights::recorder::shapes_of(|vb| crate::sam::Sam::load(&small, vb)).unwrap();
+        assert!(shapes.iter().any(|(n, s)| *n == name(2) && s == tensors[n].dims()));
     }
 }

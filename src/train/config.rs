@@ -3,6 +3,7 @@
 use super::optimizer::OptimizerConfig;
 use super::prompts::PromptMix;
 use crate::data::augment::Augment;
+use crate::frame::region::Region;
 use crate::model::MaskMode;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,11 @@ pub struct TrainConfig {
     pub autocast: bool,
     /// Weight of the past in the moving average of weights that is validated and saved; 0 turns it off.
     pub ema: f64,
+    /// Stage sam: side of the network's input in pixels, a multiple of 16. 0: as the SAM it begins with (256 where there is
+    /// none). Training begins at a small size, where a step costs little, and goes on at the size that is used.
+    pub image_size: usize,
+    /// The part of each picture that is trained and validated on: auto finds the endoscope's picture.
+    pub roi: Region,
     pub generator: GeneratorKind,
     /// Side of the generator's input in pixels (the paper's Idim).
     pub generator_input: usize,
@@ -101,6 +107,8 @@ impl Default for TrainConfig {
             target: Target::Area,
             autocast: true,
             ema: 0.99,
+            image_size: 0,
+            roi: Region::Auto,
             generator: GeneratorKind::Tiny,
             generator_input: 192,
             validate_every: 250,

@@ -17,11 +17,13 @@ pub use validation::Validation;
 
 use crate::data::Dataset;
 use crate::data::loader::{Batch, Loader, LoaderConfig};
+use crate::engine::segmenter::ProbMap;
 use crate::error::{write_atomically, write_png};
-use crate::report;
+use crate::report::{self, Case};
 use crate::weights::Dtype;
 use crate::{Error, Result};
 use candle_core::Device;
+use image::{GrayImage, RgbImage, imageops};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +38,7 @@ pub struct Job {
     /// Each with its weight: how often its images are drawn compared with plain concatenation.
     pub train: Vec<(Dataset, f32)>,
     pub validation: Vec<Dataset>,
-    /// The run's folder: `config.toml`, `data.md`, `log.jsonl`, TensorBoard's events, `loss.svg`, `dice.svg`,
+    /// The run's folder: `config.toml`, `data.md`, `views.png`, `log.jsonl`, TensorBoard's events, `loss.svg`, `dice.svg`,
     /// `checkpoint.safetensors`, `model.safetensors`.
     pub out: PathBuf,
     /// Go on from the checkpoint in `out`.
@@ -80,6 +82,7 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         &job.train,
         LoaderConfig {
             views: config.views,
+            region: config.roi,
             window: config.window,
             strict: job.strict,
             ..LoaderConfig::new(size, config.batch, config.seed, config.augment.clone())
@@ -88,7 +91,10 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
     if config.views > 0 {
         trainer.cache_embeddings(&job.cache.0, loader.len() * config.views as usize, job.cache.1)?;
     }
-    let validation = validation::Sets::load(&job.validation, size)?;
+    let validation = validation::Sets::load(&job.validation, config.roi, size)?;
+    if !job.resume {
+        write_png(&job.out.join("views.png"), &views(&loader)?.into())?;
+    }
     observer.started(&trainer, loader.len());
 
     let mut events = tensorboard::EventWriter::new(&job.out)?;
@@ -135,6 +141,29 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         }
     }
     Ok(())
+}
+
+/// The first 24 views as the network sees them, polyps outlined.
+fn views(loader: &Loader) -> Result<RgbImage> {
+    let mut cases = Vec::new();
+    for batch in loader.batches_from(0) {
+        let batch = batch?;
+        for (sample, mask) in batch.samples.into_iter().zip(batch.masks) {
+            let (w, h) = (sample.width as u32, sample.height as u32);
+            let side = mask.len().isqrt() as u32;
+            if let (Some(rgb), Some(mask)) =
+                (RgbImage::from_raw(w, h, sample.rgb), GrayImage::from_raw(side, side, mask))
+            {
+                let truth = imageops::crop_imm(&mask, 0, 0, w, h).to_image();
+                cases.push(Case { rgb, truth, map: ProbMap { width: 1, height: 1, data: vec![0] } });
+            }
+        }
+        if cases.len() >= 24 {
+            break;
+        }
+    }
+    cases.truncate(24);
+    report::contact_sheet(&cases, 6)
 }
 
 /// What the run was trained and validated on.

@@ -66,10 +66,14 @@ impl Trainer {
         };
         let (model, params, net) = match config.stage {
             Stage::Sam => {
-                let (sam_config, known) = match file {
+                let (mut sam_config, mut known) = match file {
                     Some(file) => sam_of(file)?,
                     None => (SamConfig::tiny(), HashMap::new()),
                 };
+                if config.image_size > 0 {
+                    sam_config = sam_config.at(config.image_size)?;
+                    sam_config.fit_biases(&mut known)?;
+                }
                 let shapes = weights::recorder::shapes_of(|vb| Sam::load(&sam_config, vb))?;
                 let mut tensors = params::initialise(&shapes, config.seed)?;
                 tensors.extend(known);

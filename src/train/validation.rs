@@ -6,6 +6,7 @@ use crate::data::Dataset;
 use crate::engine::segmenter::Sample;
 use crate::eval::dice;
 use crate::frame::Frame;
+use crate::frame::region::Region;
 use crate::frame::sample::Sampler;
 use image::imageops::{self, FilterType};
 
@@ -31,13 +32,14 @@ pub(super) struct Sets(Vec<(String, Vec<Labelled>)>);
 type Labelled = (Sample, Vec<u8>);
 
 impl Sets {
-    pub fn load(sets: &[Dataset], size: usize) -> Result<Self> {
+    pub fn load(sets: &[Dataset], region: Region, size: usize) -> Result<Self> {
         let mut sampler = Sampler::new(size);
         let mut all = Vec::new();
         for set in sets {
             let mut items = Vec::new();
             for item in &set.items {
                 let pair = item.load()?;
+                let pair = pair.part(region.of(&Frame::rgb_image(&pair.rgb))?);
                 let mut sample = Sample::default();
                 sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
                 let mask = imageops::resize(

@@ -340,7 +340,7 @@ fn a_region_that_cannot_be_read_is_told_and_changes_nothing() {
     let said = common::complaints(&bus).join("\n");
     assert!(said.contains("somewhere") && said.contains("X,Y,WIDTH,HEIGHT"), "{said}");
     element.set_property("roi", None::<String>);
-    assert_eq!(element.property::<String>("roi"), "full");
+    assert_eq!(element.property::<String>("roi"), "auto");
 }
 
 #[test]
