@@ -166,17 +166,20 @@ impl AutoSam {
     }
 
     /// [`preprocess`] on this model's device.
+    #[tracing::instrument(level = "trace", skip_all)]
     pub fn preprocess(&self, samples: &[Sample]) -> Result<Tensor> {
         preprocess(samples, self.image_size, &self.device)
     }
 
     /// SAM's image embedding of preprocessed images, `[N, 3, S, S]` → `[N, C, g, g]`. Frozen: it does not
     /// depend on the generator.
+    #[tracing::instrument(level = "trace", skip_all)]
     pub fn embed(&self, x: &Tensor) -> Result<Tensor> {
         Ok(self.sam.encode_image(x, false)?)
     }
 
     /// The generator's dense prompt for preprocessed images, `[N, 3, S, S]` → `[N, C, g, g]`.
+    #[tracing::instrument(level = "trace", skip_all)]
     pub fn dense_prompt(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let side = self.generator.input_size();
         let x = if side == self.image_size { x.clone() } else { ops::resize_bilinear(x, side, side, true)? };
@@ -185,6 +188,7 @@ impl AutoSam {
 
     /// SAM's mask for embeddings and dense prompts, with no sparse prompt: the first mask token's logits,
     /// `[N, 1, 4g, 4g]`.
+    #[tracing::instrument(level = "trace", skip_all)]
     pub fn decode(&self, embeddings: &Tensor, dense_prompt: &Tensor) -> Result<Tensor> {
         let n = embeddings.dim(0)?;
         let (sparse, _) = self.sam.prompt_encoder.forward(&Prompts::default(), n)?;

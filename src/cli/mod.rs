@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 mod archive;
 mod bench;
@@ -80,6 +81,7 @@ pub fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("AUTOSAM_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
+        .with_span_events(FmtSpan::CLOSE)
         .with_writer(std::io::stderr);
     match cli.log_format {
         LogFormat::Text => log.init(),

@@ -332,6 +332,7 @@ impl Engine {
         }
     }
 
+    #[tracing::instrument(level = "trace", skip_all, name = "sample")]
     fn job(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Job> {
         let (width, height) = (frame.info.width, frame.info.height);
         let sampled = Instant::now();
@@ -394,6 +395,7 @@ impl Engine {
 
     /// The last result as it belongs on `frame`, which is the one just offered or skipped: moved along with the picture where
     /// [`Settings::motion`] asks for it. `None` where there is none, or where the picture is another scene by now.
+    #[tracing::instrument(level = "trace", skip_all)]
     pub fn show(&mut self, frame: &Frame) -> Option<Shown> {
         let detection = self.latest()?;
         let follow = self.control.shared.settings.load().motion && !detection.mask.regions.is_empty();

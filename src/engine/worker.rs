@@ -211,6 +211,7 @@ impl Worker {
     }
 
     /// From a map to what is shown of it.
+    #[tracing::instrument(level = "trace", skip_all, name = "mask")]
     fn detection(&mut self, job: &Job, map: ProbMap) -> Detection {
         let settings = **self.shared.settings.load();
         let (width, height) = job.size;
@@ -230,6 +231,7 @@ impl Worker {
         Detection { mask, mark, pts: job.pts, sampled: job.sampled, luma, generation: job.generation }
     }
 
+    #[tracing::instrument(level = "trace", skip_all)]
     fn infer(&mut self, sample: &Sample) -> std::result::Result<ProbMap, Failure> {
         if self.segmenter.is_none() {
             if self.retry_at.is_some_and(|at| Instant::now() < at) {
