@@ -423,8 +423,9 @@ impl Engine {
 /// True of a frame that a newer one would replace in the queue before the worker came to it: reducing it would be for nothing.
 /// `busy` tells for how long the worker has had a frame, `usual` how long it has one, `interval` how far frames are apart.
 fn overtaken(busy: Option<Duration>, usual: Duration, interval: Duration) -> bool {
-    // Two intervals: frames do not come by the clock.
-    busy.is_some_and(|busy| busy.saturating_add(interval.saturating_mul(2)) < usual)
+    // A quarter more than the interval: frames do not come by the clock.
+    let next = interval.saturating_add(interval / 4);
+    busy.is_some_and(|busy| busy.saturating_add(next) < usual)
 }
 
 impl Drop for Engine {
