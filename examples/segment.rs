@@ -4,7 +4,7 @@
 
 use autosam::engine::mask::{Mask, MaskSettings};
 use autosam::engine::segmenter::{ProbMap, Sample};
-use autosam::frame::{Frame, sample::Sampler};
+use autosam::frame::{Frame, region::Region, sample::Sampler};
 use autosam::model::{self, ModelOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -16,10 +16,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The shipped model; give a path for another.
     let mut model = model::open(None, &ModelOptions::default())?;
     let (mut sample, mut map) = (Sample::default(), ProbMap::default());
-    Sampler::new(model.input_size()).sample(&Frame::rgb_image(&picture), &mut sample)?;
+    // The network sees what the endoscope shows, without black borders and text.
+    let frame = Frame::rgb_image(&picture);
+    let area = Region::Auto.of(&frame)?;
+    Sampler::new(model.input_size()).sample(&frame.crop(area), &mut sample)?;
     model.segment(&sample, &mut map)?;
 
-    let mask = Mask::new(map, &MaskSettings::default());
+    let mask = Mask::new(map.embedded(area, width, height), &MaskSettings::default());
     for region in &mask.regions {
         println!("{:.1} % of the picture, confidence {:.2}", 100.0 * region.area, region.confidence);
     }

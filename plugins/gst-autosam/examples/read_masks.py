@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """The masks from Python: as video from the pad `mask`, as metadata on the pictures, and as signals and messages.
 
     apt install python3-gi gir1.2-gst-plugins-base-1.0
