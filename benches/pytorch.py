@@ -443,17 +443,18 @@ def generator(name):
 
 
 class Shipped(nn.Module):
-    """Generator and small SAM of the shipped model."""
+    """Generator and small SAM of the shipped model; `side` is the generator's input in pixels."""
 
-    def __init__(self):
+    def __init__(self, side=128):
         super().__init__()
+        self.side = side
         self.sam = nn.Module()
         self.sam.image_encoder, self.sam.mask_decoder = tiny_sam_encoder(), MaskDecoder(1024)
         self.generator = generator("tiny")
         self.pe = dense_pe(torch.randn(2, 128), 16)
 
     def prompt(self, x):
-        return self.generator(F.interpolate(x, (192, 192), mode="bilinear", align_corners=True), 16)
+        return self.generator(F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=True), 16)
 
     def forward(self, x):
         return self.sam.mask_decoder(self.sam.image_encoder(x), self.pe, self.prompt(x))
@@ -482,7 +483,7 @@ class Step:
     """One training step as `train` takes it: loss, backward, clipping, AdamW, moving average."""
 
     def __init__(self, stage):
-        model = Shipped().train()
+        model = Shipped(192).train()  # the default of `train`, as beside it
         self.stage, self.model = stage, model
         self.rgb, self.masks = frames(BATCH)
         if stage == "generator":

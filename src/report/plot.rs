@@ -16,6 +16,9 @@ pub fn plot(title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<String> {
     let right = points().map(|p| p.0).fold(f64::MIN_POSITIVE, f64::max);
     let left = points().map(|p| p.0).fold(right, f64::min);
     let top = points().map(|p| p.1).fold(f64::MIN_POSITIVE, f64::max) * 1.05;
+    // The legend stays out of the curves' way: above where they begin low, else above where they end.
+    let ends: f64 = curves.iter().filter_map(|c| Some(c.points.last()?.1 - c.points.first()?.1)).sum();
+    let legend = if ends > 0.0 { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight };
     let mut svg = String::new();
     let mut drawn = || -> std::result::Result<(), Box<dyn std::error::Error>> {
         let area = SVGBackend::with_string(&mut svg, (720, 400)).into_drawing_area();
@@ -37,6 +40,7 @@ pub fn plot(title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<String> {
         }
         chart
             .configure_series_labels()
+            .position(legend.clone())
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.3))
             .draw()?;
