@@ -131,7 +131,7 @@ fn an_rtsp_server_gives_a_camera_and_a_marked_picture() {
         let mut address = String::new();
         BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut address).unwrap();
         let address = Path::new(address.trim());
-        let output = dir.path().join("out.webm");
+        let output = dir.path().join(if marked { "marked.webm" } else { "camera.webm" });
         let args = [Path::new("run"), Path::new("--input"), address, Path::new("--output"), &output];
         let said = said(Path::new(env!("CARGO_BIN_EXE_autosam-video")), &args, dir.path());
         assert!(said.contains("frames in"), "{said}");
