@@ -28,6 +28,9 @@ pub enum Error {
     /// Training that cannot go on: a loss or gradient that is not finite.
     #[error("{0}")]
     Diverged(String),
+    /// Another process of a training run is gone, or none of this run.
+    #[error("{0}")]
+    Peer(String),
     /// Work ended early because it was asked to (Ctrl-C).
     #[error("interrupted")]
     Interrupted,

@@ -8,8 +8,9 @@ use autosam::engine::segmenter::Sample;
 use autosam::eval::predictor::{Mode, Predictor, Way};
 use autosam::frame::region::Region;
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
+use autosam::train::config::Schedule;
 use autosam::train::params::initialise;
-use autosam::train::{Job, Observer, Stage, StepReport, TrainConfig, Trainer, Validation, fit};
+use autosam::train::{Job, Observer, Place, Stage, StepReport, TrainConfig, Trainer, Validation, fit};
 use autosam::weights::recorder::shapes_of;
 use autosam::weights::{self, Dtype};
 use autosam::{Error, Result};
@@ -110,6 +111,7 @@ fn run_with(config: TrainConfig, dir: &Path, out: &str, stop_at: u64, resume: bo
         device: autosam::model::DeviceChoice::Cpu.resolve().unwrap(),
         cache: (dir.join("cache"), 1 << 30),
         strict: true,
+        place: None,
     };
     let stop = AtomicBool::new(false);
     let mut watch = Watch { stop: &stop, at: stop_at, losses: vec![] };
@@ -145,7 +147,7 @@ fn the_same_seed_gives_the_same_weights_and_sam_stays_as_it_was() {
     .unwrap();
     trainer.save_model(&saved, Dtype::F32).unwrap();
     let before = weights::load(&saved).unwrap();
-    let batch = loader.batches_from(0).next().unwrap().unwrap();
+    let batch = loader.batches_from(0, 1).next().unwrap().unwrap();
     trainer.step(&[batch]).unwrap();
     trainer.save_model(&saved, Dtype::F32).unwrap();
     let after = weights::load(&saved).unwrap();
@@ -217,7 +219,7 @@ fn cached_embeddings_train_alike_and_are_found_again() {
         ..LoaderConfig::new(trainer.image_size(), config.batch, config.seed, config.augment.clone())
     };
     let loader = Loader::new(&sets, loader).unwrap();
-    for (batch, cached) in loader.batches_from(0).zip(&first.losses) {
+    for (batch, cached) in loader.batches_from(0, 1).zip(&first.losses) {
         let report = trainer.step(&[batch.unwrap()]).unwrap();
         let loss = report.bce + report.dice_loss;
         assert!((loss - cached).abs() < 2e-3 * loss, "{loss} without a cache, {cached} with");
@@ -282,6 +284,118 @@ fn kill_9_loses_nothing() {
     assert_eq!(log.lines().count() as u64, steps);
 }
 
+/// A free port on loopback for the processes of a run.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn two_processes_step_as_one_that_accumulates() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = pictures(&dir.path().join("data"));
+    let sam = small_sam(dir.path());
+    let port = free_port();
+    let fit = |config: TrainConfig, out: &str, rank: Option<usize>| {
+        let job = Job {
+            config,
+            sam: Some(sam.clone()),
+            train: vec![(data.clone(), 1.0)],
+            validation: vec![],
+            out: dir.path().join(out),
+            resume: false,
+            device: candle_core::Device::Cpu,
+            cache: (dir.path().join(out).join("cache"), 1 << 30),
+            strict: true,
+            place: rank.map(|rank| Place {
+                rank,
+                size: 2,
+                local_rank: rank,
+                address: ("127.0.0.1".into(), port),
+            }),
+        };
+        let stop = AtomicBool::new(false);
+        // Process 1 is asked to stop; both do, after the same step.
+        let mut watch = Watch { stop: &stop, at: if rank == Some(1) { 5 } else { 0 }, losses: vec![] };
+        let result = fit(&job, &mut watch, &stop);
+        if rank.is_some() {
+            assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+        } else {
+            result.unwrap();
+        }
+        watch.losses
+    };
+    // The embeddings are cached, by each process for itself.
+    let config = TrainConfig { views: 2, schedule: Schedule::Constant, ..config(5) };
+    let one = fit(TrainConfig { accumulate: 2, ..config.clone() }, "one", None);
+    let long = TrainConfig { steps: 6, ..config };
+    let (a, b) = std::thread::scope(|scope| {
+        let second = scope.spawn(|| fit(long.clone(), "two", Some(1)));
+        (fit(long.clone(), "two", Some(0)), second.join().unwrap())
+    });
+    assert_eq!(a, b, "all processes tell the same loss");
+    for (one, two) in one.iter().zip(&a) {
+        assert!((one - two).abs() < 1e-6, "{one} in one process, {two} in two");
+    }
+    let checkpoint = |out: &str| weights::load(&dir.path().join(out).join("checkpoint.safetensors")).unwrap();
+    let (one, two) = (checkpoint("one"), checkpoint("two"));
+    let mut compared = 0;
+    for (name, tensor) in one.tensors.iter().filter(|(n, _)| n.starts_with("param/")) {
+        // Running statistics: one process moves them twice a step, two take the mean.
+        if !autosam::train::params::is_buffer(name) {
+            let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(tensor), values(&two.tensors[name]), "{name}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 50, "{compared} tensors");
+    assert!(dir.path().join("two/cache/rank-1").is_dir());
+}
+
+/// One process of two is killed: the other says which, and both go on to the weights of an unbroken run.
+#[test]
+fn a_killed_process_ends_its_run_and_resume_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    pictures(&dir.path().join("data"));
+    let steps = 12;
+    let config = TrainConfig { checkpoint_every: 1, ..config(steps) };
+    std::fs::write(dir.path().join("config.toml"), toml::to_string(&config).unwrap()).unwrap();
+    let sam = small_sam(dir.path());
+    let start = |out: &str, rank: usize, port: u16, resume: bool| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_autosam-video"));
+        command.arg("train").arg("--config").arg(dir.path().join("config.toml")).arg("--sam").arg(&sam);
+        command.arg("--data").arg(dir.path().join("data")).arg("--out").arg(dir.path().join(out));
+        command.args(resume.then_some("--resume"));
+        command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string()).env("WORLD_SIZE", "2");
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let both = |out: &str, resume: bool| {
+        let port = free_port();
+        let processes = [start(out, 0, port, resume), start(out, 1, port, resume)];
+        processes.map(|p| p.wait_with_output().unwrap())
+    };
+    assert!(both("whole", false).iter().all(|p| p.status.success()));
+
+    let port = free_port();
+    let (first, mut second) = (start("broken", 0, port, false), start("broken", 1, port, false));
+    let log = dir.path().join("broken/log.jsonl");
+    let done = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+    while done() < 3 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    second.kill().unwrap();
+    second.wait().unwrap();
+    let first = first.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&first.stderr);
+    assert!(!first.status.success() && text.contains("process 1 of the run is gone"), "{text}");
+    assert!((done() as u64) < steps);
+
+    assert!(both("broken", true).iter().all(|p| p.status.success()));
+    assert_eq!(bytes(dir.path(), "whole"), bytes(dir.path(), "broken"));
+    assert_eq!(done() as u64, steps);
+}
+
 #[test]
 fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let dir = tempfile::tempdir().unwrap();
@@ -302,6 +416,7 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
         device: candle_core::Device::Cpu,
         cache: (dir.path().join("cache"), 0),
         strict: true,
+        place: None,
     };
     let stop = AtomicBool::new(false);
     let mut watch = Watch { stop: &stop, at: 0, losses: vec![] };

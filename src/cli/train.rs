@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use autosam::data::Dataset;
 use autosam::model::DeviceChoice;
-use autosam::train::{self, Job, Observer, Stage, StepReport, TrainConfig, Trainer, Validation};
+use autosam::train::{self, Job, Observer, Place, Stage, StepReport, TrainConfig, Trainer, Validation};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A run folder gets config.toml, data.md, views.png (what the network is shown first), log.jsonl, TensorBoard's event
 /// files, plots, checkpoint.safetensors, model.safetensors and, where there is --val, a report with the worst, median and
 /// best frames (views and report hold pictures of your data). Ctrl-C writes a checkpoint; --resume goes on from it, also after a crash.
+///
+/// Several processes make one run where torchrun's variables say so (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
+/// MASTER_PORT; under srun MASTER_ADDR is enough): each takes its own batches, on the GPU of its LOCAL_RANK where the
+/// build has CUDA, and gradients are averaged. --out must be a folder that all of them see.
 #[derive(clap::Args)]
 pub struct Args {
     /// SUN-SEG folder (its TrainDataset is trained on)
@@ -120,6 +124,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             (at - 1) % args.val_every.max(1) == 0
         });
     }
+    let place = Place::from_variables(|name| std::env::var(name).ok())?;
+    let first = place.as_ref().is_none_or(|p| p.rank == 0);
+    let device = match &place {
+        Some(place) if cfg!(feature = "cuda") => DeviceChoice::Cuda(place.local_rank),
+        _ => DeviceChoice::Auto,
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
@@ -130,15 +140,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         validation,
         out: out.clone(),
         resume: args.resume,
-        device: DeviceChoice::Auto.resolve()?,
+        device: device.resolve()?,
         cache: (
             args.cache.unwrap_or_else(|| out.join("embeddings")),
             (args.cache_limit.max(0.0) * f64::from(1 << 30)) as u64,
         ),
         strict: args.strict,
+        place,
     };
     let region = job.config.roi;
-    let shows = job.config.stage == Stage::Generator && !job.validation.is_empty();
+    let shows = first && job.config.stage == Stage::Generator && !job.validation.is_empty();
     let mut progress = Progress::default();
     match train::fit(&job, &mut progress, &stop) {
         Err(autosam::Error::Interrupted) => {
@@ -148,10 +159,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let model = out.join("model.safetensors");
     if shows {
-        super::eval::look(&model, &job.validation, region, DeviceChoice::Auto, &out.join("report"))?;
+        super::eval::look(&model, &job.validation, region, device, &out.join("report"))?;
         println!("report: {}", out.join("report/report.html").display());
     }
-    println!("model: {}", model.display());
+    if first {
+        println!("model: {}", model.display());
+    }
     Ok(())
 }
 
@@ -163,8 +176,13 @@ struct Progress {
 
 impl Observer for Progress {
     fn started(&mut self, trainer: &Trainer, images: usize) {
+        let (rank, size) = trainer.place();
+        if rank > 0 {
+            return;
+        }
+        let of = if size > 1 { format!(", {size} processes") } else { String::new() };
         eprintln!(
-            "{images} images, {} trained parameters, {} px",
+            "{images} images, {} trained parameters, {} px{of}",
             trainer.parameter_count(),
             trainer.image_size()
         );
@@ -172,9 +190,8 @@ impl Observer for Progress {
             let gib = |n: usize| (n * bytes) as f64 / f64::from(1 << 30);
             eprintln!("embeddings: {held} of {room} are cached; {:.2} GiB on disk when all are", gib(room));
         }
-        let config = trainer.config();
-        self.batch = (config.batch * config.accumulate) as u64;
-        let bar = ProgressBar::new(config.steps).with_position(trainer.step_count());
+        self.batch = trainer.images_per_step() as u64;
+        let bar = ProgressBar::new(trainer.config().steps).with_position(trainer.step_count());
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {elapsed} ETA {eta}") {
             bar.set_style(style);
         }

@@ -99,11 +99,12 @@ impl Loader {
         self.items.is_empty()
     }
 
-    /// Batches without end from number `first` on; the same as an iterator from 0 gives after `first` calls.
-    pub fn batches_from(&self, first: u64) -> impl Iterator<Item = Result<Batch>> + '_ {
+    /// Every `step`th batch without end from number `first` on; those between are not read. Number n is the same whatever
+    /// came before it.
+    pub fn batches_from(&self, first: u64, step: usize) -> impl Iterator<Item = Result<Batch>> + '_ {
         let (mut epoch, mut order) = (u64::MAX, Vec::new());
         let windows = (self.config.batch / self.config.window) as u64;
-        (first..).map(move |number| {
+        (first..).step_by(step).map(move |number| {
             // Item and the number of its random stream.
             let picks: Vec<(usize, u64)> = (0..windows)
                 .flat_map(|k| {
@@ -219,7 +220,7 @@ mod tests {
         let config = LoaderConfig { views: 2, ..LoaderConfig::new(16, 3, 5, Augment::default()) };
         let loader = Loader::new(&sets, config).unwrap();
         let of = |first: u64| {
-            let batch = loader.batches_from(first).next().unwrap().unwrap();
+            let batch = loader.batches_from(first, 1).next().unwrap().unwrap();
             let mut views: Vec<_> = batch.ids.into_iter().zip(batch.samples).collect();
             views.sort_by(|a, b| a.0.cmp(&b.0));
             views
@@ -246,7 +247,7 @@ mod tests {
         let config = LoaderConfig { window: 3, ..LoaderConfig::new(16, 6, 5, Augment::default()) };
         let loader = Loader::new(&sets, config).unwrap();
         let mut seen: Vec<String> = Vec::new();
-        for batch in loader.batches_from(0).take(3) {
+        for batch in loader.batches_from(0, 1).take(3) {
             let batch = batch.unwrap();
             for (ids, samples) in batch.ids.chunks(3).zip(batch.samples.chunks(3)) {
                 let names: Vec<String> =
@@ -273,10 +274,10 @@ mod tests {
         std::fs::write(&bad, b"no picture").unwrap();
         let config = LoaderConfig::new(16, 3, 5, Augment::default());
         let strict = Loader::new(&sets, config.clone()).unwrap();
-        let text = strict.batches_from(0).next().unwrap().unwrap_err().to_string();
+        let text = strict.batches_from(0, 1).next().unwrap().unwrap_err().to_string();
         assert!(text.contains("1.png: cannot read the picture"), "{text}");
         let loader = Loader::new(&sets, LoaderConfig { strict: false, ..config }).unwrap();
-        let ids = loader.batches_from(0).next().unwrap().unwrap().ids;
+        let ids = loader.batches_from(0, 1).next().unwrap().unwrap().ids;
         assert!(ids.len() == 3 && ids.iter().all(|i| !i.ends_with("1.png")), "{ids:?}");
     }
 
@@ -293,7 +294,7 @@ mod tests {
         let sets = [(Dataset::open(dir.path()).unwrap(), 1.0)];
         let shown = |region| {
             let config = LoaderConfig { region, ..LoaderConfig::new(64, 1, 5, Augment::none()) };
-            let batch = Loader::new(&sets, config).unwrap().batches_from(0).next().unwrap().unwrap();
+            let batch = Loader::new(&sets, config).unwrap().batches_from(0, 1).next().unwrap().unwrap();
             let lit = batch.masks[0].iter().filter(|v| **v > 0).count() as f64;
             lit / (batch.samples[0].width * batch.samples[0].height) as f64
         };
@@ -309,7 +310,7 @@ mod tests {
         let config = LoaderConfig::new(32, 4, 9, augment);
         let of = |first| {
             let loader = Loader::new(&sets, config.clone()).unwrap();
-            loader.batches_from(first).next().unwrap().unwrap().samples
+            loader.batches_from(first, 1).next().unwrap().unwrap().samples
         };
         assert_eq!(of(3), of(3));
         assert_ne!(of(3), of(4));
@@ -320,7 +321,7 @@ mod tests {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let loader = loader(&[(set(a.path(), 4), 2.0), (set(b.path(), 8), 0.5)]);
         assert_eq!(loader.len(), 12);
-        let mut seen: Vec<String> = loader.batches_from(0).take(4).flat_map(|b| b.unwrap().ids).collect();
+        let mut seen: Vec<String> = loader.batches_from(0, 1).take(4).flat_map(|b| b.unwrap().ids).collect();
         seen.sort();
         let of_a = seen.iter().filter(|id| id.starts_with(&a.path().display().to_string())).count();
         assert_eq!(of_a, 8);
@@ -332,10 +333,10 @@ mod tests {
     fn any_batch_can_be_had_without_those_before() {
         let dir = tempfile::tempdir().unwrap();
         let loader = loader(&[(set(dir.path(), 5), 1.0)]);
-        let from_start = loader.batches_from(0).nth(7).unwrap().unwrap();
-        let direct = loader.batches_from(7).next().unwrap().unwrap();
+        let from_start = loader.batches_from(0, 1).nth(7).unwrap().unwrap();
+        let direct = loader.batches_from(7, 1).next().unwrap().unwrap();
         assert_eq!(from_start.ids, direct.ids);
         assert_eq!(from_start.samples, direct.samples);
-        assert_ne!(direct.samples, loader.batches_from(8).next().unwrap().unwrap().samples);
+        assert_ne!(direct.samples, loader.batches_from(8, 1).next().unwrap().unwrap().samples);
     }
 }

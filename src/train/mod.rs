@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod losses;
 pub mod optimizer;
+pub mod parallel;
 pub mod params;
 pub mod prompts;
 pub mod tensorboard;
@@ -12,6 +13,7 @@ pub mod trainer;
 mod validation;
 
 pub use config::{Stage, TrainConfig};
+pub use parallel::Place;
 pub use trainer::{StepReport, Trainer};
 pub use validation::Validation;
 
@@ -24,6 +26,7 @@ use crate::weights::Dtype;
 use crate::{Error, Result};
 use candle_core::Device;
 use image::{GrayImage, RgbImage, imageops};
+use parallel::Group;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +51,9 @@ pub struct Job {
     pub cache: (PathBuf, u64),
     /// An unreadable picture is an error, not left out.
     pub strict: bool,
+    /// Which of a run's processes this is, where there are several. All have the same job; `out` is a folder they share
+    /// (each reads the checkpoint there, process 0 writes).
+    pub place: Option<Place>,
 }
 
 /// Hears of a run's progress.
@@ -72,12 +78,11 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
     if job.resume {
         trainer.resume(&job.out)?;
     }
-    let text = toml::to_string(config).map_err(|e| Error::invalid(e.to_string()))?;
-    write_atomically(&job.out.join("config.toml"), text.as_bytes())?;
-    write_atomically(&job.out.join("data.md"), data_table(job).as_bytes())?;
-    let mut log = Log::open(&job.out.join("log.jsonl"), trainer.step_count())?;
-
-    let size = trainer.image_size();
+    if let Some(place) = &job.place {
+        trainer.join(Group::gather(place, &trainer.fingerprint()?, &job.device)?);
+    }
+    let (rank, size) = trainer.place();
+    let side = trainer.image_size();
     let loader = Loader::new(
         &job.train,
         LoaderConfig {
@@ -85,32 +90,82 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
             region: config.roi,
             window: config.window,
             strict: job.strict,
-            ..LoaderConfig::new(size, config.batch, config.seed, config.augment.clone())
+            ..LoaderConfig::new(side, config.batch, config.seed, config.augment.clone())
         },
     )?;
     if config.views > 0 {
-        trainer.cache_embeddings(&job.cache.0, loader.len() * config.views as usize, job.cache.1)?;
+        // A cache has one writer.
+        let dir = if rank == 0 { job.cache.0.clone() } else { job.cache.0.join(format!("rank-{rank}")) };
+        trainer.cache_embeddings(&dir, loader.len() * config.views as usize, job.cache.1)?;
     }
-    let validation = validation::Sets::load(&job.validation, config.roi, size)?;
-    if !job.resume {
-        write_png(&job.out.join("views.png"), &views(&loader)?.into())?;
-    }
+    let mut records = match rank {
+        0 => Some(Records::open(job, &trainer, &loader)?),
+        _ => None,
+    };
     observer.started(&trainer, loader.len());
 
-    let mut events = tensorboard::EventWriter::new(&job.out)?;
-    let mut batches = loader.batches_from(trainer.step_count() * config.accumulate as u64);
+    let first = trainer.step_count() * (config.accumulate * size) as u64 + rank as u64;
+    let mut batches = loader.batches_from(first, size);
     while trainer.step_count() < config.steps {
         let micro = (0..config.accumulate)
             .map(|_| batches.next().unwrap_or_else(|| Err(Error::invalid("there is no image to train on"))))
             .collect::<Result<Vec<_>>>()?;
         let began = Instant::now();
         let report = match trainer.step(&micro) {
-            Err(Error::Diverged(reason)) => return Err(save_offenders(&job.out, &micro, &reason)),
+            Err(Error::Diverged(reason)) => return Err(save_offenders(&job.out, rank, &micro, &reason)),
             report => report?,
         };
         let seconds = began.elapsed().as_secs_f64();
-        log.write(&serde_json::json!({ "train": report, "seconds": seconds }))?;
-        events.scalars(
+        if let Some(records) = &mut records {
+            records.stepped(&report, seconds)?;
+        }
+        observer.stepped(&report);
+        let stopped = trainer.in_any_process(stop.load(Ordering::Relaxed))?;
+        let (step, last) = (report.step, report.step == config.steps);
+        if let Some(records) = &mut records {
+            if step.is_multiple_of(config.checkpoint_every) || last || stopped {
+                trainer.save_checkpoint(&job.out)?;
+            }
+            if step.is_multiple_of(config.validate_every) || last {
+                let results = records.validate(&trainer)?;
+                trainer.save_model(&job.out.join("model.safetensors"), Dtype::F16)?;
+                observer.validated(step, &results);
+            }
+        }
+        if stopped {
+            return Err(Error::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+/// What process 0 keeps of a run beside its weights.
+struct Records {
+    out: PathBuf,
+    log: Log,
+    events: tensorboard::EventWriter,
+    validation: validation::Sets,
+}
+
+impl Records {
+    /// Writes what is known before the first step: configuration, data, views.
+    fn open(job: &Job, trainer: &Trainer, loader: &Loader) -> Result<Self> {
+        let out = job.out.clone();
+        let text = toml::to_string(&job.config).map_err(|e| Error::invalid(e.to_string()))?;
+        write_atomically(&out.join("config.toml"), text.as_bytes())?;
+        write_atomically(&out.join("data.md"), data_table(job).as_bytes())?;
+        let log = Log::open(&out.join("log.jsonl"), trainer.step_count())?;
+        let validation = validation::Sets::load(&job.validation, job.config.roi, trainer.image_size())?;
+        if !job.resume {
+            write_png(&out.join("views.png"), &views(loader)?.into())?;
+        }
+        let events = tensorboard::EventWriter::new(&out)?;
+        Ok(Self { out, log, events, validation })
+    }
+
+    fn stepped(&mut self, report: &StepReport, seconds: f64) -> Result<()> {
+        self.log.write(&serde_json::json!({ "train": report, "seconds": seconds }))?;
+        self.events.scalars(
             report.step,
             &[
                 ("loss/bce", report.bce),
@@ -118,35 +173,27 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
                 ("gradient_norm", report.gradient_norm),
                 ("learning_rate", report.learning_rate),
             ],
-        )?;
-        observer.stepped(&report);
-        let (step, last) = (report.step, report.step == config.steps);
-        if step.is_multiple_of(config.checkpoint_every) || last || stop.load(Ordering::Relaxed) {
-            trainer.save_checkpoint(&job.out)?;
-        }
-        if step.is_multiple_of(config.validate_every) || last {
-            let results = validation.run(&trainer.averaged()?)?;
-            for result in &results {
-                log.write(&serde_json::json!({ "validation": result, "step": step }))?;
-                if let Some(dice) = result.dice {
-                    events.scalars(step, &[(&format!("validation/dice/{}", result.name), dice)])?;
-                }
-            }
-            report::training_plots(&log.path, &job.out)?;
-            trainer.save_model(&job.out.join("model.safetensors"), Dtype::F16)?;
-            observer.validated(step, &results);
-        }
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
+        )
     }
-    Ok(())
+
+    fn validate(&mut self, trainer: &Trainer) -> Result<Vec<Validation>> {
+        let step = trainer.step_count();
+        let results = self.validation.run(&trainer.averaged()?)?;
+        for result in &results {
+            self.log.write(&serde_json::json!({ "validation": result, "step": step }))?;
+            if let Some(dice) = result.dice {
+                self.events.scalars(step, &[(&format!("validation/dice/{}", result.name), dice)])?;
+            }
+        }
+        report::training_plots(&self.log.path, &self.out)?;
+        Ok(results)
+    }
 }
 
 /// The first 24 views as the network sees them, polyps outlined.
 fn views(loader: &Loader) -> Result<RgbImage> {
     let mut cases = Vec::new();
-    for batch in loader.batches_from(0) {
+    for batch in loader.batches_from(0, 1) {
         let batch = batch?;
         for (sample, mask) in batch.samples.into_iter().zip(batch.masks) {
             let (w, h) = (sample.width as u32, sample.height as u32);
@@ -179,8 +226,9 @@ fn data_table(job: &Job) -> String {
 }
 
 /// Saves the pictures and masks that training ended at, and says where.
-fn save_offenders(out: &Path, batches: &[Batch], reason: &str) -> Error {
-    let dir = out.join("offending-batch");
+fn save_offenders(out: &Path, rank: usize, batches: &[Batch], reason: &str) -> Error {
+    let dir =
+        out.join(if rank == 0 { "offending-batch".to_owned() } else { format!("offending-batch-{rank}") });
     let save = || -> Result<()> {
         for (i, (sample, mask)) in batches.iter().flat_map(|b| b.samples.iter().zip(&b.masks)).enumerate() {
             let (w, h) = (sample.width as u32, sample.height as u32);

@@ -1,5 +1,6 @@
 //! Adam with decoupled or coupled weight decay, its state open so that a checkpoint can hold it.
 
+use super::parallel::Group;
 use crate::Result;
 use crate::ops::{self, AdamStep};
 use candle_core::backprop::GradStore;
@@ -121,6 +122,16 @@ impl Gradients {
             };
             self.by_name.insert(name.clone(), sum);
         }
+        Ok(())
+    }
+
+    /// Means over the processes of `group`: as if one process had worked on all their pictures.
+    pub fn average(&mut self, vars: &BTreeMap<String, Var>, group: &Group) -> Result<()> {
+        let own = vars.keys().map(|name| self.by_name.remove(name)).collect();
+        let like: Vec<&Tensor> = vars.values().map(Var::as_tensor).collect();
+        let means = group.mean_of_tensors(own, &like)?;
+        self.by_name =
+            vars.keys().cloned().zip(means).filter_map(|(name, mean)| Some((name, mean?))).collect();
         Ok(())
     }
 

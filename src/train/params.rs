@@ -1,5 +1,6 @@
 //! Parameters as training sees them: named, initialised by rule, some frozen.
 
+use super::parallel::Group;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
@@ -52,6 +53,19 @@ impl Params {
     /// Every tensor, frozen ones too, cut from the graph.
     pub fn snapshot(&self) -> HashMap<String, Tensor> {
         self.tensors.iter().map(|(k, v)| (k.clone(), v.detach())).collect()
+    }
+
+    /// Running statistics become their means over the processes of `group`.
+    pub fn average_buffers(&self, group: &Group) -> Result<()> {
+        let buffers = || self.trained.iter().filter(|(name, _)| is_buffer(name)).map(|(_, var)| var);
+        let own = buffers().map(|var| Some(var.as_detached_tensor())).collect();
+        let like: Vec<&Tensor> = buffers().map(Var::as_tensor).collect();
+        for (var, mean) in buffers().zip(group.mean_of_tensors(own, &like)?) {
+            if let Some(mean) = mean {
+                var.set(&mean)?;
+            }
+        }
+        Ok(())
     }
 
     /// Overwrites trained tensors by name; all must be there.

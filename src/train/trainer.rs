@@ -5,6 +5,7 @@ use super::checkpoint;
 use super::config::{GeneratorKind, Stage, Target, TrainConfig};
 use super::losses::{Loss, segmentation_loss};
 use super::optimizer::{Adam, Gradients};
+use super::parallel::Group;
 use super::params::{self, Params};
 use super::prompts;
 use crate::data::loader::Batch;
@@ -53,6 +54,7 @@ pub struct Trainer {
     step: u64,
     device: Device,
     cache: Option<RefCell<EmbeddingCache>>,
+    group: Option<Group>,
 }
 
 impl Trainer {
@@ -130,6 +132,7 @@ impl Trainer {
             step: 0,
             device: device.clone(),
             cache: None,
+            group: None,
         })
     }
 
@@ -151,6 +154,36 @@ impl Trainer {
     pub fn parameter_count(&self) -> usize {
         let trained = self.params.trained().iter();
         trained.filter(|(n, _)| !params::is_buffer(n)).map(|(_, v)| v.elem_count()).sum()
+    }
+
+    /// What must be the same in all processes of a run: configuration, position and trained weights, as hexadecimal SHA-256.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut bytes = format!("{:?} {:?} {}", self.config, self.model, self.step).into_bytes();
+        for var in self.params.trained().values() {
+            let values = var.as_tensor().flatten_all()?.to_vec1::<f32>()?;
+            bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        }
+        Ok(weights::sha256(&bytes))
+    }
+
+    /// From now on every step is one of all processes of `group`, with the mean of their gradients.
+    pub fn join(&mut self, group: Group) {
+        self.group = Some(group);
+    }
+
+    /// True in every process of the run where `here` is true in one.
+    pub fn in_any_process(&self, here: bool) -> Result<bool> {
+        self.group.as_ref().map_or(Ok(here), |group| group.any(here))
+    }
+
+    /// This process's rank and the number of all.
+    pub fn place(&self) -> (usize, usize) {
+        self.group.as_ref().map_or((0, 1), |group| (group.rank(), group.size()))
+    }
+
+    /// Pictures that a step takes, in all processes together.
+    pub fn images_per_step(&self) -> usize {
+        self.config.batch * self.config.accumulate * self.place().1
     }
 
     /// From now on the frozen encoder's embeddings are kept in `dir`: room for `views` of them, `limit` bytes at most.
@@ -211,10 +244,11 @@ impl Trainer {
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         let learning_rate = self.config.learning_rate_at(self.step);
         let share = 1.0 / batches.len() as f64;
+        let (rank, size) = self.place();
         let mut gradients = Gradients::default();
         let (mut bce, mut dice_loss) = (0.0, 0.0);
         for (micro, batch) in batches.iter().enumerate() {
-            let loss = ops::autocast(self.autocast(), || self.loss(batch, micro))?;
+            let loss = ops::autocast(self.autocast(), || self.loss(batch, micro * size + rank))?;
             let (b, d) = (scalar(&loss.bce)?, scalar(&loss.dice)?);
             if !(b + d).is_finite() {
                 return Err(Error::Diverged(format!(
@@ -226,6 +260,13 @@ impl Trainer {
             bce += b * share;
             dice_loss += d * share;
             gradients.add(self.params.trained(), loss.total()?.backward()?, share)?;
+        }
+        if let Some(group) = &self.group {
+            let mut means = [bce as f32, dice_loss as f32];
+            group.mean(&mut means)?;
+            [bce, dice_loss] = means.map(f64::from);
+            gradients.average(self.params.trained(), group)?;
+            self.params.average_buffers(group)?;
         }
         let gradient_norm = self.adam.step(self.params.trained(), &gradients, learning_rate)?;
         if !gradient_norm.is_finite() {
