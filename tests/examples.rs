@@ -171,3 +171,100 @@ fn the_library_writes_the_mask_of_a_picture() {
     said(&program, &[&picture, &mask], dir.path());
     assert_eq!(image::image_dimensions(&mask).unwrap(), (90, 70));
 }
+
+/// Three videos in a folder of their own.
+fn archive(dir: &Path) -> PathBuf {
+    let (clip, videos) = (clip(dir), dir.join("archive/videos"));
+    std::fs::create_dir_all(&videos).unwrap();
+    for name in ["a", "b", "c"] {
+        std::fs::copy(&clip, videos.join(format!("{name}.mp4"))).unwrap();
+    }
+    videos
+}
+
+/// Times at which the videos' summaries were written.
+fn done(output: &Path) -> Vec<std::time::SystemTime> {
+    let modified = |name| output.join(name).join("summary.json").metadata().unwrap().modified().unwrap();
+    ["a.mp4", "b.mp4", "c.mp4"].map(modified).into()
+}
+
+#[test]
+fn slurms_array_tasks_share_an_archive_and_do_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let (videos, output) = (archive(dir.path()), dir.path().join("archive/masks"));
+    let tasks = || {
+        let start = |task: &str| {
+            let mut script = command(&root().join("examples/jobs/slurm-array.sh"), dir.path());
+            script.env("SLURM_ARRAY_TASK_ID", task).env("SLURM_ARRAY_TASK_COUNT", "2");
+            script.args([&videos, &output]).spawn().unwrap()
+        };
+        for mut task in [start("0"), start("1")] {
+            assert!(task.wait().unwrap().success());
+        }
+        done(&output)
+    };
+    assert_eq!(tasks(), tasks());
+}
+
+#[test]
+fn the_pods_of_an_indexed_job_share_an_archive() {
+    let dir = tempfile::tempdir().unwrap();
+    archive(dir.path());
+    let job = std::fs::read_to_string(root().join("examples/jobs/kubernetes-indexed.yaml")).unwrap();
+    let shell: Vec<&str> = job
+        .lines()
+        .skip_while(|l| l.trim() != "- >-")
+        .skip(1)
+        .take_while(|l| l.trim() != "resources:")
+        .collect();
+    let shell = shell.join(" ").replace("/archive/", &format!("{}/archive/", dir.path().display()));
+    assert!(shell.contains("$JOB_COMPLETION_INDEX/8") && job.contains("completions: 8"), "{shell}");
+    for index in 0..8 {
+        let mut pod = command(Path::new("/bin/sh"), dir.path());
+        let status =
+            pod.args(["-c", &shell]).env("JOB_COMPLETION_INDEX", index.to_string()).status().unwrap();
+        assert!(status.success(), "pod {index}");
+    }
+    assert_eq!(done(&dir.path().join("archive/masks")).len(), 3);
+}
+
+/// With stand-ins for `scontrol` and `srun` that name this machine and start two processes.
+#[test]
+fn slurms_training_job_trains_in_two_processes() {
+    let dir = tempfile::tempdir().unwrap();
+    clip(dir.path());
+    let stand_in = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = dir.path().join("bin").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    stand_in("scontrol", "echo 127.0.0.1");
+    stand_in(
+        "srun",
+        "export SLURM_NTASKS=2\nSLURM_PROCID=1 SLURM_LOCALID=1 \"$@\" &\nSLURM_PROCID=0 SLURM_LOCALID=0 \"$@\" && wait $!",
+    );
+    let job = |steps: &str| {
+        let mut script = command(&root().join("examples/jobs/slurm-train.sh"), dir.path());
+        let path = format!(
+            "{}:{}:{}",
+            dir.path().join("bin").display(),
+            built().display(),
+            std::env::var("PATH").unwrap()
+        );
+        script
+            .env("PATH", path)
+            .env("SLURM_JOB_ID", std::process::id().to_string())
+            .env("SLURM_JOB_NODELIST", "node");
+        script.args(["--sunseg", "data", "--out", "run", "--set", "batch=2", "--set", "checkpoint_every=1"]);
+        script.args(["--set", steps]).output().unwrap()
+    };
+    let said = job("steps=2");
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success() && text.contains("2 processes"), "{text}");
+    assert!(dir.path().join("run/model.safetensors").exists());
+    // Given back to the queue, it finds its checkpoint: here with nothing left to do.
+    let again = job("steps=2");
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+}

@@ -26,7 +26,7 @@ use std::time::Instant;
 /// be read is told at the end. The same command, on as many machines as there are, shares the work.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Video file, URI (rtsp://, https://, v4l2://), or folder of frames
+    /// Video file, URI (rtsp:// over TCP, rtspu:// over UDP, https://, v4l2://), or folder of frames
     #[arg(long, value_name = "FILE|URI|DIR")]
     input: String,
     /// Overlaid video (.mp4, .mkv, .webm) or folder of overlaid pictures

@@ -37,7 +37,7 @@ pub(crate) fn uri_of(input: &str) -> Result<String> {
 }
 
 impl Reader {
-    /// Opens `input` and waits for its first picture.
+    /// Opens `input` and waits for its first picture. `rtsp://` travels over TCP, `rtspu://` over UDP.
     ///
     /// # Errors
     /// [`Error::Io`] for a missing file; [`Error::Video`] with GStreamer's reason for what is not video.
@@ -55,6 +55,16 @@ impl Reader {
             .and_then(|()| convert.link(&sink))
             .map_err(|e| Error::Video(e.to_string()));
         linked?;
+        source.connect("source-setup", false, |values| {
+            let source = values.get(1).and_then(|v| v.get::<gst::Element>().ok())?;
+            let uri =
+                source.has_property("location").then(|| source.property::<Option<String>>("location"))?;
+            if uri.is_some_and(|uri| uri.starts_with("rtsp://")) {
+                // Nothing may be lost, the end of the stream neither. rtspu:// asks for UDP.
+                source.set_property_from_str("protocols", "tcp");
+            }
+            None
+        });
         let target = convert.downgrade();
         source.connect_pad_added(move |_, pad| {
             let Some(sink) = target.upgrade().and_then(|c| c.static_pad("sink")) else { return };
