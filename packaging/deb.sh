@@ -23,6 +23,8 @@ install -D -m 755 -s "$target/autosam-video" "$root/usr/bin/autosam-video"
 install -D -m 644 -s "$target/libgstautosam.so" "$root/usr/lib/$multiarch/gstreamer-1.0/libgstautosam.so"
 install -D -m 644 models/autosam-tiny.safetensors "$root/usr/share/autosam-video/models/autosam-tiny.safetensors"
 install -D -m 644 models/autosam-tiny.md "$root/usr/share/autosam-video/models/autosam-tiny.md"
+# Where the card's link leads.
+install -D -m 644 docs/calibration.svg "$root/usr/share/autosam-video/docs/calibration.svg"
 install -D -m 644 README.md "$doc/README.md"
 install -D -m 644 LICENSE "$doc/copyright"
 gzip -9nc CHANGELOG.md > "$doc/changelog.gz"

@@ -142,6 +142,36 @@ fn an_rtsp_server_gives_a_camera_and_a_marked_picture() {
     }
 }
 
+/// What was marked until then is kept, and the program says what happened; it does not wait for the server.
+#[test]
+fn a_camera_that_goes_silent_ends_the_run() {
+    if !python(&["GstRtspServer"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let long = dir.path().join("long.mp4");
+    let synth =
+        ["synth", "--sequences", "1", "--frames", "300", "--size", "64x64", "--out", "data", "--clip"];
+    let program = Path::new(env!("CARGO_BIN_EXE_autosam-video"));
+    assert!(command(program, dir.path()).args(synth).arg(&long).status().unwrap().success());
+    let mut server = command(&root().join("examples/rtsp_server.py"), dir.path());
+    let mut server = Server(server.arg(&long).args(["--port", "0"]).stdout(Stdio::piped()).spawn().unwrap());
+    let mut address = String::new();
+    BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut address).unwrap();
+    let output = dir.path().join("out.webm");
+    let mut run = command(program, dir.path());
+    run.args(["run", "--input", address.trim(), "--output"]).arg(&output).stderr(Stdio::piped());
+    let run = run.spawn().unwrap();
+    while !dir.path().join("out.webm.partial").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert!(Command::new("kill").args(["-STOP", &server.0.id().to_string()]).status().unwrap().success());
+    let ended = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("no picture for 20 s"), "{said}");
+    assert!(output.metadata().unwrap().len() > 500);
+}
+
 #[test]
 fn masks_are_read_from_rust_and_from_python() {
     let (masks, bus) = (built().join("examples/read_masks"), built().join("examples/watch_bus"));

@@ -17,8 +17,11 @@ libfuzzer_sys::fuzz_target!(|input: (u8, u16, u16, bool, [u16; 3], Vec<u8>)| {
     };
     let third = bytes.len() / 3;
     let plane = |i: usize| Plane { data: &bytes[i * third..], stride: usize::from(strides[i]) };
-    let frame = Frame { info, planes: [plane(0), plane(1), plane(2)] };
-    let _ = Sampler::new(32).sample(&frame, &mut Sample::default());
+    if let Ok(frame) = Frame::new(info, [plane(0), plane(1), plane(2)]) {
+        let mut sample = Sample::default();
+        Sampler::new(32).sample(&frame, &mut sample).expect("a frame that passed its checks");
+        assert_eq!(sample.rgb.len(), 3 * sample.width * sample.height);
+    }
     let side = (bytes.len() as f64).sqrt() as usize;
     let map = ProbMap { width: side, height: side, data: bytes[..side * side].to_vec() };
     if side > 0 {

@@ -61,8 +61,10 @@ pub struct PlaneMut<'a> {
     pub stride: usize,
 }
 
-/// A picture to read. `planes` has 1 (packed, UYVY), 2 (NV12) or 3 (I420) used entries.
+/// A picture to read. `planes` has 1 (packed, UYVY), 2 (NV12) or 3 (I420) used entries. Made by [`Frame::new`] alone, which
+/// checks that the planes hold what `info` says: who reads a frame relies on it.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Frame<'a> {
     pub info: FrameInfo,
     pub planes: [Plane<'a>; 3],
@@ -76,8 +78,9 @@ pub struct Luma {
     pub data: Vec<u8>,
 }
 
-/// A picture to draw on.
+/// A picture to draw on, as checked as [`Frame`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct FrameMut<'a> {
     pub info: FrameInfo,
     pub planes: [PlaneMut<'a>; 3],

@@ -148,7 +148,7 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         self.server = None;
         // Nothing can be done about a pipeline that does not stop.
-        let _ = self.pipeline.set_state(gst::State::Null);
+        crate::video::stop(&self.pipeline);
     }
 }
 

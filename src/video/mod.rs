@@ -14,6 +14,7 @@ pub use writer::Writer;
 
 use crate::{Error, Result};
 use gst::prelude::*;
+use std::time::Duration;
 
 /// Frames a second, as a fraction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,24 @@ pub(crate) fn make(factory: &str, package: &str) -> Result<gst::Element> {
     gst::ElementFactory::make(factory)
         .build()
         .map_err(|_| Error::Video(format!("GStreamer has no element {factory}; apt install {package}")))
+}
+
+/// How long a source may take to stop.
+const PARTING: Duration = Duration::from_secs(3);
+
+/// Stops a pipeline that reads. rtspsrc of GStreamer 1.22 may wait without end for a server that has gone silent: whoever
+/// stops it does not; a thread of its own goes on waiting.
+pub(crate) fn stop(pipeline: &gst::Pipeline) {
+    let pipeline = pipeline.clone();
+    let (stopped, ended) = crossbeam_channel::bounded(1);
+    let stopping = std::thread::Builder::new().name("autosam-stop".into()).spawn(move || {
+        // Nothing can be done about a pipeline that does not stop, nor about one that nobody waits for any more.
+        let _ = pipeline.set_state(gst::State::Null);
+        let _ = stopped.send(());
+    });
+    if stopping.is_err() || ended.recv_timeout(PARTING).is_err() {
+        tracing::warn!("the source does not stop");
+    }
 }
 
 /// The first error on the pipeline's bus, where there is one.

@@ -175,7 +175,6 @@ fn info(sample: &gst::Sample, what: &str) -> Result<gst_video::VideoInfo> {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Nothing can be done about a pipeline that does not stop.
-        let _ = self.pipeline.set_state(gst::State::Null);
+        super::stop(&self.pipeline);
     }
 }
