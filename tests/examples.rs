@@ -3,9 +3,16 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// One test at a time: cameras and pipelines run in real time, and a reader that others slow down loses pictures.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Folder of what was built: the program, the plugin, and in `examples/` the examples.
@@ -75,14 +82,9 @@ fn example(name: &str, args: &[&Path], dir: &Path) -> String {
 
 /// A short synthetic clip with a polyp in view.
 fn clip(dir: &Path) -> PathBuf {
-    clip_of("10", dir)
-}
-
-/// A clip of so many frames, 25 a second.
-fn clip_of(frames: &str, dir: &Path) -> PathBuf {
     let clip = dir.join("clip.mp4");
     let made = Command::new(env!("CARGO_BIN_EXE_autosam-video"))
-        .args(["synth", "--sequences", "1", "--frames", frames, "--size", "128x96", "--out"])
+        .args(["synth", "--sequences", "1", "--frames", "10", "--size", "128x96", "--out"])
         .arg(dir.join("data"))
         .arg("--clip")
         .arg(&clip)
@@ -94,6 +96,7 @@ fn clip_of(frames: &str, dir: &Path) -> PathBuf {
 
 #[test]
 fn fine_tuning_from_nothing_ends_with_a_model() {
+    let _turn = alone();
     let dir = tempfile::tempdir().unwrap();
     let said = example("finetune.sh", &[Path::new("out")], dir.path());
     assert!(said.contains("mean Dice"), "{said}");
@@ -102,6 +105,7 @@ fn fine_tuning_from_nothing_ends_with_a_model() {
 
 #[test]
 fn pipelines_run_and_record() {
+    let _turn = alone();
     if !there(&plugin()) {
         return;
     }
@@ -124,12 +128,12 @@ impl Drop for Server {
 
 #[test]
 fn an_rtsp_server_gives_a_camera_and_a_marked_picture() {
+    let _turn = alone();
     if !there(&plugin()) || !python(&["GstRtspServer"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    // Some seconds: GStreamer's client may miss the end of a stream that ends while it still starts.
-    let clip = clip_of("100", dir.path());
+    let clip = clip(dir.path());
     for marked in [false, true] {
         let mut server = command(&root().join("examples/rtsp_server.py"), dir.path());
         server.arg(&clip).args(["--port", "0"]).args(marked.then_some("--marked")).stdout(Stdio::piped());
@@ -151,6 +155,7 @@ fn an_rtsp_server_gives_a_camera_and_a_marked_picture() {
 /// What was marked until then is kept, and the program says what happened; it does not wait for the server.
 #[test]
 fn a_camera_that_goes_silent_ends_the_run() {
+    let _turn = alone();
     if !python(&["GstRtspServer"]) {
         return;
     }
@@ -180,6 +185,7 @@ fn a_camera_that_goes_silent_ends_the_run() {
 
 #[test]
 fn masks_are_read_from_rust_and_from_python() {
+    let _turn = alone();
     let (masks, bus) = (built().join("examples/read_masks"), built().join("examples/watch_bus"));
     if !there(&masks) || !there(&bus) {
         return;
@@ -197,6 +203,7 @@ fn masks_are_read_from_rust_and_from_python() {
 
 #[test]
 fn the_library_writes_the_mask_of_a_picture() {
+    let _turn = alone();
     let program = built().join("examples/segment");
     if !there(&program) {
         return;
@@ -226,6 +233,7 @@ fn done(output: &Path) -> Vec<std::time::SystemTime> {
 
 #[test]
 fn slurms_array_tasks_share_an_archive_and_do_nothing_twice() {
+    let _turn = alone();
     let dir = tempfile::tempdir().unwrap();
     let (videos, output) = (archive(dir.path()), dir.path().join("archive/masks"));
     let tasks = || {
@@ -244,6 +252,7 @@ fn slurms_array_tasks_share_an_archive_and_do_nothing_twice() {
 
 #[test]
 fn the_pods_of_an_indexed_job_share_an_archive() {
+    let _turn = alone();
     let dir = tempfile::tempdir().unwrap();
     archive(dir.path());
     let job = std::fs::read_to_string(root().join("examples/jobs/kubernetes-indexed.yaml")).unwrap();
@@ -267,6 +276,7 @@ fn the_pods_of_an_indexed_job_share_an_archive() {
 /// With stand-ins for `scontrol` and `srun` that name this machine and start two processes.
 #[test]
 fn slurms_training_job_trains_in_two_processes() {
+    let _turn = alone();
     let dir = tempfile::tempdir().unwrap();
     clip(dir.path());
     let stand_in = |name: &str, text: &str| {

@@ -48,7 +48,9 @@ impl Reader {
         source.set_property("uri", &uri);
         let convert = make("videoconvert", "gstreamer1.0-plugins-base")?;
         let caps = gst_video::VideoCapsBuilder::new().format(gst_video::VideoFormat::Rgb).build();
-        let sink = gst_app::AppSink::builder().caps(&caps).max_buffers(2).sync(false).build();
+        // A camera does not wait: room for a burst, or its server's end of the stream is lost behind the pictures.
+        let ahead = if uri.starts_with("rtsp") { 16 } else { 2 };
+        let sink = gst_app::AppSink::builder().caps(&caps).max_buffers(ahead).sync(false).build();
         let pipeline = gst::Pipeline::new();
         let linked = pipeline
             .add_many([&source, &convert, sink.upcast_ref()])
