@@ -172,8 +172,9 @@ fn a_camera_that_goes_silent_ends_the_run() {
     let output = dir.path().join("out.webm");
     let mut run = command(program, dir.path());
     run.args(["run", "--input", address.trim(), "--output"]).arg(&output).stderr(Stdio::piped());
-    let run = run.spawn().unwrap();
+    let mut run = run.spawn().unwrap();
     while !dir.path().join("out.webm.partial").exists() {
+        assert!(run.try_wait().unwrap().is_none(), "the run ended before its first picture");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert!(Command::new("kill").args(["-STOP", &server.0.id().to_string()]).status().unwrap().success());
@@ -291,7 +292,7 @@ fn slurms_training_job_trains_in_two_processes() {
         "srun",
         "export SLURM_NTASKS=2\nSLURM_PROCID=1 SLURM_LOCALID=1 \"$@\" &\nSLURM_PROCID=0 SLURM_LOCALID=0 \"$@\" && wait $!",
     );
-    let job = |steps: &str| {
+    let job = || {
         let mut script = command(&root().join("examples/jobs/slurm-train.sh"), dir.path());
         let path = format!(
             "{}:{}:{}",
@@ -304,13 +305,13 @@ fn slurms_training_job_trains_in_two_processes() {
             .env("SLURM_JOB_ID", std::process::id().to_string())
             .env("SLURM_JOB_NODELIST", "node");
         script.args(["--sunseg", "data", "--out", "run", "--set", "batch=2", "--set", "checkpoint_every=1"]);
-        script.args(["--set", steps]).output().unwrap()
+        script.args(["--set", "steps=2"]).output().unwrap()
     };
-    let said = job("steps=2");
+    let said = job();
     let text = String::from_utf8_lossy(&said.stderr);
     assert!(said.status.success() && text.contains("2 processes"), "{text}");
     assert!(dir.path().join("run/model.safetensors").exists());
     // Given back to the queue, it finds its checkpoint: here with nothing left to do.
-    let again = job("steps=2");
+    let again = job();
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
 }

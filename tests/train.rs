@@ -101,21 +101,29 @@ fn run(dir: &Path, out: &str, steps: u64, stop_at: u64, resume: bool) -> Run {
 }
 
 fn run_with(config: TrainConfig, dir: &Path, out: &str, stop_at: u64, resume: bool) -> Run {
-    let job = Job {
+    fit_until(&Job { resume, ..job(config, dir, out) }, stop_at)
+}
+
+fn job(config: TrainConfig, dir: &Path, out: &str) -> Job {
+    Job {
         config,
         sam: Some(small_sam(dir)),
         train: vec![(pictures(&dir.join("data")), 1.0)],
         validation: vec![],
         out: dir.join(out),
-        resume,
+        resume: false,
         device: autosam::model::DeviceChoice::Cpu.resolve().unwrap(),
         cache: (dir.join("cache"), 1 << 30),
         strict: true,
         place: None,
-    };
+    }
+}
+
+/// Runs `job`, asked to stop after step `stop_at`; 0: never.
+fn fit_until(job: &Job, stop_at: u64) -> Run {
     let stop = AtomicBool::new(false);
     let mut watch = Watch { stop: &stop, at: stop_at, losses: vec![] };
-    let result = fit(&job, &mut watch, &stop);
+    let result = fit(job, &mut watch, &stop);
     Run { losses: watch.losses, result }
 }
 
@@ -292,48 +300,33 @@ fn free_port() -> u16 {
 #[test]
 fn two_processes_step_as_one_that_accumulates() {
     let dir = tempfile::tempdir().unwrap();
-    let data = pictures(&dir.path().join("data"));
-    let sam = small_sam(dir.path());
     let port = free_port();
-    let fit = |config: TrainConfig, out: &str, rank: Option<usize>| {
-        let job = Job {
-            config,
-            sam: Some(sam.clone()),
-            train: vec![(data.clone(), 1.0)],
-            validation: vec![],
-            out: dir.path().join(out),
-            resume: false,
-            device: candle_core::Device::Cpu,
-            cache: (dir.path().join(out).join("cache"), 1 << 30),
-            strict: true,
-            place: rank.map(|rank| Place {
-                rank,
-                size: 2,
-                local_rank: rank,
-                address: ("127.0.0.1".into(), port),
-            }),
-        };
-        let stop = AtomicBool::new(false);
-        // Process 1 is asked to stop; both do, after the same step.
-        let mut watch = Watch { stop: &stop, at: if rank == Some(1) { 5 } else { 0 }, losses: vec![] };
-        let result = fit(&job, &mut watch, &stop);
-        if rank.is_some() {
-            assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
-        } else {
-            result.unwrap();
-        }
-        watch.losses
-    };
     // The embeddings are cached, by each process for itself.
     let config = TrainConfig { views: 2, schedule: Schedule::Constant, ..config(5) };
-    let one = fit(TrainConfig { accumulate: 2, ..config.clone() }, "one", None);
+    let job = |config: TrainConfig, out: &str, rank: Option<usize>| Job {
+        cache: (dir.path().join(out).join("cache"), 1 << 30),
+        place: rank.map(|rank| Place {
+            rank,
+            size: 2,
+            local_rank: rank,
+            address: ("127.0.0.1".into(), port),
+        }),
+        ..job(config, dir.path(), out)
+    };
+    let one = fit_until(&job(TrainConfig { accumulate: 2, ..config.clone() }, "one", None), 0);
+    one.result.unwrap();
+    // Process 1 is asked to stop; both do, after the same step.
     let long = TrainConfig { steps: 6, ..config };
+    let (first, second) = (job(long.clone(), "two", Some(0)), job(long, "two", Some(1)));
     let (a, b) = std::thread::scope(|scope| {
-        let second = scope.spawn(|| fit(long.clone(), "two", Some(1)));
-        (fit(long.clone(), "two", Some(0)), second.join().unwrap())
+        let second = scope.spawn(|| fit_until(&second, 5));
+        (fit_until(&first, 0), second.join().unwrap())
     });
-    assert_eq!(a, b, "all processes tell the same loss");
-    for (one, two) in one.iter().zip(&a) {
+    for result in [a.result, b.result] {
+        assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    }
+    assert_eq!(a.losses, b.losses, "all processes tell the same loss");
+    for (one, two) in one.losses.iter().zip(&a.losses) {
         assert!((one - two).abs() < 1e-6, "{one} in one process, {two} in two");
     }
     let checkpoint = |out: &str| weights::load(&dir.path().join(out).join("checkpoint.safetensors")).unwrap();
@@ -378,10 +371,11 @@ fn a_killed_process_ends_its_run_and_resume_goes_on() {
     assert!(both("whole", false).iter().all(|p| p.status.success()));
 
     let port = free_port();
-    let (first, mut second) = (start("broken", 0, port, false), start("broken", 1, port, false));
+    let (mut first, mut second) = (start("broken", 0, port, false), start("broken", 1, port, false));
     let log = dir.path().join("broken/log.jsonl");
     let done = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
     while done() < 3 {
+        assert!(first.try_wait().unwrap().is_none(), "the run ended before its third step");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     second.kill().unwrap();
@@ -406,23 +400,11 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
         augment: Augment::none(),
         ..config(60)
     };
-    let job = Job {
-        config,
-        sam: Some(dir.path().join("autosam/model.safetensors")),
-        train: vec![(pictures(&dir.path().join("data")), 1.0)],
-        validation: vec![],
-        out: dir.path().join("h"),
-        resume: false,
-        device: candle_core::Device::Cpu,
-        cache: (dir.path().join("cache"), 0),
-        strict: true,
-        place: None,
-    };
-    let stop = AtomicBool::new(false);
-    let mut watch = Watch { stop: &stop, at: 0, losses: vec![] };
-    fit(&job, &mut watch, &stop).unwrap();
+    let job = Job { sam: Some(dir.path().join("autosam/model.safetensors")), ..job(config, dir.path(), "h") };
+    let run = fit_until(&job, 0);
+    run.result.unwrap();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-    let (first, last) = (mean(&watch.losses[..8]), mean(&watch.losses[52..]));
+    let (first, last) = (mean(&run.losses[..8]), mean(&run.losses[52..]));
     assert!(last < 0.9 * first, "{first} to {last}");
 
     // Every way of prompting answers on the same picture.

@@ -57,16 +57,16 @@ impl Reader {
             .and_then(|()| convert.link(&sink))
             .map_err(|e| Error::Video(e.to_string()));
         linked?;
-        source.connect("source-setup", false, |values| {
-            let source = values.get(1).and_then(|v| v.get::<gst::Element>().ok())?;
-            let uri =
-                source.has_property("location").then(|| source.property::<Option<String>>("location"))?;
-            if uri.is_some_and(|uri| uri.starts_with("rtsp://")) {
-                // Nothing may be lost, the end of the stream neither. rtspu:// asks for UDP.
-                source.set_property_from_str("protocols", "tcp");
-            }
-            None
-        });
+        if uri.starts_with("rtsp://") {
+            source.connect("source-setup", false, |values| {
+                let rtsp = values.get(1).and_then(|v| v.get::<gst::Element>().ok())?;
+                if rtsp.has_property("protocols") {
+                    // Nothing may be lost, the end of the stream neither. rtspu:// asks for UDP.
+                    rtsp.set_property_from_str("protocols", "tcp");
+                }
+                None
+            });
+        }
         let target = convert.downgrade();
         source.connect_pad_added(move |_, pad| {
             let Some(sink) = target.upgrade().and_then(|c| c.static_pad("sink")) else { return };
