@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// How long a source may stay silent.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A camera's end comes sooner after its last picture: rtpsession, too, ends a stream that has been silent for long.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Decodes a file or a URI (`rtsp://`, `v4l2://`, `https://`, …) picture by picture.
 #[derive(Debug)]
@@ -14,6 +16,7 @@ pub struct Reader {
     pipeline: gst::Pipeline,
     sink: gst_app::AppSink,
     what: String,
+    camera: bool,
     first: Option<gst::Sample>,
     rate: FrameRate,
     size: (u32, u32),
@@ -49,7 +52,8 @@ impl Reader {
         let convert = make("videoconvert", "gstreamer1.0-plugins-base")?;
         let caps = gst_video::VideoCapsBuilder::new().format(gst_video::VideoFormat::Rgb).build();
         // A camera does not wait: room for a burst, or its server's end of the stream is lost behind the pictures.
-        let ahead = if uri.starts_with("rtsp") { 16 } else { 2 };
+        let camera = uri.starts_with("rtsp");
+        let ahead = if camera { 16 } else { 2 };
         let sink = gst_app::AppSink::builder().caps(&caps).max_buffers(ahead).sync(false).build();
         let pipeline = gst::Pipeline::new();
         let linked = pipeline
@@ -60,9 +64,11 @@ impl Reader {
         if uri.starts_with("rtsp://") {
             source.connect("source-setup", false, |values| {
                 let rtsp = values.get(1).and_then(|v| v.get::<gst::Element>().ok())?;
-                if rtsp.has_property("protocols") {
+                if rtsp.has_property("protocols") && rtsp.has_property("tcp-timeout") {
                     // Nothing may be lost, the end of the stream neither. rtspu:// asks for UDP.
                     rtsp.set_property_from_str("protocols", "tcp");
+                    // Ours comes first and names the camera.
+                    rtsp.set_property("tcp-timeout", 3 * PATIENCE.as_micros() as u64);
                 }
                 None
             });
@@ -82,6 +88,7 @@ impl Reader {
             pipeline,
             sink,
             what: input.to_owned(),
+            camera,
             first: None,
             rate: FrameRate::DEFAULT,
             size: (0, 0),
@@ -153,7 +160,7 @@ impl Reader {
             if let Some(e) = error_on(&self.pipeline, &self.what) {
                 return Err(e);
             }
-            if self.sink.is_eos() {
+            if self.sink.is_eos() && !(self.camera && begin.elapsed() > FAREWELL) {
                 return Ok(None);
             }
             if begin.elapsed() > PATIENCE {
