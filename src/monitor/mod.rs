@@ -147,7 +147,6 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.server = None;
-        // Nothing can be done about a pipeline that does not stop.
         crate::video::stop(&self.pipeline);
     }
 }
