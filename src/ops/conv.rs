@@ -1,8 +1,10 @@
-//! Convolution as matrix products over tiles of unfolded columns that stay in cache.
+//! Convolution as matrix products over tiles of unfolded columns that stay in cache; 3x3 ones of stride 1 by [`winograd`].
 
+use super::Conv2d;
 use super::cpu::{Elements, Shared, gradient_of, simd, slice};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
+use super::winograd::{self, Winograd};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -64,6 +66,19 @@ impl Geometry {
     fn tile(&self, t: usize) -> (usize, usize) {
         let rows = self.tile_rows();
         (t * rows, rows.min(self.oh - t * rows))
+    }
+
+    /// The same by Winograd's filtering, where that applies and pays.
+    fn winograd(&self) -> Option<Winograd> {
+        let cfg = Conv2d { stride: self.stride, padding: self.padding, groups: 1 };
+        let &Self { n, c, o, h, w, k, .. } = self;
+        (winograd::applies(&[o, c, k, k], cfg) && winograd::pays(&[n, c, h, w])).then_some(Winograd {
+            n,
+            c,
+            o,
+            h,
+            w,
+        })
     }
 
     /// Columns of output rows `y0..y0 + rows` of one image: `[depth, rows · ow]`.
@@ -129,6 +144,29 @@ impl Geometry {
 
     /// `x [N, C, H, W]` and `w [O, C, K, K]` → `[N, O, OH, OW]`, finished.
     pub fn forward(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
+        match self.winograd() {
+            Some(g) => g.forward(x, &winograd::transformed(w, g.o, g.c), finish),
+            None => self.forward_unfolded(x, w, finish),
+        }
+    }
+
+    /// Gradient of the input, from the output's gradient and the weights.
+    pub fn grad_input(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
+        match self.winograd() {
+            Some(g) => g.grad_input(grad, w),
+            None => self.grad_input_unfolded(grad, w),
+        }
+    }
+
+    /// Gradient of the weights, from the input and the output's gradient.
+    pub fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        match self.winograd() {
+            Some(g) => g.grad_weight(x, grad),
+            None => self.grad_weight_unfolded(x, grad),
+        }
+    }
+
+    pub(super) fn forward_unfolded(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
         let g = self;
         let mut out = vec![0f32; g.n * g.o * g.pixels()];
         let shared = Shared::new(&mut out);
@@ -167,8 +205,7 @@ impl Geometry {
         out
     }
 
-    /// Gradient of the input, from the output's gradient and the weights.
-    pub fn grad_input(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
+    pub(super) fn grad_input_unfolded(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
         let g = self;
         let mut dx = vec![0f32; g.n * g.c * g.h * g.w];
         let transposed = || Matrix { data: w.as_ptr(), rows: 1, cols: g.depth() as isize };
@@ -198,8 +235,7 @@ impl Geometry {
         dx
     }
 
-    /// Gradient of the weights, from the input and the output's gradient.
-    pub fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+    pub(super) fn grad_weight_unfolded(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let g = self;
         // Each part sums its own images in order and the parts are summed in order, so that the same machine
         // gives the same bits every time.

@@ -8,7 +8,7 @@ use super::fused::Finish;
 use super::pointwise::Activation;
 use super::{
     Conv2d, activate, channels_first, channels_last, conv, conv2d, conv2d_then, cpu, depthwise,
-    depthwise_last, fusible, linear,
+    depthwise_last, fusible, linear, winograd,
 };
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, OnceLock};
@@ -20,7 +20,16 @@ pub struct ConvNorm {
     bias: Option<Tensor>,
     norm: BatchNorm,
     cfg: Conv2d,
-    folded: Option<(Tensor, Tensor)>,
+    folded: Option<FoldedMap>,
+}
+
+/// The norm folded into weights and bias.
+#[derive(Debug, Clone)]
+struct FoldedMap {
+    weight: Tensor,
+    bias: Tensor,
+    /// The weights as [`winograd`] takes them, where it applies.
+    transformed: Option<Tensor>,
 }
 
 impl ConvNorm {
@@ -31,13 +40,29 @@ impl ConvNorm {
     /// Folds the norm into the convolution, for inference; training goes on with what was loaded, and would not change
     /// what is folded.
     pub fn fold(&mut self) -> Result<()> {
-        self.folded = Some(self.norm.folded(&self.weight, self.bias.as_ref())?);
+        let (weight, bias) = self.norm.folded(&self.weight, self.bias.as_ref())?;
+        let transformed = match winograd::applies(weight.dims(), self.cfg) && cpu::handles(&[&weight]) {
+            true => {
+                let (o, c, ..) = weight.dims4()?;
+                let u = winograd::transformed(&Elements::of(&weight.contiguous()?)?, o, c);
+                Some(Tensor::from_vec(u, (winograd::POINTS, o, c), weight.device())?)
+            }
+            false => None,
+        };
+        self.folded = Some(FoldedMap { weight, bias, transformed });
         Ok(())
     }
 
     /// `[N, C, H, W]` → `[N, O, H', W']`; `train` as in [`BatchNorm::forward`].
     pub fn forward(&self, x: &Tensor, activation: Option<Activation>, train: bool) -> Result<Tensor> {
-        if let (Some((weight, bias)), false) = (&self.folded, train) {
+        if let (Some(FoldedMap { weight, bias, transformed }), false) = (&self.folded, train) {
+            if let Some(u) = transformed
+                && fusible(&[x, u])
+                && winograd::pays(x.dims())
+            {
+                let op = winograd::Forward { finish: Finish::new(Some(bias), activation) };
+                return x.contiguous()?.apply_op2_no_bwd(u, &op);
+            }
             return conv2d_then(x, weight, Some(bias), self.cfg, activation);
         }
         let Conv2d { stride, padding, groups } = self.cfg;
@@ -71,7 +96,7 @@ impl ConvNorm {
             return self.fused(x, map, activation);
         }
         match &self.folded {
-            Some((weight, bias)) if !train && fusible(&[x, weight]) => {
+            Some(FoldedMap { weight, bias, .. }) if !train && fusible(&[x, weight]) => {
                 let op = Folded { map, finish: Finish::new(Some(bias), activation) };
                 x.contiguous()?.apply_op2_no_bwd(weight, &op)
             }

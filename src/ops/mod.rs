@@ -26,6 +26,7 @@ mod spread;
 #[cfg(test)]
 mod tests;
 mod update;
+mod winograd;
 
 pub use arrange::{concat, partition, unpartition};
 pub use attention::Packing;

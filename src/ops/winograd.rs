@@ -1,0 +1,539 @@
+//! 3x3 convolutions of stride 1 by Winograd's minimal filtering, F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): tiles of 2x2
+//! outputs take 16 products a pair of channels, where the definition takes 36, and write 4 floats a pixel where unfolding
+//! writes 9. Its constants are halves, so that f32 loses next to nothing.
+//!
+//! A tile `d` of 4x4 inputs becomes `V = Bᵀ d B`, a kernel `U = G g Gᵀ`; of the 16 products over channels `M = U V`, summed,
+//! the output is `Aᵀ M A`. The gradient of the kernel is the adjoint of that: `Gᵀ ((A dY Aᵀ) Vᵀ) G`.
+
+use super::Conv2d;
+use super::cpu::{Shared, simd, slice};
+use super::fused::{ChannelFinish, Finish};
+use super::gemm::{Matrix, gemm, scratch};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
+use rayon::prelude::*;
+
+/// Numbers of a transformed tile.
+pub(super) const POINTS: usize = 16;
+/// Floats of transformed tiles that a task holds at a time: they stay in cache between the steps.
+const BLOCK: usize = 256 * 1024;
+/// Tiles below which transforming costs what it saves.
+const FEW: usize = 16;
+/// Channels that a thread takes at a time.
+const CHANNELS: usize = 8;
+
+/// Neighbouring tiles, worked on together.
+const LANES: usize = 8;
+type Lanes = [f32; LANES];
+
+#[inline(always)]
+fn load(from: &[f32], at: usize) -> Lanes {
+    std::array::from_fn(|i| from[at..at + LANES][i])
+}
+
+#[inline(always)]
+fn add(a: Lanes, b: Lanes) -> Lanes {
+    std::array::from_fn(|i| a[i] + b[i])
+}
+
+#[inline(always)]
+fn sub(a: Lanes, b: Lanes) -> Lanes {
+    std::array::from_fn(|i| a[i] - b[i])
+}
+
+#[inline(always)]
+fn neg(a: Lanes) -> Lanes {
+    std::array::from_fn(|i| -a[i])
+}
+
+/// True where this is the convolution of kernels of such a shape.
+pub(super) fn applies(kernels: &[usize], cfg: Conv2d) -> bool {
+    matches!(kernels, [_, _, 3, 3]) && cfg == Conv2d { stride: 1, padding: 1, groups: 1 }
+}
+
+/// True where pictures `[N, C, H, W]` have tiles enough to pay for transforming.
+pub(super) fn pays(x: &[usize]) -> bool {
+    matches!(*x, [n, _, h, w] if n * h.div_ceil(2) * w.div_ceil(2) >= FEW)
+}
+
+/// Kernels `[O, C, 3, 3]` → `G g Gᵀ`, `[16, O, C]`.
+pub(super) fn transformed(kernels: &[f32], o: usize, c: usize) -> Vec<f32> {
+    transform_kernels(kernels, o * c, |kernel| kernel, |g| *g)
+}
+
+/// Kernels `[O, C, 3, 3]` of the convolution that takes the output's gradient back to the input, transformed: `[16, C, O]`.
+fn transformed_back(kernels: &[f32], o: usize, c: usize) -> Vec<f32> {
+    let turned = |g: &[f32; 9]| std::array::from_fn(|i| g[8 - i]);
+    transform_kernels(kernels, o * c, |kernel| kernel % c * o + kernel / c, turned)
+}
+
+/// Transforms `turned` of each of `count` kernels to column `place` of `[16, count]`.
+fn transform_kernels(
+    kernels: &[f32],
+    count: usize,
+    place: impl Fn(usize) -> usize + Sync,
+    turned: impl Fn(&[f32; 9]) -> [f32; 9] + Sync,
+) -> Vec<f32> {
+    let mut out = vec![0f32; POINTS * count];
+    let shared = Shared::new(&mut out);
+    let (kernels, _) = kernels.as_chunks::<9>();
+    kernels.par_iter().enumerate().with_min_len(4096).for_each(|(kernel, g)| {
+        let g = turned(g);
+        let column = place(kernel);
+        let spread = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
+        let rows: [[f32; 4]; 3] = std::array::from_fn(|i| spread([g[3 * i], g[3 * i + 1], g[3 * i + 2]]));
+        for j in 0..4 {
+            for (i, v) in spread([rows[0][j], rows[1][j], rows[2][j]]).into_iter().enumerate() {
+                // SAFETY: each kernel has a column of its own.
+                unsafe { *shared.at((4 * i + j) * count + column) = v };
+            }
+        }
+    });
+    out
+}
+
+/// The sizes of a convolution of `[n, c, h, w]` to `[n, o, h, w]`, padding 1.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Winograd {
+    pub n: usize,
+    pub c: usize,
+    pub o: usize,
+    pub h: usize,
+    pub w: usize,
+}
+
+/// A row of tiles' inputs or outputs, even columns and odd ones apart, with room for a whole [`Lanes`] at the end.
+struct Parted {
+    even: Vec<f32>,
+    odd: Vec<f32>,
+}
+
+/// Where transformed tiles of one channel lie: point p of tile t at `first + p · stride + t`.
+#[derive(Clone, Copy)]
+struct Tiles {
+    shared: Shared,
+    first: usize,
+    stride: usize,
+}
+
+impl Tiles {
+    /// # Safety
+    /// As [`Shared::at`], for the [`LANES`] tiles from `tile` on.
+    #[inline(always)]
+    unsafe fn put(self, point: usize, tile: usize, lanes: Lanes) {
+        unsafe {
+            self.shared.at(self.first + point * self.stride + tile).cast::<Lanes>().write_unaligned(lanes)
+        }
+    }
+
+    /// # Safety
+    /// As [`Tiles::put`]; they are initialised, and nothing writes them meanwhile.
+    #[inline(always)]
+    unsafe fn get(self, point: usize, tile: usize) -> Lanes {
+        unsafe { self.shared.at(self.first + point * self.stride + tile).cast::<Lanes>().read_unaligned() }
+    }
+}
+
+impl Winograd {
+    /// Tiles in a row.
+    fn across(&self) -> usize {
+        self.w.div_ceil(2)
+    }
+
+    /// Rows of tiles in a picture.
+    fn down(&self) -> usize {
+        self.h.div_ceil(2)
+    }
+
+    /// Rows of tiles that fit a block.
+    fn block(&self) -> usize {
+        (BLOCK / (POINTS * (self.c + self.o) * self.across())).clamp(1, self.down())
+    }
+
+    /// Blocks of a picture, in as equal parts as can be.
+    fn blocks(&self) -> usize {
+        self.down().div_ceil(self.block())
+    }
+
+    /// First row of tiles of block `b` of a picture, and their number.
+    fn rows(&self, b: usize) -> (usize, usize) {
+        let start = |b: usize| b * self.down() / self.blocks();
+        (start(b), start(b + 1) - start(b))
+    }
+
+    /// Floats between channels of transformed tiles: what [`Lanes`] write beyond the last tile is room of its own.
+    fn pitch(&self, rows: usize) -> usize {
+        rows * self.across() + LANES
+    }
+
+    fn parted(&self) -> Parted {
+        let len = self.across().next_multiple_of(LANES) + LANES;
+        Parted { even: vec![0.0; len], odd: vec![0.0; len] }
+    }
+
+    /// `x [N, C, H, W]` and `u [16, O, C]` of [`transformed`] → `[N, O, H, W]`, finished.
+    pub fn forward(&self, x: &[f32], u: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
+        let mut out = vec![0f32; self.n * self.o * self.h * self.w];
+        let shared = Shared::new(&mut out);
+        let tasks = self.n * self.blocks();
+        // Few blocks are shared out step by step, many each as a whole.
+        let inside = tasks < 2 * rayon::current_num_threads();
+        each(!inside, tasks, |task| {
+            let (image, (row, rows)) = (task / self.blocks(), self.rows(task % self.blocks()));
+            let pitch = self.pitch(rows);
+            let tiles = rows * self.across();
+            let size = self.h * self.w;
+            let picture = &x[image * self.c * size..][..self.c * size];
+            scratch(POINTS * (self.c + self.o) * pitch, |buffer| {
+                let (v, m) = buffer.split_at_mut(POINTS * self.c * pitch);
+                self.transform_inputs(picture, row, rows, v, inside);
+                let (v, m) = (&*v, Shared::new(m));
+                each(inside, POINTS, |point| {
+                    let a = Matrix {
+                        data: u[point * self.o * self.c..].as_ptr(),
+                        rows: self.c as isize,
+                        cols: 1,
+                    };
+                    let b =
+                        Matrix { data: v[point * self.c * pitch..].as_ptr(), rows: pitch as isize, cols: 1 };
+                    // SAFETY: a point has its own o × pitch floats.
+                    unsafe {
+                        let dst = m.at(point * self.o * pitch);
+                        gemm(self.o, tiles, self.c, dst, pitch as isize, false, 1.0, a, b);
+                    }
+                });
+                each(inside, self.o.div_ceil(CHANNELS), |part| {
+                    let (mut upper, mut lower) = (self.parted(), self.parted());
+                    for channel in part * CHANNELS..((part + 1) * CHANNELS).min(self.o) {
+                        let tiles = Tiles { shared: m, first: channel * pitch, stride: self.o * pitch };
+                        // SAFETY: each task writes rows of its own of each channel's plane.
+                        let plane = unsafe { shared.at((image * self.o + channel) * size) };
+                        simd(
+                            #[inline(always)]
+                            || {
+                                for r in 0..rows {
+                                    let y = 2 * (row + r);
+                                    self.output(tiles, r * self.across(), &mut upper, &mut lower);
+                                    for (y, parted) in [(y, &upper), (y + 1, &lower)] {
+                                        if y < self.h {
+                                            // SAFETY: as above; row y lies inside the plane.
+                                            let line = unsafe {
+                                                std::slice::from_raw_parts_mut(plane.add(y * self.w), self.w)
+                                            };
+                                            join(parted, line);
+                                            if let Some(finish) = finish {
+                                                finish.channel(channel, line);
+                                            }
+                                        }
+                                    }
+                                }
+                            },
+                        );
+                    }
+                });
+            });
+        });
+        out
+    }
+
+    /// Gradient of the input, from the output's gradient and the kernels `[O, C, 3, 3]`.
+    pub fn grad_input(&self, grad: &[f32], kernels: &[f32]) -> Vec<f32> {
+        let back = Self { c: self.o, o: self.c, ..*self };
+        back.forward(grad, &transformed_back(kernels, self.o, self.c), None)
+    }
+
+    /// Gradient of the kernels, `[O, C, 3, 3]`, from the input and the output's gradient.
+    pub fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
+        // Each part sums its own images in order and the parts are summed in order, so that the same machine
+        // gives the same bits every time.
+        let share = self.n.div_ceil(rayon::current_num_threads()).max(1);
+        let size = self.h * self.w;
+        let len = POINTS * self.o * self.c;
+        let mut parts = (0..self.n.div_ceil(share))
+            .into_par_iter()
+            .map(|part| {
+                let mut du = vec![0f32; len];
+                for image in part * share..((part + 1) * share).min(self.n) {
+                    let picture = &x[image * self.c * size..][..self.c * size];
+                    let grad = &grad[image * self.o * size..][..self.o * size];
+                    for block in 0..self.blocks() {
+                        self.add_grad_weight(picture, grad, self.rows(block), &mut du);
+                    }
+                }
+                du
+            })
+            .collect::<Vec<_>>()
+            .into_iter();
+        let mut du = parts.next().unwrap_or_else(|| vec![0f32; len]);
+        for part in parts {
+            du.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+        }
+        let mut dw = vec![0f32; self.o * self.c * 9];
+        let (kernels, _) = dw.as_chunks_mut::<9>();
+        kernels.par_iter_mut().enumerate().with_min_len(4096).for_each(|(kernel, dw)| {
+            let gather = |[a, b, c, d]: [f32; 4]| [a + 0.5 * (b + c), 0.5 * (b - c), 0.5 * (b + c) + d];
+            let at = |i: usize, j: usize| du[(4 * i + j) * self.o * self.c + kernel];
+            let columns: [[f32; 3]; 4] = std::array::from_fn(|j| gather(std::array::from_fn(|i| at(i, j))));
+            for i in 0..3 {
+                dw[3 * i..][..3].copy_from_slice(&gather(columns.map(|column| column[i])));
+            }
+        });
+        dw
+    }
+
+    /// Adds one block's part of the transformed kernels' gradient, `[16, O, C]`.
+    fn add_grad_weight(&self, picture: &[f32], grad: &[f32], (row, rows): (usize, usize), du: &mut [f32]) {
+        let pitch = self.pitch(rows);
+        scratch(POINTS * (self.c + self.o) * pitch, |buffer| {
+            let (v, m) = buffer.split_at_mut(POINTS * self.c * pitch);
+            self.transform_inputs(picture, row, rows, v, false);
+            self.transform_gradients(grad, row, rows, m);
+            for (point, du) in du.chunks_exact_mut(self.o * self.c).enumerate() {
+                let a = Matrix { data: m[point * self.o * pitch..].as_ptr(), rows: pitch as isize, cols: 1 };
+                let b = Matrix { data: v[point * self.c * pitch..].as_ptr(), rows: 1, cols: pitch as isize };
+                // SAFETY: o × c floats of this point.
+                unsafe {
+                    let tiles = rows * self.across();
+                    gemm(self.o, self.c, tiles, du.as_mut_ptr(), self.c as isize, true, 1.0, a, b);
+                }
+            }
+        });
+    }
+
+    /// `Bᵀ d B` of the tiles of `rows` rows from `row` on: `[16, C, pitch]`.
+    fn transform_inputs(&self, picture: &[f32], row: usize, rows: usize, v: &mut [f32], parallel: bool) {
+        let pitch = self.pitch(rows);
+        let shared = Shared::new(v);
+        each(parallel, self.c.div_ceil(CHANNELS), |part| {
+            // The four rows of inputs that a row of tiles reads; it shares two with the next.
+            let mut window: [Parted; 4] = std::array::from_fn(|_| self.parted());
+            for channel in part * CHANNELS..((part + 1) * CHANNELS).min(self.c) {
+                let plane = &picture[channel * self.h * self.w..][..self.h * self.w];
+                let tiles = Tiles { shared, first: channel * pitch, stride: self.c * pitch };
+                simd(
+                    #[inline(always)]
+                    || {
+                        for r in 0..rows {
+                            let y = 2 * (row + r);
+                            let fresh = if r == 0 { 0 } else { 2 };
+                            if fresh == 2 {
+                                window.rotate_left(2);
+                            }
+                            for (i, parted) in window.iter_mut().enumerate().skip(fresh) {
+                                self.part_padded(plane, (y + i).wrapping_sub(1), parted);
+                            }
+                            self.input(&window, tiles, r * self.across());
+                        }
+                    },
+                );
+            }
+        });
+    }
+
+    /// `A dY Aᵀ` of the tiles of `rows` rows from `row` on: `[16, O, pitch]`.
+    fn transform_gradients(&self, grad: &[f32], row: usize, rows: usize, m: &mut [f32]) {
+        let pitch = self.pitch(rows);
+        let shared = Shared::new(m);
+        let (mut upper, mut lower) = (self.parted(), self.parted());
+        for channel in 0..self.o {
+            let plane = &grad[channel * self.h * self.w..][..self.h * self.w];
+            let tiles = Tiles { shared, first: channel * pitch, stride: self.o * pitch };
+            simd(
+                #[inline(always)]
+                || {
+                    for r in 0..rows {
+                        let y = 2 * (row + r);
+                        self.part(plane, y, &mut upper);
+                        self.part(plane, y + 1, &mut lower);
+                        self.gradient(&upper, &lower, tiles, r * self.across());
+                    }
+                },
+            );
+        }
+    }
+
+    /// Row `y` of a plane, zeros beyond it.
+    #[inline(always)]
+    fn part(&self, plane: &[f32], y: usize, to: &mut Parted) {
+        let across = self.across();
+        if y >= self.h {
+            to.even[..across].fill(0.0);
+            to.odd[..across].fill(0.0);
+            return;
+        }
+        let (pairs, rest) = plane[y * self.w..][..self.w].as_chunks::<2>();
+        for ((pair, even), odd) in pairs.iter().zip(&mut to.even).zip(&mut to.odd) {
+            (*even, *odd) = (pair[0], pair[1]);
+        }
+        if let [last] = rest {
+            (to.even[across - 1], to.odd[across - 1]) = (*last, 0.0);
+        }
+    }
+
+    /// Row `y` of a plane after a column of zeros, zeros beyond it.
+    #[inline(always)]
+    fn part_padded(&self, plane: &[f32], y: usize, to: &mut Parted) {
+        let across = self.across();
+        if y >= self.h {
+            to.even[..=across].fill(0.0);
+            to.odd[..=across].fill(0.0);
+            return;
+        }
+        let (pairs, rest) = plane[y * self.w..][..self.w].as_chunks::<2>();
+        to.even[0] = 0.0;
+        for ((pair, even), odd) in pairs.iter().zip(&mut to.even[1..]).zip(&mut to.odd) {
+            (*odd, *even) = (pair[0], pair[1]);
+        }
+        if let [last] = rest {
+            (to.odd[across - 1], to.even[across]) = (*last, 0.0);
+        }
+        to.odd[across] = 0.0;
+    }
+
+    #[inline(always)]
+    fn input(&self, window: &[Parted; 4], tiles: Tiles, first: usize) {
+        for t in (0..self.across()).step_by(LANES) {
+            // Columns 0 to 3 of the tiles, of each of the four rows.
+            let column = |row: &Parted| {
+                [load(&row.even, t), load(&row.odd, t), load(&row.even, t + 1), load(&row.odd, t + 1)]
+            };
+            let [a, b, c, d] =
+                [column(&window[0]), column(&window[1]), column(&window[2]), column(&window[3])];
+            let row = |i: usize, f: fn(Lanes, Lanes) -> Lanes, p: &[Lanes; 4], q: &[Lanes; 4]| {
+                let [s, t0, u, w]: [Lanes; 4] = std::array::from_fn(|j| f(p[j], q[j]));
+                let out = [sub(s, u), add(t0, u), sub(u, t0), sub(t0, w)];
+                for (j, lanes) in out.into_iter().enumerate() {
+                    // SAFETY: tiles from `first + t` on are this row's, or will be written after, or are the pitch's room.
+                    unsafe { tiles.put(4 * i + j, first + t, lanes) };
+                }
+            };
+            row(0, sub, &a, &c);
+            row(1, add, &b, &c);
+            row(2, sub, &c, &b);
+            row(3, sub, &b, &d);
+        }
+    }
+
+    #[inline(always)]
+    fn output(&self, tiles: Tiles, first: usize, upper: &mut Parted, lower: &mut Parted) {
+        for t in (0..self.across()).step_by(LANES) {
+            let row = |i: usize| {
+                // SAFETY: the products are done, and the pitch leaves room after the last tile.
+                let [a, b, c, d]: [Lanes; 4] =
+                    std::array::from_fn(|j| unsafe { tiles.get(4 * i + j, first + t) });
+                (add(add(a, b), c), sub(sub(b, c), d))
+            };
+            let [(a, e), (b, f), (c, g), (d, h)] = [row(0), row(1), row(2), row(3)];
+            upper.even[t..t + LANES].copy_from_slice(&add(add(a, b), c));
+            upper.odd[t..t + LANES].copy_from_slice(&add(add(e, f), g));
+            lower.even[t..t + LANES].copy_from_slice(&sub(sub(b, c), d));
+            lower.odd[t..t + LANES].copy_from_slice(&sub(sub(f, g), h));
+        }
+    }
+
+    #[inline(always)]
+    fn gradient(&self, upper: &Parted, lower: &Parted, tiles: Tiles, first: usize) {
+        for t in (0..self.across()).step_by(LANES) {
+            let row = |i: usize, even: Lanes, odd: Lanes| {
+                let out = [even, add(even, odd), sub(even, odd), neg(odd)];
+                for (j, lanes) in out.into_iter().enumerate() {
+                    // SAFETY: as in `input`.
+                    unsafe { tiles.put(4 * i + j, first + t, lanes) };
+                }
+            };
+            let (a, b) = (load(&upper.even, t), load(&upper.odd, t));
+            let (c, d) = (load(&lower.even, t), load(&lower.odd, t));
+            row(0, a, b);
+            row(1, add(a, c), add(b, d));
+            row(2, sub(a, c), sub(b, d));
+            row(3, neg(c), neg(d));
+        }
+    }
+}
+
+/// The convolution of `x [N, C, H, W]` and kernels that are transformed already, `[16, O, C]`; for inference.
+pub(super) struct Forward {
+    pub finish: Finish,
+}
+
+impl CustomOp2 for Forward {
+    fn name(&self) -> &'static str {
+        "autosam-winograd"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (&[n, c, h, w], &[POINTS, o, ci]) = (l1.dims(), l2.dims()) else {
+            candle_core::bail!("expected [N, C, H, W] and [16, O, C], found {l1:?} and {l2:?}")
+        };
+        if c != ci {
+            candle_core::bail!("kernels {l2:?} do not fit {l1:?}");
+        }
+        let finish = self.finish.per_channel(o)?;
+        let out = Winograd { n, c, o, h, w }.forward(slice(s1, l1)?, slice(s2, l2)?, finish.as_ref());
+        Ok((CpuStorage::F32(out), Shape::from((n, o, h, w))))
+    }
+}
+
+/// Even and odd columns, one after the other.
+#[inline(always)]
+fn join(parted: &Parted, line: &mut [f32]) {
+    let (pairs, rest) = line.as_chunks_mut::<2>();
+    let across = pairs.len();
+    for ((pair, even), odd) in pairs.iter_mut().zip(&parted.even).zip(&parted.odd) {
+        *pair = [*even, *odd];
+    }
+    if let [last] = rest {
+        *last = parted.even[across];
+    }
+}
+
+/// `f` of `0..n`, on all threads or on this one.
+fn each(parallel: bool, n: usize, f: impl Fn(usize) + Sync + Send) {
+    match parallel {
+        true => (0..n).into_par_iter().for_each(f),
+        false => (0..n).for_each(f),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::conv::Geometry;
+    use super::*;
+
+    fn noise(n: usize, seed: u32) -> Vec<f32> {
+        let mixed = |i: u32| (i ^ seed).wrapping_mul(0x9E37_79B9).rotate_left(13).wrapping_mul(0x85EB_CA6B);
+        (0..n as u32).map(|i| mixed(i) as f32 / 2f32.powi(31) - 1.0).collect()
+    }
+
+    fn assert_close(what: &str, ours: &[f32], theirs: &[f32]) {
+        let scale = theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let worst = ours.iter().zip(theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(ours.len() == theirs.len() && worst < 4e-6 * scale, "{what}: {worst} of {scale}");
+    }
+
+    #[test]
+    fn forward_and_gradients_are_those_of_the_unfolded_product() {
+        // Odd sizes, one channel, widths around the lanes, several blocks.
+        for (n, c, o, h, w) in
+            [(1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (1, 40, 24, 33, 47), (3, 9, 17, 16, 16), (1, 64, 200, 90, 88)]
+        {
+            let win = Winograd { n, c, o, h, w };
+            let unfolded = Geometry::of(&[n, c, h, w], &[o, c, 3, 3], 1, 1).unwrap();
+            let (x, kernels, grad) = (noise(n * c * h * w, 1), noise(o * c * 9, 2), noise(n * o * h * w, 3));
+            let shape = format!("{win:?}");
+            let forward = win.forward(&x, &transformed(&kernels, o, c), None);
+            assert_close(&shape, &forward, &unfolded.forward_unfolded(&x, &kernels, None));
+            assert_close(
+                &shape,
+                &win.grad_input(&grad, &kernels),
+                &unfolded.grad_input_unfolded(&grad, &kernels),
+            );
+            assert_close(&shape, &win.grad_weight(&x, &grad), &unfolded.grad_weight_unfolded(&x, &grad));
+        }
+    }
+}
