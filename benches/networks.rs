@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: autosam::process::Allocator = autosam::process::Allocator;
 
 type Failure = Box<dyn std::error::Error>;
 type Outcome<T> = Result<T, Failure>;
@@ -44,6 +44,8 @@ const CASES: [&str; 8] = [
 const BATCH: usize = 8;
 
 fn main() -> Outcome<()> {
+    // SAFETY: nothing has run before.
+    unsafe { autosam::process::settle() };
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let scratch = tempfile::tempdir()?;
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {

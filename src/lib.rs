@@ -18,6 +18,8 @@ pub mod model;
 pub mod monitor;
 pub mod ops;
 pub mod overlay;
+#[cfg(feature = "process")]
+pub mod process;
 pub mod report;
 pub mod sam;
 #[cfg(feature = "serve")]

@@ -2,11 +2,11 @@
 
 mod cli;
 
-/// Tensors of megabytes come and go with every layer; glibc gives each back to the system and takes it again,
-/// page by page (a fifth of a training step's time).
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: autosam::process::Allocator = autosam::process::Allocator;
 
 fn main() -> std::process::ExitCode {
+    // SAFETY: nothing has run before.
+    unsafe { autosam::process::settle() };
     cli::main()
 }

@@ -57,9 +57,11 @@ impl SmallDecoder {
     /// Folds every batch norm into its convolution, for inference.
     pub fn fold(&mut self) -> Result<()> {
         for up in &mut self.ups {
+            up.conv1.prepare()?;
             up.conv2.fold()?;
         }
-        self.last.conv1.fold()
+        self.last.conv1.fold()?;
+        self.last.conv2.prepare()
     }
 }
 
@@ -67,31 +69,23 @@ fn padded() -> ops::Conv2d {
     ops::Conv2d { padding: 1, ..Default::default() }
 }
 
-/// A 3x3 convolution that keeps the grid.
-#[derive(Debug, Clone)]
-struct Conv3 {
-    weight: Tensor,
-    bias: Tensor,
+/// Weights and bias of a 3x3 convolution that keeps the grid.
+fn conv3(i: usize, o: usize, vb: VarBuilder) -> Result<(Tensor, Tensor)> {
+    Ok((vb.get((o, i, 3, 3), "weight")?, vb.get(o, "bias")?))
 }
 
-impl Conv3 {
-    fn load(i: usize, o: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self { weight: vb.get((o, i, 3, 3), "weight")?, bias: vb.get(o, "bias")? })
-    }
+fn plain((weight, bias): (Tensor, Tensor)) -> ops::Conv {
+    ops::Conv::new(weight, Some(bias), padded())
+}
 
-    fn forward(&self, x: &Tensor, activation: Option<Activation>) -> Result<Tensor> {
-        ops::conv2d_then(x, &self.weight, Some(&self.bias), padded(), activation)
-    }
-
-    fn normed(self, norm: BatchNorm) -> ConvNorm {
-        ConvNorm::new(self.weight, Some(self.bias), norm, padded())
-    }
+fn normed((weight, bias): (Tensor, Tensor), norm: BatchNorm) -> ConvNorm {
+    ConvNorm::new(weight, Some(bias), norm, padded())
 }
 
 /// `UpBlockSkip`: double, join the skip, two convolutions, batch norm, LeakyReLU.
 #[derive(Debug, Clone)]
 struct Up {
-    conv1: Conv3,
+    conv1: ops::Conv,
     conv2: ConvNorm,
 }
 
@@ -99,8 +93,8 @@ impl Up {
     fn load(from: usize, skip: usize, vb: VarBuilder) -> Result<Self> {
         let norm = BatchNorm::load(vb.pp("BN"), skip)?;
         Ok(Self {
-            conv1: Conv3::load(from + skip, skip, vb.pp("conv1"))?,
-            conv2: Conv3::load(skip, skip, vb.pp("conv2"))?.normed(norm),
+            conv1: plain(conv3(from + skip, skip, vb.pp("conv1"))?),
+            conv2: normed(conv3(skip, skip, vb.pp("conv2"))?, norm),
         })
     }
 
@@ -116,7 +110,7 @@ impl Up {
 #[derive(Debug, Clone)]
 struct CnnBlock {
     conv1: ConvNorm,
-    conv2: Conv3,
+    conv2: ops::Conv,
 }
 
 impl CnnBlock {
@@ -124,8 +118,8 @@ impl CnnBlock {
         BatchNorm::load(vb.pp("BN2"), o)?;
         let norm = BatchNorm::load(vb.pp("BN1"), hidden)?;
         Ok(Self {
-            conv1: Conv3::load(i, hidden, vb.pp("conv1"))?.normed(norm),
-            conv2: Conv3::load(hidden, o, vb.pp("conv2"))?,
+            conv1: normed(conv3(i, hidden, vb.pp("conv1"))?, norm),
+            conv2: plain(conv3(hidden, o, vb.pp("conv2"))?),
         })
     }
 

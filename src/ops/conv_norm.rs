@@ -7,8 +7,8 @@ use super::cpu::{Elements, gradient_of, slice};
 use super::fused::Finish;
 use super::pointwise::Activation;
 use super::{
-    Conv2d, activate, channels_first, channels_last, conv, conv2d, conv2d_then, cpu, depthwise,
-    depthwise_last, fusible, linear, winograd,
+    Conv, Conv2d, activate, channels_first, channels_last, conv, conv2d, cpu, depthwise, depthwise_last,
+    fusible, linear,
 };
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, OnceLock};
@@ -20,16 +20,15 @@ pub struct ConvNorm {
     bias: Option<Tensor>,
     norm: BatchNorm,
     cfg: Conv2d,
-    folded: Option<FoldedMap>,
+    folded: Option<Folded>,
 }
 
-/// The norm folded into weights and bias.
+/// With the norm in its weights and bias.
 #[derive(Debug, Clone)]
-struct FoldedMap {
+struct Folded {
     weight: Tensor,
     bias: Tensor,
-    /// The weights as [`winograd`] takes them, where it applies.
-    transformed: Option<Tensor>,
+    conv: Conv,
 }
 
 impl ConvNorm {
@@ -41,29 +40,16 @@ impl ConvNorm {
     /// what is folded.
     pub fn fold(&mut self) -> Result<()> {
         let (weight, bias) = self.norm.folded(&self.weight, self.bias.as_ref())?;
-        let transformed = match winograd::applies(weight.dims(), self.cfg) && cpu::handles(&[&weight]) {
-            true => {
-                let (o, c, ..) = weight.dims4()?;
-                let u = winograd::transformed(&Elements::of(&weight.contiguous()?)?, o, c);
-                Some(Tensor::from_vec(u, (winograd::POINTS, o, c), weight.device())?)
-            }
-            false => None,
-        };
-        self.folded = Some(FoldedMap { weight, bias, transformed });
+        let mut conv = Conv::new(weight.clone(), Some(bias.clone()), self.cfg);
+        conv.prepare()?;
+        self.folded = Some(Folded { weight, bias, conv });
         Ok(())
     }
 
     /// `[N, C, H, W]` → `[N, O, H', W']`; `train` as in [`BatchNorm::forward`].
     pub fn forward(&self, x: &Tensor, activation: Option<Activation>, train: bool) -> Result<Tensor> {
-        if let (Some(FoldedMap { weight, bias, transformed }), false) = (&self.folded, train) {
-            if let Some(u) = transformed
-                && fusible(&[x, u])
-                && winograd::pays(x.dims())
-            {
-                let op = winograd::Forward { finish: Finish::new(Some(bias), activation) };
-                return x.contiguous()?.apply_op2_no_bwd(u, &op);
-            }
-            return conv2d_then(x, weight, Some(bias), self.cfg, activation);
+        if let (Some(folded), false) = (&self.folded, train) {
+            return folded.conv.forward(x, activation);
         }
         let Conv2d { stride, padding, groups } = self.cfg;
         let map = match groups {
@@ -96,8 +82,8 @@ impl ConvNorm {
             return self.fused(x, map, activation);
         }
         match &self.folded {
-            Some(FoldedMap { weight, bias, .. }) if !train && fusible(&[x, weight]) => {
-                let op = Folded { map, finish: Finish::new(Some(bias), activation) };
+            Some(Folded { weight, bias, .. }) if !train && fusible(&[x, weight]) => {
+                let op = FoldedLast { map, finish: Finish::new(Some(bias), activation) };
                 x.contiguous()?.apply_op2_no_bwd(weight, &op)
             }
             _ => channels_last(&self.forward(&channels_first(x)?, activation, train)?),
@@ -279,12 +265,12 @@ impl CustomOp3 for ConvNormOp {
 }
 
 /// Channels last, the norm folded: of x and weights.
-struct Folded {
+struct FoldedLast {
     map: Map,
     finish: Finish,
 }
 
-impl CustomOp2 for Folded {
+impl CustomOp2 for FoldedLast {
     fn name(&self) -> &'static str {
         "autosam-conv-last"
     }

@@ -21,6 +21,7 @@ mod layout;
 mod linear;
 mod norm;
 mod pointwise;
+mod prepared;
 mod spatial;
 mod spread;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use batch_norm::BatchNorm;
 pub use conv_norm::ConvNorm;
 pub use layout::{channels_first, channels_last};
 pub use pointwise::Activation;
+pub use prepared::Conv;
 pub use spatial::{max_pool2d, resize_bilinear};
 pub use update::{AdamStep, blend, blend_square, sum_of_squares};
 

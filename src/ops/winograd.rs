@@ -14,8 +14,8 @@ use rayon::prelude::*;
 
 /// Numbers of a transformed tile.
 pub(super) const POINTS: usize = 16;
-/// Floats of transformed tiles that a task holds at a time: they stay in cache between the steps.
-const BLOCK: usize = 256 * 1024;
+/// Floats of transformed tiles that a task holds at a time: a share of the last-level cache. Kernels are read once a block.
+const BLOCK: usize = 1024 * 1024;
 /// Tiles below which transforming costs what it saves.
 const FEW: usize = 16;
 /// Channels that a thread takes at a time.
@@ -81,11 +81,10 @@ fn transform_kernels(
         let column = place(kernel);
         let spread = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
         let rows: [[f32; 4]; 3] = std::array::from_fn(|i| spread([g[3 * i], g[3 * i + 1], g[3 * i + 2]]));
-        for j in 0..4 {
-            for (i, v) in spread([rows[0][j], rows[1][j], rows[2][j]]).into_iter().enumerate() {
-                // SAFETY: each kernel has a column of its own.
-                unsafe { *shared.at((4 * i + j) * count + column) = v };
-            }
+        let columns: [[f32; 4]; 4] = std::array::from_fn(|j| spread(rows.map(|row| row[j])));
+        for point in 0..POINTS {
+            // SAFETY: each kernel has a column of its own.
+            unsafe { *shared.at(point * count + column) = columns[point % 4][point / 4] };
         }
     });
     out

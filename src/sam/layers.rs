@@ -50,11 +50,7 @@ impl LayerNorm {
 
 /// `nn.Conv2d` with or without bias.
 #[derive(Debug, Clone)]
-pub(crate) struct Conv {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    cfg: ops::Conv2d,
-}
+pub(crate) struct Conv(ops::Conv);
 
 impl Conv {
     pub fn load(
@@ -65,15 +61,13 @@ impl Conv {
         cfg: ops::Conv2d,
         bias: bool,
     ) -> Result<Self> {
-        Ok(Self {
-            weight: vb.get((outputs, inputs / cfg.groups, kernel, kernel), "weight")?,
-            bias: if bias { Some(vb.get(outputs, "bias")?) } else { None },
-            cfg,
-        })
+        let weight = vb.get((outputs, inputs / cfg.groups, kernel, kernel), "weight")?;
+        let bias = if bias { Some(vb.get(outputs, "bias")?) } else { None };
+        Ok(Self(ops::Conv::new(weight, bias, cfg)))
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::conv2d(x, &self.weight, self.bias.as_ref(), self.cfg)
+        self.0.forward(x, None)
     }
 }
 
@@ -95,6 +89,11 @@ impl Neck {
             conv2: Conv::load(vb.pp("2"), outputs, outputs, 3, padded, false)?,
             norm2: LayerNorm::load(vb.pp("3"), outputs, 1e-6)?,
         })
+    }
+
+    /// See [`ops::Conv::prepare`].
+    pub fn prepare(&mut self) -> Result<()> {
+        self.conv2.0.prepare()
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {

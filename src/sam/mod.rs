@@ -19,7 +19,7 @@ use candle_nn::VarBuilder;
 
 #[derive(Debug, Clone)]
 enum ImageEncoder {
-    Vit(vit::VitEncoder),
+    Vit(Box<vit::VitEncoder>),
     TinyVit(Box<tiny_vit::TinyVitEncoder>),
 }
 
@@ -36,7 +36,9 @@ impl Sam {
     pub fn load(cfg: &SamConfig, vb: VarBuilder) -> Result<Self> {
         let (size, out, encoder) = (cfg.image_size, cfg.embed_channels, vb.pp("image_encoder"));
         let image_encoder = match &cfg.encoder {
-            EncoderConfig::Vit(c) => ImageEncoder::Vit(vit::VitEncoder::load(c, size, out, encoder)?),
+            EncoderConfig::Vit(c) => {
+                ImageEncoder::Vit(Box::new(vit::VitEncoder::load(c, size, out, encoder)?))
+            }
             EncoderConfig::TinyVit(c) => {
                 ImageEncoder::TinyVit(Box::new(tiny_vit::TinyVitEncoder::load(c, out, encoder)?))
             }
@@ -49,10 +51,10 @@ impl Sam {
         })
     }
 
-    /// Puts together, for inference, what training keeps apart (TinyViT's batch norms).
+    /// Puts together, for inference, what training keeps apart (TinyViT's batch norms), and prepares weights.
     pub fn fold(&mut self) -> Result<()> {
         match &mut self.image_encoder {
-            ImageEncoder::Vit(_) => Ok(()),
+            ImageEncoder::Vit(encoder) => encoder.prepare(),
             ImageEncoder::TinyVit(encoder) => encoder.fold(),
         }
     }

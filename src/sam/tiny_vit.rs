@@ -62,7 +62,7 @@ impl TinyVitEncoder {
             block.local_conv.fold()?;
             block.attn.bias = Some(block.attn.spread_biases()?.detach());
         }
-        Ok(())
+        self.neck.prepare()
     }
 
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`; `train` uses the batch's statistics in batch norm.

@@ -33,6 +33,11 @@ impl VitEncoder {
         })
     }
 
+    /// Computes once what every inference needs.
+    pub fn prepare(&mut self) -> Result<()> {
+        self.neck.prepare()
+    }
+
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = ops::channels_last(&self.patch_embed.forward(x)?)?;

@@ -6,7 +6,12 @@ mod autosam;
 
 pub use autosam::AutoSam;
 
+/// For the plugin's own memory; the host's and GStreamer's stays where it is.
+#[global_allocator]
+static ALLOCATOR: ::autosam::process::Allocator = ::autosam::process::Allocator;
+
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    ::autosam::process::keep_freed_memory();
     autosam::register(plugin)
 }
 

@@ -1,0 +1,35 @@
+//! What a program that runs networks settles for itself; a library leaves it to the program.
+
+use libmimalloc_sys::{mi_option_set, mi_option_t};
+
+/// The allocator, to be declared as `#[global_allocator]`. Tensors of megabytes come and go with every layer; glibc gives each
+/// back to the system and takes it again, page by page.
+pub use mimalloc::MiMalloc as Allocator;
+
+/// `mi_option_purge_delay` of mimalloc.h, which the bindings do not name: milliseconds until freed memory goes back.
+const PURGE_DELAY: mi_option_t = 15;
+
+/// Between two training steps or two frames nothing goes back; what a program needed once goes back within a minute.
+const KEEP_MS: std::ffi::c_long = 60_000;
+
+/// Lets [`Allocator`] keep freed memory for a minute instead of 10 ms. A wish in the environment (`MIMALLOC_PURGE_DELAY`)
+/// stands.
+pub fn keep_freed_memory() {
+    if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
+        // SAFETY: an option of an allocator that is ready when the first line of a program runs.
+        unsafe { mi_option_set(PURGE_DELAY, KEEP_MS) };
+    }
+}
+
+/// [`keep_freed_memory`], and no thread pool of candle's: its threads spin while they wait, beside rayon's, on which our own
+/// kernels run. A wish in the environment (`CANDLE_NUM_THREADS`) stands.
+///
+/// # Safety
+/// The first thing that `main` does: no other thread may read or write the environment meanwhile.
+pub unsafe fn settle() {
+    keep_freed_memory();
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // SAFETY: by the function's own condition.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
+}
