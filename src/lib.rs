@@ -24,6 +24,7 @@ pub mod report;
 pub mod sam;
 #[cfg(feature = "serve")]
 pub mod serve;
+mod simd;
 pub mod synth;
 pub mod train;
 #[cfg(feature = "video")]

@@ -46,12 +46,37 @@ impl Allowed {
         Self { width, height, shift, cells }
     }
 
-    /// Which pixels of row `y` of a `width × height` picture may differ.
-    fn row(&self, y: usize, width: usize, height: usize) -> Vec<bool> {
-        let rows = cells(y, self.shift.1, height, self.height);
-        let within: Vec<bool> =
-            (0..self.width).map(|x| rows.clone().any(|y| self.cells[y * self.width + x])).collect();
-        (0..width).map(|x| within[cells(x, self.shift.0, width, self.width)].contains(&true)).collect()
+    /// For reading which pixels of a `width × height` picture may differ.
+    fn rows(&self, width: usize, height: usize) -> Rows<'_> {
+        let columns = (0..width).map(|x| cells(x, self.shift.0, width, self.width)).collect();
+        Rows { allowed: self, height, columns, last: 0..0, row: vec![false; width] }
+    }
+}
+
+/// See [`Allowed::rows`]. Neighbouring rows mostly lie in the same cells: these are read once.
+struct Rows<'a> {
+    allowed: &'a Allowed,
+    height: usize,
+    /// The cells of each column of pixels.
+    columns: Vec<std::ops::Range<usize>>,
+    /// The cells that `row` was read of.
+    last: std::ops::Range<usize>,
+    row: Vec<bool>,
+}
+
+impl Rows<'_> {
+    /// Which pixels of row `y` may differ.
+    fn at(&mut self, y: usize) -> &[bool] {
+        let Allowed { width, height, shift, cells: all } = self.allowed;
+        let rows = cells(y, shift.1, self.height, *height);
+        if rows != self.last {
+            let within: Vec<bool> = (0..*width).map(|x| rows.clone().any(|y| all[y * width + x])).collect();
+            for (allowed, cells) in self.row.iter_mut().zip(&self.columns) {
+                *allowed = within[cells.clone()].contains(&true);
+            }
+            self.last = rows;
+        }
+        &self.row
     }
 }
 
@@ -77,7 +102,7 @@ pub fn changed_outside(
     let info = after.info();
     let format = info.format_info();
     let (width, height) = (info.width() as usize, info.height() as usize);
-    let mut changed = 0;
+    let (mut changed, mut rows) = (0, allowed.rows(width, height));
     for plane in 0..info.n_planes() {
         let (Ok(old), Ok(new)) = (before.plane_data(plane), after.plane_data(plane)) else { continue };
         let stride =
@@ -95,12 +120,15 @@ pub fn changed_outside(
                 if y >= height {
                     continue;
                 }
-                let allowed = allowed.row(y, width, height);
-                for i in 0..width.div_ceil(1 << sub_x) {
-                    let at = offset + i * step;
-                    let differs = old.get(at) != new.get(at);
-                    changed += u64::from(differs && !allowed[i << sub_x]);
-                }
+                let allowed = rows.at(y);
+                let (old, new) = (old.get(offset..), new.get(offset..));
+                let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
+                let pairs = old
+                    .iter()
+                    .step_by(step)
+                    .zip(new.iter().step_by(step))
+                    .zip(allowed.iter().step_by(1 << sub_x));
+                changed += pairs.filter(|((old, new), allowed)| old != new && !**allowed).count() as u64;
             }
         }
     }
@@ -154,8 +182,8 @@ mod tests {
         let mut mask = vec![0; 64];
         mask[0] = 255;
         let moved = Allowed::new(&mask, 8, 8, (16, 0));
-        let row = moved.row(1, 32, 32);
+        let row = moved.rows(32, 32).at(1).to_vec();
         assert!(row[18] && !row[2], "{row:?}");
-        assert!(!moved.row(20, 32, 32).contains(&true));
+        assert!(!moved.rows(32, 32).at(20).contains(&true));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Component, Frame, FrameInfo, Luma, Plane};
 use crate::engine::segmenter::Sample;
+use crate::simd::simd;
 use crate::{Error, Result};
 
 /// At most this many source pixels are averaged along each side of an output pixel: enough against
@@ -213,27 +214,51 @@ fn gather(
     sums: &mut [u32],
 ) {
     add_rows(&frame.planes[component.plane], rows, component.offset + component.step * x.last + 1, column);
-    for (sum, taps) in sums.iter_mut().zip(x.at.chunks_exact(x.taps)) {
-        *sum = taps
-            .iter()
-            .map(|(at, w)| w * u32::from(column[component.offset + *at as usize * component.step]))
-            .sum();
+    let column = &column[component.offset..];
+    match x.taps {
+        1 => across::<1>(x, column, component.step, sums),
+        2 => across::<2>(x, column, component.step, sums),
+        _ => across::<MOST_TAPS>(x, column, component.step, sums),
+    }
+}
+
+/// The part of [`gather`] along the row, of the `TAPS` that `x` has.
+fn across<const TAPS: usize>(x: &Axis, column: &[u16], step: usize, sums: &mut [u32]) {
+    let (taps, _) = x.at.as_chunks::<TAPS>();
+    for (sum, taps) in sums.iter_mut().zip(taps) {
+        *sum = taps.iter().map(|(at, weight)| weight * u32::from(column[*at as usize * step])).sum();
     }
 }
 
 /// Weighted sums (times [`UNIT`]) of the first `length` bytes of `rows`, byte by byte. Down first and across then: this half
 /// is most of the work, and goes many bytes at a time.
 fn add_rows(plane: &Plane, rows: &[(u32, u32)], length: usize, column: &mut Vec<u16>) {
-    column.clear();
     column.resize(length, 0);
-    for &(line, weight) in rows {
-        let line = &plane.data[line as usize * plane.stride..][..length];
-        // 255 times UNIT fits.
-        let weight = weight as u16;
-        for (sum, v) in column.iter_mut().zip(line) {
-            *sum += weight * u16::from(*v);
-        }
-    }
+    let column = column.as_mut_slice();
+    let line = |row: (u32, u32)| &plane.data[row.0 as usize * plane.stride..][..length];
+    // 255 times UNIT fits.
+    let weight = |row: (u32, u32)| row.1 as u16;
+    simd(
+        #[inline(always)]
+        || match *rows {
+            // Reducing by much, the usual case: one pass over four rows of one weight.
+            [a, b, c, d] => {
+                let weight = weight(a);
+                let lines = line(a).iter().zip(line(b)).zip(line(c)).zip(line(d));
+                for (sum, (((a, b), c), d)) in column.iter_mut().zip(lines) {
+                    *sum = weight * (u16::from(*a) + u16::from(*b) + u16::from(*c) + u16::from(*d));
+                }
+            }
+            _ => {
+                column.fill(0);
+                for &row in rows {
+                    for (sum, v) in column.iter_mut().zip(line(row)) {
+                        *sum += weight(row) * u16::from(*v);
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// Y'CbCr sums (times [`UNIT`]²) to R'G'B'.

@@ -4,6 +4,8 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor
 use rayon::prelude::*;
 use std::ops::{Deref, Range};
 
+pub(super) use crate::simd::simd;
+
 /// True where the kernels here apply; elsewhere candle's own operations, composed, serve.
 pub(super) fn handles(tensors: &[&Tensor]) -> bool {
     !super::autocast::active() && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
@@ -88,28 +90,6 @@ pub(super) fn sum_over_rows(
 
 /// Elements that a thread takes at a time: long enough to pay for the hand-over.
 pub(super) const GRAIN: usize = 16 * 1024;
-
-/// Runs `f` compiled for the widest vector instructions that this machine has.
-#[inline(always)]
-pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    struct Op<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::WithSimd for Op<F> {
-        type Output = R;
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(self, simd: S) -> R {
-            simd.vectorize(Inner(self.0))
-        }
-    }
-    struct Inner<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Inner<F> {
-        type Output = R;
-        #[inline(always)]
-        fn call(self) -> R {
-            (self.0)()
-        }
-    }
-    pulp::Arch::new().dispatch(Op(f))
-}
 
 /// A pointer that threads may share; each must write a part of its own.
 #[derive(Clone, Copy)]

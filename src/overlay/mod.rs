@@ -4,7 +4,8 @@
 //! 2 × 2 blocks, so that formats with shared chroma stay untouched outside it too.
 
 use crate::engine::mask::{Enlarged, Mask};
-use crate::frame::{FrameMut, PlaneMut};
+use crate::frame::{FrameInfo, FrameMut, PlaneMut};
+use crate::simd::simd;
 
 /// What is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -105,18 +106,20 @@ impl Mark {
         if (info.width, info.height) != (self.width, self.height) {
             return;
         }
-        let tint = (style.opacity.clamp(0.0, 1.0) * 256.0).round() as u32;
         let color = if info.format.packed().is_some() { style.color } else { info.yuv(style.color) };
+        let tint = (style.opacity.clamp(0.0, 1.0) * 256.0).round() as u16;
+        let layers = Layer::of(&info, color, tint);
         let (right, down) = (shift.0.div_euclid(2), shift.1.div_euclid(2));
         let columns = info.width.div_ceil(2) as isize;
         for (by, ends) in self.rows.windows(2).enumerate() {
             let Some(by) = by.checked_add_signed(down).filter(|by| 2 * by < info.height) else { continue };
             for run in &self.runs[ends[0]..ends[1]] {
-                let alpha = if run.line { 256 } else { tint };
                 let at = |block: u32| (block as isize + right).clamp(0, columns) as usize;
                 let (start, end) = (at(run.start), at(run.end));
                 if start < end {
-                    draw_run(frame, start, end, by, color, alpha);
+                    for (plane, layer) in frame.planes.iter_mut().zip(layers.iter().flatten()) {
+                        layer.draw(plane, start..end, by, run.line);
+                    }
                 }
             }
         }
@@ -130,50 +133,105 @@ impl Mark {
     }
 }
 
-/// Blends `color` (as the format counts it) into the blocks from `start` to before `end` of the row of blocks `by`.
-fn draw_run(frame: &mut FrameMut, start: usize, end: usize, by: usize, color: [u8; 3], alpha: u32) {
-    let info = frame.info;
-    let (x0, x1) = (2 * start, (2 * end).min(info.width));
-    let lines = 2 * by..(2 * by + 2).min(info.height);
-    if let Some((bytes, order)) = info.format.packed() {
-        for y in lines {
-            for pixel in line(&mut frame.planes[0], y, bytes * x0, bytes * x1).chunks_exact_mut(bytes) {
-                for (at, c) in order.iter().zip(color) {
-                    blend(&mut pixel[*at], c, alpha);
+/// How one plane is drawn on.
+struct Layer {
+    /// Bytes and lines of a block of 2 × 2 pixels.
+    block: (usize, usize),
+    /// Bytes of a line, and lines, that belong to the picture.
+    size: (usize, usize),
+    /// A byte of each line, inside of its last block, that is no part of the picture: the second luma of an odd width's last
+    /// pair.
+    beyond: Option<usize>,
+    tint: Pattern,
+    line: Pattern,
+}
+
+impl Layer {
+    /// Those of each plane, for `color` as the format counts it and a tint of `alpha` of 256.
+    fn of(info: &FrameInfo, color: [u8; 3], alpha: u16) -> [Option<Self>; 3] {
+        let mut sizes = info.format.planes(info.width, info.height).into_iter();
+        std::array::from_fn(|plane| {
+            let size = sizes.next()?;
+            // The bytes of a block's line, each with its colour where it is drawn on.
+            let mut bytes: Vec<Option<u8>> = Vec::new();
+            let mut lines = 2;
+            if let Some((step, order)) = info.format.packed() {
+                bytes.resize(step, None);
+                order.iter().zip(color).for_each(|(at, c)| bytes[*at] = Some(c));
+            } else if let Some(yuv) = info.format.yuv() {
+                for (i, (component, c)) in yuv.components.into_iter().zip(color).enumerate() {
+                    if component.plane == plane {
+                        let span = if i == 0 { 2 * component.step } else { component.step };
+                        bytes.resize(bytes.len().max(span), None);
+                        (component.offset..span).step_by(component.step).for_each(|at| bytes[at] = Some(c));
+                        if i > 0 {
+                            lines = 2 / yuv.rows;
+                        }
+                    }
                 }
             }
-        }
-    } else if let Some(yuv) = info.format.yuv() {
-        for (i, (component, c)) in yuv.components.into_iter().zip(color).enumerate() {
-            let (x0, x1, lines) = match i {
-                0 => (x0, x1, lines.clone()),
-                _ => (start, end, lines.start / yuv.rows..lines.end.div_ceil(yuv.rows)),
-            };
-            for y in lines {
-                let row =
-                    line(&mut frame.planes[component.plane], y, component.step * x0, component.step * x1);
-                // Planes of one component alone are most of the work, and the compiler's best case.
-                if component.step == 1 {
-                    row.iter_mut().for_each(|v| blend(v, c, alpha));
-                } else {
-                    row.iter_mut()
-                        .skip(component.offset)
-                        .step_by(component.step)
-                        .for_each(|v| blend(v, c, alpha));
-                }
+            let block = if info.format.packed().is_some() { 2 * bytes.len() } else { bytes.len() };
+            let whole = info.format.yuv().is_some_and(|yuv| yuv.components[1].plane == 0);
+            Some(Self {
+                block: (block, lines),
+                size,
+                beyond: (whole && info.width % 2 == 1).then_some(2 * info.width + 1),
+                tint: Pattern::new(&bytes, alpha),
+                line: Pattern::new(&bytes, 256),
+            })
+        })
+    }
+
+    /// Draws on the blocks `across` of the row of blocks `down`.
+    fn draw(&self, plane: &mut PlaneMut, across: std::ops::Range<usize>, down: usize, line: bool) {
+        let pattern = if line { &self.line } else { &self.tint };
+        let (start, end) = (self.block.0 * across.start, (self.block.0 * across.end).min(self.size.0));
+        for y in self.block.1 * down..(self.block.1 * (down + 1)).min(self.size.1) {
+            let row = &mut plane.data[y * plane.stride..][..end];
+            let beyond = self.beyond.and_then(|at| row.get(at).map(|v| (at, *v)));
+            pattern.blend(&mut row[start..]);
+            if let Some((at, v)) = beyond {
+                row[at] = v;
             }
         }
     }
 }
 
-fn line<'p>(plane: &'p mut PlaneMut, y: usize, start: usize, end: usize) -> &'p mut [u8] {
-    &mut plane.data[y * plane.stride + start..y * plane.stride + end]
+/// Bytes that [`Pattern`] blends at a time: a multiple of any pixel's.
+const PERIOD: usize = 96;
+
+/// What becomes of each byte of pixels in a row: `(v · keep + add) / 256`, which fits 16 bits.
+struct Pattern {
+    keep: [u16; PERIOD],
+    add: [u16; PERIOD],
 }
 
-/// `alpha` of 256.
-#[inline]
-fn blend(value: &mut u8, color: u8, alpha: u32) {
-    *value = ((u32::from(*value) * (256 - alpha) + u32::from(color) * alpha + 128) >> 8) as u8;
+impl Pattern {
+    /// `bytes`: colours of a few neighbouring bytes that repeat, none where nothing is drawn; blended by `alpha` of 256.
+    fn new(bytes: &[Option<u8>], alpha: u16) -> Self {
+        let of = |i: usize| bytes[i % bytes.len()];
+        Self {
+            keep: std::array::from_fn(|i| of(i).map_or(256, |_| 256 - alpha)),
+            add: std::array::from_fn(|i| of(i).map_or(0, |c| u16::from(c) * alpha.min(256)) + 128),
+        }
+    }
+
+    /// `row` begins where the bytes of a pixel do.
+    fn blend(&self, row: &mut [u8]) {
+        simd(
+            #[inline(always)]
+            || {
+                let blended = |v: u8, i: usize| ((u16::from(v) * self.keep[i] + self.add[i]) >> 8) as u8;
+                let (periods, rest) = row.as_chunks_mut::<PERIOD>();
+                for period in periods {
+                    *period = std::array::from_fn(|i| blended(period[i], i));
+                }
+                for (i, v) in rest.iter_mut().enumerate() {
+                    *v = blended(*v, i);
+                }
+            },
+        );
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
