@@ -12,6 +12,8 @@ const MOST_TAPS: usize = 4;
 const MOST_CHROMA_TAPS: usize = 2;
 /// Weights of one axis sum to this.
 const UNIT: u32 = 256;
+/// Pixels that are converted at a time.
+const LANES: usize = 8;
 
 /// Largest frame side accepted, in pixels.
 pub const MOST_SIDE: usize = 16_384;
@@ -52,6 +54,8 @@ struct Axis {
     /// The highest source coordinate there is.
     last: usize,
     at: Vec<(u32, u32)>,
+    /// The coordinates alone, where all weights are one: reducing.
+    even: Vec<u32>,
 }
 
 impl Axis {
@@ -68,7 +72,7 @@ impl Axis {
                 let weight = ((x - left as f64) * f64::from(UNIT)).round() as u32;
                 at.extend([(left as u32, UNIT - weight), (right as u32, weight)]);
             }
-            return Self { taps: 2, last, at };
+            return Self { taps: 2, last, at, even: Vec::new() };
         }
         // A power of two, so that equal weights sum to UNIT.
         let taps = (scale.ceil() as usize).next_power_of_two().min(most);
@@ -78,11 +82,49 @@ impl Axis {
                 at.push(((x as usize).min(last) as u32, UNIT / taps as u32));
             }
         }
-        Self { taps, last, at }
+        let even = at.iter().map(|(x, _)| *x).collect();
+        Self { taps, last, at, even }
     }
 
     fn of(&self, i: usize) -> &[(u32, u32)] {
         &self.at[i * self.taps..(i + 1) * self.taps]
+    }
+
+    /// Weighted sums of what `read` gives at the coordinates of each output.
+    #[inline(always)]
+    fn sums<const N: usize>(&self, sums: &mut [[u32; N]], read: impl Fn(usize) -> [u32; N]) {
+        match (self.even.is_empty(), self.taps) {
+            (false, 4) => self.even_sums::<N, 4>(sums, read),
+            (false, 2) => self.even_sums::<N, 2>(sums, read),
+            _ => {
+                for (sum, taps) in sums.iter_mut().zip(self.at.chunks_exact(self.taps)) {
+                    *sum = [0; N];
+                    for &(at, weight) in taps {
+                        let values = read(at as usize);
+                        *sum = std::array::from_fn(|i| sum[i] + weight * values[i]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// [`Self::sums`] where all of `TAPS` weights are one.
+    #[inline(always)]
+    fn even_sums<const N: usize, const TAPS: usize>(
+        &self,
+        sums: &mut [[u32; N]],
+        read: impl Fn(usize) -> [u32; N],
+    ) {
+        let (taps, _) = self.even.as_chunks::<TAPS>();
+        for (sum, taps) in sums.iter_mut().zip(taps) {
+            let mut total = [0; N];
+            for at in taps {
+                for (total, v) in total.iter_mut().zip(read(*at as usize)) {
+                    *total += v;
+                }
+            }
+            *sum = total.map(|t| UNIT / TAPS as u32 * t);
+        }
     }
 }
 
@@ -151,15 +193,11 @@ impl Sampler {
                 self.luma.resize(3 * t.width, 0);
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
                     add_rows(plane, t.y.of(y), bytes * info.width, &mut self.column);
-                    for (sum, taps) in self.luma.chunks_exact_mut(3).zip(t.x.at.chunks_exact(t.x.taps)) {
-                        sum.fill(0);
-                        for &(x, w) in taps {
-                            let pixel = &self.column[x as usize * bytes..][..bytes];
-                            sum[0] += w * u32::from(pixel[r]);
-                            sum[1] += w * u32::from(pixel[g]);
-                            sum[2] += w * u32::from(pixel[b]);
-                        }
-                    }
+                    let (sums, _) = self.luma.as_chunks_mut::<3>();
+                    t.x.sums(sums, |x| {
+                        let pixel = &self.column[x * bytes..][..bytes];
+                        [r, g, b].map(|at| u32::from(pixel[at]))
+                    });
                     for (v, sum) in row.iter_mut().zip(&self.luma) {
                         *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
                     }
@@ -178,9 +216,7 @@ impl Sampler {
                         gather(frame, component, &t.chroma_x, t.chroma_y.of(y), &mut self.column, sums);
                     }
                     let [u, v] = &self.chroma;
-                    for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
-                        pixel.copy_from_slice(&convert.rgb([self.luma[x], u[x], v[x]]));
-                    }
+                    convert.row([&self.luma, u, v], row);
                 }
             }
         }
@@ -214,20 +250,10 @@ fn gather(
     sums: &mut [u32],
 ) {
     add_rows(&frame.planes[component.plane], rows, component.offset + component.step * x.last + 1, column);
-    let column = &column[component.offset..];
-    match x.taps {
-        1 => across::<1>(x, column, component.step, sums),
-        2 => across::<2>(x, column, component.step, sums),
-        _ => across::<MOST_TAPS>(x, column, component.step, sums),
-    }
-}
-
-/// The part of [`gather`] along the row, of the `TAPS` that `x` has.
-fn across<const TAPS: usize>(x: &Axis, column: &[u16], step: usize, sums: &mut [u32]) {
-    let (taps, _) = x.at.as_chunks::<TAPS>();
-    for (sum, taps) in sums.iter_mut().zip(taps) {
-        *sum = taps.iter().map(|(at, weight)| weight * u32::from(column[*at as usize * step])).sum();
-    }
+    let (column, (sums, _)) = (&column[component.offset..], sums.as_chunks_mut::<1>());
+    assert!(column.len() > x.last * component.step);
+    // SAFETY: a table's coordinates go up to `last`; checking each would take a third of this loop's time.
+    x.sums(sums, |at| [u32::from(unsafe { *column.get_unchecked(at * component.step) })]);
 }
 
 /// Weighted sums (times [`UNIT`]) of the first `length` bytes of `rows`, byte by byte. Down first and across then: this half
@@ -288,13 +314,35 @@ impl YuvToRgb {
         }
     }
 
-    #[inline]
-    fn rgb(&self, sums: [u32; 3]) -> [u8; 3] {
-        let [y, u, v] = sums.map(|s| s as f32 * (1.0 / (UNIT * UNIT) as f32));
-        let y = (y - self.black) * self.luma;
-        let (u, v) = (u - 128.0, v - 128.0);
+    /// Sums of Y', Cb and Cr of a row → packed RGB.
+    fn row(&self, [luma, u, v]: [&[u32]; 3], row: &mut [u8]) {
+        simd(
+            #[inline(always)]
+            || {
+                let ((luma, luma_rest), (pixels, pixels_rest)) =
+                    (luma.as_chunks::<LANES>(), row.as_chunks_mut::<{ 3 * LANES }>());
+                let ((u, u_rest), (v, v_rest)) = (u.as_chunks::<LANES>(), v.as_chunks::<LANES>());
+                for (((luma, u), v), pixels) in luma.iter().zip(u).zip(v).zip(pixels) {
+                    *pixels = self.rgb(luma, u, v);
+                }
+                // What is left, filled up.
+                let filled = |rest: &[u32]| std::array::from_fn(|i| rest.get(i).copied().unwrap_or_default());
+                let last = self.rgb(&filled(luma_rest), &filled(u_rest), &filled(v_rest));
+                pixels_rest.copy_from_slice(&last[..pixels_rest.len()]);
+            },
+        );
+    }
+
+    #[inline(always)]
+    fn rgb(&self, luma: &[u32; LANES], u: &[u32; LANES], v: &[u32; LANES]) -> [u8; 3 * LANES] {
+        let real = |s: u32| s as i32 as f32 * (1.0 / (UNIT * UNIT) as f32);
+        let y: [f32; LANES] = std::array::from_fn(|i| (real(luma[i]) - self.black) * self.luma);
+        let (u, v) = (u.map(|u| real(u) - 128.0), v.map(|v| real(v) - 128.0));
         let byte = |v: f32| (v + 0.5) as u8; // saturates
-        [byte(y + self.r_v * v), byte(y + self.g_u * u + self.g_v * v), byte(y + self.b_u * u)]
+        let r: [u8; LANES] = std::array::from_fn(|i| byte(y[i] + self.r_v * v[i]));
+        let g: [u8; LANES] = std::array::from_fn(|i| byte(y[i] + self.g_u * u[i] + self.g_v * v[i]));
+        let b: [u8; LANES] = std::array::from_fn(|i| byte(y[i] + self.b_u * u[i]));
+        std::array::from_fn(|i| [r, g, b][i % 3][i / 3])
     }
 }
 
