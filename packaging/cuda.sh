@@ -1,8 +1,9 @@
 #!/bin/sh
 # Builds program and plugin for CUDA on a machine without GPU, driver or toolkit, from NVIDIA's wheels on PyPI.
-#   packaging/cuda.sh [CARGO ARGUMENTS]    default: build --release --workspace --locked --features autosam-video/cuda,gst-autosam/cuda
+#   packaging/cuda.sh [CARGO ARGUMENTS]    default: build --release --workspace --features autosam-video/cuda,gst-autosam/cuda
 # KIT: folder for the toolkit (2.5 GB), default target/cuda-kit. CUDA_COMPUTE_CAP: the GPUs to build for, default 90 (H100, H200).
-# Needs python3-pip, unzip, gcc. What is built goes to target-cuda's own folder, $CARGO_TARGET_DIR/cuda or target/cuda.
+# Needs python3-pip and unzip. What is built lies in $CARGO_TARGET_DIR/cuda or target/cuda; it starts without a driver and then
+# computes on the CPU. Where there is a GPU it needs the driver and CUDA 13's libcudart, libcublas, libcublasLt, libcurand, libnvrtc.
 set -eu
 cd "$(dirname "$0")/.."
 kit="$(realpath -m "${KIT:-target/cuda-kit}")"
@@ -23,24 +24,24 @@ if [ ! -e "$kit/complete" ]; then
     touch "$kit/complete"
 fi
 
-# The driver's library is in no wheel. A stand-in to link with: what cudarc declares, each answering "no device" (100).
-stubs="$home/lib/stubs"
-if [ ! -e "$stubs/libcuda.so" ]; then
-    mkdir -p "$stubs"
-    cargo fetch --locked
-    sources="$(find "${CARGO_HOME:-$HOME/.cargo}/registry/src" -path '*/cudarc-*/src/driver/sys/*.rs')"
-    # shellcheck disable=SC2086 # a list of paths
-    grep -ohE 'fn cu[A-Z][A-Za-z0-9_]*' $sources | sort -u | sed 's/^fn \(.*\)$/int \1(void) { return 100; }/' > "$stubs/cuda.c"
-    gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$stubs/libcuda.so" "$stubs/cuda.c"
-    ln -sf libcuda.so "$stubs/libcuda.so.1"
+# candle links CUDA's libraries, and a program that links the driver's does not start where there is none. cudarc opens them
+# at their first use if asked to: a copy of candle-core, that one word of its manifest changed.
+cargo fetch --locked
+version="$(sed -n '/^name = "candle-core"$/{n;s/^version = "\(.*\)"$/\1/p}' Cargo.lock)"
+candle="$kit/candle-core-$version"
+if [ ! -d "$candle" ]; then
+    cp -r "$(find "${CARGO_HOME:-$HOME/.cargo}/registry/src" -maxdepth 2 -name "candle-core-$version" | head -n 1)" "$candle"
+    sed -i 's/"dynamic-linking"/"dynamic-loading"/' "$candle/Cargo.toml"
 fi
+# Cargo notes in the lock file where that crate comes from; nobody else shall see it.
+cp Cargo.lock "$kit/Cargo.lock"
+trap 'cp "$kit/Cargo.lock" Cargo.lock' EXIT
 
 export CUDA_HOME="$home" CUDA_PATH="$home" CUDA_ROOT="$home" CUDA_TOOLKIT_ROOT_DIR="$home"
 export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-90}" PATH="$home/bin:$PATH"
 # A folder of its own: other features, and a default build must not be made anew after it.
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/cuda"
-export RUSTFLAGS="-L native=$home/lib -L native=$stubs -C link-arg=-Wl,-rpath-link,$home/lib:$stubs ${RUSTFLAGS:-}"
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/cuda" LIBRARY_PATH="$home/lib"
 if [ $# -eq 0 ]; then
-    set -- build --release --workspace --locked --features autosam-video/cuda,gst-autosam/cuda
+    set -- build --release --workspace --features autosam-video/cuda,gst-autosam/cuda
 fi
-exec cargo "$@"
+cargo --config "patch.crates-io.candle-core.path=\"$candle\"" "$@"
