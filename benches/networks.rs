@@ -10,7 +10,7 @@
 use autosam::data::loader::Batch;
 use autosam::engine::segmenter::{ProbMap, Sample, Segmenter};
 use autosam::generator::{Generator, GeneratorConfig};
-use autosam::model::{self, ModelOptions};
+use autosam::model::{self, AutoSam, MaskMode, ModelOptions};
 use autosam::sam::{Prompts, Sam, SamConfig};
 use autosam::train::params::initialise;
 use autosam::train::prompts::PromptMix;
@@ -29,13 +29,15 @@ static ALLOCATOR: autosam::process::Allocator = autosam::process::Allocator;
 type Failure = Box<dyn std::error::Error>;
 type Outcome<T> = Result<T, Failure>;
 
-const CASES: [&str; 8] = [
+const CASES: [&str; 9] = [
     "vit_b_1024",
     "tiny_vit_1024",
     "mask_decoder_64",
     "hardnet85_352",
     "hardnet68_256",
     "shipped_256",
+    // Four frames at once: whether frames of several elements should wait for each other. Not in benches/pytorch.py.
+    "shipped_256_x4",
     "train_generator",
     "train_sam",
 ];
@@ -64,7 +66,7 @@ fn main() -> Outcome<()> {
             }
         }
         ["--dump", dir] => {
-            for name in CASES.iter().filter(|n| !n.starts_with("train")) {
+            for name in CASES.iter().filter(|n| !n.starts_with("train") && !n.ends_with("_x4")) {
                 dump(name, Path::new(dir))?;
             }
         }
@@ -100,6 +102,7 @@ fn noise(shape: &[usize]) -> Outcome<Tensor> {
 enum Case {
     Network { run: Box<Run>, x: Tensor },
     Shipped(Box<dyn Segmenter>, Sample),
+    Batch(Box<AutoSam>, Vec<Sample>),
     Step(Box<Trainer>, Vec<Batch>),
 }
 
@@ -110,6 +113,10 @@ impl Case {
             "shipped_256" => {
                 let segmenter = model::open(None, &ModelOptions::default())?;
                 Ok(Self::Shipped(segmenter, frames(1, 256).samples.remove(0)))
+            }
+            "shipped_256_x4" => {
+                let model = AutoSam::from_checkpoint(&model::checkpoint(None)?, &Device::Cpu)?;
+                Ok(Self::Batch(Box::new(model), frames(4, 256).samples))
             }
             "train_generator" => {
                 let config = TrainConfig { batch: BATCH, views: 1, ..TrainConfig::default() };
@@ -136,6 +143,13 @@ impl Case {
                 rayon::scope(|_| run(x))?;
             }
             Self::Shipped(segmenter, sample) => segmenter.segment(sample, &mut ProbMap::default())?,
+            Self::Batch(model, samples) => {
+                rayon::scope(|_| -> autosam::Result<()> {
+                    let logits = model.forward(&model.preprocess(samples)?)?;
+                    model::probabilities(&logits, samples, model.image_size(), MaskMode::Sigmoid)?;
+                    Ok(())
+                })?;
+            }
             Self::Step(trainer, batches) => {
                 trainer.step(batches)?;
             }
@@ -220,7 +234,7 @@ fn dump(name: &str, dir: &Path) -> Outcome<()> {
     let path: PathBuf = dir.join(format!("{name}.safetensors"));
     let tensors = if name == "shipped_256" {
         let checkpoint: Checkpoint = model::checkpoint(None)?;
-        let model = model::AutoSam::from_checkpoint(&checkpoint, &Device::Cpu)?;
+        let model = AutoSam::from_checkpoint(&checkpoint, &Device::Cpu)?;
         let samples = frames(1, 256).samples;
         let mut tensors = checkpoint.tensors;
         let rgb: Vec<f32> = samples[0].rgb.iter().map(|v| f32::from(*v)).collect();

@@ -6,7 +6,7 @@ use crate::engine::segmenter::Sample;
 use crate::engine::{Engine, Settings};
 use crate::frame::Frame;
 use crate::frame::sample::Sampler;
-use crate::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions};
+use crate::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision};
 use crate::overlay::{Mark, OverlayMode};
 use crate::{Error, Result};
 use candle_core::Device;
@@ -21,6 +21,7 @@ pub struct ModelBench {
     /// Weights; without, the shipped model.
     pub model: Option<PathBuf>,
     pub device: DeviceChoice,
+    pub precision: Precision,
     /// Frames to time, after a few that are not.
     pub frames: usize,
     /// Of the frames, in pixels.
@@ -60,7 +61,8 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
     }
     let (width, height) = bench.size;
     let pictures = pictures(bench.input.as_deref(), width, height, MOST_PICTURES.min(bench.frames))?;
-    let options = ModelOptions { device: bench.device, mask_mode: MaskMode::Sigmoid };
+    let options =
+        ModelOptions { device: bench.device, precision: bench.precision, mask_mode: MaskMode::Sigmoid };
     let location = bench.model.clone();
     let opener = Box::new(move || model::open(location.as_deref(), &options));
     let mut engine = Engine::start(opener, Settings::default(), Box::new(|_| ()))?;
@@ -145,8 +147,14 @@ mod tests {
 
     #[test]
     fn every_stage_is_timed() {
-        let bench =
-            ModelBench { model: None, device: DeviceChoice::Cpu, frames: 2, size: (320, 240), input: None };
+        let bench = ModelBench {
+            model: None,
+            device: DeviceChoice::Cpu,
+            precision: Precision::F32,
+            frames: 2,
+            size: (320, 240),
+            input: None,
+        };
         let report = run(&bench).unwrap();
         assert_eq!(report.frames, 2);
         assert!(report.frames_per_s > 0.0 && report.p50_ms <= report.p99_ms);

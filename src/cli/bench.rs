@@ -1,6 +1,6 @@
 //! `autosam-video bench`.
 
-use super::run::parse_device;
+use super::run::{PrecisionArg, parse_device};
 use autosam::bench::live::{self, LiveBench};
 use autosam::bench::model::{self, ModelBench, STAGES};
 use autosam::bench::{Percentiles, distribution};
@@ -31,9 +31,9 @@ struct ModelArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: DeviceChoice,
-    /// Of the network's numbers
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    precision: Precision,
+    /// Of matrix products and convolutions on a GPU; a CPU computes in f32
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    precision: PrecisionArg,
     /// Frames to time
     #[arg(long, value_name = "N", default_value_t = 100)]
     frames: usize,
@@ -83,12 +83,6 @@ struct LiveArgs {
     plot: Option<PathBuf>,
 }
 
-/// What the networks compute in; the model has no other yet.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Precision {
-    F32,
-}
-
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
     let size = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
     size.filter(|(w, h)| (32..=16_384).contains(w) && (32..=16_384).contains(h))
@@ -108,10 +102,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn run_model(args: ModelArgs) -> anyhow::Result<()> {
-    let Precision::F32 = args.precision;
     let bench = ModelBench {
         model: args.model,
         device: args.device,
+        precision: args.precision.precision(),
         frames: args.frames,
         size: args.size,
         input: args.input,

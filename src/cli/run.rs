@@ -6,7 +6,7 @@ use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Settings};
 use autosam::frame::region::Region;
 use autosam::frame::{Frame, FrameMut};
-use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions};
+use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Precision};
 use autosam::overlay::{OverlayMode, Style};
 use autosam::video::{FrameRate, Reader, Writer, is_uri};
 use autosam::{archive, eval, weights, write_png};
@@ -41,6 +41,9 @@ pub struct Args {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: DeviceChoice,
+    /// Of matrix products and convolutions on a GPU; a CPU computes in f32
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    precision: PrecisionArg,
     /// Probability from which a pixel is marked, 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = parse_part)]
     threshold: f32,
@@ -123,6 +126,24 @@ impl MaskModeArg {
     }
 }
 
+/// See [`Precision`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum PrecisionArg {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl PrecisionArg {
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::F16 => Precision::F16,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 pub fn parse_device(text: &str) -> Result<DeviceChoice, String> {
     match text {
         "auto" => Ok(DeviceChoice::Auto),
@@ -143,7 +164,11 @@ fn parse_part(text: &str) -> Result<f32, String> {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     super::serve_metrics(args.metrics)?;
-    let options = ModelOptions { device: args.device, mask_mode: args.mask_mode.mode() };
+    let options = ModelOptions {
+        device: args.device,
+        precision: args.precision.precision(),
+        mask_mode: args.mask_mode.mode(),
+    };
     let location = args.model.clone();
     let settings = Settings {
         mask: MaskSettings { threshold: args.threshold, min_area: args.min_area },

@@ -38,6 +38,7 @@ impl AutoSam {
 pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     // Public types show in gst-inspect and in generated documentation with their values.
     settings::Device::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    settings::Precision::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     settings::SyncMode::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     settings::OverlayMode::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     settings::OnError::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());

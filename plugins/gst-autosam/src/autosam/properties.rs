@@ -1,6 +1,6 @@
 //! The properties: their specifications, and the way from values to [`Settings`] and back.
 
-use super::settings::{Device, OnError, OverlayMode, Settings, SyncMode};
+use super::settings::{Device, OnError, OverlayMode, Precision, Settings, SyncMode};
 use gst::glib;
 use gst::prelude::*;
 use std::path::Path;
@@ -35,6 +35,11 @@ pub fn specs() -> &'static [glib::ParamSpec] {
                 .nick("Device number")
                 .blurb("Which GPU, with device=cuda")
                 .default_value(d.device_id)
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecEnum::builder_with_default("precision", d.precision)
+                .nick("Precision")
+                .blurb("Of matrix products and convolutions on a GPU; a CPU computes in f32")
                 .mutable_ready()
                 .build(),
             glib::ParamSpecEnum::builder_with_default("sync-mode", d.sync_mode)
@@ -165,6 +170,7 @@ impl Settings {
             }
             "device" => self.device = value.get::<Device>().unwrap_or_default(),
             "device-id" => self.device_id = value.get().unwrap_or_default(),
+            "precision" => self.precision = value.get::<Precision>().unwrap_or_default(),
             "sync-mode" => self.sync_mode = value.get::<SyncMode>().unwrap_or_default(),
             "threshold" => self.threshold = value.get().unwrap_or_default(),
             "hysteresis" => self.hysteresis = value.get().unwrap_or_default(),
@@ -204,6 +210,7 @@ impl Settings {
             "model-location" => self.location().to_value(),
             "device" => self.device.to_value(),
             "device-id" => self.device_id.to_value(),
+            "precision" => self.precision.to_value(),
             "sync-mode" => self.sync_mode.to_value(),
             "threshold" => self.threshold.to_value(),
             "hysteresis" => self.hysteresis.to_value(),

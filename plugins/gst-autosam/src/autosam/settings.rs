@@ -4,7 +4,7 @@ use autosam::engine;
 use autosam::engine::mask::MaskSettings;
 use autosam::engine::temporal::TemporalSettings;
 use autosam::frame::region::Region;
-use autosam::model::{DeviceChoice, MaskMode, ModelOptions};
+use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions};
 use autosam::overlay;
 use gst::glib;
 use std::path::Path;
@@ -25,6 +25,19 @@ pub enum Device {
     Cpu,
     #[enum_value(name = "The NVIDIA GPU chosen by device-id", nick = "cuda")]
     Cuda,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstAutoSamPrecision")]
+#[repr(i32)]
+pub enum Precision {
+    #[default]
+    #[enum_value(name = "32-bit floats", nick = "f32")]
+    F32,
+    #[enum_value(name = "16-bit floats", nick = "f16")]
+    F16,
+    #[enum_value(name = "16-bit floats with the range of 32", nick = "bf16")]
+    Bf16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
@@ -74,6 +87,7 @@ pub struct Settings {
     pub model_location: Option<Arc<Path>>,
     pub device: Device,
     pub device_id: u32,
+    pub precision: Precision,
     pub sync_mode: SyncMode,
     pub threshold: f32,
     pub hysteresis: f32,
@@ -110,6 +124,7 @@ impl Default for Settings {
             model_location: None,
             device: Device::default(),
             device_id: 0,
+            precision: Precision::default(),
             sync_mode: SyncMode::default(),
             threshold: mask.threshold,
             hysteresis: live.hysteresis,
@@ -169,7 +184,12 @@ impl Settings {
             Device::Cpu => DeviceChoice::Cpu,
             Device::Cuda => DeviceChoice::Cuda(self.device_id as usize),
         };
-        ModelOptions { device, mask_mode: MaskMode::Sigmoid }
+        let precision = match self.precision {
+            Precision::F32 => model::Precision::F32,
+            Precision::F16 => model::Precision::F16,
+            Precision::Bf16 => model::Precision::Bf16,
+        };
+        ModelOptions { device, precision, mask_mode: MaskMode::Sigmoid }
     }
 
     /// Age from which a mask is too old to be drawn, and a frame has been with the worker for too long.
