@@ -115,18 +115,50 @@ pub struct ModelOptions {
     pub mask_mode: MaskMode,
 }
 
+/// An affine map of a model's logits that makes probabilities of them ([`crate::eval::calibrate`]).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    pub scale: f32,
+    pub bias: f32,
+}
+
+impl Default for Calibration {
+    /// None: logits as they are.
+    fn default() -> Self {
+        Self { scale: 1.0, bias: 0.0 }
+    }
+}
+
+impl Calibration {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What the parts of a model are; stored in its weight file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     pub sam: SamConfig,
     pub generator: GeneratorConfig,
+    #[serde(default, skip_serializing_if = "Calibration::is_none")]
+    pub calibration: Calibration,
 }
 
 impl ModelConfig {
     /// Names and shapes of every tensor, `sam.…` and `generator.…`.
     pub fn parameter_shapes(&self) -> Result<Vec<(String, Vec<usize>)>> {
         Ok(weights::recorder::shapes_of(|vb| AutoSam::load(self, vb))?)
+    }
+
+    /// Writes it into a weight file's metadata.
+    pub fn note(&self, checkpoint: &mut Checkpoint) -> Result<()> {
+        let json = serde_json::to_string(self).map_err(|e| {
+            Error::weights(&checkpoint.path, format!("its configuration cannot be written: {e}"))
+        })?;
+        checkpoint.metadata.insert(CONFIG_KEY.to_owned(), json);
+        Ok(())
     }
 
     /// The configuration that a weight file carries.
@@ -162,6 +194,7 @@ pub struct AutoSam {
     /// SAM's dense positional encoding, `[1, C, g, g]`: the same for every frame.
     dense_pe: Tensor,
     image_size: usize,
+    calibration: Calibration,
     device: Device,
 }
 
@@ -172,7 +205,8 @@ impl AutoSam {
         let generator = Generator::load(&config.generator, vb.pp("generator"))?;
         let dense_pe = sam.prompt_encoder.dense_pe()?;
         let device = vb.device().clone();
-        Ok(Self { sam, generator, dense_pe, image_size: config.sam.image_size, device })
+        let (image_size, calibration) = (config.sam.image_size, config.calibration);
+        Ok(Self { sam, generator, dense_pe, image_size, calibration, device })
     }
 
     /// Builds the model from a checked weight file, for inference: batch norms are folded into convolutions.
@@ -216,13 +250,15 @@ impl AutoSam {
         Ok(self.generator.forward(&x, self.dense_pe.dim(2)?, train)?)
     }
 
-    /// SAM's mask for embeddings and dense prompts, with no sparse prompt: the first mask token's logits,
+    /// SAM's mask for embeddings and dense prompts, with no sparse prompt: the first mask token's logits, calibrated,
     /// `[N, 1, 4g, 4g]`.
     #[tracing::instrument(level = "trace", skip_all)]
     pub fn decode(&self, embeddings: &Tensor, dense_prompt: &Tensor) -> Result<Tensor> {
         let n = embeddings.dim(0)?;
         let (sparse, _) = self.sam.prompt_encoder.forward(&Prompts::default(), n)?;
-        Ok(self.sam.mask_decoder.mask_logits(embeddings, &self.dense_pe, &sparse, dense_prompt)?)
+        let logits = self.sam.mask_decoder.mask_logits(embeddings, &self.dense_pe, &sparse, dense_prompt)?;
+        let Calibration { scale, bias } = self.calibration;
+        Ok(if self.calibration.is_none() { logits } else { logits.affine(scale.into(), bias.into())? })
     }
 
     /// Low-resolution logits `[N, 1, 4g, 4g]` of preprocessed images `[N, 3, S, S]`.

@@ -51,6 +51,9 @@ pub struct LiveReport {
     pub bytes_copied_per_frame: f64,
     /// Picture buffers that left with another memory than they came with, a frame.
     pub buffers_allocated_per_frame: f64,
+    /// Heap allocations of the element's own code on the pictures' thread; `None` where the element does not count them
+    /// (GStreamer's, for metadata, are not among them).
+    pub allocations_per_frame: Option<f64>,
     pub inferences_per_s: f64,
     pub format: String,
     pub size: String,
@@ -114,6 +117,7 @@ pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
         marked: sum.delays.annotation.len() as u64,
         bytes_copied_per_frame: per_frame(sum.copied * info.size() as u64),
         buffers_allocated_per_frame: per_frame(sum.copied),
+        allocations_per_frame: sum.allocations.map(per_frame),
         inferences_per_s: sum.inferred as f64 / seconds,
         format: bench.format.clone(),
         size: format!("{width}x{height}"),
@@ -133,6 +137,7 @@ struct Tally {
     skipped: u64,
     changed: u64,
     copied: u64,
+    allocations: Option<u64>,
 }
 
 impl Tally {
@@ -145,6 +150,7 @@ impl Tally {
         self.skipped += other.skipped;
         self.changed += other.changed;
         self.copied += other.copied;
+        self.allocations = other.allocations.map(|n| n + self.allocations.unwrap_or(0));
     }
 }
 
@@ -153,8 +159,8 @@ impl Tally {
 struct Passing {
     since: Option<Instant>,
     memory: usize,
-    /// `inferred` and `skipped` when the first frame came that counts.
-    before: Option<(u64, u64)>,
+    /// When the first frame came that counts.
+    before: Option<Counted>,
     /// The annotation delay last seen: another one is another drawn mask.
     drawn: u64,
     tally: Tally,
@@ -236,7 +242,7 @@ impl Stream {
                 if counts(buffer) {
                     now.tally.frames_in += 1;
                     if now.before.is_none() {
-                        now.before = pad.parent_element().map(|e| counted(&e));
+                        now.before = pad.parent_element().map(|e| Counted::of(&e));
                     }
                 }
                 now.memory = place(buffer);
@@ -301,12 +307,13 @@ impl Stream {
             Some(gst::MessageView::Error(e)) => return Err(video::describe(e, "live pipeline")),
             _ => return Err(failure()),
         }
-        let (inferred, skipped) = counted(&self.element);
+        let after = Counted::of(&self.element);
         let mut passing = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (before, after) = (passing.before.unwrap_or((0, 0)), (inferred, skipped));
+        let before = passing.before.unwrap_or_default();
         let mut tally = std::mem::take(&mut passing.tally);
-        tally.inferred = after.0.saturating_sub(before.0);
-        tally.skipped = after.1.saturating_sub(before.1);
+        tally.inferred = after.inferred.saturating_sub(before.inferred);
+        tally.skipped = after.skipped.saturating_sub(before.skipped);
+        tally.allocations = after.allocations.map(|n| n.saturating_sub(before.allocations.unwrap_or(0)));
         Ok(tally)
     }
 
@@ -338,11 +345,24 @@ impl Drop for Stream {
     }
 }
 
-/// `inferred` and `skipped` of the element.
-fn counted(element: &gst::Element) -> (u64, u64) {
-    let stats = element.property::<gst::Structure>("stats");
-    let number = |name| stats.get::<u64>(name).unwrap_or(0);
-    (number("inferred"), number("skipped"))
+/// What the element counts, by its statistics.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    inferred: u64,
+    skipped: u64,
+    allocations: Option<u64>,
+}
+
+impl Counted {
+    fn of(element: &gst::Element) -> Self {
+        let stats = element.property::<gst::Structure>("stats");
+        let number = |name| stats.get::<u64>(name).ok();
+        Self {
+            inferred: number("inferred").unwrap_or(0),
+            skipped: number("skipped").unwrap_or(0),
+            allocations: number("allocations"),
+        }
+    }
 }
 
 /// Where the picture lies.

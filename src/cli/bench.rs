@@ -166,7 +166,11 @@ fn run_live(args: LiveArgs) -> anyhow::Result<()> {
         report.skipped,
         report.marked
     );
-    println!("  {:.0} bytes copied a frame", report.bytes_copied_per_frame);
+    print!("  {:.0} bytes copied", report.bytes_copied_per_frame);
+    match report.allocations_per_frame {
+        Some(n) => println!(", {n:.1} allocations of the element's own on the picture's thread a frame"),
+        None => println!(" a frame"),
+    }
     match report.pixels_changed_outside_mask {
         Some(n) => println!("  {n} pixels changed outside the mask"),
         None => println!("  pixels outside the mask not checked: this element has no property attach-meta"),

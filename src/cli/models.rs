@@ -1,15 +1,19 @@
 //! `autosam-video models`.
 
+use super::run::parse_device;
 use anyhow::bail;
+use autosam::data::Dataset;
+use autosam::eval::calibrate::calibrate;
+use autosam::frame::region::Region;
 use autosam::generator::{HarDNet, HarDNetConfig};
-use autosam::model::{self, CONFIG_KEY, ModelConfig};
+use autosam::model::{self, CONFIG_KEY, DeviceChoice, ModelConfig};
 use autosam::sam::Sam;
 use autosam::weights::known::{self, KNOWN};
 use autosam::weights::{self, Checkpoint, Dtype, fetch, recorder};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
-/// Lists, fetches, shows, verifies and converts weights.
+/// Lists, fetches, shows, verifies, converts and calibrates weights.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -42,6 +46,30 @@ enum Command {
         #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
         dtype: DtypeArg,
     },
+    /// Fits a model's probabilities to labelled frames that it was not trained on
+    ///
+    /// Two numbers (Platt scaling) that go into the file: a scale and a bias of its logits. The masks change where the bias moves
+    /// what 0.5 means; --mask-mode minmax does not.
+    Calibrate {
+        /// Made by `train`; without, the model that comes with the program
+        #[arg(long, value_name = "FILE")]
+        model: Option<PathBuf>,
+        /// Folder with images/ and masks/, any layout that `train --data` knows, or a folder of such; several may be given, and
+        /// count alike
+        #[arg(long, value_name = "DIR", required = true)]
+        data: Vec<PathBuf>,
+        /// Every Nth frame only
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        every: u32,
+        /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
+        #[arg(long, value_name = "PART", default_value = "auto")]
+        roi: Region,
+        /// auto, cpu, cuda or cuda:N
+        #[arg(long, default_value = "auto", value_parser = parse_device)]
+        device: DeviceChoice,
+        #[arg(long, value_name = "FILE.safetensors")]
+        out: PathBuf,
+    },
     /// What a weights file holds
     Show {
         /// .safetensors, .pth or .pt; without, the model that comes with the program
@@ -55,6 +83,13 @@ enum Command {
         /// .safetensors, .pth or .pt
         file: PathBuf,
     },
+}
+
+fn safetensors_name(out: &Path) -> anyhow::Result<()> {
+    if out.extension().is_none_or(|e| e != "safetensors") {
+        bail!("{}: --out must end in .safetensors", out.display());
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -98,9 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             println!("{}", path?.display());
         }
         Command::Convert { file, out, dtype } => {
-            if out.extension().is_none_or(|e| e != "safetensors") {
-                bail!("{}: --out must end in .safetensors", out.display());
-            }
+            safetensors_name(&out)?;
             let checkpoint = weights::load(&file)?;
             let dtype = match dtype {
                 DtypeArg::F32 => Dtype::F32,
@@ -109,6 +142,34 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             };
             weights::save_safetensors(&out, &checkpoint.tensors, &checkpoint.metadata, dtype)?;
             println!("{}: {} tensors", out.display(), checkpoint.tensors.len());
+        }
+        Command::Calibrate { model, data, every, roi, device, out } => {
+            safetensors_name(&out)?;
+            let mut checkpoint = model::checkpoint(model.as_deref())?;
+            let mut sets = Vec::new();
+            for dir in &data {
+                sets.extend(Dataset::open_all(dir)?);
+            }
+            sets.iter_mut().for_each(|set| set.keep_every(every as usize));
+            let bar = ProgressBar::new(sets.iter().map(|s| s.items.len() as u64).sum());
+            let found = calibrate(&mut checkpoint, &device.resolve()?, &sets, roi, || bar.inc(1));
+            bar.finish_and_clear();
+            let found = found?;
+            weights::save_safetensors(
+                &out,
+                &checkpoint.tensors,
+                &checkpoint.metadata,
+                Dtype::of(&checkpoint),
+            )?;
+            println!(
+                "{}: scale {:.4}, bias {:.4}; loss a pixel {:.4} to {:.4} on {} frames",
+                out.display(),
+                found.calibration.scale,
+                found.calibration.bias,
+                found.loss.0,
+                found.loss.1,
+                found.frames
+            );
         }
         Command::Show { file, tensors } => {
             let checkpoint = model::checkpoint(file.as_deref())?;

@@ -117,13 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             *set = set.clone().tiled(side)?;
         }
     }
-    for set in &mut validation {
-        let mut at = 0;
-        set.items.retain(|_| {
-            at += 1;
-            (at - 1) % args.val_every.max(1) == 0
-        });
-    }
+    validation.iter_mut().for_each(|set| set.keep_every(args.val_every));
     let place = Place::from_variables(|name| std::env::var(name).ok())?;
     let first = place.as_ref().is_none_or(|p| p.rank == 0);
     let device = match &place {

@@ -204,6 +204,15 @@ fn dimensions(path: &Path) -> Result<(u32, u32)> {
 }
 
 impl Dataset {
+    /// Keeps the first of every `n` frames.
+    pub fn keep_every(&mut self, n: usize) {
+        let mut at = 0;
+        self.items.retain(|_| {
+            at += 1;
+            (at - 1) % n.max(1) == 0
+        });
+    }
+
     /// The split `split` (one of [`SPLITS`]) of the SUN-SEG folder `root`.
     pub fn sunseg(root: &Path, split: &str) -> Result<Self> {
         let dir = root.join(split);

@@ -1,5 +1,6 @@
 //! How well masks agree with the truth: one frame's measures, and a data set's by the VPS protocol.
 
+pub mod calibrate;
 pub mod intervals;
 pub mod live;
 pub mod measure;

@@ -12,7 +12,7 @@ use crate::data::loader::Batch;
 use crate::engine::segmenter::{ProbMap, Sample};
 use crate::eval::predictor::LIGHTWEIGHT_KEY;
 use crate::generator::{GeneratorConfig, LightweightDecoder};
-use crate::model::{self, AutoSam, CONFIG_KEY, MaskMode, ModelConfig, SAM_CONFIG_KEY};
+use crate::model::{self, AutoSam, CONFIG_KEY, Calibration, MaskMode, ModelConfig, SAM_CONFIG_KEY};
 use crate::ops;
 use crate::sam::{Prompts, Sam, SamConfig};
 use crate::weights::{self, Checkpoint, Dtype};
@@ -83,13 +83,21 @@ impl Trainer {
                 let params = Params::new(tensors, |n| !fourier(n), device)?;
                 let sam = Sam::load(&sam_config, params.var_builder())?;
                 let dense_pe = sam.prompt_encoder.dense_pe()?;
-                let model = ModelConfig { generator: generator_config(config, &sam_config), sam: sam_config };
+                let model = ModelConfig {
+                    generator: generator_config(config, &sam_config),
+                    sam: sam_config,
+                    calibration: Calibration::default(),
+                };
                 (model, params, Net::Sam { sam, dense_pe })
             }
             Stage::Generator => {
                 let Some(file) = file else { return Err(Error::invalid("the generator needs a SAM")) };
                 let (sam_config, known) = sam_of(file)?;
-                let model = ModelConfig { generator: generator_config(config, &sam_config), sam: sam_config };
+                let model = ModelConfig {
+                    generator: generator_config(config, &sam_config),
+                    sam: sam_config,
+                    calibration: Calibration::default(),
+                };
                 let mut tensors = params::initialise(&model.parameter_shapes()?, config.seed)?;
                 tensors.retain(|n, _| n.starts_with("generator."));
                 if let Some(no_mask) = known.get("prompt_encoder.no_mask_embed.weight") {

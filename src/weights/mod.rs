@@ -26,6 +26,17 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// That of a file's floats, where it has one for all; f32 where not.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let mut floats = checkpoint.tensors.values().map(Tensor::dtype).filter(DType::is_float);
+        let first = floats.next();
+        match first.filter(|first| floats.all(|d| d == *first)) {
+            Some(DType::F16) => Self::F16,
+            Some(DType::BF16) => Self::Bf16,
+            _ => Self::F32,
+        }
+    }
+
     fn candle(self) -> DType {
         match self {
             Self::F32 => DType::F32,

@@ -8,6 +8,7 @@ use super::settings::{OnError, Settings, SyncMode};
 use autosam::engine::segmenter::Segmenter;
 use autosam::engine::{Control, Engine, Event, Latency, Listener, Opener, Shown};
 use autosam::frame::{ColorMatrix, FrameInfo, FrameMut, PixelFormat, PlaneMut};
+use autosam::process;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -16,7 +17,7 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 use gst_video::subclass::prelude::*;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,8 @@ pub struct AutoSam {
     /// Set by the worker where `on-error=fail`: the next picture ends the stream.
     failed: Arc<AtomicBool>,
     opener: Mutex<Option<Arc<TestOpener>>>,
+    /// Of this plugin's code on the pictures' thread, since the element was made.
+    allocations: AtomicU64,
 }
 
 /// What is locked here is whole at any time, also after a panic.
@@ -187,6 +190,7 @@ impl AutoSam {
             .field("errors", stats.errors)
             .field("restarts", stats.restarts)
             .field("pending", stats.pending)
+            .field("allocations", self.allocations.load(Ordering::Relaxed))
             .build();
         let mut add = |name: &str, l: &Latency| {
             s.set(format!("{name}-last"), l.last.as_nanos() as u64);
@@ -403,7 +407,7 @@ impl BaseTransformImpl for AutoSam {
     }
 
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let begin = Instant::now();
+        let (begin, allocations) = (Instant::now(), process::allocations());
         if self.failed.load(Ordering::Relaxed) {
             return Err(gst::FlowError::Error);
         }
@@ -428,6 +432,7 @@ impl BaseTransformImpl for AutoSam {
         if let (Some(engine), true) = (&state.engine, settings.enabled) {
             engine.record_video_delay(begin.elapsed());
         }
+        self.allocations.fetch_add(process::allocations() - allocations, Ordering::Relaxed);
         Ok(gst::FlowSuccess::Ok)
     }
 }

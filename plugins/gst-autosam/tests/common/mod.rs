@@ -34,7 +34,8 @@ pub fn model(dir: &Path) -> PathBuf {
     });
     let decoder = DecoderConfig { mlp_dim: 32, ..DecoderConfig::default() };
     let sam = SamConfig { image_size: 64, encoder, embed_channels: 32, decoder };
-    let config = ModelConfig { generator: GeneratorConfig::tiny(64, 32), sam };
+    let config =
+        ModelConfig { generator: GeneratorConfig::tiny(64, 32), sam, calibration: Default::default() };
     let tensors = initialise(&config.parameter_shapes().unwrap(), 1).unwrap();
     let metadata = HashMap::from([(CONFIG_KEY.to_owned(), serde_json::to_string(&config).unwrap())]);
     let path = dir.join("random.safetensors");
