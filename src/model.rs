@@ -433,6 +433,30 @@ mod tests {
     }
 
     #[test]
+    fn a_calibration_is_a_map_of_the_logits() {
+        let mut checkpoint = checkpoint(None).unwrap();
+        let side = ModelConfig::of(&checkpoint).unwrap().sam.image_size;
+        let sample = Sample {
+            width: side,
+            height: side,
+            rgb: (0..3 * side * side).map(|i| (i % 251) as u8).collect(),
+        };
+        let mut logits = |calibration| {
+            let config = ModelConfig { calibration, ..ModelConfig::of(&checkpoint).unwrap() };
+            config.note(&mut checkpoint).unwrap();
+            let model = AutoSam::from_checkpoint(&checkpoint, &Device::Cpu).unwrap();
+            let x = model.preprocess(std::slice::from_ref(&sample)).unwrap();
+            model.forward(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let (plain, mapped) =
+            (logits(Calibration::default()), logits(Calibration { scale: 0.5, bias: -2.0 }));
+        assert!(plain.iter().zip(&mapped).all(|(a, b)| (0.5 * a - 2.0 - b).abs() < 1e-4));
+        // As it was before there was any: no word of it in the file.
+        logits(Calibration::default());
+        assert!(!checkpoint.metadata[CONFIG_KEY].contains("calibration"));
+    }
+
+    #[test]
     fn a_cpu_computes_in_f32() {
         assert_eq!(Precision::Bf16.on(&Device::Cpu), None);
     }

@@ -379,3 +379,45 @@ fn weights_are_converted_and_fetched_by_name() {
     let listed = good(&["models", "list"]);
     assert!(listed.contains("hardnet-85") && listed.contains("no published hash"), "{listed}");
 }
+
+#[test]
+fn a_model_is_calibrated_on_labelled_frames() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("calibrated.safetensors"));
+    good(&[
+        "synth",
+        "--out",
+        path(&data),
+        "--sequences",
+        "1",
+        "--frames",
+        "8",
+        "--seed",
+        "3",
+        "--size",
+        "96x80",
+    ]);
+    let train = data.join("TrainDataset");
+    let calibrate = ["models", "calibrate", "--every", "2", "--device", "cpu", "--out", path(&out), "--data"];
+    let said = good(&[&calibrate[..], &[path(&train)]].concat());
+    assert!(said.contains("on 4 frames"), "{said}");
+    let losses: Vec<f64> = said
+        .split("loss a pixel ")
+        .nth(1)
+        .unwrap()
+        .split(" on ")
+        .next()
+        .unwrap()
+        .split(" to ")
+        .map(|n| n.parse().unwrap())
+        .collect();
+    assert!(losses[1] <= losses[0], "{said}");
+    let shown = good(&["models", "show", path(&out)]);
+    assert!(shown.contains("calibrated: scale"), "{shown}");
+    // Still 16 bits a number.
+    let size = |p: &Path| std::fs::metadata(p).unwrap().len();
+    assert!(size(&out).abs_diff(autosam::model::SHIPPED.len() as u64) < 1000);
+    let nowhere = dir.path().join("nowhere");
+    let refused = bad(&[&calibrate[..], &[path(&nowhere)]].concat());
+    assert!(refused.contains("nowhere"), "{refused}");
+}

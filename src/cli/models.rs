@@ -6,7 +6,7 @@ use autosam::data::Dataset;
 use autosam::eval::calibrate::calibrate;
 use autosam::frame::region::Region;
 use autosam::generator::{HarDNet, HarDNetConfig};
-use autosam::model::{self, CONFIG_KEY, DeviceChoice, ModelConfig};
+use autosam::model::{self, CONFIG_KEY, Calibration, DeviceChoice, ModelConfig};
 use autosam::sam::Sam;
 use autosam::weights::known::{self, KNOWN};
 use autosam::weights::{self, Checkpoint, Dtype, fetch, recorder};
@@ -213,10 +213,14 @@ fn verify(file: &Path) -> anyhow::Result<()> {
 fn kind(checkpoint: &Checkpoint) -> anyhow::Result<(String, recorder::Shapes)> {
     if checkpoint.metadata.contains_key(CONFIG_KEY) {
         let config = ModelConfig::of(checkpoint)?;
-        let what = format!(
+        let mut what = format!(
             "AutoSAM: SAM at {} px, generator at {} px",
             config.sam.image_size, config.generator.input_size
         );
+        let calibration = config.calibration;
+        if calibration != Calibration::default() {
+            what += &format!("; calibrated: scale {}, bias {}", calibration.scale, calibration.bias);
+        }
         return Ok((what, config.parameter_shapes()?));
     }
     if let Some(found) = hardnet(checkpoint)? {
