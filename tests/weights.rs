@@ -2,7 +2,7 @@
 
 use autosam::generator::{Generator, GeneratorConfig};
 use autosam::weights::recorder::shapes_of;
-use autosam::weights::{Dtype, load, load_bytes, save_safetensors};
+use autosam::weights::{Dtype, average, load, load_bytes, save_safetensors};
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -236,4 +236,23 @@ proptest! {
             prop_assert!(e.to_string().contains("x.pth"));
         }
     }
+}
+
+#[test]
+fn the_mean_of_files_is_that_of_their_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, values: &[f32], shape: &[usize]| {
+        let path = dir.path().join(name);
+        let tensor = Tensor::from_slice(values, shape, &Device::Cpu).unwrap();
+        let tensors = HashMap::from([("w".to_owned(), tensor)]);
+        save_safetensors(&path, &tensors, &HashMap::new(), Dtype::F16).unwrap();
+        load(&path).unwrap()
+    };
+    let (a, b) = (file("a", &[1.0, 2.0], &[2]), file("b", &[3.0, -2.0], &[2]));
+    let mean = average(&[a.clone(), b]).unwrap();
+    assert_eq!(mean.tensors["w"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap(), [2.0, 0.0]);
+    assert_eq!(Dtype::of(&mean), Dtype::F16);
+    let other = file("other", &[1.0, 2.0, 3.0], &[3]);
+    let said = average(&[a, other]).unwrap_err().to_string();
+    assert!(said.contains("other") && said.contains('w'), "{said}");
 }

@@ -13,7 +13,7 @@ use autosam::weights::{self, Checkpoint, Dtype, fetch, recorder};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
-/// Lists, fetches, shows, verifies, converts and calibrates weights.
+/// Lists, fetches, shows, verifies, converts, averages and calibrates weights.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -45,6 +45,15 @@ enum Command {
         /// Number format of the floats written
         #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
         dtype: DtypeArg,
+    },
+    /// Averages the weights of models that were trained from the same beginning
+    ///
+    /// A "model soup": often better than each of them, most where the data is unlike the training's. Calibrate it anew.
+    Average {
+        #[arg(required = true, num_args = 2.., value_name = "FILE")]
+        files: Vec<PathBuf>,
+        #[arg(long, value_name = "FILE.safetensors")]
+        out: PathBuf,
     },
     /// Fits a model's probabilities to labelled frames that it was not trained on
     ///
@@ -142,6 +151,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             };
             weights::save_safetensors(&out, &checkpoint.tensors, &checkpoint.metadata, dtype)?;
             println!("{}: {} tensors", out.display(), checkpoint.tensors.len());
+        }
+        Command::Average { files, out } => {
+            safetensors_name(&out)?;
+            let models = files.iter().map(|f| weights::load(f)).collect::<autosam::Result<Vec<_>>>()?;
+            let mut mean = weights::average(&models)?;
+            if mean.metadata.contains_key(CONFIG_KEY) {
+                // That of one of them is not that of their mean.
+                let config = ModelConfig { calibration: Calibration::default(), ..ModelConfig::of(&mean)? };
+                config.note(&mut mean)?;
+            }
+            weights::save_safetensors(&out, &mean.tensors, &mean.metadata, Dtype::of(&mean))?;
+            println!("{}: the mean of {} files", out.display(), files.len());
         }
         Command::Calibrate { model, data, every, roi, device, out } => {
             safetensors_name(&out)?;
