@@ -3,7 +3,7 @@
 #   packaging/cuda.sh [CARGO ARGUMENTS]    default: build --release --workspace --features autosam-video/cuda,gst-autosam/cuda
 # KIT: folder for the toolkit (2.5 GB), default target/cuda-kit. CUDA_COMPUTE_CAP: the GPUs to build for, default 90 (H100, H200).
 # Needs python3-pip and unzip. What is built lies in $CARGO_TARGET_DIR/cuda or target/cuda; it starts without a driver and then
-# computes on the CPU. Where there is a GPU it needs the driver and CUDA 13's libcudart, libcublas, libcublasLt, libcurand, libnvrtc.
+# computes on the CPU. Where there is a GPU it needs the driver and CUDA 13's libcublas, libcublasLt, libcurand and libnvrtc.
 set -eu
 cd "$(dirname "$0")/.."
 kit="$(realpath -m "${KIT:-target/cuda-kit}")"
@@ -15,12 +15,11 @@ if [ ! -e "$kit/complete" ]; then
         nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvrtc==13.0.88 nvidia-curand==10.4.0.35 \
         nvidia-cublas==13.0.2.14
     for wheel in "$kit"/wheels/*.whl; do unzip -qo "$wheel" -d "$kit"; done
-    # What pip's installer would do, and the names that a linker looks for.
+    # What pip's installer would do.
     chmod +x "$home"/bin/* "$home"/nvvm/bin/*
     ln -sfn lib "$home/lib64"
-    for name in cublas:13 cublasLt:13 cudart:13 nvrtc:13 curand:10; do
-        ln -sf "lib${name%:*}.so.${name#*:}" "$home/lib/lib${name%:*}.so"
-    done
+    # The runtime is linked into the program.
+    ln -sf libcudart_static.a "$home/lib/libcudart.a"
     touch "$kit/complete"
 fi
 
