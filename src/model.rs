@@ -419,17 +419,16 @@ mod tests {
         let pixel = |i: usize| if disc(i) { [205, 110, 95] } else { [150 + (i % 13) as u8, 70, 60] };
         let sample = Sample { width: side, height: side, rgb: (0..side * side).flat_map(pixel).collect() };
         let x = model.preprocess(&[sample]).unwrap();
-        let marked = |dtype| -> Vec<bool> {
+        let marked = |dtype| -> Vec<u8> {
             let logits = ops::autocast(dtype, || {
                 model.decode(&model.embed(&x).unwrap(), &model.dense_prompt(&x, false).unwrap()).unwrap()
             });
-            logits.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|l| *l > 0.0).collect()
+            let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            logits.iter().map(|l| if *l > 0.0 { 255 } else { 0 }).collect()
         };
         let (full, half) = (marked(None), marked(Some(DType::F16)));
-        let count = |m: &[bool]| m.iter().filter(|v| **v).count();
-        let both = full.iter().zip(&half).filter(|(a, b)| **a && **b).count();
-        let dice = 2.0 * both as f64 / (count(&full) + count(&half)) as f64;
-        assert!(count(&full) > 50 && dice >= 0.995, "{} marked, Dice {dice}", count(&full));
+        let (count, dice) = (full.iter().filter(|v| **v > 0).count(), crate::eval::dice(&full, &half));
+        assert!(count > 50 && dice >= 0.995, "{count} marked, Dice {dice}");
     }
 
     #[test]

@@ -161,7 +161,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 let config = ModelConfig { calibration: Calibration::default(), ..ModelConfig::of(&mean)? };
                 config.note(&mut mean)?;
             }
-            weights::save_safetensors(&out, &mean.tensors, &mean.metadata, Dtype::of(&mean))?;
+            mean.save(&out)?;
             println!("{}: the mean of {} files", out.display(), files.len());
         }
         Command::Calibrate { model, data, every, roi, device, out } => {
@@ -176,12 +176,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let found = calibrate(&mut checkpoint, &device.resolve()?, &sets, roi, || bar.inc(1));
             bar.finish_and_clear();
             let found = found?;
-            weights::save_safetensors(
-                &out,
-                &checkpoint.tensors,
-                &checkpoint.metadata,
-                Dtype::of(&checkpoint),
-            )?;
+            checkpoint.save(&out)?;
             println!(
                 "{}: scale {:.4}, bias {:.4}; loss a pixel {:.4} to {:.4} on {} frames",
                 out.display(),

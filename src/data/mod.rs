@@ -8,7 +8,9 @@ mod order;
 pub mod reorganize;
 pub mod split;
 
+use crate::engine::segmenter::Sample;
 use crate::frame::region::Region;
+use crate::frame::sample::Sampler;
 use crate::frame::{Frame, Rect};
 use crate::{Error, Result};
 use image::{GrayImage, RgbImage, imageops};
@@ -104,6 +106,20 @@ impl Item {
     /// The case that its sequence is of: `case12` of `case12_3`, a sequence's own name where it has no such number.
     pub fn case(&self) -> &str {
         case_of(&self.sequence)
+    }
+
+    /// What a network sees of it, `region` at the sampler's size, and the mask of that (0 and 255, row by row).
+    ///
+    /// # Errors
+    /// As [`Self::load`]'s.
+    pub fn sampled(&self, region: Region, sampler: &mut Sampler) -> Result<(Sample, Vec<u8>)> {
+        let pair = self.load()?;
+        let pair = pair.part(region.of(&Frame::rgb_image(&pair.rgb))?);
+        let mut sample = Sample::default();
+        sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
+        let (width, height) = (sample.width as u32, sample.height as u32);
+        let mask = imageops::resize(&pair.mask, width, height, imageops::FilterType::Nearest);
+        Ok((sample, mask.into_raw()))
     }
 
     /// Decodes picture and mask. Masks are made 0 and 255; a missing one is empty.

@@ -2,15 +2,12 @@
 //! affine map of its logits that makes pixels of labelled frames most likely. Two numbers, fitted on frames it was not trained on.
 
 use crate::data::Dataset;
-use crate::engine::segmenter::Sample;
-use crate::frame::Frame;
 use crate::frame::region::Region;
 use crate::frame::sample::Sampler;
 use crate::model::{AutoSam, Calibration, ModelConfig};
 use crate::weights::Checkpoint;
 use crate::{Error, Result, ops};
 use candle_core::Device;
-use image::imageops::{self, FilterType};
 
 /// Logits beyond are counted here.
 const MOST: f64 = 24.0;
@@ -113,12 +110,8 @@ pub fn calibrate(
     let mut sampler = Sampler::new(size);
     for set in sets {
         for item in &set.items {
-            let pair = item.load()?;
-            let pair = pair.part(region.of(&Frame::rgb_image(&pair.rgb))?);
-            let mut sample = Sample::default();
-            sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
+            let (sample, mask) = item.sampled(region, &mut sampler)?;
             let (width, height) = (sample.width, sample.height);
-            let mask = imageops::resize(&pair.mask, width as u32, height as u32, FilterType::Nearest);
             let logits = model.forward(&model.preprocess(&[sample])?)?;
             let logits = ops::resize_bilinear(&logits, size, size, false)?.flatten_all()?.to_vec1::<f32>()?;
             let weight = 1.0 / (sets.len() * set.items.len() * width * height) as f64;

@@ -1,7 +1,7 @@
 //! Convolution as matrix products over tiles of unfolded columns that stay in cache; 3x3 ones of stride 1 by [`winograd`].
 
 use super::Conv2d;
-use super::cpu::{Elements, Shared, gradient_of, simd, slice};
+use super::cpu::{Elements, Shared, gradient_of, simd, slice, sum_over_images};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
 use super::winograd::{self, Winograd};
@@ -237,57 +237,31 @@ impl Geometry {
 
     pub(super) fn grad_weight_unfolded(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let g = self;
-        // Each part sums its own images in order and the parts are summed in order, so that the same machine
-        // gives the same bits every time.
-        let share = g.n.div_ceil(rayon::current_num_threads()).max(1);
-        let parts: Vec<Vec<f32>> = (0..g.n.div_ceil(share))
-            .into_par_iter()
-            .map(|part| {
-                let mut dw = vec![0f32; g.o * g.depth()];
-                for image in part * share..((part + 1) * share).min(g.n) {
-                    let picture = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
-                    let grad = &grad[image * g.o * g.pixels()..][..g.o * g.pixels()];
-                    for tile in 0..g.tiles() {
-                        let (y0, rows) = g.tile(tile);
-                        let columns = rows * g.ow;
-                        let a =
-                            Matrix { data: grad[y0 * g.ow..].as_ptr(), rows: g.pixels() as isize, cols: 1 };
-                        let mut add = |data: *const f32, stride: usize| {
-                            let b = Matrix { data, rows: 1, cols: stride as isize };
-                            // SAFETY: dw holds o × depth floats of this part.
-                            unsafe {
-                                gemm(
-                                    g.o,
-                                    g.depth(),
-                                    columns,
-                                    dw.as_mut_ptr(),
-                                    g.depth() as isize,
-                                    true,
-                                    1.0,
-                                    a,
-                                    b,
-                                )
-                            };
-                        };
-                        if g.pointwise() {
-                            add(picture[y0 * g.ow..].as_ptr(), g.pixels());
-                        } else {
-                            scratch(g.depth() * columns, |buffer| {
-                                g.unfold(picture, y0, rows, buffer);
-                                add(buffer.as_ptr(), columns);
-                            });
-                        }
+        sum_over_images(g.n, g.o * g.depth(), |image, dw| {
+            let picture = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
+            let grad = &grad[image * g.o * g.pixels()..][..g.o * g.pixels()];
+            for tile in 0..g.tiles() {
+                let (y0, rows) = g.tile(tile);
+                let columns = rows * g.ow;
+                let a = Matrix { data: grad[y0 * g.ow..].as_ptr(), rows: g.pixels() as isize, cols: 1 };
+                let mut add = |data: *const f32, stride: usize| {
+                    let b = Matrix { data, rows: 1, cols: stride as isize };
+                    // SAFETY: dw holds o × depth floats of this part.
+                    unsafe {
+                        let depth = g.depth() as isize;
+                        gemm(g.o, g.depth(), columns, dw.as_mut_ptr(), depth, true, 1.0, a, b);
                     }
+                };
+                if g.pointwise() {
+                    add(picture[y0 * g.ow..].as_ptr(), g.pixels());
+                } else {
+                    scratch(g.depth() * columns, |buffer| {
+                        g.unfold(picture, y0, rows, buffer);
+                        add(buffer.as_ptr(), columns);
+                    });
                 }
-                dw
-            })
-            .collect();
-        let mut parts = parts.into_iter();
-        let mut dw = parts.next().unwrap_or_else(|| vec![0f32; g.o * g.depth()]);
-        for part in parts {
-            dw.iter_mut().zip(part).for_each(|(a, b)| *a += b);
-        }
-        dw
+            }
+        })
     }
 }
 

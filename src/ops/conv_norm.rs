@@ -20,15 +20,8 @@ pub struct ConvNorm {
     bias: Option<Tensor>,
     norm: BatchNorm,
     cfg: Conv2d,
-    folded: Option<Folded>,
-}
-
-/// With the norm in its weights and bias.
-#[derive(Debug, Clone)]
-struct Folded {
-    weight: Tensor,
-    bias: Tensor,
-    conv: Conv,
+    /// With the norm in its weights and bias.
+    folded: Option<Conv>,
 }
 
 impl ConvNorm {
@@ -40,16 +33,16 @@ impl ConvNorm {
     /// what is folded.
     pub fn fold(&mut self) -> Result<()> {
         let (weight, bias) = self.norm.folded(&self.weight, self.bias.as_ref())?;
-        let mut conv = Conv::new(weight.clone(), Some(bias.clone()), self.cfg);
-        conv.prepare()?;
-        self.folded = Some(Folded { weight, bias, conv });
+        let mut folded = Conv::new(weight, Some(bias), self.cfg);
+        folded.prepare()?;
+        self.folded = Some(folded);
         Ok(())
     }
 
     /// `[N, C, H, W]` → `[N, O, H', W']`; `train` as in [`BatchNorm::forward`].
     pub fn forward(&self, x: &Tensor, activation: Option<Activation>, train: bool) -> Result<Tensor> {
         if let (Some(folded), false) = (&self.folded, train) {
-            return folded.conv.forward(x, activation);
+            return folded.forward(x, activation);
         }
         let Conv2d { stride, padding, groups } = self.cfg;
         let map = match groups {
@@ -82,9 +75,9 @@ impl ConvNorm {
             return self.fused(x, map, activation);
         }
         match &self.folded {
-            Some(Folded { weight, bias, .. }) if !train && fusible(&[x, weight]) => {
-                let op = FoldedLast { map, finish: Finish::new(Some(bias), activation) };
-                x.contiguous()?.apply_op2_no_bwd(weight, &op)
+            Some(folded) if !train && fusible(&[x, &folded.weight]) => {
+                let op = FoldedLast { map, finish: Finish::new(folded.bias.as_ref(), activation) };
+                x.contiguous()?.apply_op2_no_bwd(&folded.weight, &op)
             }
             _ => channels_last(&self.forward(&channels_first(x)?, activation, train)?),
         }

@@ -88,6 +88,28 @@ pub(super) fn sum_over_rows(
     total
 }
 
+/// Sums over `0..images` what `add(image, sums)` adds to `len` sums. Each thread's part sums its own images in order and the parts
+/// are summed in order, so that the same machine gives the same bits every time.
+pub(super) fn sum_over_images(images: usize, len: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let share = images.div_ceil(rayon::current_num_threads()).max(1);
+    let parts: Vec<Vec<f32>> = (0..images.div_ceil(share))
+        .into_par_iter()
+        .map(|part| {
+            let mut sums = vec![0f32; len];
+            for image in part * share..((part + 1) * share).min(images) {
+                add(image, &mut sums);
+            }
+            sums
+        })
+        .collect();
+    let mut parts = parts.into_iter();
+    let mut total = parts.next().unwrap_or_else(|| vec![0f32; len]);
+    for part in parts {
+        total.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+    }
+    total
+}
+
 /// Elements that a thread takes at a time: long enough to pay for the hand-over.
 pub(super) const GRAIN: usize = 16 * 1024;
 

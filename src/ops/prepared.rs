@@ -8,8 +8,8 @@ use candle_core::{Result, Tensor};
 /// Weights `[O, C/groups, K, K]` and bias `[O]` of a convolution.
 #[derive(Debug, Clone)]
 pub struct Conv {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Tensor>,
     cfg: Conv2d,
     /// The weights as [`winograd`] takes them.
     transformed: Option<Tensor>,

@@ -6,7 +6,7 @@
 //! the output is `Aᵀ M A`. The gradient of the kernel is the adjoint of that: `Gᵀ ((A dY Aᵀ) Vᵀ) G`.
 
 use super::Conv2d;
-use super::cpu::{Shared, simd, slice};
+use super::cpu::{Shared, simd, slice, sum_over_images};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
@@ -242,30 +242,14 @@ impl Winograd {
 
     /// Gradient of the kernels, `[O, C, 3, 3]`, from the input and the output's gradient.
     pub fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
-        // Each part sums its own images in order and the parts are summed in order, so that the same machine
-        // gives the same bits every time.
-        let share = self.n.div_ceil(rayon::current_num_threads()).max(1);
         let size = self.h * self.w;
-        let len = POINTS * self.o * self.c;
-        let mut parts = (0..self.n.div_ceil(share))
-            .into_par_iter()
-            .map(|part| {
-                let mut du = vec![0f32; len];
-                for image in part * share..((part + 1) * share).min(self.n) {
-                    let picture = &x[image * self.c * size..][..self.c * size];
-                    let grad = &grad[image * self.o * size..][..self.o * size];
-                    for block in 0..self.blocks() {
-                        self.add_grad_weight(picture, grad, self.rows(block), &mut du);
-                    }
-                }
-                du
-            })
-            .collect::<Vec<_>>()
-            .into_iter();
-        let mut du = parts.next().unwrap_or_else(|| vec![0f32; len]);
-        for part in parts {
-            du.iter_mut().zip(part).for_each(|(a, b)| *a += b);
-        }
+        let du = sum_over_images(self.n, POINTS * self.o * self.c, |image, du| {
+            let picture = &x[image * self.c * size..][..self.c * size];
+            let grad = &grad[image * self.o * size..][..self.o * size];
+            for block in 0..self.blocks() {
+                self.add_grad_weight(picture, grad, self.rows(block), du);
+            }
+        });
         let mut dw = vec![0f32; self.o * self.c * 9];
         let (kernels, _) = dw.as_chunks_mut::<9>();
         kernels.par_iter_mut().enumerate().with_min_len(4096).for_each(|(kernel, dw)| {

@@ -153,31 +153,31 @@ impl Layer {
         std::array::from_fn(|plane| {
             let size = sizes.next()?;
             // The bytes of a block's line, each with its colour where it is drawn on.
-            let mut bytes: Vec<Option<u8>> = Vec::new();
-            let mut lines = 2;
+            let (mut bytes, mut span, mut lines) = ([None; 4], 0, 2);
             if let Some((step, order)) = info.format.packed() {
-                bytes.resize(step, None);
+                span = step;
                 order.iter().zip(color).for_each(|(at, c)| bytes[*at] = Some(c));
             } else if let Some(yuv) = info.format.yuv() {
                 for (i, (component, c)) in yuv.components.into_iter().zip(color).enumerate() {
                     if component.plane == plane {
-                        let span = if i == 0 { 2 * component.step } else { component.step };
-                        bytes.resize(bytes.len().max(span), None);
-                        (component.offset..span).step_by(component.step).for_each(|at| bytes[at] = Some(c));
+                        let own = if i == 0 { 2 * component.step } else { component.step };
+                        span = span.max(own);
+                        (component.offset..own).step_by(component.step).for_each(|at| bytes[at] = Some(c));
                         if i > 0 {
                             lines = 2 / yuv.rows;
                         }
                     }
                 }
             }
-            let block = if info.format.packed().is_some() { 2 * bytes.len() } else { bytes.len() };
+            let bytes = &bytes[..span];
+            let block = if info.format.packed().is_some() { 2 * span } else { span };
             let whole = info.format.yuv().is_some_and(|yuv| yuv.components[1].plane == 0);
             Some(Self {
                 block: (block, lines),
                 size,
                 beyond: (whole && info.width % 2 == 1).then_some(2 * info.width + 1),
-                tint: Pattern::new(&bytes, alpha),
-                line: Pattern::new(&bytes, 256),
+                tint: Pattern::new(bytes, alpha),
+                line: Pattern::new(bytes, 256),
             })
         })
     }

@@ -5,10 +5,8 @@ use crate::Result;
 use crate::data::Dataset;
 use crate::engine::segmenter::Sample;
 use crate::eval::dice;
-use crate::frame::Frame;
 use crate::frame::region::Region;
 use crate::frame::sample::Sampler;
-use image::imageops::{self, FilterType};
 
 /// Images a forward pass.
 const BATCH: usize = 8;
@@ -38,17 +36,7 @@ impl Sets {
         for set in sets {
             let mut items = Vec::new();
             for item in &set.items {
-                let pair = item.load()?;
-                let pair = pair.part(region.of(&Frame::rgb_image(&pair.rgb))?);
-                let mut sample = Sample::default();
-                sampler.sample(&Frame::rgb_image(&pair.rgb), &mut sample)?;
-                let mask = imageops::resize(
-                    &pair.mask,
-                    sample.width as u32,
-                    sample.height as u32,
-                    FilterType::Nearest,
-                );
-                items.push((sample, mask.into_raw()));
+                items.push(item.sampled(region, &mut sampler)?);
             }
             all.push((set.name.clone(), items));
         }

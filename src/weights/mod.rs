@@ -97,6 +97,11 @@ impl Checkpoint {
         Err(Error::weights(&self.path, text))
     }
 
+    /// Writes it as safetensors in its own number format ([`Dtype::of`]); see [`save_safetensors`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        save_safetensors(path, &self.tensors, &self.metadata, Dtype::of(self))
+    }
+
     /// Names of tensors that hold a NaN or an infinity.
     pub fn not_finite(&self) -> Result<Vec<String>> {
         let mut bad = Vec::new();
