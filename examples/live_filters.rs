@@ -31,6 +31,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const RATE: f64 = 25.0;
 /// Pictures of a synthetic sequence.
 const FRAMES: usize = 75;
+/// Of maps: what is uncertain is the temporal filter's to leave out.
+const FILTERED: MaskSettings = MaskSettings { threshold: 0.5, min_area: 0.0, hysteresis: 0.0 };
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -155,7 +157,7 @@ fn watch(clips: &[&Clip], settings: &TemporalSettings, step: usize) -> Outcome {
             if i % step == 0 {
                 let mut map = map.clone();
                 filter.apply(&mut map, i as u64, 0.5, settings);
-                shown = Mask::new(map, &MaskSettings::default()).enlarge(w, h);
+                shown = Mask::new(map, &FILTERED).enlarge(w, h);
             }
             let truth = &clip.truth[i];
             if truth.iter().any(|t| *t > 127) {
@@ -192,7 +194,7 @@ fn temporal(sets: &[Set], sweep: bool) {
     let mut all = vec![TemporalSettings::default(), TemporalSettings::LIVE];
     if sweep {
         for smoothing in [0.0, 0.3, 0.5] {
-            for hysteresis in [0.0, 0.2, 0.4] {
+            for hysteresis in [0.0, 0.2, 0.3, 0.4] {
                 all.extend([1, 2, 3].map(|hold_off| TemporalSettings { smoothing, hysteresis, hold_off }));
             }
         }
@@ -310,7 +312,7 @@ fn motions(sets: &[Set]) {
                     let masks: Vec<Vec<u8>> = clip
                         .maps
                         .iter()
-                        .map(|m| Mask::new(m.clone(), &MaskSettings::default()).enlarge(m.width, m.height))
+                        .map(|m| Mask::new(m.clone(), &FILTERED).enlarge(m.width, m.height))
                         .collect();
                     let lit = |m: &[u8]| m.iter().any(|v| *v > 127);
                     for now in 0..masks.len() {

@@ -56,6 +56,8 @@ pub struct Making {
     pub model: String,
     pub threshold: f32,
     pub min_area: f32,
+    #[serde(default)]
+    pub hysteresis: f32,
     pub mask_mode: String,
     pub roi: Region,
     pub formats: Vec<Format>,

@@ -1,6 +1,6 @@
 //! `autosam-video eval`.
 
-use super::run::{MaskModeArg, parse_device};
+use super::run::{MaskModeArg, parse_device, parse_part};
 use anyhow::bail;
 use autosam::data::{Dataset, SPLITS};
 use autosam::eval::measure::{self, Evaluation, Sequence};
@@ -53,6 +53,9 @@ pub struct Args {
     /// sigmoid knows "no polyp"; minmax is the paper's and marks something in every frame
     #[arg(long, value_enum, default_value_t = MaskModeArg::Sigmoid)]
     mask_mode: MaskModeArg,
+    /// Leave out regions without a pixel this far above 0.5, 0 to 1 [default: 0.3; 0 with minmax]
+    #[arg(long, value_name = "P", value_parser = parse_part, conflicts_with = "pred")]
+    hysteresis: Option<f32>,
     /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
     roi: Region,
@@ -259,7 +262,12 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
             let mut predictor = Predictor::open(
                 args.model.as_deref(),
                 args.lightweight.as_deref(),
-                Way { mode: mode.mode(), mask_mode: args.mask_mode.mode(), region: args.roi },
+                Way {
+                    mode: mode.mode(),
+                    mask_mode: args.mask_mode.mode(),
+                    region: args.roi,
+                    hysteresis: args.mask_mode.hysteresis(args.hysteresis),
+                },
                 &device,
             )?;
             let sequences = measure::measure(&mut predictor, set, || bar.inc(1))?;

@@ -50,6 +50,9 @@ pub struct Args {
     /// Leave out regions smaller than this part of the picture, 0 to 1
     #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = parse_part)]
     min_area: f32,
+    /// Leave out regions without a pixel this far above the threshold, 0 to 1 [default: 0.3; 0 with minmax]
+    #[arg(long, value_name = "P", value_parser = parse_part)]
+    hysteresis: Option<f32>,
     /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
     roi: Region,
@@ -87,6 +90,7 @@ impl Making {
             },
             threshold: self.mask.threshold,
             min_area: self.mask.min_area,
+            hysteresis: self.mask.hysteresis,
             mask_mode: self.mask_mode.name().to_owned(),
             roi: self.roi,
             formats,
@@ -124,6 +128,14 @@ impl MaskModeArg {
             Self::Minmax => "minmax",
         }
     }
+
+    /// [`MaskSettings::hysteresis`] as given, else what suits the mode: the paper's masks are cut at the threshold alone.
+    pub fn hysteresis(self, given: Option<f32>) -> f32 {
+        given.unwrap_or(match self {
+            Self::Sigmoid => MaskSettings::default().hysteresis,
+            Self::Minmax => 0.0,
+        })
+    }
 }
 
 /// See [`Precision`].
@@ -157,7 +169,7 @@ pub fn parse_device(text: &str) -> Result<DeviceChoice, String> {
     }
 }
 
-fn parse_part(text: &str) -> Result<f32, String> {
+pub fn parse_part(text: &str) -> Result<f32, String> {
     let value: f32 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("{text} is not within 0 and 1")) }
 }
@@ -171,7 +183,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let location = args.model.clone();
     let settings = Settings {
-        mask: MaskSettings { threshold: args.threshold, min_area: args.min_area },
+        mask: MaskSettings {
+            threshold: args.threshold,
+            min_area: args.min_area,
+            hysteresis: args.mask_mode.hysteresis(args.hysteresis),
+        },
         overlay: match args.overlay {
             Overlay::None => OverlayMode::None,
             Overlay::Mask => OverlayMode::Mask,

@@ -10,11 +10,13 @@ pub struct MaskSettings {
     pub threshold: f32,
     /// Regions smaller than this part of the picture (0 to 1) are left out.
     pub min_area: f32,
+    /// Regions without a pixel this far above the threshold (0 to 1) are left out: hysteresis thresholding, as Canny's.
+    pub hysteresis: f32,
 }
 
 impl Default for MaskSettings {
     fn default() -> Self {
-        Self { threshold: 0.5, min_area: 0.0 }
+        Self { threshold: 0.5, min_area: 0.0, hysteresis: 0.3 }
     }
 }
 
@@ -66,7 +68,7 @@ pub(super) fn components(map: &ProbMap, cut: u8) -> Vec<Vec<usize>> {
     found
 }
 
-/// A thresholded map with its regions. Probabilities of regions left out are set to 0.
+/// A thresholded map with its regions. Probabilities of regions left out are lowered to just below the threshold.
 #[derive(Debug, Clone, Default)]
 pub struct Mask {
     pub map: ProbMap,
@@ -79,15 +81,15 @@ pub struct Mask {
 impl Mask {
     /// Finds the regions (8-connected) of `map`.
     pub fn new(mut map: ProbMap, settings: &MaskSettings) -> Self {
-        let cut = cut(settings.threshold);
+        let (cut, certain) = (cut(settings.threshold), cut(settings.threshold + settings.hysteresis));
         let (w, h) = (map.width, map.height);
         let total = (w * h).max(1) as f32;
         let mut regions = Vec::new();
         for members in components(&map, cut) {
             let area = members.len() as f32 / total;
-            if area < settings.min_area {
+            if area < settings.min_area || members.iter().all(|at| map.data[*at] < certain) {
                 for at in &members {
-                    map.data[*at] = 0;
+                    map.data[*at] = cut - 1;
                 }
                 continue;
             }
@@ -201,7 +203,7 @@ mod tests {
     use super::*;
 
     fn map(rows: &[&str]) -> ProbMap {
-        let data = rows.iter().flat_map(|r| r.bytes().map(|b| if b == b'#' { 200 } else { 40 })).collect();
+        let data = rows.iter().flat_map(|r| r.bytes().map(|b| if b == b'#' { 240 } else { 40 })).collect();
         ProbMap { width: rows[0].len(), height: rows.len(), data }
     }
 
@@ -212,10 +214,22 @@ mod tests {
         assert_eq!(all.regions.iter().map(|r| (r.area * 32.0).round()).collect::<Vec<_>>(), [4.0, 1.0, 1.0]);
         let largest = all.regions[0];
         assert_eq!((largest.left, largest.top, largest.right, largest.bottom), (0.0, 0.0, 0.25, 0.5));
-        assert!((largest.confidence - 200.0 / 255.0).abs() < 1e-6);
+        assert!((largest.confidence - 240.0 / 255.0).abs() < 1e-6);
         let few = Mask::new(m, &MaskSettings { min_area: 0.1, ..Default::default() });
         assert_eq!(few.regions.len(), 1);
-        assert_eq!(few.map.data[8 + 6], 0);
+        assert_eq!((few.map.data[0], few.map.data[8 + 6]), (240, few.cut - 1));
+    }
+
+    #[test]
+    fn regions_that_are_nowhere_certain_are_left_out_whole() {
+        let mut m = map(&["##......", "##....##"]);
+        let (sure, unsure) = (9, 8 + 6);
+        (m.data[0], m.data[sure], m.data[unsure], m.data[unsure + 1]) = (130, 204, 203, 130);
+        let mask = Mask::new(m.clone(), &MaskSettings::default());
+        assert_eq!(mask.regions.len(), 1);
+        assert_eq!((mask.map.data[0], mask.map.data[sure]), (130, 204));
+        assert!([unsure, unsure + 1].iter().all(|at| mask.map.data[*at] == mask.cut - 1));
+        assert_eq!(Mask::new(m, &MaskSettings { hysteresis: 0.0, ..Default::default() }).regions.len(), 2);
     }
 
     #[test]
@@ -224,7 +238,7 @@ mod tests {
         let area = Rect { left: 40, top: 20, width: 20, height: 20 };
         let whole = m.clone().embedded(area, 100, 60);
         assert_eq!((whole.width, whole.height), (10, 6));
-        let lit: Vec<usize> = (0..60).filter(|i| whole.data[*i] == 200).collect();
+        let lit: Vec<usize> = (0..60).filter(|i| whole.data[*i] == 240).collect();
         assert_eq!(lit, [2 * 10 + 4, 3 * 10 + 5]);
         assert_eq!(m.clone().embedded(Rect::whole(7, 5), 7, 5), m);
         let thin = Rect { left: 0, top: 0, width: 9999, height: 1 };
@@ -239,7 +253,7 @@ mod tests {
     #[test]
     fn a_threshold_of_zero_still_needs_some_probability() {
         let empty = ProbMap { width: 2, height: 1, data: vec![0, 1] };
-        let mask = Mask::new(empty, &MaskSettings { threshold: 0.0, min_area: 0.0 });
+        let mask = Mask::new(empty, &MaskSettings { threshold: 0.0, min_area: 0.0, hysteresis: 0.0 });
         assert!((mask.regions[0].area - 0.5).abs() < 1e-6);
     }
 

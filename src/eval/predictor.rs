@@ -3,6 +3,7 @@
 use super::measure::resized;
 use super::metrics::nearest;
 use crate::data::Pair;
+use crate::engine::mask::{Mask, MaskSettings};
 use crate::engine::segmenter::{ProbMap, Sample};
 use crate::frame::Frame;
 use crate::frame::region::Region;
@@ -39,12 +40,14 @@ pub const LIGHTWEIGHT_KEY: &str = "autosam.lightweight";
 const CERTAIN: f32 = 6.0;
 
 /// How a frame is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Way {
     pub mode: Mode,
     pub mask_mode: MaskMode,
     /// What of each frame the model sees.
     pub region: Region,
+    /// See [`MaskSettings::hysteresis`]; 0 leaves maps as they are.
+    pub hysteresis: f32,
 }
 
 pub struct Predictor {
@@ -90,6 +93,8 @@ impl Predictor {
         self.sampler.sample(&frame.crop(area), &mut self.sample)?;
         let truth = resized(&pair.part(area).mask, self.sample.width, self.sample.height);
         let map = self.predict(&self.sample, &truth)?;
+        let map =
+            Mask::new(map, &MaskSettings { hysteresis: self.way.hysteresis, ..MaskSettings::default() }).map;
         Ok(map.embedded(area, frame.info.width, frame.info.height))
     }
 

@@ -51,7 +51,7 @@ pub fn specs() -> &'static [glib::ParamSpec] {
             part(
                 "hysteresis",
                 "Hysteresis",
-                "How far above the threshold a region must once have been to show (async)",
+                "How far above the threshold a region must have been to show",
                 d.hysteresis,
             ),
             part("smoothing", "Smoothing", "Weight of the masks before in each new one (async)", d.smoothing),

@@ -157,7 +157,12 @@ impl Settings {
             hold_off: self.hold_off,
         };
         engine::Settings {
-            mask: MaskSettings { threshold: self.threshold, min_area: self.min_area },
+            mask: MaskSettings {
+                threshold: self.threshold,
+                min_area: self.min_area,
+                // Live, a region that was certain once stays: that is the temporal filter's.
+                hysteresis: if live { 0.0 } else { self.hysteresis },
+            },
             overlay: match self.overlay_mode {
                 OverlayMode::None => overlay::OverlayMode::None,
                 OverlayMode::Mask => overlay::OverlayMode::Mask,
