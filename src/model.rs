@@ -57,9 +57,16 @@ impl DeviceChoice {
     }
 }
 
-/// GPU `id`; an error that says why where there is none. Where the driver's library is missing the binding panics: that
-/// is caught here.
+/// GPU `id`; an error that says why where there is none. Where the driver's library is missing or too old the binding panics:
+/// that is caught here, and a missing one seen before.
 fn cuda(id: usize) -> Result<Device> {
+    #[cfg(feature = "cuda")]
+    // SAFETY: what the driver's library does as it loads asks nothing of us; the binding loads the same one.
+    if let Err(e) = unsafe { libloading::Library::new("libcuda.so.1") } {
+        return Err(Error::invalid(format!(
+            "cuda device {id}: no driver ({e}); install NVIDIA's, or use the CPU"
+        )));
+    }
     match std::panic::catch_unwind(|| Device::new_cuda(id)) {
         Ok(device) => device.map_err(|e| {
             // The first line: with RUST_BACKTRACE candle's errors carry a backtrace.
@@ -67,7 +74,7 @@ fn cuda(id: usize) -> Result<Device> {
             Error::invalid(format!("cuda device {id}: {}", text.lines().next().unwrap_or("unknown error")))
         }),
         Err(_) => Err(Error::invalid(format!(
-            "cuda device {id}: the driver (libcuda.so.1) cannot be loaded; install NVIDIA's driver, or use the CPU"
+            "cuda device {id}: the driver is too old or broken; install a newer one, or use the CPU"
         ))),
     }
 }
@@ -276,17 +283,25 @@ impl AutoSam {
 /// Normalises by SAM's mean and standard deviation and pads with zeros below and to the right:
 /// samples whose longest side is the image size → `[N, 3, S, S]`.
 pub fn preprocess(samples: &[Sample], size: usize, device: &Device) -> Result<Tensor> {
-    let s = size;
-    let mut data = vec![0f32; samples.len() * 3 * s * s];
-    for (sample, out) in samples.iter().zip(data.chunks_exact_mut(3 * s * s)) {
-        if sample.width > s || sample.height > s || sample.rgb.len() != 3 * sample.width * sample.height {
+    for sample in samples {
+        if sample.width > size || sample.height > size || sample.rgb.len() != 3 * sample.width * sample.height
+        {
             return Err(Error::invalid(format!(
-                "a {}x{} sample of {} bytes does not fit a network of {s} px",
+                "a {}x{} sample of {} bytes does not fit a network of {size} px",
                 sample.width,
                 sample.height,
                 sample.rgb.len()
             )));
         }
+    }
+    Ok(if device.is_cpu() { normalise(samples, size)? } else { upload(samples, size, device)? })
+}
+
+/// [`preprocess`] on a CPU, in one pass.
+fn normalise(samples: &[Sample], size: usize) -> candle_core::Result<Tensor> {
+    let s = size;
+    let mut data = vec![0f32; samples.len() * 3 * s * s];
+    for (sample, out) in samples.iter().zip(data.chunks_exact_mut(3 * s * s)) {
         for (c, plane) in out.chunks_exact_mut(s * s).enumerate() {
             let (scale, shift) = (1.0 / PIXEL_STD[c], -PIXEL_MEAN[c] / PIXEL_STD[c]);
             for (row, line) in sample.rgb.chunks_exact(3 * sample.width).zip(plane.chunks_exact_mut(s)) {
@@ -296,7 +311,21 @@ pub fn preprocess(samples: &[Sample], size: usize, device: &Device) -> Result<Te
             }
         }
     }
-    Ok(Tensor::from_vec(data, (samples.len(), 3, s, s), device)?)
+    Tensor::from_vec(data, (samples.len(), 3, s, s), &Device::Cpu)
+}
+
+/// [`preprocess`] on a GPU: bytes go over, a quarter of what floats would be, and become floats there.
+fn upload(samples: &[Sample], size: usize, device: &Device) -> candle_core::Result<Tensor> {
+    let channel = |values: [f32; 3]| Tensor::new(&values, device)?.reshape((3, 1, 1));
+    let scale = channel(PIXEL_STD.map(|std| 1.0 / std))?;
+    let shift = channel(std::array::from_fn(|c| -PIXEL_MEAN[c] / PIXEL_STD[c]))?;
+    let images = samples.iter().map(|sample| {
+        let (w, h) = (sample.width, sample.height);
+        let rgb = Tensor::from_slice(&sample.rgb, (h, w, 3), device)?.permute((2, 0, 1))?;
+        let x = rgb.to_dtype(DType::F32)?.broadcast_mul(&scale)?.broadcast_add(&shift)?;
+        x.pad_with_zeros(1, 0, size - h)?.pad_with_zeros(2, 0, size - w)
+    });
+    Tensor::stack(&images.collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
 /// Probability maps of the samples that gave `logits [N, 1, 4g, 4g]`: enlarged to the network's `size`
@@ -313,16 +342,12 @@ pub fn probabilities(
         MaskMode::Sigmoid => ops::activate(&enlarge(logits)?, ops::Activation::Sigmoid)?,
         MaskMode::MinMax => enlarge(&min_max(logits)?)?,
     };
-    let all = p.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+    // Rounded to bytes where they are: what comes over from a GPU is a quarter of the floats.
+    let all = p.affine(255.0, 0.5)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
     let maps = samples.iter().zip(all.chunks_exact(s * s)).map(|(sample, p)| ProbMap {
         width: sample.width,
         height: sample.height,
-        data: p
-            .chunks_exact(s)
-            .take(sample.height)
-            .flat_map(|row| &row[..sample.width])
-            .map(|p| (p * 255.0 + 0.5) as u8)
-            .collect(),
+        data: p.chunks_exact(s).take(sample.height).flat_map(|row| &row[..sample.width]).copied().collect(),
     });
     Ok(maps.collect())
 }
@@ -429,6 +454,19 @@ mod tests {
         let (full, half) = (marked(None), marked(Some(DType::F16)));
         let (count, dice) = (full.iter().filter(|v| **v > 0).count(), crate::eval::dice(&full, &half));
         assert!(count > 50 && dice >= 0.995, "{count} marked, Dice {dice}");
+    }
+
+    #[test]
+    fn what_a_gpu_makes_of_bytes_is_what_the_cpu_makes() {
+        let sample = |width: usize, height: usize| {
+            let rgb = (0..3 * width * height).map(|i| (i * 7 % 256) as u8).collect();
+            Sample { width, height, rgb }
+        };
+        let samples = [sample(16, 9), sample(5, 16), sample(16, 16)];
+        let values = |t: Tensor| (t.dims().to_vec(), t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        let there = values(upload(&samples, 16, &Device::Cpu).unwrap());
+        assert_eq!(there, values(normalise(&samples, 16).unwrap()));
+        assert_eq!(there.0, [3, 3, 16, 16]);
     }
 
     #[test]
