@@ -1,13 +1,16 @@
 //! From a video frame straight to the network's size, without a full-size copy.
 
-use super::{Component, Frame, FrameInfo, Luma, Plane};
+use super::{Component, Frame, FrameInfo, Luma};
 use crate::engine::segmenter::Sample;
 use crate::simd::simd;
 use crate::{Error, Result};
 
-/// At most this many source pixels are averaged along each side of an output pixel: enough against
+/// At most this many source pixels are averaged along a line for an output pixel: enough against
 /// aliasing, and it bounds the time spent on the streaming thread whatever the frame's size.
 const MOST_TAPS: usize = 4;
+/// So many lines make a line of the output, reducing as well as enlarging. Reading them is most of the work, and twice as
+/// many change nothing that the network would notice (docs/measured.md).
+const LINES: usize = 2;
 /// Chroma has half the resolution and less detail.
 const MOST_CHROMA_TAPS: usize = 2;
 /// Weights of one axis sum to this.
@@ -34,7 +37,7 @@ pub struct Sampler {
     tables: Option<(FrameInfo, Tables)>,
     luma: Vec<u32>,
     chroma: [Vec<u32>; 2],
-    column: Vec<u16>,
+    lines: Lines,
 }
 
 #[derive(Debug)]
@@ -45,6 +48,8 @@ struct Tables {
     y: Axis,
     chroma_x: Axis,
     chroma_y: Axis,
+    /// Bytes of a line of each plane.
+    bytes: [usize; 3],
 }
 
 /// For every output coordinate the source coordinates that make it, and their weights (sum [`UNIT`]).
@@ -86,8 +91,9 @@ impl Axis {
         Self { taps, last, at, even }
     }
 
-    fn of(&self, i: usize) -> &[(u32, u32)] {
-        &self.at[i * self.taps..(i + 1) * self.taps]
+    /// The lines of output line `i`, for an axis of [`LINES`] taps.
+    fn lines(&self, i: usize) -> [(u32, u32); LINES] {
+        std::array::from_fn(|tap| self.at[i * LINES + tap])
     }
 
     /// Weighted sums of what `read` gives at the coordinates of each output.
@@ -131,7 +137,13 @@ impl Axis {
 impl Sampler {
     /// A sampler to a longest side of `size` pixels.
     pub fn new(size: usize) -> Self {
-        Self { size, tables: None, luma: Vec::new(), chroma: [Vec::new(), Vec::new()], column: Vec::new() }
+        Self {
+            size,
+            tables: None,
+            luma: Vec::new(),
+            chroma: [Vec::new(), Vec::new()],
+            lines: Lines::default(),
+        }
     }
 
     /// Writes the brightness of `frame`, at this sampler's size, into `out`: Y' of YUV, of RGB the green, which is most of it.
@@ -149,8 +161,10 @@ impl Sampler {
         (out.width, out.height) = (t.width, t.height);
         out.data.resize(t.width * t.height, 0);
         self.luma.resize(t.width, 0);
+        self.lines.of = None;
         for (y, row) in out.data.chunks_exact_mut(t.width).enumerate() {
-            gather(frame, component, &t.x, t.y.of(y), &mut self.column, &mut self.luma);
+            self.lines.sum(frame, t, component.plane, t.y.lines(y));
+            self.lines.gather(component, &t.x, &mut self.luma);
             for (v, sum) in row.iter_mut().zip(&self.luma) {
                 *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
             }
@@ -187,15 +201,15 @@ impl Sampler {
         let Some((_, t)) = &self.tables else { return Ok(()) };
         (out.width, out.height) = (t.width, t.height);
         out.rgb.resize(3 * t.width * t.height, 0);
+        self.lines.of = None;
         match info.format.packed() {
             Some((bytes, [r, g, b])) => {
-                let plane = &frame.planes[0];
                 self.luma.resize(3 * t.width, 0);
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
-                    add_rows(plane, t.y.of(y), bytes * info.width, &mut self.column);
+                    self.lines.sum(frame, t, 0, t.y.lines(y));
                     let (sums, _) = self.luma.as_chunks_mut::<3>();
                     t.x.sums(sums, |x| {
-                        let pixel = &self.column[x * bytes..][..bytes];
+                        let pixel = &self.lines.sums[x * bytes..][..bytes];
                         [r, g, b].map(|at| u32::from(pixel[at]))
                     });
                     for (v, sum) in row.iter_mut().zip(&self.luma) {
@@ -211,9 +225,11 @@ impl Sampler {
                 }
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
                     let [luma, cb, cr] = yuv.components;
-                    gather(frame, luma, &t.x, t.y.of(y), &mut self.column, &mut self.luma);
+                    self.lines.sum(frame, t, luma.plane, t.y.lines(y));
+                    self.lines.gather(luma, &t.x, &mut self.luma);
                     for (component, sums) in [cb, cr].into_iter().zip(&mut self.chroma) {
-                        gather(frame, component, &t.chroma_x, t.chroma_y.of(y), &mut self.column, sums);
+                        self.lines.sum(frame, t, component.plane, t.chroma_y.lines(y));
+                        self.lines.gather(component, &t.chroma_x, sums);
                     }
                     let [u, v] = &self.chroma;
                     convert.row([&self.luma, u, v], row);
@@ -229,62 +245,58 @@ impl Tables {
         let (width, height) = fitted(info.width, info.height, size);
         let shared_rows = info.format.yuv().map_or(1, |yuv| yuv.rows);
         let (chroma_w, chroma_h) = (info.width.div_ceil(2), info.height.div_ceil(shared_rows));
+        let planes = info.format.planes(info.width, info.height);
         Self {
             width,
             height,
             x: Axis::new(info.width, width, MOST_TAPS),
-            y: Axis::new(info.height, height, MOST_TAPS),
+            y: Axis::new(info.height, height, LINES),
             chroma_x: Axis::new(chroma_w, width, MOST_CHROMA_TAPS),
-            chroma_y: Axis::new(chroma_h, height, MOST_CHROMA_TAPS),
+            chroma_y: Axis::new(chroma_h, height, LINES),
+            bytes: std::array::from_fn(|plane| planes.get(plane).map_or(0, |(bytes, _)| *bytes)),
         }
     }
 }
 
-/// Weighted sums (times [`UNIT`]²) of one component for one output row.
-fn gather(
-    frame: &Frame,
-    component: Component,
-    x: &Axis,
-    rows: &[(u32, u32)],
-    column: &mut Vec<u16>,
-    sums: &mut [u32],
-) {
-    add_rows(&frame.planes[component.plane], rows, component.offset + component.step * x.last + 1, column);
-    let (column, (sums, _)) = (&column[component.offset..], sums.as_chunks_mut::<1>());
-    assert!(column.len() > x.last * component.step);
-    // SAFETY: a table's coordinates go up to `last`; checking each would take a third of this loop's time.
-    x.sums(sums, |at| [u32::from(unsafe { *column.get_unchecked(at * component.step) })]);
+/// Lines of a plane, summed byte by byte. Down first and across then: this half is most of the work, and goes many bytes at a
+/// time.
+#[derive(Debug, Default)]
+struct Lines {
+    /// Weighted, times [`UNIT`].
+    sums: Vec<u16>,
+    /// The plane and lines that `sums` holds: components that lie side by side in a plane share them.
+    of: Option<(usize, [(u32, u32); LINES])>,
 }
 
-/// Weighted sums (times [`UNIT`]) of the first `length` bytes of `rows`, byte by byte. Down first and across then: this half
-/// is most of the work, and goes many bytes at a time.
-fn add_rows(plane: &Plane, rows: &[(u32, u32)], length: usize, column: &mut Vec<u16>) {
-    column.resize(length, 0);
-    let column = column.as_mut_slice();
-    let line = |row: (u32, u32)| &plane.data[row.0 as usize * plane.stride..][..length];
-    // 255 times UNIT fits.
-    let weight = |row: (u32, u32)| row.1 as u16;
-    simd(
-        #[inline(always)]
-        || match *rows {
-            // Reducing by much, the usual case: one pass over four rows of one weight.
-            [a, b, c, d] => {
-                let weight = weight(a);
-                let lines = line(a).iter().zip(line(b)).zip(line(c)).zip(line(d));
-                for (sum, (((a, b), c), d)) in column.iter_mut().zip(lines) {
-                    *sum = weight * (u16::from(*a) + u16::from(*b) + u16::from(*c) + u16::from(*d));
+impl Lines {
+    fn sum(&mut self, frame: &Frame, tables: &Tables, plane: usize, lines: [(u32, u32); LINES]) {
+        if self.of == Some((plane, lines)) {
+            return;
+        }
+        self.of = Some((plane, lines));
+        let length = tables.bytes[plane];
+        self.sums.resize(length, 0);
+        let plane = &frame.planes[plane];
+        let [a, b] = lines.map(|(line, _)| &plane.data[line as usize * plane.stride..][..length]);
+        // 255 times UNIT fits.
+        let [wa, wb] = lines.map(|(_, weight)| weight as u16);
+        simd(
+            #[inline(always)]
+            || {
+                for ((sum, a), b) in self.sums.iter_mut().zip(a).zip(b) {
+                    *sum = wa * u16::from(*a) + wb * u16::from(*b);
                 }
-            }
-            _ => {
-                column.fill(0);
-                for &row in rows {
-                    for (sum, v) in column.iter_mut().zip(line(row)) {
-                        *sum += weight(row) * u16::from(*v);
-                    }
-                }
-            }
-        },
-    );
+            },
+        );
+    }
+
+    /// Weighted sums (times [`UNIT`]²) of one component for one output line.
+    fn gather(&self, component: Component, x: &Axis, out: &mut [u32]) {
+        let (line, (out, _)) = (&self.sums[component.offset..], out.as_chunks_mut::<1>());
+        assert!(line.len() > x.last * component.step);
+        // SAFETY: a table's coordinates go up to `last`; checking each would take a third of this loop's time.
+        x.sums(out, |at| [u32::from(unsafe { *line.get_unchecked(at * component.step) })]);
+    }
 }
 
 /// Y'CbCr sums (times [`UNIT`]²) to R'G'B'.
@@ -349,7 +361,7 @@ impl YuvToRgb {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{ColorMatrix, PixelFormat, Rect};
+    use crate::frame::{ColorMatrix, PixelFormat, Plane, Rect};
     use proptest::prelude::*;
 
     /// A frame of one colour in `format`, with padding after every row that must never be read as picture.

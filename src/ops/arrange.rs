@@ -1,6 +1,6 @@
 //! Copies between arrangements: windows of a grid, channels side by side.
 
-use super::cpu::{Elements, Shared, handles, shaped_as, slice};
+use super::cpu::{Elements, Shared, handles, shaped_as, slice, unwritten, written};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -75,26 +75,27 @@ impl Windows {
 
     fn take_apart(&self, x: &[f32]) -> Vec<f32> {
         let (b, t, c) = self.inside();
+        // Zeros where a window reaches beyond the grid.
         let mut out = vec![0f32; b * t * c];
         let shared = Shared::new(&mut out);
-        // SAFETY: every line of the windows is written once.
-        self.lines(|from, to, len| {
-            unsafe { std::slice::from_raw_parts_mut(shared.at(to), len) }
-                .copy_from_slice(&x[from..from + len])
-        });
+        // SAFETY: no line of the windows is written twice.
+        self.lines(|from, to, len| unsafe { copy(&x[from..from + len], shared.at(to)) });
         out
     }
 
     fn put_together(&self, x: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; self.n * self.h * self.w * self.c];
-        let shared = Shared::new(&mut out);
-        // SAFETY: every line of the grid is written once.
-        self.lines(|to, from, len| {
-            unsafe { std::slice::from_raw_parts_mut(shared.at(to), len) }
-                .copy_from_slice(&x[from..from + len])
-        });
-        out
+        let mut out = unwritten(self.n * self.h * self.w * self.c);
+        let shared = Shared::unwritten(&mut out);
+        // SAFETY: every line of the grid is written once, which are all there is.
+        self.lines(|to, from, len| unsafe { copy(&x[from..from + len], shared.at(to)) });
+        unsafe { written(out) }
     }
+}
+
+/// # Safety
+/// `to` points to as many floats, which no one else has.
+unsafe fn copy(from: &[f32], to: *mut f32) {
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
 }
 
 struct Partition(Windows);

@@ -1,15 +1,17 @@
 //! Attention of every head on views of what holds its queries, keys and values; scores exist for a block of queries
 //! at a time.
 
-use super::cpu::{Elements, Shared, shaped_as as shaped, simd, slice};
+use super::cpu::{Elements, Shared, shaped_as as shaped, simd, slice, unwritten, written};
 use super::gemm::{Matrix, gemm, scratch};
 use super::linear::SERIAL;
 use super::pointwise::{softmax_grad_row, softmax_row};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// Query rows whose scores exist at a time.
-const QUERIES: usize = 64;
+/// Query rows whose scores exist at a time: the second-level cache holds them, and keys are laid out anew for each block.
+fn queries(keys: usize) -> usize {
+    (32 * 1024 / keys.max(1)).clamp(64, 128)
+}
 
 /// Parts of the batch in the backward pass, whatever the number of threads, so that sums keep their order.
 const PARTS: usize = 8;
@@ -153,15 +155,22 @@ impl Problem {
         };
         match bias {
             Bias::None => {}
-            Bias::Full(bias) => simd(
-                #[inline(always)]
-                || {
-                    let bias = &bias[(head * self.tokens + first) * self.keys..][..scores.len()];
-                    for (s, b) in scores.iter_mut().zip(bias) {
-                        *s += b;
-                    }
-                },
-            ),
+            Bias::Full(bias) => {
+                let bias = &bias[(head * self.tokens + first) * self.keys..][..scores.len()];
+                // Row by row, so that the softmax finds the sums in the first-level cache.
+                return simd(
+                    #[inline(always)]
+                    || {
+                        let rows = scores.chunks_exact_mut(self.keys).zip(bias.chunks_exact(self.keys));
+                        for (row, bias) in rows {
+                            for (s, b) in row.iter_mut().zip(bias) {
+                                *s += b;
+                            }
+                            softmax_row(row);
+                        }
+                    },
+                );
+            }
             Bias::Relative { rows: down, cols: across, h, w } => {
                 let (down_width, across_width) = (2 * h - 1, 2 * w - 1);
                 let mut distances = vec![0f32; rows * (down_width + across_width)];
@@ -204,14 +213,15 @@ impl Problem {
     /// → `[B, T, heads · d]`.
     fn forward(&self, x: Operands, bias: Bias) -> (CpuStorage, Shape) {
         let out_rows = Rows::alone(self.tokens, self.heads, self.d);
-        let mut out = vec![0f32; self.batch * out_rows.image];
-        let shared = Shared::new(&mut out);
-        let chunks = self.tokens.div_ceil(QUERIES);
+        let mut out = unwritten(self.batch * out_rows.image);
+        let shared = Shared::unwritten(&mut out);
+        let chunks = self.tokens.div_ceil(queries(self.keys));
+        let block = self.tokens.div_ceil(chunks.max(1));
         let run = |task: usize| {
             let (chunk, head, image) =
                 (task % chunks, task / chunks % self.heads, task / chunks / self.heads);
-            let first = chunk * QUERIES;
-            let rows = QUERIES.min(self.tokens - first);
+            let first = chunk * block;
+            let rows = block.min(self.tokens.saturating_sub(first));
             scratch(rows * self.keys, |scores| {
                 // SAFETY: a task writes its own rows of its own head.
                 unsafe {
@@ -224,11 +234,13 @@ impl Problem {
             });
         };
         let tasks = self.batch * self.heads * chunks;
-        if tasks * QUERIES.min(self.tokens) * self.keys * self.d < SERIAL {
+        if tasks * block * self.keys * self.d < SERIAL {
             (0..tasks).for_each(run);
         } else {
             (0..tasks).into_par_iter().for_each(run);
         }
+        // SAFETY: the tasks' rows are all there are.
+        let out = unsafe { written(out) };
         (CpuStorage::F32(out), Shape::from((self.batch, self.tokens, self.heads * self.d)))
     }
 
@@ -252,8 +264,9 @@ impl Problem {
                 let (part, head) = (task / heads, task % heads);
                 let mut bias_grad = vec![0f32; square];
                 for image in part * share..((part + 1) * share).min(self.batch) {
-                    for first in (0..tokens).step_by(QUERIES) {
-                        let rows = QUERIES.min(tokens - first);
+                    let block = queries(self.keys);
+                    for first in (0..tokens).step_by(block) {
+                        let rows = block.min(tokens - first);
                         scratch(2 * rows * keys, |buffer| {
                             let (p, ds) = buffer.split_at_mut(rows * keys);
                             let g = grad_rows.matrix(grad, image, head, first);

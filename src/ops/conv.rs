@@ -1,7 +1,7 @@
 //! Convolution as matrix products over tiles of unfolded columns that stay in cache; 3x3 ones of stride 1 by [`winograd`].
 
 use super::Conv2d;
-use super::cpu::{Elements, Shared, gradient_of, simd, slice, sum_over_images};
+use super::cpu::{Elements, Shared, gradient_of, simd, slice, sum_over_images, unwritten, written};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
 use super::winograd::{self, Winograd};
@@ -168,8 +168,8 @@ impl Geometry {
 
     pub(super) fn forward_unfolded(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
         let g = self;
-        let mut out = vec![0f32; g.n * g.o * g.pixels()];
-        let shared = Shared::new(&mut out);
+        let mut out = unwritten(g.n * g.o * g.pixels());
+        let shared = Shared::unwritten(&mut out);
         (0..g.n * g.tiles()).into_par_iter().for_each(|task| {
             let (image, tile) = (task / g.tiles(), task % g.tiles());
             let (y0, rows) = g.tile(tile);
@@ -202,7 +202,8 @@ impl Geometry {
                 }
             }
         });
-        out
+        // SAFETY: the tiles are all there is.
+        unsafe { written(out) }
     }
 
     pub(super) fn grad_input_unfolded(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {

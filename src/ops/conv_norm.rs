@@ -5,6 +5,7 @@ use super::batch_norm::BatchNorm;
 use super::channel_norm::{Arrangement, Channels};
 use super::cpu::{Elements, gradient_of, slice};
 use super::fused::Finish;
+use super::linear::Weights;
 use super::pointwise::Activation;
 use super::{
     Conv, Conv2d, activate, channels_first, channels_last, conv, conv2d, cpu, depthwise, depthwise_last,
@@ -166,7 +167,7 @@ impl Sized {
             Self::Conv(g) => g.forward(x, w, None),
             Self::DepthWise(g) => g.forward(x, w, None),
             Self::DepthWiseLast(g) => g.forward(x, w, |_| {}),
-            Self::Rows { i, o, .. } => linear::product(x, w, *i, *o, |_, _| {}),
+            Self::Rows { i, o, .. } => linear::product(x, Weights::rows(w), *i, *o, |_, _| {}),
         }
     }
 
@@ -286,7 +287,9 @@ impl CustomOp2 for FoldedLast {
         };
         let out = match &map {
             Sized::DepthWiseLast(g) => g.forward(x, w, finish),
-            Sized::Rows { i, o, .. } => linear::product(x, w, *i, *o, |_, block| finish(block)),
+            Sized::Rows { i, o, .. } => {
+                linear::product(x, Weights::rows(w), *i, *o, |_, block| finish(block))
+            }
             Sized::Conv(_) | Sized::DepthWise(_) => candle_core::bail!("{:?} is not channels last", self.map),
         };
         Ok((CpuStorage::F32(out), Shape::from(map.shape())))

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor};
 use rayon::prelude::*;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::{Deref, Range};
 
 pub(super) use crate::simd::simd;
@@ -110,6 +111,33 @@ pub(super) fn sum_over_images(images: usize, len: usize, add: impl Fn(usize, &mu
     total
 }
 
+/// `len` floats for a kernel's result. It writes all of them, so that zeroing them first would be for nothing: a twentieth of an
+/// inference.
+pub(super) fn unwritten(len: usize) -> Vec<MaybeUninit<f32>> {
+    let mut memory = Vec::with_capacity(len);
+    // SAFETY: as much was reserved, and of `MaybeUninit` nothing need be written.
+    unsafe { memory.set_len(len) };
+    memory
+}
+
+/// What [`unwritten`] gave, filled.
+///
+/// # Safety
+/// Every element was written.
+pub(super) unsafe fn written(memory: Vec<MaybeUninit<f32>>) -> Vec<f32> {
+    let mut memory = ManuallyDrop::new(memory);
+    // SAFETY: the same allocation; `MaybeUninit<f32>` has the layout of `f32`.
+    unsafe { Vec::from_raw_parts(memory.as_mut_ptr().cast(), memory.len(), memory.capacity()) }
+}
+
+/// A part of what [`unwritten`] gave, filled.
+///
+/// # Safety
+/// Every element of the part was written.
+pub(super) unsafe fn written_part(part: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    unsafe { std::slice::from_raw_parts_mut(part.as_mut_ptr().cast(), part.len()) }
+}
+
 /// Elements that a thread takes at a time: long enough to pay for the hand-over.
 pub(super) const GRAIN: usize = 16 * 1024;
 
@@ -124,6 +152,11 @@ unsafe impl Sync for Shared {}
 impl Shared {
     pub fn new(data: &mut [f32]) -> Self {
         Self(data.as_mut_ptr())
+    }
+
+    /// Of what [`unwritten`] gave.
+    pub fn unwritten(memory: &mut [MaybeUninit<f32>]) -> Self {
+        Self(memory.as_mut_ptr().cast())
     }
 
     /// The pointer to element `at`.

@@ -1,8 +1,9 @@
 //! Depth-wise convolution of `[N, H, W, C]`: every step is a line of channels, so that any stride vectorises.
 
-use super::cpu::simd;
+use super::cpu::{simd, unwritten, written, written_part};
 use candle_core::Result;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Channels whose sums are held in registers.
 const LANES: usize = 32;
@@ -60,7 +61,7 @@ impl Geometry {
     /// → `[N, OH, OW, C]`; `finish` gets each row `[OW, C]` as it is done.
     pub fn forward(&self, x: &[f32], w: &[f32], finish: impl Fn(&mut [f32]) + Sync) -> Vec<f32> {
         let weights = self.turned(w);
-        let mut out = vec![0f32; self.n * self.oh * self.ow * self.c];
+        let mut out = unwritten(self.n * self.oh * self.ow * self.c);
         out.par_chunks_mut(self.ow * self.c).enumerate().with_min_len(4).for_each(|(line, out)| {
             let image = &x[line / self.oh * self.h * self.w * self.c..][..self.h * self.w * self.c];
             let rows = self.taps(line % self.oh, self.h);
@@ -71,11 +72,13 @@ impl Geometry {
                         let columns = self.taps(ox, self.w);
                         self.cell(image, &weights, rows, columns, out);
                     }
-                    finish(out);
+                    // SAFETY: its cells are all there is.
+                    finish(unsafe { written_part(out) });
                 },
             );
         });
-        out
+        // SAFETY: every line was written.
+        unsafe { written(out) }
     }
 
     /// All channels of one output.
@@ -86,7 +89,7 @@ impl Geometry {
         weights: &[f32],
         rows: (usize, usize, usize),
         columns: (usize, usize, usize),
-        out: &mut [f32],
+        out: &mut [MaybeUninit<f32>],
     ) {
         let c = self.c;
         for (block, out) in out.chunks_mut(LANES).enumerate() {
@@ -109,7 +112,9 @@ impl Geometry {
                     }
                 }
             }
-            out.copy_from_slice(&sums[..out.len()]);
+            for (o, sum) in out.iter_mut().zip(sums) {
+                o.write(sum);
+            }
         }
     }
 

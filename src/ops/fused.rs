@@ -1,7 +1,7 @@
 //! What kernels do to their results while these are in cache, and a sum. Without a backward: the functions of [`super`]
 //! take them only where no gradient is asked for.
 
-use super::cpu::{GRAIN, simd, slice};
+use super::cpu::{GRAIN, simd, slice, unwritten, written};
 use super::pointwise::Activation;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -81,19 +81,24 @@ impl CustomOp2 for Add {
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (a, b) = (slice(s1, l1)?, slice(s2, l2)?);
-        let mut out = vec![0f32; a.len()];
+        if a.len() != b.len() {
+            candle_core::bail!("add: {:?} and {:?}", l1.dims(), l2.dims());
+        }
+        let mut out = unwritten(a.len());
         out.par_chunks_mut(GRAIN).zip(a.par_chunks(GRAIN)).zip(b.par_chunks(GRAIN)).with_min_len(2).for_each(
             |((out, a), b)| {
                 simd(
                     #[inline(always)]
                     || {
                         for ((o, a), b) in out.iter_mut().zip(a).zip(b) {
-                            *o = a + b;
+                            o.write(a + b);
                         }
                     },
                 )
             },
         );
+        // SAFETY: every element was written; the operands are of one length.
+        let out = unsafe { written(out) };
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 }

@@ -1,6 +1,6 @@
 //! A linear layer: product, bias and activation in one pass, and the gradients of all three.
 
-use super::cpu::{Elements, gradient_of, simd, slice, sum_over_rows};
+use super::cpu::{Elements, gradient_of, simd, slice, sum_over_rows, unwritten, written, written_part};
 use super::gemm::{Matrix, gemm};
 use super::pointwise::Activation;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
@@ -16,25 +16,62 @@ pub(super) fn rows_of_a_task(rows: usize, work: usize) -> usize {
     rows.div_ceil(parts).max(8)
 }
 
+/// Weights `[O, I]` and how they lie.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub data: &'a [f32],
+    /// Column by column: a product takes them as they are, and need not turn them each time.
+    pub turned: bool,
+}
+
+impl<'a> Weights<'a> {
+    /// Row by row.
+    pub fn rows(data: &'a [f32]) -> Self {
+        Self { data, turned: false }
+    }
+
+    fn of(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
+        let (o, i) = layout.shape().dims2()?;
+        match layout.stride() {
+            [1, step] if *step == o => {
+                let from = layout.start_offset();
+                Ok(Self { data: &storage.as_slice::<f32>()?[from..from + o * i], turned: true })
+            }
+            _ => Ok(Self::rows(slice(storage, layout)?)),
+        }
+    }
+}
+
+/// Whether `w [O, I]` lies column by column.
+pub(super) fn is_turned(w: &Tensor) -> bool {
+    matches!((w.stride(), w.dims()), ([1, step], [o, _]) if step == o)
+}
+
 /// `x [rows, I] · w [O, I]ᵀ`; `finish` gets the first row and each block of rows as it is done.
 pub(super) fn product(
     x: &[f32],
-    w: &[f32],
+    w: Weights,
     i: usize,
     o: usize,
     finish: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
+    assert_eq!(w.data.len(), o * i, "weights of [{o}, {i}]");
     let rows = x.len() / i;
-    let mut out = vec![0f32; rows * o];
+    let mut out = unwritten(rows * o);
     let block = rows_of_a_task(rows, rows * i * o);
     out.par_chunks_mut(block * o).zip(x.par_chunks(block * i)).enumerate().for_each(|(at, (out, x))| {
         let a = Matrix { data: x.as_ptr(), rows: i as isize, cols: 1 };
-        let b = Matrix { data: w.as_ptr(), rows: 1, cols: i as isize };
-        // SAFETY: the slices are as long as the products are.
-        unsafe { gemm(x.len() / i, o, i, out.as_mut_ptr(), o as isize, false, 1.0, a, b) };
+        let (rows, cols) = if w.turned { (o as isize, 1) } else { (1, i as isize) };
+        let b = Matrix { data: w.data.as_ptr(), rows, cols };
+        // SAFETY: the slices are as long as the product's operands and its result, of which it writes all.
+        let out = unsafe {
+            gemm(x.len() / i, o, i, out.as_mut_ptr().cast(), o as isize, false, 1.0, a, b);
+            written_part(out)
+        };
         finish(at * block, out);
     });
-    out
+    // SAFETY: every chunk was written.
+    unsafe { written(out) }
 }
 
 /// Gradient of [`product`]'s x: `grad [rows, O] · w [O, I]`.
@@ -98,7 +135,7 @@ impl Linear {
     fn forward(
         &self,
         x: &[f32],
-        w: &[f32],
+        w: Weights,
         bias: Option<&[f32]>,
         lx: &Layout,
         lw: &Layout,
@@ -171,7 +208,7 @@ impl CustomOp2 for Linear {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(s1, l1)?, slice(s2, l2)?, None, l1, l2)
+        self.forward(slice(s1, l1)?, Weights::of(s2, l2)?, None, l1, l2)
     }
 
     fn bwd(
@@ -200,7 +237,7 @@ impl CustomOp3 for Linear {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(s1, l1)?, slice(s2, l2)?, Some(slice(s3, l3)?), l1, l2)
+        self.forward(slice(s1, l1)?, Weights::of(s2, l2)?, Some(slice(s3, l3)?), l1, l2)
     }
 
     fn bwd(

@@ -158,6 +158,12 @@ pub fn conv_transpose2d_then(
     finished_planes(y, bias, activation)
 }
 
+/// The weights `[O, I]` of [`linear`] for inference: on a CPU the same tensor lying column by column, which its product would
+/// otherwise turn each time.
+pub fn prepared_linear(w: &Tensor) -> Result<Tensor> {
+    if cpu::handles(&[w]) { w.t()?.contiguous()?.t() } else { Ok(w.clone()) }
+}
+
 /// `x [..., I]` · `w [O, I]`ᵀ + `bias [O]` → `[..., O]`.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     linear_then(x, w, bias, None)
@@ -172,7 +178,8 @@ pub fn linear_then(
 ) -> Result<Tensor> {
     if cpu::handles(&[x, w]) && bias.is_none_or(|b| cpu::handles(&[b])) {
         let train = x.track_op() || w.track_op() || bias.is_some_and(Tensor::track_op);
-        let (x, w, op) = (x.contiguous()?, w.contiguous()?, linear::Linear::new(activation, train));
+        let w = if !train && linear::is_turned(w) { w.clone() } else { w.contiguous()? };
+        let (x, op) = (x.contiguous()?, linear::Linear::new(activation, train));
         return match bias {
             Some(bias) => x.apply_op3(&w, &bias.contiguous()?, op),
             None => x.apply_op2(&w, op),

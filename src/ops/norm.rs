@@ -1,6 +1,6 @@
 //! Layer norm over the last dimension or over channels.
 
-use super::cpu::{GRAIN, Shared, simd, slice};
+use super::cpu::{GRAIN, Shared, simd, slice, unwritten, written};
 use super::pointwise::sum;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -48,7 +48,10 @@ impl CustomOp3 for LayerNorm {
         let (x, w, b) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
         let width = w.len();
         let block = (GRAIN / width).max(1) * width;
-        let mut out = vec![0f32; x.len()];
+        if b.len() != width || width == 0 || x.len() % width != 0 {
+            candle_core::bail!("layer norm: {:?}, {} gains, {} biases", l1.dims(), width, b.len());
+        }
+        let mut out = unwritten(x.len());
         out.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(o, x)| {
             simd(
                 #[inline(always)]
@@ -56,12 +59,14 @@ impl CustomOp3 for LayerNorm {
                     for (o, x) in o.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                         let (mean, inv) = moments(x, self.eps);
                         for (((o, x), w), b) in o.iter_mut().zip(x).zip(w).zip(b) {
-                            *o = (x - mean) * inv * w + b;
+                            o.write((x - mean) * inv * w + b);
                         }
                     }
                 },
             )
         });
+        // SAFETY: rows are as wide as gains and biases are many, and the blocks are all rows.
+        let out = unsafe { written(out) };
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 

@@ -67,10 +67,13 @@ proptest! {
         let inputs = [noise(&[2, rows, i], 25), noise(&[o, i], 26), noise(&[o], 27)];
         agrees("linear", &inputs, |t| linear_then(&t[0], &t[1], Some(&t[2]), Some(Activation::Relu)));
         agrees("linear without bias", &inputs[..2], |t| linear(&t[0], &t[1], None));
+        agrees("linear, prepared", &inputs, |t| {
+            linear_then(&t[0], &prepared_linear(&t[1])?, Some(&t[2]), Some(Activation::Gelu))
+        });
     }
 
     #[test]
-    fn attention_and_its_gradients(b in 1usize..10, tokens in 1usize..80, keys in 1usize..80, heads in 1usize..4, d in 1usize..9) {
+    fn attention_and_its_gradients(b in 1usize..10, tokens in 1usize..160, keys in 1usize..80, heads in 1usize..4, d in 1usize..9) {
         let apart = [noise(&[b, tokens, heads * d], 28), noise(&[b, keys, heads * d], 29), noise(&[b, keys, heads * d], 30)];
         agrees("attention", &apart, |t| attention(&t[0], &t[1], &t[2], heads, 0.7));
         let packed = [noise(&[b, tokens, 3 * heads * d], 32), noise(&[heads, tokens, tokens], 31)];

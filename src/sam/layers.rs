@@ -16,6 +16,12 @@ impl Linear {
         Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: Some(vb.get(outputs, "bias")?) })
     }
 
+    /// See [`ops::prepared_linear`].
+    pub fn prepare(&mut self) -> Result<()> {
+        self.weight = ops::prepared_linear(&self.weight)?;
+        Ok(())
+    }
+
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
     }

@@ -42,6 +42,16 @@ impl MaskDecoder {
         })
     }
 
+    /// Prepares the weights for inference.
+    pub fn prepare(&mut self) -> Result<()> {
+        self.transformer.prepare()?;
+        self.hypernetworks
+            .iter_mut()
+            .chain([&mut self.iou_head])
+            .flat_map(|mlp| &mut mlp.0)
+            .try_for_each(Linear::prepare)
+    }
+
     /// Low-resolution logits `[N, M, 4g, 4g]` and predicted overlaps `[N, M]`; M is the number of ambiguous
     /// masks with `multimask`, else 1 (the first token's).
     ///

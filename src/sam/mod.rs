@@ -54,9 +54,10 @@ impl Sam {
     /// Puts together, for inference, what training keeps apart (TinyViT's batch norms), and prepares weights.
     pub fn fold(&mut self) -> Result<()> {
         match &mut self.image_encoder {
-            ImageEncoder::Vit(encoder) => encoder.prepare(),
-            ImageEncoder::TinyVit(encoder) => encoder.fold(),
+            ImageEncoder::Vit(encoder) => encoder.prepare()?,
+            ImageEncoder::TinyVit(encoder) => encoder.fold()?,
         }
+        self.mask_decoder.prepare()
     }
 
     /// Normalised, padded images `[N, 3, S, S]` → embeddings `[N, C, g, g]`. `train` matters to TinyViT's

@@ -61,6 +61,9 @@ impl TinyVitEncoder {
         for block in self.stages.iter_mut().flatten() {
             block.local_conv.fold()?;
             block.attn.bias = Some(block.attn.spread_biases()?.detach());
+            for linear in [&mut block.attn.qkv, &mut block.attn.proj, &mut block.fc1, &mut block.fc2] {
+                linear.prepare()?;
+            }
         }
         self.neck.prepare()
     }

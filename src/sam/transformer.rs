@@ -28,6 +28,18 @@ impl TwoWayTransformer {
         })
     }
 
+    /// Prepares the weights for inference.
+    pub fn prepare(&mut self) -> Result<()> {
+        for layer in &mut self.layers {
+            for attn in [&mut layer.self_attn, &mut layer.cross_to_image, &mut layer.cross_to_token] {
+                attn.prepare()?;
+            }
+            layer.lin1.prepare()?;
+            layer.lin2.prepare()?;
+        }
+        self.final_attn.prepare()
+    }
+
     /// `tokens [N, T, C]`, `image [N, g·g, C]` and its positions `[1, g·g, C]` → both, updated.
     pub fn forward(&self, tokens: &Tensor, image: &Tensor, image_pe: &Tensor) -> Result<(Tensor, Tensor)> {
         let (mut queries, mut keys) = (tokens.clone(), image.clone());
@@ -123,6 +135,12 @@ impl Attention {
             out_proj: Linear::load(vb.pp("out_proj"), inner, c)?,
             heads,
         })
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.out_proj]
+            .into_iter()
+            .try_for_each(Linear::prepare)
     }
 
     fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
