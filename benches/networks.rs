@@ -10,7 +10,7 @@
 use autosam::data::loader::Batch;
 use autosam::engine::segmenter::{ProbMap, Sample, Segmenter};
 use autosam::generator::{Generator, GeneratorConfig};
-use autosam::model::{self, AutoSam, MaskMode, ModelOptions};
+use autosam::model::{self, AutoSam, MaskMode, ModelConfig, ModelOptions};
 use autosam::sam::{Prompts, Sam, SamConfig};
 use autosam::train::params::initialise;
 use autosam::train::prompts::PromptMix;
@@ -35,9 +35,9 @@ const CASES: [&str; 9] = [
     "mask_decoder_64",
     "hardnet85_352",
     "hardnet68_256",
-    "shipped_256",
+    "shipped",
     // Four frames at once: whether frames of several elements should wait for each other. Not in benches/pytorch.py.
-    "shipped_256_x4",
+    "shipped_x4",
     "train_generator",
     "train_sam",
 ];
@@ -98,6 +98,11 @@ fn noise(shape: &[usize]) -> Outcome<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
+/// Side of the shipped model's input in pixels.
+fn side() -> Outcome<usize> {
+    Ok(ModelConfig::of(&model::checkpoint(None)?)?.sam.image_size)
+}
+
 /// One network on one input, or one training step.
 enum Case {
     Network { run: Box<Run>, x: Tensor },
@@ -110,25 +115,34 @@ impl Case {
     /// Builds the case named `name`; what it writes goes below `scratch`.
     fn open(name: &str, scratch: &Path) -> Outcome<Self> {
         match name {
-            "shipped_256" => {
+            "shipped" => {
                 let segmenter = model::open(None, &ModelOptions::default())?;
-                Ok(Self::Shipped(segmenter, frames(1, 256).samples.remove(0)))
+                Ok(Self::Shipped(segmenter, frames(1, side()?).samples.remove(0)))
             }
-            "shipped_256_x4" => {
+            "shipped_x4" => {
                 let model = AutoSam::from_checkpoint(&model::checkpoint(None)?, &Device::Cpu)?;
-                Ok(Self::Batch(Box::new(model), frames(4, 256).samples))
+                Ok(Self::Batch(Box::new(model), frames(4, side()?).samples))
             }
             "train_generator" => {
                 let config = TrainConfig { batch: BATCH, views: 1, ..TrainConfig::default() };
                 let mut trainer = Trainer::new(&config, None, &Device::Cpu)?;
                 trainer.cache_embeddings(&scratch.join("cache"), BATCH, 1 << 30)?;
-                Ok(Self::Step(Box::new(trainer), vec![frames(BATCH, 256)]))
+                Ok(Self::Step(Box::new(trainer), vec![frames(BATCH, side()?)]))
             }
             "train_sam" => {
                 let prompts = PromptMix { none: 1.0, point: 0.0, bbox: 0.0, mask: 0.0 };
-                let config =
-                    TrainConfig { stage: Stage::Sam, batch: BATCH, prompts, ..TrainConfig::default() };
-                Ok(Self::Step(Box::new(Trainer::new(&config, None, &Device::Cpu)?), vec![frames(BATCH, 256)]))
+                let image_size = side()?;
+                let config = TrainConfig {
+                    stage: Stage::Sam,
+                    batch: BATCH,
+                    image_size,
+                    prompts,
+                    ..TrainConfig::default()
+                };
+                Ok(Self::Step(
+                    Box::new(Trainer::new(&config, None, &Device::Cpu)?),
+                    vec![frames(BATCH, side()?)],
+                ))
             }
             _ => {
                 let (run, x, _) = network(name)?;
@@ -232,13 +246,14 @@ fn network(name: &str) -> Outcome<Network> {
 /// Writes `NAME.safetensors` with weights, the input `x` and the output `y`.
 fn dump(name: &str, dir: &Path) -> Outcome<()> {
     let path: PathBuf = dir.join(format!("{name}.safetensors"));
-    let tensors = if name == "shipped_256" {
+    let tensors = if name == "shipped" {
         let checkpoint: Checkpoint = model::checkpoint(None)?;
         let model = AutoSam::from_checkpoint(&checkpoint, &Device::Cpu)?;
-        let samples = frames(1, 256).samples;
+        let side = side()?;
+        let samples = frames(1, side).samples;
         let mut tensors = checkpoint.tensors;
         let rgb: Vec<f32> = samples[0].rgb.iter().map(|v| f32::from(*v)).collect();
-        tensors.insert("x".into(), Tensor::from_vec(rgb, (256, 256, 3), &Device::Cpu)?);
+        tensors.insert("x".into(), Tensor::from_vec(rgb, (side, side, 3), &Device::Cpu)?);
         tensors.insert("y".into(), model.forward(&model.preprocess(&samples)?)?);
         tensors
     } else {

@@ -26,6 +26,8 @@ from torch import nn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BATCH = 8
+# Of the shipped model: sides in pixels of its input and of its generator's.
+SIDE, GENERATOR = 320, 64
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -233,7 +235,7 @@ class TinyVit(nn.Module):
 
 
 def tiny_sam_encoder():
-    return TinyVit((32, 64, 128, 160), (1, 2, 4, 1), (1, 2, 4, 5), (8, 8, 16, 16))
+    return TinyVit((32, 64, 128, 160), (1, 2, 4, 1), (1, 2, 4, 5), (8, 8, SIDE // 16, SIDE // 16))
 
 
 class Attention(nn.Module):
@@ -445,16 +447,16 @@ def generator(name):
 class Shipped(nn.Module):
     """Generator and small SAM of the shipped model; `side` is the generator's input in pixels."""
 
-    def __init__(self, side=128):
+    def __init__(self, side=GENERATOR):
         super().__init__()
         self.side = side
         self.sam = nn.Module()
         self.sam.image_encoder, self.sam.mask_decoder = tiny_sam_encoder(), MaskDecoder(1024)
         self.generator = generator("tiny")
-        self.pe = dense_pe(torch.randn(2, 128), 16)
+        self.pe = dense_pe(torch.randn(2, 128), SIDE // 16)
 
     def prompt(self, x):
-        return self.generator(F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=True), 16)
+        return self.generator(F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=True), SIDE // 16)
 
     def forward(self, x):
         return self.sam.mask_decoder(self.sam.image_encoder(x), self.pe, self.prompt(x))
@@ -468,7 +470,7 @@ def preprocess(rgb):
     return (torch.from_numpy(rgb).permute(0, 3, 1, 2).float() - MEAN) / STD
 
 
-def frames(n, size=256):
+def frames(n, size=SIDE):
     y, x = np.mgrid[:size, :size]
     rgb, masks = np.empty((n, size, size, 3), np.uint8), np.empty((n, size, size), np.uint8)
     for k in range(n):
@@ -505,7 +507,7 @@ class Step:
             prompt = model.prompt(x)
             embeddings = self.embeddings.float()
         else:
-            prompt = self.no_mask.expand(BATCH, -1, 16, 16)
+            prompt = self.no_mask.expand(BATCH, -1, SIDE // 16, SIDE // 16)
             embeddings = model.sam.image_encoder(x)
         logits = model.sam.mask_decoder(embeddings, model.pe, prompt)
         target = F.avg_pool2d(torch.from_numpy(self.masks)[:, None].float() / 255, 4)
@@ -530,7 +532,7 @@ def network(name):
         return TinyVit()
     if name == "mask_decoder_64":
         return MaskDecoder()
-    if name == "shipped_256":
+    if name == "shipped":
         return Shipped()
     return generator(name.split("_")[0])
 
@@ -540,12 +542,12 @@ def case(name):
     if name.startswith("train_"):
         return Step(name.removeprefix("train_"))
     net = network(name).eval()
-    if name == "shipped_256":
+    if name == "shipped":
         rgb = frames(1)[0]
 
         def run():
             with torch.inference_mode():
-                logits = F.interpolate(net(preprocess(rgb)), (256, 256), mode="bilinear", align_corners=False)
+                logits = F.interpolate(net(preprocess(rgb)), (SIDE, SIDE), mode="bilinear", align_corners=False)
                 return (logits.sigmoid() * 255 + 0.5).to(torch.uint8).numpy()
         return run
     if name == "mask_decoder_64":
@@ -565,7 +567,7 @@ def case(name):
     return run
 
 
-CASES = ["vit_b_1024", "tiny_vit_1024", "mask_decoder_64", "hardnet85_352", "hardnet68_256", "shipped_256",
+CASES = ["vit_b_1024", "tiny_vit_1024", "mask_decoder_64", "hardnet85_352", "hardnet68_256", "shipped",
          "train_generator", "train_sam"]
 
 
@@ -600,8 +602,8 @@ def compare(names):
                 gaussian = [v for k, v in tensors.items() if k.endswith("positional_encoding_gaussian_matrix")]
                 if name == "mask_decoder_64":
                     got = net(x[:1], dense_pe(gaussian[0], 64), x[1:])
-                elif name == "shipped_256":
-                    net.pe = dense_pe(gaussian[0], 16)
+                elif name == "shipped":
+                    net.pe = dense_pe(gaussian[0], SIDE // 16)
                     got = net(preprocess(x.numpy().astype(np.uint8)[None]))
                 else:
                     got = net(x, 64) if name.startswith("hardnet") else net(x)

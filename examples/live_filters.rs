@@ -1,7 +1,8 @@
 //! Measures what the engine does beside the network: the temporal filter, motion compensation, the region of interest. The
 //! figures of docs/live.md come from it.
 //!
-//!     cargo run --release --example live_filters -- sequences [--sunseg DIR] [--count N] [--sweep]
+//!     cargo run --release --example live_filters -- temporal [--model FILE] [--sunseg DIR] [--count N] [--sweep]
+//!     cargo run --release --example live_filters -- motion [--model FILE] [--sunseg DIR] [--count N]
 //!     cargo run --release --example live_filters -- roi --data DIR
 //!
 //! Without DIR on synthetic sequences alone. A SUN-SEG folder's sequences get a polyp-free stretch each: a moving window of the
@@ -23,6 +24,7 @@ use autosam::model::{self, ModelOptions};
 use autosam::synth::{Sequence, SequenceConfig};
 use image::GrayImage;
 use image::imageops::{self, FilterType};
+use std::path::Path;
 use std::time::Instant;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -38,8 +40,9 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned();
     match args.first().map(String::as_str) {
-        Some("sequences") => {
-            let mut model = model::open(None, &ModelOptions::default())?;
+        Some(what @ ("temporal" | "motion")) => {
+            let file = value("--model");
+            let mut model = model::open(file.as_deref().map(Path::new), &ModelOptions::default())?;
             let count = value("--count").map_or(Ok(6), |n| n.parse())?;
             let mut sets = vec![Set {
                 name: "synthetic",
@@ -49,14 +52,14 @@ fn main() -> Result<()> {
             if let Some(dir) = value("--sunseg") {
                 sets.push(real(&mut *model, &dir)?);
             }
-            motions(&sets);
-            temporal(&sets, args.iter().any(|a| a == "--sweep"));
+            match what {
+                "motion" => motions(&sets),
+                _ => temporal(&sets, args.iter().any(|a| a == "--sweep")),
+            }
             Ok(())
         }
         Some("roi") => roi(&value("--data").ok_or("roi needs --data DIR")?),
-        _ => {
-            Err("usage: live_filters sequences [--sunseg DIR] [--count N] [--sweep] | roi --data DIR".into())
-        }
+        _ => Err("usage: live_filters temporal|motion [--model FILE] [--sunseg DIR] [--count N] [--sweep] | roi --data DIR".into()),
     }
 }
 
@@ -193,8 +196,8 @@ fn observed(mask: &[u8], truth: &[u8], width: usize) -> Observed {
 fn temporal(sets: &[Set], sweep: bool) {
     let mut all = vec![TemporalSettings::default(), TemporalSettings::LIVE];
     if sweep {
-        for smoothing in [0.0, 0.3, 0.5] {
-            for hysteresis in [0.0, 0.2, 0.3, 0.4] {
+        for smoothing in [0.0, 0.3, 0.4, 0.5] {
+            for hysteresis in [0.0, 0.2, 0.3, 0.4, 0.43] {
                 all.extend([1, 2, 3].map(|hold_off| TemporalSettings { smoothing, hysteresis, hold_off }));
             }
         }

@@ -193,6 +193,27 @@ pub fn sam_config(checkpoint: &Checkpoint) -> Result<SamConfig> {
     }
 }
 
+/// Brings a SAM or an AutoSAM to another side of its input, without training ([`SamConfig::at`]).
+///
+/// # Errors
+/// A SAM or a size that cannot be.
+pub fn resize(checkpoint: &mut Checkpoint, image_size: usize) -> Result<()> {
+    let sam = if checkpoint.metadata.contains_key(CONFIG_KEY) {
+        let config = ModelConfig::of(checkpoint)?;
+        let config = ModelConfig { sam: config.sam.at(image_size)?, ..config };
+        config.note(checkpoint)?;
+        config.sam
+    } else {
+        let sam = sam_config(checkpoint)?.at(image_size)?;
+        let json = serde_json::to_string(&sam).map_err(|e| {
+            Error::weights(&checkpoint.path, format!("its configuration cannot be written: {e}"))
+        })?;
+        checkpoint.metadata.insert(SAM_CONFIG_KEY.to_owned(), json);
+        sam
+    };
+    sam.fit_biases(&mut checkpoint.tensors)
+}
+
 /// The joined model.
 #[derive(Debug)]
 pub struct AutoSam {

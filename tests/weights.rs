@@ -249,10 +249,15 @@ fn the_mean_of_files_is_that_of_their_tensors() {
         load(&path).unwrap()
     };
     let (a, b) = (file("a", &[1.0, 2.0], &[2]), file("b", &[3.0, -2.0], &[2]));
-    let mean = average(&[a.clone(), b]).unwrap();
+    let mean = average(&[a.clone(), b.clone()], &[1.0, 1.0]).unwrap();
     assert_eq!(mean.tensors["w"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap(), [2.0, 0.0]);
     assert_eq!(Dtype::of(&mean), Dtype::F16);
     let other = file("other", &[1.0, 2.0, 3.0], &[3]);
-    let said = average(&[a, other]).unwrap_err().to_string();
+    let uneven = average(&[a.clone(), b.clone()], &[3.0, 1.0]).unwrap();
+    assert_eq!(uneven.tensors["w"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap(), [1.5, 1.0]);
+    for shares in [&[1.0][..], &[1.0, 0.0], &[1.0, f64::NAN]] {
+        assert!(average(&[a.clone(), b.clone()], shares).unwrap_err().to_string().contains("shares"));
+    }
+    let said = average(&[a, other], &[1.0, 1.0]).unwrap_err().to_string();
     assert!(said.contains("other") && said.contains('w'), "{said}");
 }

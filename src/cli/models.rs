@@ -45,6 +45,9 @@ enum Command {
         /// Number format of the floats written
         #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
         dtype: DtypeArg,
+        /// Another side of a TinyViT SAM's input, a multiple of 16: attention's biases are stretched to the windows that this needs
+        #[arg(long, value_name = "PIXELS")]
+        image_size: Option<usize>,
     },
     /// Averages the weights of models that were trained from the same beginning
     ///
@@ -52,6 +55,9 @@ enum Command {
     Average {
         #[arg(required = true, num_args = 2.., value_name = "FILE")]
         files: Vec<PathBuf>,
+        /// What each file counts for, in their order; alike without
+        #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+        weights: Vec<f64>,
         #[arg(long, value_name = "FILE.safetensors")]
         out: PathBuf,
     },
@@ -141,9 +147,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             bar.finish_and_clear();
             println!("{}", path?.display());
         }
-        Command::Convert { file, out, dtype } => {
+        Command::Convert { file, out, dtype, image_size } => {
             safetensors_name(&out)?;
-            let checkpoint = weights::load(&file)?;
+            let mut checkpoint = weights::load(&file)?;
+            if let Some(size) = image_size {
+                model::resize(&mut checkpoint, size)?;
+            }
             let dtype = match dtype {
                 DtypeArg::F32 => Dtype::F32,
                 DtypeArg::F16 => Dtype::F16,
@@ -152,10 +161,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             weights::save_safetensors(&out, &checkpoint.tensors, &checkpoint.metadata, dtype)?;
             println!("{}: {} tensors", out.display(), checkpoint.tensors.len());
         }
-        Command::Average { files, out } => {
+        Command::Average { files, weights: shares, out } => {
             safetensors_name(&out)?;
             let models = files.iter().map(|f| weights::load(f)).collect::<autosam::Result<Vec<_>>>()?;
-            let mut mean = weights::average(&models)?;
+            let shares = if shares.is_empty() { vec![1.0; files.len()] } else { shares };
+            let mut mean = weights::average(&models, &shares)?;
             if mean.metadata.contains_key(CONFIG_KEY) {
                 // That of one of them is not that of their mean.
                 let config = ModelConfig { calibration: Calibration::default(), ..ModelConfig::of(&mean)? };

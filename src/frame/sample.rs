@@ -5,12 +5,9 @@ use crate::engine::segmenter::Sample;
 use crate::simd::simd;
 use crate::{Error, Result};
 
-/// At most this many source pixels are averaged along a line for an output pixel: enough against
+/// At most this many source pixels are averaged along each side of an output pixel: enough against
 /// aliasing, and it bounds the time spent on the streaming thread whatever the frame's size.
 const MOST_TAPS: usize = 4;
-/// So many lines make a line of the output, reducing as well as enlarging. Reading them is most of the work, and twice as
-/// many change nothing that the network would notice (docs/measured.md).
-const LINES: usize = 2;
 /// Chroma has half the resolution and less detail.
 const MOST_CHROMA_TAPS: usize = 2;
 /// Weights of one axis sum to this.
@@ -91,9 +88,8 @@ impl Axis {
         Self { taps, last, at, even }
     }
 
-    /// The lines of output line `i`, for an axis of [`LINES`] taps.
-    fn lines(&self, i: usize) -> [(u32, u32); LINES] {
-        std::array::from_fn(|tap| self.at[i * LINES + tap])
+    fn of(&self, i: usize) -> &[(u32, u32)] {
+        &self.at[i * self.taps..(i + 1) * self.taps]
     }
 
     /// Weighted sums of what `read` gives at the coordinates of each output.
@@ -163,7 +159,7 @@ impl Sampler {
         self.luma.resize(t.width, 0);
         self.lines.of = None;
         for (y, row) in out.data.chunks_exact_mut(t.width).enumerate() {
-            self.lines.sum(frame, t, component.plane, t.y.lines(y));
+            self.lines.sum(frame, t, component.plane, t.y.of(y));
             self.lines.gather(component, &t.x, &mut self.luma);
             for (v, sum) in row.iter_mut().zip(&self.luma) {
                 *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
@@ -206,7 +202,7 @@ impl Sampler {
             Some((bytes, [r, g, b])) => {
                 self.luma.resize(3 * t.width, 0);
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
-                    self.lines.sum(frame, t, 0, t.y.lines(y));
+                    self.lines.sum(frame, t, 0, t.y.of(y));
                     let (sums, _) = self.luma.as_chunks_mut::<3>();
                     t.x.sums(sums, |x| {
                         let pixel = &self.lines.sums[x * bytes..][..bytes];
@@ -225,10 +221,10 @@ impl Sampler {
                 }
                 for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
                     let [luma, cb, cr] = yuv.components;
-                    self.lines.sum(frame, t, luma.plane, t.y.lines(y));
+                    self.lines.sum(frame, t, luma.plane, t.y.of(y));
                     self.lines.gather(luma, &t.x, &mut self.luma);
                     for (component, sums) in [cb, cr].into_iter().zip(&mut self.chroma) {
-                        self.lines.sum(frame, t, component.plane, t.chroma_y.lines(y));
+                        self.lines.sum(frame, t, component.plane, t.chroma_y.of(y));
                         self.lines.gather(component, &t.chroma_x, sums);
                     }
                     let [u, v] = &self.chroma;
@@ -250,9 +246,14 @@ impl Tables {
             width,
             height,
             x: Axis::new(info.width, width, MOST_TAPS),
-            y: Axis::new(info.height, height, LINES),
+            y: Axis::new(info.height, height, MOST_TAPS),
             chroma_x: Axis::new(chroma_w, width, MOST_CHROMA_TAPS),
-            chroma_y: Axis::new(chroma_h, height, LINES),
+            // Where the lines are luma's too, their sums are at hand.
+            chroma_y: Axis::new(
+                chroma_h,
+                height,
+                if shared_rows == 1 { MOST_TAPS } else { MOST_CHROMA_TAPS },
+            ),
             bytes: std::array::from_fn(|plane| planes.get(plane).map_or(0, |(bytes, _)| *bytes)),
         }
     }
@@ -264,27 +265,48 @@ impl Tables {
 struct Lines {
     /// Weighted, times [`UNIT`].
     sums: Vec<u16>,
-    /// The plane and lines that `sums` holds: components that lie side by side in a plane share them.
-    of: Option<(usize, [(u32, u32); LINES])>,
+    /// The plane and the first and last of the lines that `sums` holds: components that lie side by side share them.
+    of: Option<(usize, [(u32, u32); 2])>,
 }
 
 impl Lines {
-    fn sum(&mut self, frame: &Frame, tables: &Tables, plane: usize, lines: [(u32, u32); LINES]) {
-        if self.of == Some((plane, lines)) {
+    fn sum(&mut self, frame: &Frame, tables: &Tables, plane: usize, lines: &[(u32, u32)]) {
+        let (Some(first), Some(last)) = (lines.first(), lines.last()) else { return };
+        let of = Some((plane, [*first, *last]));
+        if self.of == of {
             return;
         }
-        self.of = Some((plane, lines));
+        self.of = of;
         let length = tables.bytes[plane];
         self.sums.resize(length, 0);
-        let plane = &frame.planes[plane];
-        let [a, b] = lines.map(|(line, _)| &plane.data[line as usize * plane.stride..][..length]);
+        let (sums, plane) = (self.sums.as_mut_slice(), &frame.planes[plane]);
+        let line = |line: (u32, u32)| &plane.data[line.0 as usize * plane.stride..][..length];
         // 255 times UNIT fits.
-        let [wa, wb] = lines.map(|(_, weight)| weight as u16);
+        let weight = |line: (u32, u32)| line.1 as u16;
         simd(
             #[inline(always)]
-            || {
-                for ((sum, a), b) in self.sums.iter_mut().zip(a).zip(b) {
-                    *sum = wa * u16::from(*a) + wb * u16::from(*b);
+            || match *lines {
+                // Reducing by much, the usual case: one pass over four lines of one weight.
+                [a, b, c, d] => {
+                    let weight = weight(a);
+                    let lines = line(a).iter().zip(line(b)).zip(line(c)).zip(line(d));
+                    for (sum, (((a, b), c), d)) in sums.iter_mut().zip(lines) {
+                        *sum = weight * (u16::from(*a) + u16::from(*b) + u16::from(*c) + u16::from(*d));
+                    }
+                }
+                [a, b] => {
+                    let (wa, wb) = (weight(a), weight(b));
+                    for (sum, (a, b)) in sums.iter_mut().zip(line(a).iter().zip(line(b))) {
+                        *sum = wa * u16::from(*a) + wb * u16::from(*b);
+                    }
+                }
+                _ => {
+                    sums.fill(0);
+                    for &row in lines {
+                        for (sum, v) in sums.iter_mut().zip(line(row)) {
+                            *sum += weight(row) * u16::from(*v);
+                        }
+                    }
                 }
             },
         );

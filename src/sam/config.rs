@@ -112,7 +112,8 @@ impl SamConfig {
         Self { image_size: 1024, encoder, embed_channels: 256, decoder: DecoderConfig::default() }
     }
 
-    /// The SAM below the shipped model: MobileSAM's design at 256 px, sized for 25 frames/s on two CPU cores.
+    /// The SAM below the shipped model: MobileSAM's design, sized for 25 frames/s on two CPU cores. It was trained at 256 px and
+    /// ships at 320 ([`Self::at`]).
     /// Windows divide the grids (64, 32, 16, 16), so none is padded.
     pub fn tiny() -> Self {
         let encoder = EncoderConfig::TinyVit(TinyVitConfig {
@@ -164,19 +165,20 @@ impl SamConfig {
         Ok(Self { image_size, encoder, ..self.clone() })
     }
 
-    /// Resizes the attention biases among `tensors` (Meta's names), one for every distance in a window, to this network's
-    /// windows, bilinearly as timm does.
+    /// Resizes the attention biases among `tensors` (Meta's names, whatever stands before them), one for every distance in a
+    /// window, to this network's windows, bilinearly as timm does.
     pub fn fit_biases(&self, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
         let EncoderConfig::TinyVit(tiny) = &self.encoder else { return Ok(()) };
         for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("attention_biases")) {
             let stage =
-                name.strip_prefix("image_encoder.layers.").and_then(|n| n.split('.').next()?.parse().ok());
+                name.split_once("image_encoder.layers.").and_then(|(_, n)| n.split('.').next()?.parse().ok());
             let Some(&to) = stage.and_then(|s: usize| tiny.windows.get(s)) else { continue };
             let (heads, distances) = tensor.dims2()?;
             let from = distances.isqrt();
             if from != to {
                 let grid = tensor.to_dtype(DType::F32)?.reshape((1, heads, from, from))?;
-                *tensor = ops::resize_bilinear(&grid, to, to, false)?.reshape((heads, to * to))?;
+                let fitted = ops::resize_bilinear(&grid, to, to, false)?.reshape((heads, to * to))?;
+                *tensor = fitted.to_dtype(tensor.dtype())?;
             }
         }
         Ok(())

@@ -119,31 +119,40 @@ impl Checkpoint {
 }
 
 /// The mean of the tensors of several files of one kind, under the first one's name and metadata ("model soups", arXiv 2203.05482):
-/// of trainings that began from the same weights it is often better than each. Whole numbers are the first file's.
+/// of trainings that began from the same weights it is often better than each. `shares` are what each counts for, whatever their
+/// sum. Whole numbers are the first file's.
 ///
 /// # Errors
-/// Where a tensor is not in all files, with one shape.
-pub fn average(files: &[Checkpoint]) -> Result<Checkpoint> {
+/// Where a tensor is not in all files, with one shape; without a share above 0 for each file.
+pub fn average(files: &[Checkpoint], shares: &[f64]) -> Result<Checkpoint> {
     let Some((first, others)) = files.split_first() else {
         return Err(Error::invalid("an average needs a file"));
     };
+    if shares.len() != files.len() || !shares.iter().all(|s| s.is_finite() && *s > 0.0) {
+        return Err(Error::invalid(format!(
+            "{} files need as many shares above 0, not {shares:?}",
+            files.len()
+        )));
+    }
+    let whole: f64 = shares.iter().sum();
     let shapes: Vec<(String, Vec<usize>)> = first.shapes().into_iter().collect();
     let mut mean = first.clone();
     for other in others {
         other.check(&shapes)?;
     }
     for (name, tensor) in &mut mean.tensors {
-        let (dtype, mut sum) = (tensor.dtype(), tensor.to_dtype(DType::F64)?);
+        let dtype = tensor.dtype();
         if !dtype.is_float() {
             continue;
         }
-        for other in others {
+        let mut sum = (tensor.to_dtype(DType::F64)? * shares[0])?;
+        for (other, share) in others.iter().zip(&shares[1..]) {
             // `check` has found it.
             if let Some(t) = other.tensors.get(name) {
-                sum = (sum + t.to_dtype(DType::F64)?)?;
+                sum = (sum + (t.to_dtype(DType::F64)? * *share)?)?;
             }
         }
-        *tensor = (sum / files.len() as f64)?.to_dtype(dtype)?;
+        *tensor = (sum / whole)?.to_dtype(dtype)?;
     }
     Ok(mean)
 }
