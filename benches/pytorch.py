@@ -27,7 +27,7 @@ from torch import nn
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BATCH = 8
 # Of the shipped model: sides in pixels of its input and of its generator's.
-SIDE, GENERATOR = 320, 64
+SIDE, GENERATOR = 288, 64
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -235,7 +235,7 @@ class TinyVit(nn.Module):
 
 
 def tiny_sam_encoder():
-    return TinyVit((32, 64, 128, 160), (1, 2, 4, 1), (1, 2, 4, 5), (8, 8, SIDE // 16, SIDE // 16))
+    return TinyVit((32, 64, 128, 160), (1, 2, 4, 1), (1, 2, 4, 5), (8, 9, SIDE // 16, SIDE // 16))
 
 
 class Attention(nn.Module):

@@ -167,7 +167,7 @@ fn a_full_disk_is_said_with_the_path() {
 #[test]
 fn the_shipped_model_is_listed_shown_and_whole() {
     assert!(good(&["models", "list"]).contains("autosam-tiny"));
-    assert!(good(&["models", "show"]).contains("AutoSAM: SAM at 320 px"));
+    assert!(good(&["models", "show"]).contains("AutoSAM: SAM at 288 px"));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.safetensors");
     std::fs::write(&file, autosam::model::SHIPPED).unwrap();
@@ -343,10 +343,12 @@ fn weights_are_converted_and_fetched_by_name() {
     let (file, half) = (dir.path().join("w.safetensors"), dir.path().join("half.safetensors"));
     std::fs::write(&file, autosam::model::SHIPPED).unwrap();
     good(&["models", "convert", path(&file), "--out", path(&half), "--dtype", "bf16"]);
-    assert!(good(&["models", "verify", path(&half)]).contains("AutoSAM: SAM at 320 px"));
+    assert!(good(&["models", "verify", path(&half)]).contains("AutoSAM: SAM at 288 px"));
     good(&["models", "convert", path(&half), "--out", path(&half), "--image-size", "192"]);
     assert!(good(&["models", "verify", path(&half)]).contains("AutoSAM: SAM at 192 px"));
-    assert!(bad(&["models", "convert", path(&file), "--out", path(&half), "--image-size", "100"]).contains("16"));
+    assert!(
+        bad(&["models", "convert", path(&file), "--out", path(&half), "--image-size", "100"]).contains("16")
+    );
     assert!(
         bad(&["models", "convert", path(&file), "--out", path(&dir.path().join("x.pth"))])
             .contains(".safetensors")

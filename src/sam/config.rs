@@ -113,7 +113,7 @@ impl SamConfig {
     }
 
     /// The SAM below the shipped model: MobileSAM's design, sized for 25 frames/s on two CPU cores. It was trained at 256 px and
-    /// ships at 320 ([`Self::at`]).
+    /// ships at 288 ([`Self::at`]).
     /// Windows divide the grids (64, 32, 16, 16), so none is padded.
     pub fn tiny() -> Self {
         let encoder = EncoderConfig::TinyVit(TinyVitConfig {
@@ -135,7 +135,7 @@ impl SamConfig {
     }
 
     /// The same network for an input of `image_size` pixels a side. A window that covers the whole grid of its stage goes on
-    /// covering it; [`Self::fit_biases`] makes its weights fit.
+    /// covering it, another one may change a little to divide it; [`Self::fit_biases`] makes its weights fit.
     ///
     /// # Errors
     /// A size that is not a multiple of [`PATCH`]; a ViT, whose position tables have one size.
@@ -158,8 +158,13 @@ impl SamConfig {
         // Strides of the four stages' grids.
         let strides = [4, 8, 16, 16];
         let windows = std::array::from_fn(|i| {
-            let whole = tiny.windows[i] == self.image_size / strides[i];
-            if whole { image_size / strides[i] } else { tiny.windows[i] }
+            let (window, grid) = (tiny.windows[i], image_size / strides[i]);
+            if window == self.image_size / strides[i] {
+                return grid;
+            }
+            // A window that does not divide the grid is padded: one of nearly its size may.
+            let near = window - window / 4..=window + window / 4;
+            near.filter(|w| grid.is_multiple_of(*w)).min_by_key(|w| w.abs_diff(window)).unwrap_or(window)
         });
         let encoder = EncoderConfig::TinyVit(TinyVitConfig { windows, ..tiny.clone() });
         Ok(Self { image_size, encoder, ..self.clone() })
@@ -218,6 +223,8 @@ mod tests {
         let small = SamConfig::tiny().at(128).unwrap();
         assert_eq!((small.grid(), windows(&small)), (8, [8, 8, 8, 8]));
         assert_eq!(windows(&SamConfig::tiny().at(192).unwrap()), [8, 8, 12, 12]);
+        assert_eq!(windows(&SamConfig::tiny().at(288).unwrap()), [8, 9, 18, 18], "36 / 9");
+        assert_eq!(windows(&SamConfig::tiny().at(208).unwrap()), [8, 8, 13, 13], "26 has no divisor near 8");
         assert_eq!(windows(&SamConfig::mobile_sam().at(512).unwrap()), [7, 7, 14, 7]);
         for (config, size) in [(SamConfig::tiny(), 100), (SamConfig::tiny(), 16), (SamConfig::vit_b(), 512)] {
             let text = config.at(size).unwrap_err().to_string();
