@@ -135,7 +135,7 @@ impl SamConfig {
     }
 
     /// The same network for an input of `image_size` pixels a side. A window that covers the whole grid of its stage goes on
-    /// covering it, another one may change a little to divide it; [`Self::fit_biases`] makes its weights fit.
+    /// covering it, one that divides its grid may change a little to go on dividing it; [`Self::fit_biases`] makes its weights fit.
     ///
     /// # Errors
     /// A size that is not a multiple of [`PATCH`]; a ViT, whose position tables have one size.
@@ -158,11 +158,15 @@ impl SamConfig {
         // Strides of the four stages' grids.
         let strides = [4, 8, 16, 16];
         let windows = std::array::from_fn(|i| {
-            let (window, grid) = (tiny.windows[i], image_size / strides[i]);
-            if window == self.image_size / strides[i] {
+            let (window, before, grid) =
+                (tiny.windows[i], self.image_size / strides[i], image_size / strides[i]);
+            if window == before {
                 return grid;
             }
-            // A window that does not divide the grid is padded: one of nearly its size may.
+            if !before.is_multiple_of(window) {
+                return window;
+            }
+            // A window that does not divide the grid is padded: one of nearly its size may divide it.
             let near = window - window / 4..=window + window / 4;
             near.filter(|w| grid.is_multiple_of(*w)).min_by_key(|w| w.abs_diff(window)).unwrap_or(window)
         });
