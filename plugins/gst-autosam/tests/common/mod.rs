@@ -43,11 +43,10 @@ pub fn model(dir: &Path) -> PathBuf {
     path
 }
 
-/// The element with a bus of its own, and a harness around it. Random weights are never as certain as the default hysteresis
-/// asks: it is off where `properties` do not say otherwise.
+/// The element with a bus of its own, and a harness around it.
 pub fn harness(properties: &[(&str, &str)]) -> (Harness, gst::Element, gst::Bus) {
     init();
-    let element = gst::ElementFactory::make("autosam").property("hysteresis", 0f32).build().unwrap();
+    let element = gst::ElementFactory::make("autosam").build().unwrap();
     for (name, value) in properties {
         element.set_property_from_str(name, value);
     }
