@@ -16,9 +16,9 @@ pub struct TemporalSettings {
 }
 
 impl TemporalSettings {
-    /// For live video: of what takes away nine false alarms of ten and adds less than 100 ms, the one with most overlap
-    /// (docs/live.md).
-    pub const LIVE: Self = Self { smoothing: 0.3, hysteresis: 0.43, hold_off: 1 };
+    /// For live video: of what adds less than 100 ms and costs no more overlap than the hold-off itself, the one with the fewest
+    /// false alarms (docs/live.md).
+    pub const LIVE: Self = Self { smoothing: 0.3, hysteresis: 0.4, hold_off: 3 };
 }
 
 impl Default for TemporalSettings {
