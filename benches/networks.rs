@@ -141,7 +141,7 @@ impl Case {
                 };
                 Ok(Self::Step(
                     Box::new(Trainer::new(&config, None, &Device::Cpu)?),
-                    vec![frames(BATCH, side()?)],
+                    vec![frames(BATCH, image_size)],
                 ))
             }
             _ => {

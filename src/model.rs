@@ -161,11 +161,7 @@ impl ModelConfig {
 
     /// Writes it into a weight file's metadata.
     pub fn note(&self, checkpoint: &mut Checkpoint) -> Result<()> {
-        let json = serde_json::to_string(self).map_err(|e| {
-            Error::weights(&checkpoint.path, format!("its configuration cannot be written: {e}"))
-        })?;
-        checkpoint.metadata.insert(CONFIG_KEY.to_owned(), json);
-        Ok(())
+        note(checkpoint, CONFIG_KEY, self)
     }
 
     /// The configuration that a weight file carries.
@@ -180,6 +176,14 @@ impl ModelConfig {
             Error::weights(&checkpoint.path, format!("its AutoSAM configuration is unusable: {e}"))
         })
     }
+}
+
+/// Writes a configuration into a weight file's metadata.
+fn note(checkpoint: &mut Checkpoint, key: &str, config: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string(config)
+        .map_err(|e| Error::weights(&checkpoint.path, format!("its configuration cannot be written: {e}")))?;
+    checkpoint.metadata.insert(key.to_owned(), json);
+    Ok(())
 }
 
 /// The configuration of a file that holds a SAM alone: from its metadata where we made it, else from the shapes
@@ -205,10 +209,7 @@ pub fn resize(checkpoint: &mut Checkpoint, image_size: usize) -> Result<()> {
         config.sam
     } else {
         let sam = sam_config(checkpoint)?.at(image_size)?;
-        let json = serde_json::to_string(&sam).map_err(|e| {
-            Error::weights(&checkpoint.path, format!("its configuration cannot be written: {e}"))
-        })?;
-        checkpoint.metadata.insert(SAM_CONFIG_KEY.to_owned(), json);
+        note(checkpoint, SAM_CONFIG_KEY, &sam)?;
         sam
     };
     sam.fit_biases(&mut checkpoint.tensors)
