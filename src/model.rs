@@ -1,7 +1,7 @@
 //! AutoSAM (arXiv 2306.06370): a frozen SAM whose dense prompt a small network makes. Frame in, logits and
 //! mask out; the same code for live video, files, training and evaluation.
 
-use crate::engine::segmenter::{ProbMap, Sample, Segmenter};
+use crate::engine::segmenter::{Mirror, ProbMap, Sample, Segmenter};
 use crate::generator::{Generator, GeneratorConfig};
 use crate::ops;
 use crate::sam::{Prompts, Sam, SamConfig};
@@ -12,6 +12,7 @@ use candle_core::{DType, Device, DeviceLocation, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -115,11 +116,59 @@ pub enum MaskMode {
     MinMax,
 }
 
+/// How many mirror images of a frame are answered; their mean is the answer (test-time augmentation). Each costs as much as
+/// the frame itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Views {
+    /// The frame as it is.
+    #[default]
+    One,
+    /// And left to right.
+    Two,
+    /// And both of them top to bottom.
+    Four,
+}
+
+impl FromStr for Views {
+    type Err = Error;
+
+    /// `1`, `2` or `4`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text.trim() {
+            "1" => Ok(Self::One),
+            "2" => Ok(Self::Two),
+            "4" => Ok(Self::Four),
+            _ => Err(Error::invalid(format!("views {text:?} is none of 1, 2, 4"))),
+        }
+    }
+}
+
+impl Views {
+    pub fn count(self) -> u32 {
+        self.mirrors().len() as u32
+    }
+
+    fn mirrors(self) -> &'static [Mirror] {
+        const ALL: [Mirror; 4] = [
+            Mirror { across: false, down: false },
+            Mirror { across: true, down: false },
+            Mirror { across: false, down: true },
+            Mirror { across: true, down: true },
+        ];
+        match self {
+            Self::One => &ALL[..1],
+            Self::Two => &ALL[..2],
+            Self::Four => &ALL,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ModelOptions {
     pub device: DeviceChoice,
     pub precision: Precision,
     pub mask_mode: MaskMode,
+    pub views: Views,
 }
 
 /// An affine map of a model's logits that makes probabilities of them ([`crate::eval::calibrate`]).
@@ -300,6 +349,39 @@ impl AutoSam {
         };
         self.decode(&embeddings?, &prompt?)
     }
+
+    /// Probability maps of `samples`, each the mean over its `views`.
+    pub fn maps(&self, samples: &[Sample], mode: MaskMode, views: Views) -> Result<Vec<ProbMap>> {
+        let answer = |samples: &[Sample]| {
+            let x = self.preprocess(samples)?;
+            probabilities(&self.forward(&x)?, samples, self.image_size, mode)
+        };
+        let mirrors = views.mirrors();
+        if let [_] = mirrors {
+            return answer(samples);
+        }
+        let mirrored = |sample: &Sample| {
+            let &Sample { width, height, ref rgb } = sample;
+            let (pixels, _) = rgb.as_chunks::<3>();
+            let rgb = |m: &Mirror| m.of(pixels, width).into_flattened();
+            mirrors.iter().map(|m| Sample { width, height, rgb: rgb(m) }).collect::<Vec<_>>()
+        };
+        let maps = answer(&samples.iter().flat_map(mirrored).collect::<Vec<_>>())?;
+        Ok(maps.chunks_exact(mirrors.len()).map(|maps| mean(maps, mirrors)).collect())
+    }
+}
+
+/// The mean of the maps of a sample's mirror images.
+fn mean(maps: &[ProbMap], mirrors: &[Mirror]) -> ProbMap {
+    let mut sums: Vec<u16> = maps[0].data.iter().map(|_| 0).collect();
+    for (map, mirror) in maps.iter().zip(mirrors) {
+        for (sum, p) in sums.iter_mut().zip(mirror.of(&map.data, map.width)) {
+            *sum += u16::from(p);
+        }
+    }
+    let n = mirrors.len() as u16;
+    let data = sums.iter().map(|sum| ((sum + n / 2) / n) as u8).collect();
+    ProbMap { data, ..maps[0] }
 }
 
 /// Normalises by SAM's mean and standard deviation and pads with zeros below and to the right:
@@ -378,6 +460,7 @@ pub fn probabilities(
 struct AutoSamSegmenter {
     model: Arc<AutoSam>,
     mask_mode: MaskMode,
+    views: Views,
     /// See [`Precision::on`].
     products: Option<DType>,
 }
@@ -391,9 +474,7 @@ impl Segmenter for AutoSamSegmenter {
         let samples = std::slice::from_ref(sample);
         // Inside the pool: from outside, every kernel would be handed over and waited for.
         let maps = rayon::scope(|_| {
-            let x = self.model.preprocess(samples)?;
-            let logits = ops::autocast(self.products, || self.model.forward(&x))?;
-            probabilities(&logits, samples, self.model.image_size, self.mask_mode)
+            ops::autocast(self.products, || self.model.maps(samples, self.mask_mode, self.views))
         })?;
         if let Some(map) = maps.into_iter().next_back() {
             *out = map;
@@ -450,7 +531,7 @@ pub fn open(location: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn S
     let device = options.device.resolve()?;
     let model = shared(location, &device)?;
     let products = options.precision.on(&device);
-    Ok(Box::new(AutoSamSegmenter { model, mask_mode: options.mask_mode, products }))
+    Ok(Box::new(AutoSamSegmenter { model, mask_mode: options.mask_mode, views: options.views, products }))
 }
 
 #[cfg(test)]
@@ -513,6 +594,28 @@ mod tests {
         // As it was before there was any: no word of it in the file.
         logits(Calibration::default());
         assert!(!checkpoint.metadata[CONFIG_KEY].contains("calibration"));
+    }
+
+    #[test]
+    fn views_answer_a_picture_as_its_mirror_image() {
+        let model = AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap();
+        let (width, height) = (model.image_size(), model.image_size() - 60);
+        let inside = |i: usize| ((i % width) as f32 - 90.0).hypot((i / width) as f32 - 80.0) < 45.0;
+        let pixel = |i: usize| if inside(i) { [205, 110, 95] } else { [150 + (i % 13) as u8, 70, 60] };
+        let pixels: Vec<[u8; 3]> = (0..width * height).map(pixel).collect();
+        let across = Mirror { across: true, down: false };
+        let map = |pixels: &[[u8; 3]], views| {
+            let sample = Sample { width, height, rgb: pixels.as_flattened().to_vec() };
+            model.maps(&[sample], MaskMode::Sigmoid, views).unwrap().remove(0).data
+        };
+        let turned = across.of(&pixels, width);
+        for views in [Views::Two, Views::Four] {
+            let (one, other) = (map(&pixels, views), across.of(&map(&turned, views), width));
+            assert!(one.iter().any(|p| *p > 127), "{views:?}");
+            assert!(one.iter().zip(&other).all(|(a, b)| a.abs_diff(*b) <= 1), "{views:?}");
+        }
+        assert_ne!(map(&pixels, Views::One), across.of(&map(&turned, Views::One), width));
+        assert!("3".parse::<Views>().unwrap_err().to_string().contains("1, 2, 4"));
     }
 
     #[test]

@@ -108,6 +108,7 @@ fn job(config: TrainConfig, dir: &Path, out: &str) -> Job {
     Job {
         config,
         sam: Some(small_sam(dir)),
+        teacher: None,
         train: vec![(pictures(&dir.join("data")), 1.0)],
         validation: vec![],
         out: dir.join(out),
@@ -295,6 +296,32 @@ fn kill_9_loses_nothing() {
 /// A free port on loopback for the processes of a run.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn a_teacher_s_answers_are_learned_beside_the_masks() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), "autosam", 2, 0, false).result.unwrap();
+    let sam = |teacher: Option<PathBuf>, teacher_weight: f64, out: &str| {
+        let config = TrainConfig { stage: Stage::Sam, teacher_weight, ..config(1) };
+        fit_until(&Job { teacher, ..job(config, dir.path(), out) }, 0)
+    };
+    let teacher = Some(dir.path().join("autosam/model.safetensors"));
+    let first = |run: Run| {
+        run.result.unwrap();
+        run.losses[0]
+    };
+    let (alone, unheard, heard) = (
+        first(sam(None, 1.0, "alone")),
+        first(sam(teacher.clone(), 0.0, "unheard")),
+        first(sam(teacher, 1.0, "heard")),
+    );
+    assert_eq!(alone, unheard);
+    assert!(heard > alone + 0.1, "{heard} beside {alone}");
+    let other = dir.path().join("other.safetensors");
+    std::fs::write(&other, autosam::model::SHIPPED).unwrap();
+    let text = sam(Some(other), 1.0, "refused").result.unwrap_err().to_string();
+    assert!(text.contains("other.safetensors") && text.contains("--image-size"), "{text}");
 }
 
 #[test]

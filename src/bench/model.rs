@@ -6,7 +6,7 @@ use crate::engine::segmenter::Sample;
 use crate::engine::{Engine, Settings};
 use crate::frame::Frame;
 use crate::frame::sample::Sampler;
-use crate::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision};
+use crate::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
 use crate::overlay::{Mark, OverlayMode};
 use crate::{Error, Result};
 use candle_core::Device;
@@ -22,6 +22,7 @@ pub struct ModelBench {
     pub model: Option<PathBuf>,
     pub device: DeviceChoice,
     pub precision: Precision,
+    pub views: Views,
     /// Frames to time, after a few that are not.
     pub frames: usize,
     /// Of the frames, in pixels.
@@ -35,7 +36,7 @@ pub struct ModelReport {
     pub frames_per_s: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// Median of each stage alone. On a CPU encoder and generator run side by side, so the whole is less than the sum.
+    /// Median of each stage alone, of one view. On a CPU encoder and generator run side by side, so the whole is less than the sum.
     pub stages_ms: BTreeMap<&'static str, f64>,
     /// Of the process, frames included, GPU memory not.
     pub peak_memory_mb: Option<f64>,
@@ -61,8 +62,12 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
     }
     let (width, height) = bench.size;
     let pictures = pictures(bench.input.as_deref(), width, height, MOST_PICTURES.min(bench.frames))?;
-    let options =
-        ModelOptions { device: bench.device, precision: bench.precision, mask_mode: MaskMode::Sigmoid };
+    let options = ModelOptions {
+        device: bench.device,
+        precision: bench.precision,
+        mask_mode: MaskMode::Sigmoid,
+        views: bench.views,
+    };
     let location = bench.model.clone();
     let opener = Box::new(move || model::open(location.as_deref(), &options));
     let mut engine = Engine::start(opener, Settings::default(), Box::new(|_| ()))?;
@@ -151,6 +156,7 @@ mod tests {
             model: None,
             device: DeviceChoice::Cpu,
             precision: Precision::F32,
+            views: Views::One,
             frames: 2,
             size: (320, 240),
             input: None,

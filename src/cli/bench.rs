@@ -4,7 +4,7 @@ use super::run::{PrecisionArg, parse_device};
 use autosam::bench::live::{self, LiveBench};
 use autosam::bench::model::{self, ModelBench, STAGES};
 use autosam::bench::{Percentiles, distribution};
-use autosam::model::DeviceChoice;
+use autosam::model::{DeviceChoice, Views};
 use autosam::report::plot;
 use autosam::write_atomically;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,9 @@ struct ModelArgs {
     /// Of matrix products and convolutions on a GPU; a CPU computes in f32
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     precision: PrecisionArg,
+    /// Answer so many mirror images of each frame, 1, 2 or 4, and take the mean: better masks for as many times the work
+    #[arg(long, value_name = "N", default_value = "1")]
+    views: Views,
     /// Frames to time
     #[arg(long, value_name = "N", default_value_t = 100)]
     frames: usize,
@@ -106,6 +109,7 @@ fn run_model(args: ModelArgs) -> anyhow::Result<()> {
         model: args.model,
         device: args.device,
         precision: args.precision.precision(),
+        views: args.views,
         frames: args.frames,
         size: args.size,
         input: args.input,

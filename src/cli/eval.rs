@@ -6,7 +6,7 @@ use autosam::data::{Dataset, SPLITS};
 use autosam::eval::measure::{self, Evaluation, Sequence};
 use autosam::eval::predictor::{Mode, Predictor, Way};
 use autosam::frame::region::Region;
-use autosam::model::DeviceChoice;
+use autosam::model::{DeviceChoice, Views};
 use autosam::report::{self, Case, Report};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -56,6 +56,9 @@ pub struct Args {
     /// Leave out regions without a pixel this far above 0.5, 0 to 1 [default: 0.3; 0 with minmax]
     #[arg(long, value_name = "P", value_parser = parse_part, conflicts_with = "pred")]
     hysteresis: Option<f32>,
+    /// Answer so many mirror images of each frame, 1, 2 or 4, and take the mean: better masks for as many times the work
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "pred")]
+    views: Views,
     /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
     roi: Region,
@@ -267,6 +270,7 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
                     mask_mode: args.mask_mode.mode(),
                     region: args.roi,
                     hysteresis: args.mask_mode.hysteresis(args.hysteresis),
+                    views: args.views,
                 },
                 &device,
             )?;

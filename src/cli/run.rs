@@ -6,7 +6,7 @@ use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Settings};
 use autosam::frame::region::Region;
 use autosam::frame::{Frame, FrameMut};
-use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Precision};
+use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
 use autosam::overlay::{OverlayMode, Style};
 use autosam::video::{FrameRate, Reader, Writer, is_uri};
 use autosam::{archive, eval, weights, write_png};
@@ -44,6 +44,9 @@ pub struct Args {
     /// Of matrix products and convolutions on a GPU; a CPU computes in f32
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     precision: PrecisionArg,
+    /// Answer so many mirror images of each frame, 1, 2 or 4, and take the mean: better masks for as many times the work
+    #[arg(long, value_name = "N", default_value = "1")]
+    views: Views,
     /// Probability from which a pixel is marked, 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = parse_part)]
     threshold: f32,
@@ -180,6 +183,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         device: args.device,
         precision: args.precision.precision(),
         mask_mode: args.mask_mode.mode(),
+        views: args.views,
     };
     let location = args.model.clone();
     let settings = Settings {

@@ -41,6 +41,9 @@ pub struct Args {
     /// nothing is given. For --stage lightweight: the model whose prompts are decoded
     #[arg(long, value_name = "FILE")]
     sam: Option<PathBuf>,
+    /// Learn this model's answers too, the mean over four mirror images of each picture (distillation)
+    #[arg(long, value_name = "FILE")]
+    teacher: Option<PathBuf>,
     /// TOML file; without one the defaults hold
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -130,6 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let job = Job {
         config,
         sam: args.sam,
+        teacher: args.teacher,
         train: sets,
         validation,
         out: out.clone(),

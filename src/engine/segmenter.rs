@@ -19,10 +19,45 @@ pub struct ProbMap {
     pub data: Vec<u8>,
 }
 
+/// What a picture is mirrored about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mirror {
+    /// Left becomes right.
+    pub across: bool,
+    /// Top becomes bottom.
+    pub down: bool,
+}
+
+impl Mirror {
+    /// `pixels`, rows of `width` elements, mirrored; mirroring again gives them back.
+    pub fn of<T: Copy>(self, pixels: &[T], width: usize) -> Vec<T> {
+        let line = |row: &[T]| -> Vec<T> {
+            if self.across { row.iter().rev().copied().collect() } else { row.to_vec() }
+        };
+        let rows = pixels.chunks_exact(width.max(1));
+        if self.down { rows.rev().flat_map(line).collect() } else { rows.flat_map(line).collect() }
+    }
+}
+
 /// A model as the engine sees it.
 pub trait Segmenter: Send {
     /// Longest side of the samples it takes, in pixels.
     fn input_size(&self) -> usize;
     /// One mask for one sample; `out` is reused between calls.
     fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_turns_rows_or_their_order() {
+        let pixels = [1, 2, 3, 4, 5, 6];
+        let of = |across, down| Mirror { across, down }.of(&pixels, 3);
+        assert_eq!(of(false, false), pixels);
+        assert_eq!(of(true, false), [3, 2, 1, 6, 5, 4]);
+        assert_eq!(of(false, true), [4, 5, 6, 1, 2, 3]);
+        assert_eq!(of(true, true), [6, 5, 4, 3, 2, 1]);
+    }
 }

@@ -9,7 +9,7 @@ use crate::frame::Frame;
 use crate::frame::region::Region;
 use crate::frame::sample::Sampler;
 use crate::generator::LightweightDecoder;
-use crate::model::{self, AutoSam, MaskMode, ModelConfig};
+use crate::model::{self, AutoSam, MaskMode, ModelConfig, Views};
 use crate::sam::Prompts;
 use crate::weights;
 use crate::{Error, Result};
@@ -48,6 +48,8 @@ pub struct Way {
     pub region: Region,
     /// See [`MaskSettings::hysteresis`]; 0 leaves maps as they are.
     pub hysteresis: f32,
+    /// Of [`Mode::AutoSam`].
+    pub views: Views,
 }
 
 pub struct Predictor {
@@ -106,7 +108,10 @@ impl Predictor {
         let x = self.model.preprocess(samples)?;
         let empty = truth.iter().all(|t| *t <= 127);
         let logits = match self.way.mode {
-            Mode::AutoSam => self.model.forward(&x)?,
+            Mode::AutoSam => {
+                let mut maps = self.model.maps(samples, self.way.mask_mode, self.way.views)?;
+                return Ok(maps.pop().unwrap_or_default());
+            }
             Mode::Lightweight => match &self.lightweight {
                 Some(decoder) => decoder.forward(&self.model.dense_prompt(&x, false)?)?,
                 None => return Err(Error::invalid("mode lightweight needs its decoder")),

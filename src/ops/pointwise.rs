@@ -71,7 +71,7 @@ impl Activation {
             Self::Relu6 => x.clamp(0.0, 6.0),
             Self::LeakyRelu => x.max(0.01 * x),
             Self::Tanh => 1.0 - 2.0 / (exp(2.0 * x) + 1.0),
-            Self::Sigmoid => 1.0 / (exp(-x) + 1.0),
+            Self::Sigmoid => or_nothing(1.0 / (exp(-x) + 1.0)),
         }
     }
 

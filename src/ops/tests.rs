@@ -440,3 +440,25 @@ fn frozen_weights_get_no_gradient() {
     let grads = conv2d(&x, &w, None, Conv2d::default()).unwrap().sum_all().unwrap().backward().unwrap();
     assert!(grads.get(&x).is_some() && grads.get(&w).is_none());
 }
+
+#[test]
+fn tails_are_nothing_rather_than_subnormal() {
+    let reach: Vec<f32> = (0..400).map(|i| -0.5 * i as f32).collect();
+    let x = Var::new(reach.as_slice(), &Device::Cpu).unwrap();
+    let small = Tensor::full(1e-24f32, 400, &Device::Cpu).unwrap();
+    type Op = fn(&Tensor) -> Result<Tensor>;
+    let ops: [(&str, Op); 3] = [
+        ("softmax", softmax),
+        ("gelu", |x| activate(x, Activation::Gelu)),
+        ("sigmoid", |x| activate(x, Activation::Sigmoid)),
+    ];
+    for (name, op) in ops {
+        let y = op(&x).unwrap();
+        let grads = (&y * &small).unwrap().sum_all().unwrap().backward().unwrap();
+        for t in [&y, grads.get(&x).unwrap()] {
+            let values = t.to_vec1::<f32>().unwrap();
+            assert!(!values.iter().any(|v| v.is_subnormal()), "{name}");
+            assert!(values.iter().any(|v| *v == 0.0), "{name}");
+        }
+    }
+}

@@ -71,6 +71,11 @@ pub struct TrainConfig {
     pub autocast: bool,
     /// Weight of the past in the moving average of weights that is validated and saved; 0 turns it off.
     pub ema: f64,
+    /// The average begins short and lengthens to `ema`, as early weights are far off. False: it is that long from the first
+    /// step on, where training goes on from good weights.
+    pub ema_ramp: bool,
+    /// Weight of a teacher's answer (`--teacher`) beside the mask's one.
+    pub teacher_weight: f64,
     /// Stage sam: side of the network's input in pixels, a multiple of 16. 0: as the SAM it begins with (256 where there is
     /// none). Training begins at a small size, where a step costs little, and goes on at the size that is used.
     pub image_size: usize,
@@ -107,6 +112,8 @@ impl Default for TrainConfig {
             target: Target::Area,
             autocast: true,
             ema: 0.99,
+            ema_ramp: true,
+            teacher_weight: 1.0,
             image_size: 0,
             roi: Region::Auto,
             generator: GeneratorKind::Tiny,

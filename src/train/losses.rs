@@ -48,7 +48,7 @@ pub fn min_max(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Elementwise `max(x, 0) - x·y + ln(1 + e^-|x|)`, stable for any logit.
-fn bce_with_logits(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+pub fn bce_with_logits(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let soft = (x.abs()?.neg()?.exp()? + 1.0)?.log()?;
     (x.relu()? - x.mul(y)?)? + soft
 }

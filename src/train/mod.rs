@@ -38,6 +38,8 @@ pub struct Job {
     pub config: TrainConfig,
     /// SAM weights: frozen below the generator, or the start of a SAM.
     pub sam: Option<PathBuf>,
+    /// A model whose answers are learned beside the masks ([`Trainer::learn_from`]).
+    pub teacher: Option<PathBuf>,
     /// Each with its weight: how often its images are drawn compared with plain concatenation.
     pub train: Vec<(Dataset, f32)>,
     pub validation: Vec<Dataset>,
@@ -75,6 +77,9 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         )));
     }
     let mut trainer = Trainer::new(config, job.sam.as_deref(), &job.device)?;
+    if let Some(file) = &job.teacher {
+        trainer.learn_from(file)?;
+    }
     if job.resume {
         trainer.resume(&job.out)?;
     }

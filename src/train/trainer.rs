@@ -3,7 +3,7 @@
 use super::cache::EmbeddingCache;
 use super::checkpoint;
 use super::config::{GeneratorKind, Stage, Target, TrainConfig};
-use super::losses::{Loss, segmentation_loss};
+use super::losses::{Loss, bce_with_logits, segmentation_loss};
 use super::optimizer::{Adam, Gradients};
 use super::parallel::Group;
 use super::params::{self, Params};
@@ -11,8 +11,9 @@ use super::prompts;
 use crate::data::loader::Batch;
 use crate::engine::segmenter::{ProbMap, Sample};
 use crate::eval::predictor::LIGHTWEIGHT_KEY;
+use crate::frame::Rect;
 use crate::generator::{GeneratorConfig, LightweightDecoder};
-use crate::model::{self, AutoSam, CONFIG_KEY, Calibration, MaskMode, ModelConfig, SAM_CONFIG_KEY};
+use crate::model::{self, AutoSam, CONFIG_KEY, Calibration, MaskMode, ModelConfig, SAM_CONFIG_KEY, Views};
 use crate::ops;
 use crate::sam::{Prompts, Sam, SamConfig};
 use crate::weights::{self, Checkpoint, Dtype};
@@ -55,6 +56,7 @@ pub struct Trainer {
     device: Device,
     cache: Option<RefCell<EmbeddingCache>>,
     group: Option<Group>,
+    teacher: Option<AutoSam>,
 }
 
 impl Trainer {
@@ -141,6 +143,7 @@ impl Trainer {
             device: device.clone(),
             cache: None,
             group: None,
+            teacher: None,
         })
     }
 
@@ -215,6 +218,25 @@ impl Trainer {
         let length = self.model.sam.embed_channels * self.model.sam.grid().pow(2);
         let cache = EmbeddingCache::open(dir, &weights::sha256(&bytes), length, views, limit)?;
         self.cache = Some(RefCell::new(cache));
+        Ok(())
+    }
+
+    /// From now on the mean of what the model in `file` makes of four mirror images of each picture is learned beside the mask
+    /// (distillation, arXiv 1503.02531; cross-entropy of its probabilities).
+    ///
+    /// # Errors
+    /// A file that is no AutoSAM, or one of another input size.
+    pub fn learn_from(&mut self, file: &Path) -> Result<()> {
+        let teacher = AutoSam::from_checkpoint(&weights::load(file)?, &self.device)?;
+        if teacher.image_size() != self.image_size() {
+            return Err(Error::invalid(format!(
+                "{}: the teacher sees {} px, what it teaches {}; `models convert --image-size` changes one of them",
+                file.display(),
+                teacher.image_size(),
+                self.image_size()
+            )));
+        }
+        self.teacher = Some(teacher);
         Ok(())
     }
 
@@ -318,15 +340,32 @@ impl Trainer {
                 (sam.mask_decoder.mask_logits(&embeddings, dense_pe, &sparse, &dense)?, MaskMode::Sigmoid)
             }
         };
-        let target =
-            low_resolution_target(&batch.masks, size, logits.dim(2)?, self.config.target, &self.device)?;
-        Ok(segmentation_loss(&logits, &target, mode)?)
+        let low = logits.dim(2)?;
+        let target = low_resolution_target(&batch.masks, size, low, self.config.target, &self.device)?;
+        let mut loss = segmentation_loss(&logits, &target, mode)?;
+        if let Some(teacher) = &self.teacher {
+            let answers: Vec<Vec<u8>> = teacher
+                .maps(&batch.samples, MaskMode::Sigmoid, Views::Four)?
+                .into_iter()
+                .map(|map| {
+                    let whole = Rect::whole(map.width, map.height);
+                    map.embedded(whole, size, size).data
+                })
+                .collect();
+            let answers = low_resolution_target(&answers, size, low, Target::Area, &self.device)?;
+            let told = bce_with_logits(&logits, &answers)?.mean_all()?;
+            loss.bce = (loss.bce + (told * self.config.teacher_weight)?)?;
+        }
+        Ok(loss)
     }
 
     fn update_average(&mut self) -> Result<()> {
-        // Early weights are far off: the average starts short and lengthens.
-        let keep = self.config.ema.min((1.0 + self.step as f64) / (10.0 + self.step as f64));
-        let keep = if self.config.ema == 0.0 { 0.0 } else { keep };
+        let ramp = if self.config.ema_ramp && self.config.ema > 0.0 {
+            (1.0 + self.step as f64) / (10.0 + self.step as f64)
+        } else {
+            1.0
+        };
+        let keep = self.config.ema.min(ramp);
         for (name, var) in self.params.trained() {
             if let Some(average) = self.average.get_mut(name) {
                 ops::blend(average, &var.as_detached_tensor(), keep, 1.0 - keep)?;

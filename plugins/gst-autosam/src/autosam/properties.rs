@@ -42,6 +42,14 @@ pub fn specs() -> &'static [glib::ParamSpec] {
                 .blurb("Of matrix products and convolutions on a GPU; a CPU computes in f32")
                 .mutable_ready()
                 .build(),
+            glib::ParamSpecUInt::builder("views")
+                .nick("Views")
+                .blurb("Mirror images of each picture that are answered, 1, 2 or 4; the mask is their mean")
+                .minimum(1)
+                .maximum(4)
+                .default_value(d.views.count())
+                .mutable_ready()
+                .build(),
             glib::ParamSpecEnum::builder_with_default("sync-mode", d.sync_mode)
                 .nick("Synchronisation")
                 .blurb("Whether pictures wait for their own masks")
@@ -171,6 +179,10 @@ impl Settings {
             "device" => self.device = value.get::<Device>().unwrap_or_default(),
             "device-id" => self.device_id = value.get().unwrap_or_default(),
             "precision" => self.precision = value.get::<Precision>().unwrap_or_default(),
+            "views" => {
+                let count = value.get::<u32>().unwrap_or_default().to_string();
+                self.views = count.parse().map_err(|e: autosam::Error| e.to_string())?;
+            }
             "sync-mode" => self.sync_mode = value.get::<SyncMode>().unwrap_or_default(),
             "threshold" => self.threshold = value.get().unwrap_or_default(),
             "hysteresis" => self.hysteresis = value.get().unwrap_or_default(),
@@ -211,6 +223,7 @@ impl Settings {
             "device" => self.device.to_value(),
             "device-id" => self.device_id.to_value(),
             "precision" => self.precision.to_value(),
+            "views" => self.views.count().to_value(),
             "sync-mode" => self.sync_mode.to_value(),
             "threshold" => self.threshold.to_value(),
             "hysteresis" => self.hysteresis.to_value(),

@@ -4,7 +4,7 @@ use autosam::engine;
 use autosam::engine::mask::MaskSettings;
 use autosam::engine::temporal::TemporalSettings;
 use autosam::frame::region::Region;
-use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions};
+use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Views};
 use autosam::overlay;
 use gst::glib;
 use std::path::Path;
@@ -88,6 +88,7 @@ pub struct Settings {
     pub device: Device,
     pub device_id: u32,
     pub precision: Precision,
+    pub views: Views,
     pub sync_mode: SyncMode,
     pub threshold: f32,
     pub hysteresis: f32,
@@ -125,6 +126,7 @@ impl Default for Settings {
             device: Device::default(),
             device_id: 0,
             precision: Precision::default(),
+            views: Views::default(),
             sync_mode: SyncMode::default(),
             threshold: mask.threshold,
             hysteresis: live.hysteresis,
@@ -194,7 +196,7 @@ impl Settings {
             Precision::F16 => model::Precision::F16,
             Precision::Bf16 => model::Precision::Bf16,
         };
-        ModelOptions { device, precision, mask_mode: MaskMode::Sigmoid }
+        ModelOptions { device, precision, mask_mode: MaskMode::Sigmoid, views: self.views }
     }
 
     /// Age from which a mask is too old to be drawn, and a frame has been with the worker for too long.
