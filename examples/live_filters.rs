@@ -197,7 +197,7 @@ fn temporal(sets: &[Set], sweep: bool) {
     let mut all = vec![TemporalSettings::default(), TemporalSettings::LIVE];
     if sweep {
         for smoothing in [0.0, 0.3, 0.4, 0.5] {
-            for hysteresis in [0.0, 0.2, 0.3, 0.4, 0.43] {
+            for hysteresis in [0.0, 0.2, 0.3, 0.35, 0.4, 0.43] {
                 all.extend([1, 2, 3].map(|hold_off| TemporalSettings { smoothing, hysteresis, hold_off }));
             }
         }

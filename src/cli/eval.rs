@@ -53,7 +53,7 @@ pub struct Args {
     /// sigmoid knows "no polyp"; minmax is the paper's and marks something in every frame
     #[arg(long, value_enum, default_value_t = MaskModeArg::Sigmoid)]
     mask_mode: MaskModeArg,
-    /// Leave out regions without a pixel this far above 0.5, 0 to 1 [default: 0.3; 0 with minmax]
+    /// Leave out regions without a pixel this far above 0.5, 0 to 1 [default: 0.27; 0 with minmax]
     #[arg(long, value_name = "P", value_parser = parse_part, conflicts_with = "pred")]
     hysteresis: Option<f32>,
     /// Answer so many mirror images of each frame, 1, 2 or 4, and take the mean: better masks for as many times the work

@@ -53,7 +53,7 @@ pub struct Args {
     /// Leave out regions smaller than this part of the picture, 0 to 1
     #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = parse_part)]
     min_area: f32,
-    /// Leave out regions without a pixel this far above the threshold, 0 to 1 [default: 0.3; 0 with minmax]
+    /// Leave out regions without a pixel this far above the threshold, 0 to 1 [default: 0.27; 0 with minmax]
     #[arg(long, value_name = "P", value_parser = parse_part)]
     hysteresis: Option<f32>,
     /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels

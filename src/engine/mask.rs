@@ -16,7 +16,7 @@ pub struct MaskSettings {
 
 impl Default for MaskSettings {
     fn default() -> Self {
-        Self { threshold: 0.5, min_area: 0.0, hysteresis: 0.3 }
+        Self { threshold: 0.5, min_area: 0.0, hysteresis: 0.27 }
     }
 }
 

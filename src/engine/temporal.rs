@@ -18,7 +18,7 @@ pub struct TemporalSettings {
 impl TemporalSettings {
     /// For live video: of what adds less than 100 ms and costs no more overlap than the hold-off itself, the one with the fewest
     /// false alarms (docs/live.md).
-    pub const LIVE: Self = Self { smoothing: 0.3, hysteresis: 0.4, hold_off: 3 };
+    pub const LIVE: Self = Self { smoothing: 0.4, hysteresis: 0.45, hold_off: 2 };
 }
 
 impl Default for TemporalSettings {

@@ -77,29 +77,55 @@ pub(super) fn product(
 /// Gradient of [`product`]'s x: `grad [rows, O] · w [O, I]`.
 pub(super) fn grad_input(grad: &[f32], w: &[f32], i: usize, o: usize) -> Vec<f32> {
     let rows = grad.len() / o;
-    let mut dx = vec![0f32; rows * i];
+    let mut dx = unwritten(rows * i);
     let block = rows_of_a_task(rows, rows * i * o);
     dx.par_chunks_mut(block * i).zip(grad.par_chunks(block * o)).for_each(|(dx, grad)| {
         let a = Matrix { data: grad.as_ptr(), rows: o as isize, cols: 1 };
         let b = Matrix { data: w.as_ptr(), rows: i as isize, cols: 1 };
         // SAFETY: as above.
-        unsafe { gemm(grad.len() / o, i, o, dx.as_mut_ptr(), i as isize, false, 1.0, a, b) };
+        unsafe { gemm(grad.len() / o, i, o, dx.as_mut_ptr().cast(), i as isize, false, 1.0, a, b) };
     });
-    dx
+    // SAFETY: every chunk was written.
+    unsafe { written(dx) }
 }
 
 /// Gradient of [`product`]'s w: `grad [rows, O]ᵀ · x [rows, I]`.
 pub(super) fn grad_weight(x: &[f32], grad: &[f32], i: usize, o: usize) -> Vec<f32> {
     let rows = grad.len() / o;
-    let mut dw = vec![0f32; o * i];
-    let block = rows_of_a_task(o, rows * i * o);
+    if rows >= 64 * PARTS {
+        // Few weights, many rows: each task takes rows of its own, so that nobody lays out all of x.
+        let share = rows.div_ceil(PARTS);
+        let parts: Vec<Vec<f32>> = x
+            .par_chunks(share * i)
+            .zip(grad.par_chunks(share * o))
+            .map(|(x, grad)| of_columns(x, grad, i, o, o))
+            .collect();
+        let mut parts = parts.into_iter();
+        let mut total = parts.next().unwrap_or_default();
+        for part in parts {
+            total.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+        }
+        return total;
+    }
+    of_columns(x, grad, i, o, rows_of_a_task(o, rows * i * o))
+}
+
+/// Parts of the rows that a gradient of weights is summed over, in order, whatever the number of threads.
+const PARTS: usize = 4;
+
+/// [`grad_weight`], `block` columns of grad a task.
+fn of_columns(x: &[f32], grad: &[f32], i: usize, o: usize, block: usize) -> Vec<f32> {
+    let mut dw = unwritten(o * i);
     dw.par_chunks_mut(block * i).enumerate().for_each(|(at, dw)| {
         let a = Matrix { data: grad[at * block..].as_ptr(), rows: 1, cols: o as isize };
         let b = Matrix { data: x.as_ptr(), rows: i as isize, cols: 1 };
-        // SAFETY: `at · block` is a column of grad, and dw holds as many rows as are left.
-        unsafe { gemm(dw.len() / i, i, rows, dw.as_mut_ptr(), i as isize, false, 1.0, a, b) };
+        // SAFETY: `at · block` is a column of grad, and dw holds as many rows as are left, of which the product writes all.
+        unsafe {
+            gemm(dw.len() / i, i, grad.len() / o, dw.as_mut_ptr().cast(), i as isize, false, 1.0, a, b)
+        };
     });
-    dw
+    // SAFETY: every chunk was written.
+    unsafe { written(dw) }
 }
 
 /// Sums of the columns of `x [rows, O]`.

@@ -1,6 +1,6 @@
 //! Layer norm over the last dimension or over channels.
 
-use super::cpu::{GRAIN, Shared, simd, slice, unwritten, written};
+use super::cpu::{Elements, GRAIN, Shared, simd, slice, sum_over_images, unwritten, written};
 use super::pointwise::sum;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -302,12 +302,36 @@ impl CustomOp3 for LayerNorm2d {
         if !w.track_op() && !b.track_op() {
             return Ok((dx, None, None));
         }
-        // Rare beside the rest (SAM's neck and decoder, in stage sam alone): composed.
-        let mean = x.mean_keepdim(1)?;
-        let centred = x.broadcast_sub(&mean)?;
-        let deviation = (centred.sqr()?.mean_keepdim(1)? + f64::from(self.eps))?.sqrt()?;
-        let dw = grad.mul(&centred.broadcast_div(&deviation)?)?.sum((0, 2, 3))?;
-        Ok((dx, Some(dw), Some(grad.sum((0, 2, 3))?)))
+        let (n, c, h, width) = x.dims4()?;
+        let pixels = h * width;
+        let (data, given) = (Elements::of(x)?, Elements::of(&grad)?);
+        let sums = sum_over_images(n, 2 * c, |image, sums| {
+            let (x, grad) = (&data[image * c * pixels..], &given[image * c * pixels..]);
+            let (dw, db) = sums.split_at_mut(c);
+            simd(
+                #[inline(always)]
+                || {
+                    for at in (0..pixels).step_by(PIXELS) {
+                        let count = PIXELS.min(pixels - at);
+                        let (mean, inv) = moments_2d(x, c, pixels, at, count, self.eps);
+                        for channel in 0..c {
+                            let (row, g) = (
+                                &x[channel * pixels + at..][..count],
+                                &grad[channel * pixels + at..][..count],
+                            );
+                            let mut normal = [0f32; PIXELS];
+                            for i in 0..count {
+                                normal[i] = g[i] * (row[i] - mean[i]) * inv[i];
+                            }
+                            dw[channel] += sum(&normal);
+                            db[channel] += sum(g);
+                        }
+                    }
+                },
+            )
+        });
+        let of = |part: &[f32]| Tensor::from_slice(part, c, x.device());
+        Ok((dx, Some(of(&sums[..c])?), Some(of(&sums[c..])?)))
     }
 }
 

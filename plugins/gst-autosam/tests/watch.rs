@@ -19,6 +19,7 @@ fn properties(model: &Path) -> Vec<(String, String)> {
         pair("model-location", model.to_str().unwrap()),
         pair("threshold", "0.1"),
         pair("hold-off", "1"),
+        pair("hysteresis", "0"),
         pair("expire-overlay", "0"),
     ]
 }
