@@ -225,7 +225,7 @@ mod tests {
         let mut m = map(&["##......", "##....##"]);
         let (sure, unsure) = (9, 8 + 6);
         (m.data[0], m.data[sure], m.data[unsure], m.data[unsure + 1]) = (130, 204, 203, 130);
-        let mask = Mask::new(m.clone(), &MaskSettings::default());
+        let mask = Mask::new(m.clone(), &MaskSettings { hysteresis: 0.3, ..Default::default() });
         assert_eq!(mask.regions.len(), 1);
         assert_eq!((mask.map.data[0], mask.map.data[sure]), (130, 204));
         assert!([unsure, unsure + 1].iter().all(|at| mask.map.data[*at] == mask.cut - 1));
