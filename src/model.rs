@@ -350,11 +350,18 @@ impl AutoSam {
         self.decode(&embeddings?, &prompt?)
     }
 
-    /// Probability maps of `samples`, each the mean over its `views`.
-    pub fn maps(&self, samples: &[Sample], mode: MaskMode, views: Views) -> Result<Vec<ProbMap>> {
+    /// Probability maps of `samples`, each the mean over its `views`; the network's products in `products` ([`ops::autocast`]).
+    pub fn maps(
+        &self,
+        samples: &[Sample],
+        mode: MaskMode,
+        views: Views,
+        products: Option<DType>,
+    ) -> Result<Vec<ProbMap>> {
         let answer = |samples: &[Sample]| {
             let x = self.preprocess(samples)?;
-            probabilities(&self.forward(&x)?, samples, self.image_size, mode)
+            let logits = ops::autocast(products, || self.forward(&x))?;
+            probabilities(&logits, samples, self.image_size, mode)
         };
         let mirrors = views.mirrors();
         if let [_] = mirrors {
@@ -473,9 +480,7 @@ impl Segmenter for AutoSamSegmenter {
     fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()> {
         let samples = std::slice::from_ref(sample);
         // Inside the pool: from outside, every kernel would be handed over and waited for.
-        let maps = rayon::scope(|_| {
-            ops::autocast(self.products, || self.model.maps(samples, self.mask_mode, self.views))
-        })?;
+        let maps = rayon::scope(|_| self.model.maps(samples, self.mask_mode, self.views, self.products))?;
         if let Some(map) = maps.into_iter().next_back() {
             *out = map;
         }
@@ -606,7 +611,7 @@ mod tests {
         let across = Mirror { across: true, down: false };
         let map = |pixels: &[[u8; 3]], views| {
             let sample = Sample { width, height, rgb: pixels.as_flattened().to_vec() };
-            model.maps(&[sample], MaskMode::Sigmoid, views).unwrap().remove(0).data
+            model.maps(&[sample], MaskMode::Sigmoid, views, None).unwrap().remove(0).data
         };
         let turned = across.of(&pixels, width);
         for views in [Views::Two, Views::Four] {

@@ -109,7 +109,7 @@ impl Predictor {
         let empty = truth.iter().all(|t| *t <= 127);
         let logits = match self.way.mode {
             Mode::AutoSam => {
-                let mut maps = self.model.maps(samples, self.way.mask_mode, self.way.views)?;
+                let mut maps = self.model.maps(samples, self.way.mask_mode, self.way.views, None)?;
                 return Ok(maps.pop().unwrap_or_default());
             }
             Mode::Lightweight => match &self.lightweight {

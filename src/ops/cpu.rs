@@ -64,6 +64,15 @@ pub(super) fn gradient_of(
     }
 }
 
+/// The sum of `parts`, each of `len` numbers, in their order.
+pub(super) fn add_all(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
+    let mut out = vec![0f32; len];
+    for part in parts {
+        out.iter_mut().zip(part).for_each(|(a, b)| *a += b);
+    }
+    out
+}
+
 /// Parts that a sum over rows is split into, whatever the number of threads: added in order, they give the same bits every time.
 const PARTS: usize = 16;
 

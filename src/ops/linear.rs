@@ -1,6 +1,8 @@
 //! A linear layer: product, bias and activation in one pass, and the gradients of all three.
 
-use super::cpu::{Elements, gradient_of, simd, slice, sum_over_rows, unwritten, written, written_part};
+use super::cpu::{
+    Elements, add_all, gradient_of, simd, slice, sum_over_rows, unwritten, written, written_part,
+};
 use super::gemm::{Matrix, gemm};
 use super::pointwise::Activation;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
@@ -100,12 +102,7 @@ pub(super) fn grad_weight(x: &[f32], grad: &[f32], i: usize, o: usize) -> Vec<f3
             .zip(grad.par_chunks(share * o))
             .map(|(x, grad)| of_columns(x, grad, i, o, o))
             .collect();
-        let mut parts = parts.into_iter();
-        let mut total = parts.next().unwrap_or_default();
-        for part in parts {
-            total.iter_mut().zip(part).for_each(|(a, b)| *a += b);
-        }
-        return total;
+        return add_all(parts, o * i);
     }
     of_columns(x, grad, i, o, rows_of_a_task(o, rows * i * o))
 }

@@ -1,6 +1,6 @@
 //! Layer norm over the last dimension or over channels.
 
-use super::cpu::{Elements, GRAIN, Shared, simd, slice, sum_over_images, unwritten, written};
+use super::cpu::{Elements, GRAIN, Shared, add_all, simd, slice, sum_over_images, unwritten, written};
 use super::pointwise::sum;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -187,14 +187,6 @@ impl CustomOp2 for LayerNormSums {
             .collect();
         Ok((CpuStorage::F32(add_all(parts, 2 * width)), Shape::from((2, width))))
     }
-}
-
-fn add_all(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
-    let mut out = vec![0f32; len];
-    for part in parts {
-        out.iter_mut().zip(part).for_each(|(a, b)| *a += b);
-    }
-    out
 }
 
 /// Pixels that channel-wise layer norm works on at a time.

@@ -168,38 +168,21 @@ impl Activation {
     ) {
         match this {
             None => out.copy_from_slice(grad),
-            Some(Self::Gelu) => {
-                map_with(x, grad, out, |x, g| or_nothing(g * Self::Gelu.slope(x * scale + shift)))
-            }
-            Some(Self::Relu) => {
-                map_with(x, grad, out, |x, g| or_nothing(g * Self::Relu.slope(x * scale + shift)))
-            }
-            Some(Self::Relu6) => {
-                map_with(x, grad, out, |x, g| or_nothing(g * Self::Relu6.slope(x * scale + shift)))
-            }
+            Some(Self::Gelu) => map_with(x, grad, out, |x, g| g * Self::Gelu.slope(x * scale + shift)),
+            Some(Self::Relu) => map_with(x, grad, out, |x, g| g * Self::Relu.slope(x * scale + shift)),
+            Some(Self::Relu6) => map_with(x, grad, out, |x, g| g * Self::Relu6.slope(x * scale + shift)),
             Some(Self::LeakyRelu) => {
-                map_with(x, grad, out, |x, g| or_nothing(g * Self::LeakyRelu.slope(x * scale + shift)))
+                map_with(x, grad, out, |x, g| g * Self::LeakyRelu.slope(x * scale + shift))
             }
-            Some(Self::Tanh) => {
-                map_with(x, grad, out, |x, g| or_nothing(g * Self::Tanh.slope(x * scale + shift)))
-            }
-            Some(Self::Sigmoid) => {
-                map_with(x, grad, out, |x, g| or_nothing(g * Self::Sigmoid.slope(x * scale + shift)))
-            }
+            Some(Self::Tanh) => map_with(x, grad, out, |x, g| g * Self::Tanh.slope(x * scale + shift)),
+            Some(Self::Sigmoid) => map_with(x, grad, out, |x, g| g * Self::Sigmoid.slope(x * scale + shift)),
         }
     }
 
     /// `out ← grad · f'(x)`.
     #[inline(always)]
     pub(super) fn apply_slope(self, x: &[f32], grad: &[f32], out: &mut [f32]) {
-        match self {
-            Self::Gelu => map_with(x, grad, out, |x, g| or_nothing(g * Self::Gelu.slope(x))),
-            Self::Relu => map_with(x, grad, out, |x, g| or_nothing(g * Self::Relu.slope(x))),
-            Self::Relu6 => map_with(x, grad, out, |x, g| or_nothing(g * Self::Relu6.slope(x))),
-            Self::LeakyRelu => map_with(x, grad, out, |x, g| or_nothing(g * Self::LeakyRelu.slope(x))),
-            Self::Tanh => map_with(x, grad, out, |x, g| or_nothing(g * Self::Tanh.slope(x))),
-            Self::Sigmoid => map_with(x, grad, out, |x, g| or_nothing(g * Self::Sigmoid.slope(x))),
-        }
+        Self::times_slope_of_affine(Some(self), x, grad, 1.0, 0.0, out);
     }
 }
 
@@ -220,10 +203,11 @@ fn change(x: &mut [f32], f: impl Fn(f32) -> f32) {
     }
 }
 
+/// What is next to nothing becomes 0.
 #[inline(always)]
 fn map_with(x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
     for ((o, x), y) in out.iter_mut().zip(x).zip(y) {
-        *o = f(*x, *y);
+        *o = or_nothing(f(*x, *y));
     }
 }
 

@@ -345,7 +345,7 @@ impl Trainer {
         let mut loss = segmentation_loss(&logits, &target, mode)?;
         if let Some(teacher) = &self.teacher {
             let answers: Vec<Vec<u8>> = teacher
-                .maps(&batch.samples, MaskMode::Sigmoid, Views::Four)?
+                .maps(&batch.samples, MaskMode::Sigmoid, Views::Four, self.autocast())?
                 .into_iter()
                 .map(|map| {
                     let whole = Rect::whole(map.width, map.height);
@@ -360,11 +360,8 @@ impl Trainer {
     }
 
     fn update_average(&mut self) -> Result<()> {
-        let ramp = if self.config.ema_ramp && self.config.ema > 0.0 {
-            (1.0 + self.step as f64) / (10.0 + self.step as f64)
-        } else {
-            1.0
-        };
+        let step = self.step as f64;
+        let ramp = if self.config.ema_ramp { (1.0 + step) / (10.0 + step) } else { 1.0 };
         let keep = self.config.ema.min(ramp);
         for (name, var) in self.params.trained() {
             if let Some(average) = self.average.get_mut(name) {
