@@ -4,13 +4,15 @@
 //!     cargo bench --bench networks -- generator       # cases whose name holds a word
 //!     cargo bench --bench networks -- --serve         # one run for each case named on a line of standard input
 //!     cargo bench --bench networks -- --dump DIR      # weights, input and output of each network, as safetensors
+//!     AUTOSAM_BENCH_DEVICE=cuda AUTOSAM_BENCH_PRECISION=bf16 cargo bench --features cuda --bench networks
 //!
 //! `benches/pytorch.py` runs the same cases in PyTorch beside this program.
 
 use autosam::data::loader::Batch;
 use autosam::engine::segmenter::{ProbMap, Sample, Segmenter};
 use autosam::generator::{Generator, GeneratorConfig};
-use autosam::model::{self, AutoSam, MaskMode, ModelConfig, ModelOptions};
+use autosam::model::{self, AutoSam, DeviceChoice, MaskMode, ModelConfig, ModelOptions, Precision};
+use autosam::ops::autocast;
 use autosam::sam::{Prompts, Sam, SamConfig};
 use autosam::train::params::initialise;
 use autosam::train::prompts::PromptMix;
@@ -29,7 +31,12 @@ static ALLOCATOR: autosam::process::Allocator = autosam::process::Allocator;
 type Failure = Box<dyn std::error::Error>;
 type Outcome<T> = Result<T, Failure>;
 
-const CASES: [&str; 9] = [
+const CASES: [&str; 12] = [
+    // Only where they are asked for.
+    "vit_h_1024",
+    // From the bytes of a frame of 1080p, reduced, to the bytes of its mask.
+    "frame_vit_h",
+    "frame_vit_b",
     "vit_b_1024",
     "tiny_vit_1024",
     "mask_decoder_64",
@@ -66,14 +73,23 @@ fn main() -> Outcome<()> {
             }
         }
         ["--dump", dir] => {
-            for name in CASES.iter().filter(|n| !n.starts_with("train") && !n.ends_with("_x4")) {
+            for name in
+                CASES.iter().filter(|n| !n.starts_with("train") && !n.ends_with("_x4") && !on_a_gpu(n))
+            {
                 dump(name, Path::new(dir))?;
             }
         }
         words => {
-            for name in CASES.iter().filter(|n| words.is_empty() || words.iter().any(|w| n.contains(w))) {
+            for name in CASES
+                .iter()
+                .filter(|n| !words.is_empty() || !on_a_gpu(n))
+                .filter(|n| words.is_empty() || words.iter().any(|w| n.contains(w)))
+            {
                 let mut case = Case::open(name, scratch.path())?;
-                case.run()?;
+                // A GPU's inference is recorded after a few.
+                for _ in 0..if place()?.0.is_cpu() { 1 } else { 5 } {
+                    case.run()?;
+                }
                 let mut times = (0..5).map(|_| case.time()).collect::<Outcome<Vec<_>>>()?;
                 times.sort_by(f64::total_cmp);
                 report(name, times[times.len() / 2]);
@@ -81,6 +97,11 @@ fn main() -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// Cases of minutes on a CPU.
+fn on_a_gpu(case: &str) -> bool {
+    case.starts_with("vit_h") || case.starts_with("frame_")
 }
 
 fn report(case: &str, seconds: f64) {
@@ -103,6 +124,36 @@ fn side() -> Outcome<usize> {
     Ok(ModelConfig::of(&model::checkpoint(None)?)?.sam.image_size)
 }
 
+/// Where the cases run, and the type of their products there (`AUTOSAM_BENCH_DEVICE`, `AUTOSAM_BENCH_PRECISION`).
+fn place() -> Outcome<(Device, Option<DType>)> {
+    let device = match std::env::var("AUTOSAM_BENCH_DEVICE").as_deref() {
+        Ok("cuda") => DeviceChoice::Cuda(0).resolve()?,
+        Ok("cpu") | Err(_) => Device::Cpu,
+        Ok(other) => return Err(format!("AUTOSAM_BENCH_DEVICE={other}: cpu or cuda").into()),
+    };
+    let products = match std::env::var("AUTOSAM_BENCH_PRECISION").as_deref() {
+        Ok("bf16") => Some(DType::BF16),
+        Ok("f16") => Some(DType::F16),
+        Ok("f32") | Err(_) => None,
+        Ok(other) => return Err(format!("AUTOSAM_BENCH_PRECISION={other}: f32, f16 or bf16").into()),
+    };
+    Ok((device, products))
+}
+
+/// [`place`] as a model is opened by it.
+fn options() -> Outcome<ModelOptions> {
+    let (device, products) = place()?;
+    Ok(ModelOptions {
+        device: if device.is_cpu() { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) },
+        precision: match products {
+            None => Precision::F32,
+            Some(DType::BF16) => Precision::Bf16,
+            Some(_) => Precision::F16,
+        },
+        ..ModelOptions::default()
+    })
+}
+
 /// One network on one input, or one training step.
 enum Case {
     Network { run: Box<Run>, x: Tensor },
@@ -116,16 +167,16 @@ impl Case {
     fn open(name: &str, scratch: &Path) -> Outcome<Self> {
         match name {
             "shipped" => {
-                let segmenter = model::open(None, &ModelOptions::default())?;
+                let segmenter = model::open(None, &options()?)?;
                 Ok(Self::Shipped(segmenter, frames(1, side()?).samples.remove(0)))
             }
             "shipped_x4" => {
-                let model = AutoSam::from_checkpoint(&model::checkpoint(None)?, &Device::Cpu)?;
+                let model = AutoSam::from_checkpoint(&model::checkpoint(None)?, &place()?.0)?;
                 Ok(Self::Batch(Box::new(model), frames(4, side()?).samples))
             }
             "train_generator" => {
                 let config = TrainConfig { batch: BATCH, views: 1, ..TrainConfig::default() };
-                let mut trainer = Trainer::new(&config, None, &Device::Cpu)?;
+                let mut trainer = Trainer::new(&config, None, &place()?.0)?;
                 trainer.cache_embeddings(&scratch.join("cache"), BATCH, 1 << 30)?;
                 Ok(Self::Step(Box::new(trainer), vec![frames(BATCH, side()?)]))
             }
@@ -140,13 +191,20 @@ impl Case {
                     ..TrainConfig::default()
                 };
                 Ok(Self::Step(
-                    Box::new(Trainer::new(&config, None, &Device::Cpu)?),
+                    Box::new(Trainer::new(&config, None, &place()?.0)?),
                     vec![frames(BATCH, image_size)],
                 ))
             }
+            "frame_vit_h" | "frame_vit_b" => {
+                let segmenter =
+                    model::open_checkpoint(&model::untrained(&name["frame_".len()..])?, &options()?)?;
+                let frame = frames(1, 1024).samples.remove(0);
+                let rgb = frame.rgb[..576 * 1024 * 3].to_vec();
+                Ok(Self::Shipped(segmenter, Sample { width: 1024, height: 576, rgb }))
+            }
             _ => {
                 let (run, x, _) = network(name)?;
-                Ok(Self::Network { run, x })
+                Ok(Self::Network { run, x: x.to_device(&place()?.0)? })
             }
         }
     }
@@ -154,7 +212,12 @@ impl Case {
     fn run(&mut self) -> Outcome<()> {
         match self {
             Self::Network { run, x } => {
-                rayon::scope(|_| run(x))?;
+                if x.device().is_cpu() {
+                    rayon::scope(|_| run(x))?;
+                } else {
+                    run(x)?;
+                    x.device().synchronize()?;
+                }
             }
             Self::Shipped(segmenter, sample) => segmenter.segment(sample, &mut ProbMap::default())?,
             Self::Batch(model, samples) => {
@@ -204,27 +267,32 @@ type Network = (Box<Run>, Tensor, HashMap<String, Tensor>);
 
 /// A network in inference, its input, and its weights.
 fn network(name: &str) -> Outcome<Network> {
+    let (device, products) = place()?;
     let sam = |config: SamConfig| -> Outcome<(Sam, HashMap<String, Tensor>)> {
         let tensors = initialise(&shapes_of(|vb| Sam::load(&config, vb))?, 0)?;
-        let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &device);
         let mut sam = Sam::load(&config, vb)?;
-        sam.fold()?;
+        autocast(products, || sam.fold())?;
         Ok((sam, tensors))
     };
     let generator = |config: GeneratorConfig, grid: usize| -> Outcome<Network> {
         let tensors = initialise(&shapes_of(|vb| Generator::load(&config, vb))?, 0)?;
-        let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &device);
         let mut generator = Generator::load(&config, vb)?;
-        generator.fold()?;
+        autocast(products, || generator.fold())?;
         let x = noise(&[1, 3, config.input_size, config.input_size])?;
-        Ok((Box::new(move |x| generator.forward(x, grid, false)), x, tensors))
+        Ok((Box::new(move |x| autocast(products, || generator.forward(x, grid, false))), x, tensors))
     };
     match name {
-        "vit_b_1024" | "tiny_vit_1024" => {
-            let config = if name == "vit_b_1024" { SamConfig::vit_b() } else { SamConfig::mobile_sam() };
+        "vit_h_1024" | "vit_b_1024" | "tiny_vit_1024" => {
+            let config = match name {
+                "vit_h_1024" => SamConfig::vit_h(),
+                "vit_b_1024" => SamConfig::vit_b(),
+                _ => SamConfig::mobile_sam(),
+            };
             let (sam, tensors) = sam(config)?;
             let x = noise(&[1, 3, 1024, 1024])?;
-            Ok((Box::new(move |x| sam.encode_image(x, false)), x, tensors))
+            Ok((Box::new(move |x| autocast(products, || sam.encode_image(x, false))), x, tensors))
         }
         "mask_decoder_64" => {
             let (sam, tensors) = sam(SamConfig::mobile_sam())?;
@@ -233,7 +301,7 @@ fn network(name: &str) -> Outcome<Network> {
             let run = move |x: &Tensor| {
                 let (sparse, _) = sam.prompt_encoder.forward(&Prompts::default(), 1)?;
                 let (embeddings, dense) = (x.narrow(0, 0, 1)?, x.narrow(0, 1, 1)?);
-                sam.mask_decoder.mask_logits(&embeddings, &dense_pe, &sparse, &dense)
+                autocast(products, || sam.mask_decoder.mask_logits(&embeddings, &dense_pe, &sparse, &dense))
             };
             Ok((Box::new(run), x, tensors))
         }
@@ -258,7 +326,7 @@ fn dump(name: &str, dir: &Path) -> Outcome<()> {
         tensors
     } else {
         let (run, x, mut tensors) = network(name)?;
-        tensors.insert("y".into(), run(&x)?);
+        tensors.insert("y".into(), run(&x.to_device(&place()?.0)?)?.to_device(&Device::Cpu)?);
         tensors.insert("x".into(), x);
         tensors
     };

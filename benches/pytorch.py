@@ -3,6 +3,7 @@
 
     cargo build --release --bench networks
     python3 benches/pytorch.py [--rounds 5] [--compare] [CASE ...]
+    python3 benches/pytorch.py --device cuda --precision bf16 [--compile]     # and a build with the feature cuda
 
 Runs of both alternate; the table gives medians and the ratio ours / PyTorch. `--compare` checks instead that both compute
 the same: our weights and inputs in PyTorch, relative error of the outputs. Needs torch, numpy, safetensors; eager, f32,
@@ -63,17 +64,29 @@ class VitAttention(nn.Module):
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
 
+    def table(self, rel_pos, n):
+        """Rows for the distances from every place to every other; their numbers kept where the tensors are."""
+        if not hasattr(self, "places"):
+            self.places = {}
+        if n not in self.places:
+            self.places[n] = (torch.arange(n)[:, None] - torch.arange(n)[None, :] + n - 1).to(rel_pos.device)
+        return rel_pos[self.places[n]]
+
     def forward(self, x):
         b, h, w, c = x.shape
         qkv = self.qkv(x).view(b, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4).reshape(3, b * self.heads, h * w, -1)
         q, k, v = qkv.unbind(0)
-        at = lambda n: torch.arange(n)[:, None] - torch.arange(n)[None, :] + n - 1
         q4 = q.view(-1, h, w, q.shape[-1])
-        rows = torch.einsum("bhwc,hkc->bhwk", q4, self.rel_pos_h[at(h)])
-        cols = torch.einsum("bhwc,wkc->bhwk", q4, self.rel_pos_w[at(w)])
-        scores = (q * self.scale) @ k.transpose(1, 2)
-        scores = (scores.view(-1, h, w, h, w) + rows[..., None] + cols[:, :, :, None, :]).view(-1, h * w, h * w)
-        y = scores.softmax(-1) @ v
+        rows = torch.einsum("bhwc,hkc->bhwk", q4, self.table(self.rel_pos_h, h))
+        cols = torch.einsum("bhwc,wkc->bhwk", q4, self.table(self.rel_pos_w, w))
+        if x.is_cuda:
+            bias = (rows[..., None] + cols[:, :, :, None, :]).reshape(b, self.heads, h * w, h * w)
+            split = lambda t: t.view(b, self.heads, h * w, -1)
+            y = F.scaled_dot_product_attention(split(q), split(k), split(v), attn_mask=bias.to(q.dtype), scale=self.scale)
+        else:
+            scores = (q * self.scale) @ k.transpose(1, 2)
+            scores = (scores.view(-1, h, w, h, w) + rows[..., None] + cols[:, :, :, None, :]).view(-1, h * w, h * w)
+            y = scores.softmax(-1) @ v
         return self.proj(y.view(b, self.heads, h, w, -1).permute(0, 2, 3, 1, 4).reshape(b, h, w, c))
 
 
@@ -444,6 +457,21 @@ def generator(name):
     return Generator(HarDNet([16, 24], 1.6, [8, 10, 14, 20], [4, 8, 8, 8], [40, 64, 96, 160], [1, 0, 1, 0]), 1, 96)
 
 
+class Whole(nn.Module):
+    """A published SAM, the generator that `train` makes before it."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.sam = nn.Module()
+        self.sam.image_encoder, self.sam.mask_decoder = encoder, MaskDecoder()
+        self.generator = generator("tiny")
+        self.register_buffer("pe", dense_pe(torch.randn(2, 128), 64))
+
+    def forward(self, x):
+        small = F.interpolate(x, (192, 192), mode="bilinear", align_corners=True)
+        return self.sam.mask_decoder(self.sam.image_encoder(x), self.pe, self.generator(small, 64))
+
+
 class Shipped(nn.Module):
     """Generator and small SAM of the shipped model; `side` is the generator's input in pixels."""
 
@@ -526,6 +554,10 @@ class Step:
 
 
 def network(name):
+    if name.startswith("frame_"):
+        return Whole(network(name.removeprefix("frame_") + "_1024"))
+    if name == "vit_h_1024":
+        return Vit(1280, 32, 16, global_blocks=(7, 15, 23, 31))
     if name == "vit_b_1024":
         return Vit()
     if name == "tiny_vit_1024":
@@ -537,11 +569,41 @@ def network(name):
     return generator(name.split("_")[0])
 
 
-def case(name):
+def case(name, device="cpu", precision="f32", compiled=False):
     """A function that runs the case once."""
     if name.startswith("train_"):
         return Step(name.removeprefix("train_"))
     net = network(name).eval()
+    if device != "cpu":
+        # Weights in the products' type, as ours.
+        dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[precision]
+        net = net.to(device, dtype)
+        if compiled:
+            with torch.inference_mode():  # what the first run keeps must not be a graph's
+                side = 1024 if name.endswith("_1024") or name.startswith("frame_") else 64
+                net(torch.rand(1, 3, side, side, device=device, dtype=dtype))
+            net = torch.compile(net, mode="reduce-overhead")
+        if name.startswith("frame_"):
+            frame = frames(1, 1024)[0][:, :576]
+
+            def run():
+                with torch.inference_mode():
+                    x = (torch.from_numpy(frame).to(device).permute(0, 3, 1, 2).float() - MEAN.to(device)) / STD.to(device)
+                    logits = net(F.pad(x, (0, 0, 0, 1024 - 576)).to(dtype)).float()
+                    p = F.interpolate(logits, (1024, 1024), mode="bilinear", align_corners=False).sigmoid()
+                    return (p * 255 + 0.5).to(torch.uint8).cpu().numpy()
+            return run
+        side = 1024 if name.endswith("_1024") else int(name.split("_")[-1])
+        if name == "mask_decoder_64":
+            args = [torch.rand(1, 256, 64, 64, device=device, dtype=dtype) for _ in range(3)]
+        else:
+            args = [torch.rand(1, 3, side, side, device=device, dtype=dtype)] + ([64] if name.startswith("hardnet") else [])
+
+        def run():
+            with torch.inference_mode():
+                net(*args)
+            torch.cuda.synchronize()
+        return run
     if name == "shipped":
         rgb = frames(1)[0]
 
@@ -570,8 +632,12 @@ def case(name):
 CASES = ["vit_b_1024", "tiny_vit_1024", "mask_decoder_64", "hardnet85_352", "hardnet68_256", "shipped",
          "train_generator", "train_sam"]
 
+GPU_CASES = ["frame_vit_h", "frame_vit_b", "vit_h_1024", "vit_b_1024", "tiny_vit_1024", "mask_decoder_64", "hardnet85_352"]
+
 
 def binary():
+    if "AUTOSAM_BENCH" in os.environ:
+        return os.environ["AUTOSAM_BENCH"]
     found = glob.glob(os.path.join(ROOT, "target/release/deps/networks-*"))
     found = [f for f in found if os.access(f, os.X_OK) and not f.endswith(".d") and os.path.isfile(f)]
     if not found:
@@ -611,17 +677,27 @@ def compare(names):
             print(f"| {name} | {error:.1e} |", flush=True)
 
 
-def race(names, rounds):
-    ours = subprocess.Popen([binary(), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def race(names, rounds, device, precision, compiled):
+    place = {"AUTOSAM_BENCH_DEVICE": device, "AUTOSAM_BENCH_PRECISION": precision}
+    ours = subprocess.Popen([binary(), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                            env=os.environ | place)
+
+    def once(name):
+        ours.stdin.write(name + "\n")
+        ours.stdin.flush()
+        return json.loads(ours.stdout.readline())["seconds"]
+
     print(f"| case | ours, ms | PyTorch {torch.__version__}, ms | ours / PyTorch |\n|---|---|---|---|")
     for name in names:
-        theirs = case(name)
-        theirs()
+        theirs = case(name, device, precision, compiled)
+        # Where both record their work as graphs, they do so in their first runs.
+        for _ in range(5 if device != "cpu" else 1):
+            theirs()
+            if device != "cpu":
+                once(name)
         a, b = [], []
         for _ in range(rounds):
-            ours.stdin.write(name + "\n")
-            ours.stdin.flush()
-            a.append(json.loads(ours.stdout.readline())["seconds"])
+            a.append(once(name))
             start = time.perf_counter()
             theirs()
             b.append(time.perf_counter() - start)
@@ -634,12 +710,17 @@ def main():
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all where none is named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["f32", "bf16", "f16"], default="f32", help="of products, on a GPU")
+    parser.add_argument("--compile", action="store_true", help="torch.compile with CUDA graphs, on a GPU")
     parser.add_argument("--compare", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    names = args.cases or CASES
-    compare(names) if args.compare else race(names, args.rounds)
+    names = args.cases or (CASES if args.device == "cpu" else GPU_CASES)
+    if args.compare:
+        return compare(names)
+    race(names, args.rounds, args.device, args.precision, args.compile)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
 //! AutoSAM (arXiv 2306.06370): a frozen SAM whose dense prompt a small network makes. Frame in, logits and
 //! mask out; the same code for live video, files, training and evaluation.
 
+#[cfg(feature = "cuda")]
+mod graph;
+
 use crate::engine::segmenter::{Mirror, ProbMap, Sample, Segmenter};
 use crate::generator::{Generator, GeneratorConfig};
 use crate::ops;
 use crate::sam::{Prompts, Sam, SamConfig};
+use crate::train::TrainConfig;
 use crate::train::losses::min_max;
+use crate::train::params::initialise;
 use crate::weights::{self, Checkpoint};
 use crate::{Error, Result};
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -68,12 +74,30 @@ fn cuda(id: usize) -> Result<Device> {
             "cuda device {id}: no driver ({e}); install NVIDIA's, or use the CPU"
         )));
     }
-    match std::panic::catch_unwind(|| Device::new_cuda(id)) {
-        Ok(device) => device.map_err(|e| {
+    /// One of each, and one stream of each, in the process.
+    static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+    let mut opened = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = opened.get(&id) {
+        return Ok(device.clone());
+    }
+    let open = || -> candle_core::Result<Device> {
+        // A stream of its own: the driver's default stream cannot be recorded.
+        let device = Device::new_cuda_with_stream(id)?;
+        #[cfg(feature = "cuda")]
+        graph::settle(device.as_cuda_device()?)?;
+        Ok(device)
+    };
+    match std::panic::catch_unwind(open) {
+        Ok(Ok(device)) => {
+            opened.insert(id, device.clone());
+            Ok(device)
+        }
+        Ok(Err(e)) => {
             // The first line: with RUST_BACKTRACE candle's errors carry a backtrace.
             let text = e.to_string();
-            Error::invalid(format!("cuda device {id}: {}", text.lines().next().unwrap_or("unknown error")))
-        }),
+            let text = text.lines().next().unwrap_or("unknown error");
+            Err(Error::invalid(format!("cuda device {id}: {text}")))
+        }
         Err(_) => Err(Error::invalid(format!(
             "cuda device {id}: the driver is too old or broken; install a newer one, or use the CPU"
         ))),
@@ -91,7 +115,7 @@ pub enum Precision {
 
 impl Precision {
     /// The type for [`ops::autocast`] on `device`. A CPU computes in f32, where our kernels are; a warning says so.
-    fn on(self, device: &Device) -> Option<DType> {
+    pub(crate) fn on(self, device: &Device) -> Option<DType> {
         let dtype = match self {
             Self::F32 => return None,
             Self::F16 => DType::F16,
@@ -289,12 +313,20 @@ impl AutoSam {
 
     /// Builds the model from a checked weight file, for inference: batch norms are folded into convolutions.
     pub fn from_checkpoint(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        Self::prepared(checkpoint, device, None)
+    }
+
+    /// [`Self::from_checkpoint`], its weights in the type of the products they are for ([`ops::autocast`]).
+    pub(crate) fn prepared(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        products: Option<DType>,
+    ) -> Result<Self> {
         let config = ModelConfig::of(checkpoint)?;
         checkpoint.check(&config.parameter_shapes()?)?;
         let vb = VarBuilder::from_tensors(checkpoint.tensors.clone(), DType::F32, device);
         let mut model = Self::load(&config, vb)?;
-        model.sam.fold()?;
-        model.generator.fold()?;
+        ops::autocast(products, || model.sam.fold().and_then(|()| model.generator.fold()))?;
         Ok(model)
     }
 
@@ -325,7 +357,7 @@ impl AutoSam {
     pub fn dense_prompt(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let side = self.generator.input_size();
         let x = if side == self.image_size { x.clone() } else { ops::resize_bilinear(x, side, side, true)? };
-        Ok(self.generator.forward(&x, self.dense_pe.dim(2)?, train)?)
+        Ok(self.generator.forward(&x, self.dense_pe.dim(2)?, train)?.to_dtype(DType::F32)?)
     }
 
     /// SAM's mask for embeddings and dense prompts, with no sparse prompt: the first mask token's logits, calibrated,
@@ -335,6 +367,7 @@ impl AutoSam {
         let n = embeddings.dim(0)?;
         let (sparse, _) = self.sam.prompt_encoder.forward(&Prompts::default(), n)?;
         let logits = self.sam.mask_decoder.mask_logits(embeddings, &self.dense_pe, &sparse, dense_prompt)?;
+        let logits = logits.to_dtype(DType::F32)?;
         let Calibration { scale, bias } = self.calibration;
         Ok(if self.calibration.is_none() { logits } else { logits.affine(scale.into(), bias.into())? })
     }
@@ -427,16 +460,21 @@ fn normalise(samples: &[Sample], size: usize) -> candle_core::Result<Tensor> {
 
 /// [`preprocess`] on a GPU: bytes go over, a quarter of what floats would be, and become floats there.
 fn upload(samples: &[Sample], size: usize, device: &Device) -> candle_core::Result<Tensor> {
-    let channel = |values: [f32; 3]| Tensor::new(&values, device)?.reshape((3, 1, 1));
+    let images = samples.iter().map(|sample| {
+        normalise_bytes(&Tensor::from_slice(&sample.rgb, (sample.height, sample.width, 3), device)?, size)
+    });
+    Tensor::cat(&images.collect::<candle_core::Result<Vec<_>>>()?, 0)
+}
+
+/// [`preprocess`] of one picture's bytes `[H, W, 3]`, where they are.
+fn normalise_bytes(rgb: &Tensor, size: usize) -> candle_core::Result<Tensor> {
+    let channel = |values: [f32; 3]| Tensor::new(&values, rgb.device())?.reshape((3, 1, 1));
     let scale = channel(PIXEL_STD.map(|std| 1.0 / std))?;
     let shift = channel(std::array::from_fn(|c| -PIXEL_MEAN[c] / PIXEL_STD[c]))?;
-    let images = samples.iter().map(|sample| {
-        let (w, h) = (sample.width, sample.height);
-        let rgb = Tensor::from_slice(&sample.rgb, (h, w, 3), device)?.permute((2, 0, 1))?;
-        let x = rgb.to_dtype(DType::F32)?.broadcast_mul(&scale)?.broadcast_add(&shift)?;
-        x.pad_with_zeros(1, 0, size - h)?.pad_with_zeros(2, 0, size - w)
-    });
-    Tensor::stack(&images.collect::<candle_core::Result<Vec<_>>>()?, 0)
+    let (h, w, _) = rgb.dims3()?;
+    let rgb = rgb.permute((2, 0, 1))?.to_dtype(DType::F32)?;
+    let x = rgb.broadcast_mul(&scale)?.broadcast_add(&shift)?;
+    x.pad_with_zeros(1, 0, size - h)?.pad_with_zeros(2, 0, size - w)?.unsqueeze(0)
 }
 
 /// Probability maps of the samples that gave `logits [N, 1, 4g, 4g]`: enlarged to the network's `size`
@@ -447,20 +485,30 @@ pub fn probabilities(
     size: usize,
     mode: MaskMode,
 ) -> Result<Vec<ProbMap>> {
-    let s = size;
-    let enlarge = |t: &Tensor| ops::resize_bilinear(t, s, s, false);
+    let all = probability_bytes(logits, size, mode)?.flatten_all()?.to_vec1::<u8>()?;
+    Ok(samples
+        .iter()
+        .zip(all.chunks_exact(size * size))
+        .map(|(sample, p)| cropped(p, size, sample))
+        .collect())
+}
+
+/// Probabilities of `logits [N, 1, 4g, 4g]`, `[N, 1, size, size]`, 255 for 1. Rounded to bytes where they are: what comes over from a
+/// GPU is a quarter of the floats.
+fn probability_bytes(logits: &Tensor, size: usize, mode: MaskMode) -> candle_core::Result<Tensor> {
+    let enlarge = |t: &Tensor| ops::resize_bilinear(t, size, size, false);
     let p = match mode {
         MaskMode::Sigmoid => ops::activate(&enlarge(logits)?, ops::Activation::Sigmoid)?,
         MaskMode::MinMax => enlarge(&min_max(logits)?)?,
     };
-    // Rounded to bytes where they are: what comes over from a GPU is a quarter of the floats.
-    let all = p.affine(255.0, 0.5)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
-    let maps = samples.iter().zip(all.chunks_exact(s * s)).map(|(sample, p)| ProbMap {
-        width: sample.width,
-        height: sample.height,
-        data: p.chunks_exact(s).take(sample.height).flat_map(|row| &row[..sample.width]).copied().collect(),
-    });
-    Ok(maps.collect())
+    p.affine(255.0, 0.5)?.to_dtype(DType::U8)
+}
+
+/// The part of a map `p`, `size` pixels a side, that belongs to `sample`.
+fn cropped(p: &[u8], size: usize, sample: &Sample) -> ProbMap {
+    let rows = p.chunks_exact(size).take(sample.height);
+    let data = rows.flat_map(|row| &row[..sample.width]).copied().collect();
+    ProbMap { width: sample.width, height: sample.height, data }
 }
 
 /// An [`AutoSam`] as the engine sees it.
@@ -470,6 +518,40 @@ struct AutoSamSegmenter {
     views: Views,
     /// See [`Precision::on`].
     products: Option<DType>,
+    #[cfg(feature = "cuda")]
+    recorder: graph::Recorder,
+}
+
+impl AutoSamSegmenter {
+    fn new(model: Arc<AutoSam>, options: &ModelOptions, products: Option<DType>) -> Self {
+        Self {
+            model,
+            mask_mode: options.mask_mode,
+            views: options.views,
+            products,
+            #[cfg(feature = "cuda")]
+            recorder: graph::Recorder::default(),
+        }
+    }
+
+    /// On a GPU, on this thread alone: one view is recorded and replayed.
+    fn on_a_gpu(&mut self, sample: &Sample) -> Result<Vec<ProbMap>> {
+        /// A GPU's stream takes one inference at a time: one that is being recorded would take in another's.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let model = self.model.clone();
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(device), Views::One) = (&model.device, self.views) {
+            let (size, products, mode) = (model.image_size, self.products, self.mask_mode);
+            let compute = |rgb: &Tensor| -> Result<Tensor> {
+                let x = normalise_bytes(rgb, size)?;
+                Ok(probability_bytes(&ops::autocast(products, || model.forward(&x))?, size, mode)?)
+            };
+            let map = self.recorder.run(device, &sample.rgb, (sample.width, sample.height), compute)?;
+            return Ok(vec![cropped(&map, size, sample)]);
+        }
+        model.maps(std::slice::from_ref(sample), self.mask_mode, self.views, self.products)
+    }
 }
 
 impl Segmenter for AutoSamSegmenter {
@@ -478,9 +560,13 @@ impl Segmenter for AutoSamSegmenter {
     }
 
     fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()> {
-        let samples = std::slice::from_ref(sample);
-        // Inside the pool: from outside, every kernel would be handed over and waited for.
-        let maps = rayon::scope(|_| self.model.maps(samples, self.mask_mode, self.views, self.products))?;
+        let maps = if self.model.device.is_cpu() {
+            let samples = std::slice::from_ref(sample);
+            // Inside the pool: from outside, every kernel would be handed over and waited for.
+            rayon::scope(|_| self.model.maps(samples, self.mask_mode, self.views, self.products))?
+        } else {
+            self.on_a_gpu(sample)?
+        };
         if let Some(map) = maps.into_iter().next_back() {
             *out = map;
         }
@@ -496,36 +582,63 @@ pub fn checkpoint(location: Option<&Path>) -> Result<Checkpoint> {
     }
 }
 
+/// A SAM as published and the generator that `train` makes, weights drawn at random: it knows nothing, and takes as long as one that
+/// does.
+///
+/// # Errors
+/// For a name that is none of `vit_h`, `vit_l`, `vit_b` and `mobile_sam`.
+pub fn untrained(sam: &str) -> Result<Checkpoint> {
+    let sam = match sam {
+        "vit_h" => SamConfig::vit_h(),
+        "vit_l" => SamConfig::vit_l(),
+        "vit_b" => SamConfig::vit_b(),
+        "mobile_sam" => SamConfig::mobile_sam(),
+        other => {
+            return Err(Error::invalid(format!("{other:?} is none of vit_h, vit_l, vit_b, mobile_sam")));
+        }
+    };
+    let generator = GeneratorConfig::tiny(TrainConfig::default().generator_input, sam.embed_channels);
+    // No mask at all: one of noise, in a thousand pieces, would take longer to draw than any.
+    let calibration = Calibration { scale: 0.0, bias: -8.0 };
+    let config = ModelConfig { sam, generator, calibration };
+    let tensors = initialise(&config.parameter_shapes()?, 0)?;
+    let path = PathBuf::from("untrained weights");
+    let mut checkpoint = Checkpoint { path, tensors, metadata: HashMap::new() };
+    config.note(&mut checkpoint)?;
+    Ok(checkpoint)
+}
+
 /// What an open model was made of. A file that was replaced since is another.
 #[derive(Debug, PartialEq)]
 struct Origin {
     file: Option<(PathBuf, SystemTime, u64)>,
     device: DeviceLocation,
+    products: Option<DType>,
 }
 
 impl Origin {
-    fn of(location: Option<&Path>, device: &Device) -> Result<Self> {
+    fn of(location: Option<&Path>, device: &Device, products: Option<DType>) -> Result<Self> {
         let file = location.map(|path| {
             let whole = path.canonicalize()?;
             let data = whole.metadata()?;
             Ok((whole, data.modified()?, data.len()))
         });
         let file = file.transpose().map_err(|e| Error::io(location.unwrap_or(Path::new("")), e))?;
-        Ok(Self { file, device: device.location() })
+        Ok(Self { file, device: device.location(), products })
     }
 }
 
-/// The model of `location` on `device`: one copy of its weights in the process, for as long as anybody uses it.
-fn shared(location: Option<&Path>, device: &Device) -> Result<Arc<AutoSam>> {
+/// The model of `location` on `device`, prepared for `products`: one copy of its weights in the process, for as long as anybody uses it.
+fn shared(location: Option<&Path>, device: &Device, products: Option<DType>) -> Result<Arc<AutoSam>> {
     static OPEN: Mutex<Vec<(Origin, Weak<AutoSam>)>> = Mutex::new(Vec::new());
-    let origin = Origin::of(location, device)?;
+    let origin = Origin::of(location, device, products)?;
     // Held while loading, so that two who want the same load it once. A panic in here leaves the list whole.
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     open.retain(|(_, model)| model.strong_count() > 0);
     if let Some(model) = open.iter().find(|(o, _)| *o == origin).and_then(|(_, model)| model.upgrade()) {
         return Ok(model);
     }
-    let model = Arc::new(AutoSam::from_checkpoint(&checkpoint(location)?, device)?);
+    let model = Arc::new(AutoSam::prepared(&checkpoint(location)?, device, products)?);
     open.push((origin, Arc::downgrade(&model)));
     Ok(model)
 }
@@ -534,9 +647,17 @@ fn shared(location: Option<&Path>, device: &Device) -> Result<Arc<AutoSam>> {
 /// on the same device shares its weights.
 pub fn open(location: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
     let device = options.device.resolve()?;
-    let model = shared(location, &device)?;
     let products = options.precision.on(&device);
-    Ok(Box::new(AutoSamSegmenter { model, mask_mode: options.mask_mode, views: options.views, products }))
+    let model = shared(location, &device, products)?;
+    Ok(Box::new(AutoSamSegmenter::new(model, options, products)))
+}
+
+/// [`open`] of weights that are in memory, shared with nobody.
+pub fn open_checkpoint(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
+    let device = options.device.resolve()?;
+    let products = options.precision.on(&device);
+    let model = Arc::new(AutoSam::prepared(checkpoint, &device, products)?);
+    Ok(Box::new(AutoSamSegmenter::new(model, options, products)))
 }
 
 #[cfg(test)]
@@ -623,6 +744,59 @@ mod tests {
         assert!("3".parse::<Views>().unwrap_err().to_string().contains("1, 2, 4"));
     }
 
+    /// Eagerly and replayed as a graph, in f32 and in 16 bits.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_answers_as_the_cpu() {
+        let side = ModelConfig::of(&checkpoint(None).unwrap()).unwrap().sam.image_size;
+        let (width, height) = (side, side - 60);
+        let sample = |centre: f32| {
+            let inside = |i: usize| ((i % width) as f32 - centre).hypot((i / width) as f32 - 80.0) < 45.0;
+            let pixel = |i: usize| if inside(i) { [205, 110, 95] } else { [150 + (i % 13) as u8, 70, 60] };
+            Sample { width, height, rgb: (0..width * height).flat_map(pixel).collect() }
+        };
+        let answer = |device, precision, views, centres: &[f32]| -> Result<Vec<Vec<u8>>> {
+            let options = ModelOptions { device, precision, views, ..ModelOptions::default() };
+            let mut segmenter = open(None, &options)?;
+            let mut map = ProbMap::default();
+            let mut of =
+                |centre: &f32| segmenter.segment(&sample(*centre), &mut map).map(|()| map.data.clone());
+            centres.iter().map(&mut of).collect()
+        };
+        let recorded = |precision| {
+            let options =
+                ModelOptions { device: DeviceChoice::Cuda(0), precision, ..ModelOptions::default() };
+            let device = options.device.resolve().unwrap();
+            let products = precision.on(&device);
+            let model = AutoSam::prepared(&checkpoint(None).unwrap(), &device, products).unwrap();
+            let mut segmenter = AutoSamSegmenter::new(Arc::new(model), &options, products);
+            (0..4).for_each(|_| segmenter.segment(&sample(90.0), &mut ProbMap::default()).unwrap());
+            segmenter.recorder.replays()
+        };
+        let centres = [90.0, 120.0, 150.0, 180.0, 90.0];
+        for views in [Views::One, Views::Two] {
+            let expected = answer(DeviceChoice::Cpu, Precision::F32, views, &centres).unwrap();
+            for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
+                let found = match answer(DeviceChoice::Cuda(0), precision, views, &centres) {
+                    Ok(found) => found,
+                    Err(e) => return eprintln!("SKIPPED: {e}"),
+                };
+                for (a, b) in found.iter().zip(&expected) {
+                    let (mut both, mut sum) = (0, 0);
+                    for (a, b) in a.iter().zip(b) {
+                        both += usize::from(*a > 127 && *b > 127);
+                        sum += usize::from(*a > 127) + usize::from(*b > 127);
+                        assert!(precision != Precision::F32 || a.abs_diff(*b) <= 2, "{views:?}: {a}, {b}");
+                    }
+                    let dice = 2.0 * both as f64 / sum as f64;
+                    assert!(sum > 1000 && dice >= 0.995, "{precision:?}, {views:?}: Dice {dice:.4}");
+                }
+                assert_eq!(found[0], found[4], "{precision:?}: eager and replayed");
+                assert!(views != Views::One || recorded(precision), "{precision:?}: not recorded");
+            }
+        }
+    }
+
     #[test]
     fn a_cpu_computes_in_f32() {
         assert_eq!(Precision::Bf16.on(&Device::Cpu), None);
@@ -635,7 +809,7 @@ mod tests {
         std::fs::write(&path, SHIPPED).unwrap();
         let copy = dir.path().join("copy.safetensors");
         std::fs::write(&copy, SHIPPED).unwrap();
-        let open = |path: &Path| shared(Some(path), &Device::Cpu).unwrap();
+        let open = |path: &Path| shared(Some(path), &Device::Cpu, None).unwrap();
         let (first, second, other) = (open(&path), open(&path), open(&copy));
         assert!(Arc::ptr_eq(&first, &second) && !Arc::ptr_eq(&first, &other));
         // Nobody holds what nobody uses, and a file that has changed is opened anew.
@@ -645,7 +819,7 @@ mod tests {
         let later = SystemTime::now() + std::time::Duration::from_secs(5);
         std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
         assert!(!Arc::ptr_eq(&first, &open(&path)));
-        let text = shared(Some(&dir.path().join("nowhere")), &Device::Cpu).unwrap_err().to_string();
+        let text = shared(Some(&dir.path().join("nowhere")), &Device::Cpu, None).unwrap_err().to_string();
         assert!(text.contains("nowhere"), "{text}");
     }
 }

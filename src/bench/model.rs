@@ -7,12 +7,15 @@ use crate::engine::{Engine, Settings};
 use crate::frame::Frame;
 use crate::frame::sample::Sampler;
 use crate::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
+use crate::ops;
 use crate::overlay::{Mark, OverlayMode};
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
 use candle_core::Device;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What is measured.
@@ -20,6 +23,8 @@ use std::time::{Duration, Instant};
 pub struct ModelBench {
     /// Weights; without, the shipped model.
     pub model: Option<PathBuf>,
+    /// Instead of it, see [`model::untrained`].
+    pub untrained: Option<String>,
     pub device: DeviceChoice,
     pub precision: Precision,
     pub views: Views,
@@ -68,8 +73,12 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         mask_mode: MaskMode::Sigmoid,
         views: bench.views,
     };
-    let location = bench.model.clone();
-    let opener = Box::new(move || model::open(location.as_deref(), &options));
+    let checkpoint = Arc::new(match &bench.untrained {
+        Some(sam) => model::untrained(sam)?,
+        None => model::checkpoint(bench.model.as_deref())?,
+    });
+    let weights = checkpoint.clone();
+    let opener = Box::new(move || model::open_checkpoint(&weights, &options));
     let mut engine = Engine::start(opener, Settings::default(), Box::new(|_| ()))?;
     let mut times = Vec::with_capacity(bench.frames);
     for (i, picture) in pictures.iter().cycle().take(WARM_UP + bench.frames).enumerate() {
@@ -87,7 +96,7 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         frames_per_s: times.len() as f64 / times.iter().sum::<Duration>().as_secs_f64(),
         p50_ms: whole.p50,
         p99_ms: whole.p99,
-        stages_ms: stages(bench, &pictures, &device)?,
+        stages_ms: stages(bench, &checkpoint, &pictures, &device)?,
         peak_memory_mb,
         frames: times.len(),
         size: format!("{width}x{height}"),
@@ -97,23 +106,24 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
 
 fn stages(
     bench: &ModelBench,
+    checkpoint: &Checkpoint,
     pictures: &[image::RgbImage],
     device: &Device,
 ) -> Result<BTreeMap<&'static str, f64>> {
-    let model = AutoSam::from_checkpoint(&model::checkpoint(bench.model.as_deref())?, device)?;
+    let products = bench.precision.on(device);
+    let model = AutoSam::prepared(checkpoint, device, products)?;
     let size = model.image_size();
     let mut sampler = Sampler::new(size);
     let mut samples = [Sample::default()];
     let mut clock = Clock { device, times: vec![Vec::new(); STAGES.len()] };
     for picture in pictures.iter().cycle().take(WARM_UP + bench.frames.min(50)) {
         let frame = Frame::rgb_image(picture);
-        // Inside the pool, as the engine's worker.
-        rayon::scope(|_| -> Result<()> {
+        let mut stages = || -> Result<()> {
             clock.time(0, || sampler.sample(&frame, &mut samples[0]))?;
             let x = clock.time(1, || model.preprocess(&samples))?;
-            let embedding = clock.time(2, || model.embed(&x))?;
-            let prompt = clock.time(3, || model.dense_prompt(&x, false))?;
-            let logits = clock.time(4, || model.decode(&embedding, &prompt))?;
+            let embedding = clock.time(2, || ops::autocast(products, || model.embed(&x)))?;
+            let prompt = clock.time(3, || ops::autocast(products, || model.dense_prompt(&x, false)))?;
+            let logits = clock.time(4, || ops::autocast(products, || model.decode(&embedding, &prompt)))?;
             let maps = clock.time(5, || model::probabilities(&logits, &samples, size, MaskMode::Sigmoid))?;
             let (width, height) = (frame.info.width, frame.info.height);
             clock.time(6, || {
@@ -123,7 +133,9 @@ fn stages(
                 }
                 Ok(())
             })
-        })?;
+        };
+        // Inside the pool, as the engine's worker; a GPU has its own.
+        if device.is_cpu() { rayon::scope(|_| stages())? } else { stages()? }
     }
     let median =
         |times: &Vec<Duration>| Percentiles::of(times.get(WARM_UP..).unwrap_or(times)).map(|p| p.p50);
@@ -154,6 +166,7 @@ mod tests {
     fn every_stage_is_timed() {
         let bench = ModelBench {
             model: None,
+            untrained: None,
             device: DeviceChoice::Cpu,
             precision: Precision::F32,
             views: Views::One,

@@ -28,6 +28,10 @@ struct ModelArgs {
     /// Weights made by `train`; without, the model that comes with the program
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// Instead of weights, random ones for a SAM as published (vit_h, vit_l, vit_b, mobile_sam) with the generator that `train` makes:
+    /// they take as long
+    #[arg(long, value_name = "SAM", conflicts_with = "model")]
+    untrained: Option<String>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: DeviceChoice,
@@ -107,6 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn run_model(args: ModelArgs) -> anyhow::Result<()> {
     let bench = ModelBench {
         model: args.model,
+        untrained: args.untrained,
         device: args.device,
         precision: args.precision.precision(),
         views: args.views,

@@ -14,6 +14,11 @@ pub fn partition(x: &Tensor, window: usize) -> Result<Tensor> {
     if handles(&[x]) {
         return x.contiguous()?.apply_op1(Partition(windows));
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::copies_windows(x, c) {
+        let op = super::cuda::Windows { grid: [n, h, w, c], side: window, together: false };
+        return x.contiguous()?.apply_op1_no_bwd(&op);
+    }
     let (rows, cols) = (h.div_ceil(window), w.div_ceil(window));
     let x = x.pad_with_zeros(1, 0, rows * window - h)?.pad_with_zeros(2, 0, cols * window - w)?;
     x.reshape((n, rows, window, cols, window * c))?.transpose(2, 3)?.contiguous()?.reshape(windows.inside())
@@ -29,6 +34,11 @@ pub fn unpartition(x: &Tensor, window: usize, h: usize, w: usize) -> Result<Tens
     }
     if handles(&[x]) {
         return x.contiguous()?.apply_op1(Unpartition(Windows { window, n, h, w, c }));
+    }
+    #[cfg(feature = "cuda")]
+    if super::cuda::copies_windows(x, c) {
+        let op = super::cuda::Windows { grid: [n, h, w, c], side: window, together: true };
+        return x.contiguous()?.apply_op1_no_bwd(&op);
     }
     x.reshape((n, rows, cols, window, window * c))?
         .transpose(2, 3)?

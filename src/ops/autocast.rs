@@ -27,14 +27,32 @@ pub(super) fn active() -> bool {
     DTYPE.get().is_some()
 }
 
-/// `f(a, b)`, in the type of [`autocast`] where there is one; the result is in `a`'s.
+/// The type that products are computed in.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPU kernels ask"))]
+pub(super) fn dtype() -> Option<DType> {
+    DTYPE.get()
+}
+
+/// `x` in the type of [`autocast`], where there is one.
+pub(super) fn in_its_type(x: &Tensor) -> Result<Tensor> {
+    match DTYPE.get() {
+        Some(dtype) => x.to_dtype(dtype),
+        None => Ok(x.clone()),
+    }
+}
+
+/// `f(a, b)`, in the type of [`autocast`] where there is one. The result stays in it, as PyTorch's does, unless it has a gradient:
+/// sums of these are f32.
 pub(super) fn lowered(
     a: &Tensor,
     b: &Tensor,
     f: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     match DTYPE.get() {
-        Some(dtype) => f(&a.to_dtype(dtype)?, &b.to_dtype(dtype)?)?.to_dtype(a.dtype()),
+        Some(dtype) => {
+            let y = f(&a.to_dtype(dtype)?, &b.to_dtype(dtype)?)?;
+            if y.track_op() { y.to_dtype(DType::F32) } else { Ok(y) }
+        }
         None => f(a, b),
     }
 }

@@ -1,7 +1,7 @@
 //! `torch.nn.BatchNorm2d`: batch statistics and their running averages in training, the averages in inference. On a CPU
 //! [`super::ConvNorm`] does the arithmetic.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
 /// Batch norm over `[N, C, H, W]`. State-dict names: `weight`, `bias`, `running_mean`, `running_var`.
@@ -32,12 +32,13 @@ impl BatchNorm {
     /// `x [N, C, H, W]` → the same shape. `train` uses the batch's statistics and updates the running ones
     /// (with the unbiased variance, as PyTorch).
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        // Of a product in 16 bits.
+        let x = &x.to_dtype(self.weight.dtype())?;
         let (mean, var) = if train {
             let mean = x.mean_keepdim((0, 2, 3))?;
             let var = x.broadcast_sub(&mean)?.sqr()?.mean((0, 2, 3))?;
             let mean = mean.flatten_all()?;
-            let values = |t: &Tensor| t.detach().to_dtype(DType::F32)?.to_vec1::<f32>();
-            self.update(&values(&mean)?, &values(&var)?, x.elem_count() / x.dim(1)?, None)?;
+            self.update(&mean.detach(), &var.detach(), x.elem_count() / x.dim(1)?, None)?;
             (mean, var)
         } else {
             // Detached: the statistics are variables, but no gradient is wanted of them.
@@ -75,16 +76,14 @@ impl BatchNorm {
     /// before the mean was taken.
     pub(super) fn update(
         &self,
-        mean: &[f32],
-        variance: &[f32],
+        mean: &Tensor,
+        variance: &Tensor,
         count: usize,
         bias: Option<&Tensor>,
     ) -> Result<()> {
         let n = count as f64;
-        let take = |running: &Var, batch: &[f32], scale: f64, shift: Option<&Tensor>| -> Result<()> {
-            let batch = (Tensor::new(batch, &Device::Cpu)? * scale)?
-                .to_device(running.device())?
-                .to_dtype(running.dtype())?;
+        let take = |running: &Var, batch: &Tensor, scale: f64, shift: Option<&Tensor>| -> Result<()> {
+            let batch = (batch.to_device(running.device())?.to_dtype(running.dtype())? * scale)?;
             let batch = match shift {
                 Some(shift) => (batch + shift.detach())?,
                 None => batch,

@@ -80,6 +80,21 @@ impl ConvNorm {
                 let op = FoldedLast { map, finish: Finish::new(folded.bias.as_ref(), activation) };
                 x.contiguous()?.apply_op2_no_bwd(&folded.weight, &op)
             }
+            #[cfg(feature = "cuda")]
+            Some(folded) if !train && super::cuda::fusible(&[x, &folded.weight]) => match map {
+                Map::Rows => {
+                    let w = folded.weight.reshape((o, ()))?;
+                    super::linear_then(x, &w, folded.bias.as_ref(), activation)
+                }
+                _ => super::cuda::depthwise(
+                    x,
+                    &folded.weight,
+                    folded.bias.as_ref(),
+                    self.cfg,
+                    activation,
+                    true,
+                ),
+            },
             _ => channels_last(&self.forward(&channels_first(x)?, activation, train)?),
         }
     }
@@ -90,7 +105,8 @@ impl ConvNorm {
         let op = ConvNormOp { map, activation, eps: self.norm.eps(), kept: kept.clone() };
         let y = x.contiguous()?.apply_op3(&self.weight.contiguous()?, &self.norm.gain_and_bias()?, op)?;
         if let Some(Kept { channels, variance, count, .. }) = kept.get() {
-            self.norm.update(&channels.mean, variance, *count, self.bias.as_ref())?;
+            let tensor = |values: &[f32]| Tensor::new(values, x.device());
+            self.norm.update(&tensor(&channels.mean)?, &tensor(variance)?, *count, self.bias.as_ref())?;
         }
         Ok(y)
     }

@@ -7,6 +7,10 @@ use rayon::prelude::*;
 /// `[N, C, H, W]` → `[N, H, W, C]`, contiguous.
 pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
+    #[cfg(feature = "cuda")]
+    if super::cuda::fusible(&[x]) {
+        return super::cuda::transpose(&x.contiguous()?.reshape((n, c, h * w))?)?.reshape((n, h, w, c));
+    }
     if !handles(&[x]) {
         return x.permute((0, 2, 3, 1))?.contiguous();
     }
@@ -16,6 +20,10 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
 /// `[N, H, W, C]` → `[N, C, H, W]`, contiguous.
 pub fn channels_first(x: &Tensor) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
+    #[cfg(feature = "cuda")]
+    if super::cuda::fusible(&[x]) {
+        return super::cuda::transpose(&x.contiguous()?.reshape((n, h * w, c))?)?.reshape((n, c, h, w));
+    }
     if !handles(&[x]) {
         return x.permute((0, 3, 1, 2))?.contiguous();
     }

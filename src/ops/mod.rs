@@ -1,7 +1,8 @@
 //! The operations that the networks are built from, each differentiable and right where candle's own
 //! is slow, wrong or has no backward (`docs/candle-notes.md` lists which and why).
 //!
-//! Images are `[N, C, H, W]`. On a CPU in f32 our kernels run; elsewhere candle's operations, composed.
+//! Images are `[N, C, H, W]`. On a CPU in f32 our kernels run; elsewhere candle's operations, composed, and in inference on a GPU
+//! kernels of our own ([`cuda`]).
 
 mod arrange;
 mod attention;
@@ -12,6 +13,8 @@ mod channel_norm;
 mod conv;
 mod conv_norm;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod depthwise;
 mod depthwise_last;
 mod fused;
@@ -41,7 +44,7 @@ pub use spatial::{max_pool2d, resize_bilinear};
 pub use update::{AdamStep, blend, blend_square, sum_of_squares};
 
 use autocast::lowered;
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use fused::Finish;
 
 /// Stride, padding and groups of a square convolution.
@@ -87,9 +90,22 @@ pub fn conv2d_then(
             x.apply_op2_no_bwd(&w, &conv::Conv { stride, padding, finish })
         };
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && depth_wise {
+        let fused = cuda::fusible(&[x, w]) && bias.is_none_or(|b| cuda::fusible(&[b]));
+        return if fused {
+            cuda::depthwise(x, w, bias, cfg, activation, false)
+        } else {
+            finished_planes(
+                cuda::depthwise(&x.to_dtype(DType::F32)?, w, None, cfg, None, false)?,
+                bias,
+                activation,
+            )
+        };
+    }
     let finish = Finish::default();
     let y = if !ours {
-        lowered(x, w, |x, w| x.conv2d(w, padding, stride, 1, groups))?
+        lowered(x, w, |x, w| composed_conv2d(x, w, cfg))?
     } else if depth_wise {
         x.contiguous()?.apply_op2(&w.contiguous()?, depthwise::DepthWise { stride, padding, finish })?
     } else {
@@ -98,21 +114,48 @@ pub fn conv2d_then(
     finished_planes(y, bias, activation)
 }
 
-/// Bias, a number a channel, and activation of `[N, C, H, W]` that has a gradient.
+/// A convolution where our kernels of a CPU do not apply.
+fn composed_conv2d(x: &Tensor, w: &Tensor, cfg: Conv2d) -> Result<Tensor> {
+    let Conv2d { stride, padding, groups } = cfg;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && groups == 1 {
+        let ((n, _, h, width), (o, c, k, _)) = (x.dims4()?, w.dims4()?);
+        let out = |size: usize| (size + 2 * padding - k) / stride + 1;
+        let columns = if (k, stride, padding) == (1, 1, 0) {
+            x.contiguous()?.reshape((n, c, h * width))?
+        } else {
+            cuda::unfold(x, k, cfg)?
+        };
+        let w = w.reshape((1, o, c * k * k))?;
+        let w = if n == 1 { w } else { w.broadcast_as((n, o, c * k * k))?.contiguous()? };
+        return w.matmul(&columns)?.reshape((n, o, out(h), out(width)));
+    }
+    x.conv2d(w, padding, stride, 1, groups)
+}
+
+/// Bias, a number a channel, and activation of the fresh `[N, C, H, W]` of a product.
 fn finished_planes(y: Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
     match bias {
         Some(b) if cpu::handles(&[&y, b]) => {
             y.contiguous()?.apply_op2(&b.contiguous()?, bias::Biased { activation })
         }
-        Some(b) => finished(y, Some(&b.reshape((1, (), 1, 1))?), activation),
-        None => finished(y, None, activation),
+        _ => finished(y, bias, 1, activation),
     }
 }
 
-/// Bias and activation of what has a gradient.
-fn finished(y: Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+/// Bias of the channels along `dim`, and activation, of the fresh result of a product.
+fn finished(y: Tensor, bias: Option<&Tensor>, dim: usize, activation: Option<Activation>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if cuda::fusible(&[&y]) && bias.is_none_or(|b| cuda::fusible(&[b])) {
+        cuda::finish(&y, bias, dim, activation)?;
+        return Ok(y);
+    }
     let y = match bias {
-        Some(b) => y.broadcast_add(b)?,
+        Some(b) => {
+            let mut shape = vec![1; y.rank()];
+            shape[dim] = b.elem_count();
+            y.broadcast_add(&b.to_dtype(y.dtype())?.reshape(shape)?)?
+        }
         None => y,
     };
     match activation {
@@ -159,9 +202,14 @@ pub fn conv_transpose2d_then(
 }
 
 /// The weights `[O, I]` of [`linear`] for inference: on a CPU the same tensor lying column by column, which its product would
-/// otherwise turn each time.
+/// otherwise turn each time; on a GPU see [`prepared`].
 pub fn prepared_linear(w: &Tensor) -> Result<Tensor> {
-    if cpu::handles(&[w]) { w.t()?.contiguous()?.t() } else { Ok(w.clone()) }
+    if cpu::handles(&[w]) { w.t()?.contiguous()?.t() } else { prepared(w) }
+}
+
+/// Weights for inference on a GPU inside [`autocast`]: in its type, which every product would otherwise bring them to.
+pub fn prepared(w: &Tensor) -> Result<Tensor> {
+    if w.device().is_cpu() { Ok(w.clone()) } else { autocast::in_its_type(w) }
 }
 
 /// `x [..., I]` · `w [O, I]`ᵀ + `bias [O]` → `[..., O]`.
@@ -188,9 +236,34 @@ pub fn linear_then(
     let (i, o) = (w.dim(1)?, w.dim(0)?);
     let mut shape = x.dims().to_vec();
     let rows = x.reshape((x.elem_count() / i, i))?;
-    let y = finished(lowered(&rows, &w.t()?, |x, w| x.matmul(w))?, bias, activation)?;
+    let y = finished(lowered(&rows, &w.t()?, |x, w| x.matmul(w))?, bias, 1, activation)?;
     *shape.last_mut().expect("linear needs a dimension") = o;
     y.reshape(shape)
+}
+
+/// [`linear`], its bias apart where attention's kernel on a GPU adds it on the way.
+pub fn linear_apart<'a>(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&'a Tensor>,
+) -> Result<(Tensor, Option<&'a Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if autocast::active() && cuda::fusible(&[x, w]) && bias.is_some_and(|b| cuda::fusible(&[b])) {
+        return Ok((linear(x, w, None)?, bias));
+    }
+    Ok((linear(x, w, bias)?, None))
+}
+
+/// `residual + linear(x)` in f32, of the residual's shape.
+pub fn add_linear(residual: &Tensor, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if cuda::fusible(&[residual, x, w]) && bias.is_none_or(|b| cuda::fusible(&[b])) {
+        let y = linear(x, w, None)?;
+        if cuda::adds(residual, &y) {
+            return cuda::add(residual, &y, bias);
+        }
+    }
+    add(residual, &linear(x, w, bias)?)
 }
 
 /// Attention of every head, `softmax(scale · q kᵀ) v`: `q [B, T, heads · d]`, `k` and `v [B, S, heads · d]` →
@@ -199,6 +272,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -
     if cpu::handles(&[q, k, v]) {
         let op = attention::Apart { heads, scale: scale as f32 };
         return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
+    }
+    #[cfg(feature = "cuda")]
+    if cuda::fusible(&[q, k, v]) && autocast::active() {
+        let [q, k, v] = [autocast::in_its_type(q)?, autocast::in_its_type(k)?, autocast::in_its_type(v)?];
+        if cuda::serves(q.dtype(), q.dim(2)? / heads) {
+            return cuda::attention_apart(&q, &k, &v, heads, scale);
+        }
     }
     let split = |x: &Tensor| -> Result<Tensor> {
         let (b, t, c) = x.dims3()?;
@@ -223,6 +303,17 @@ pub fn self_attention(
             None => qkv.apply_op1(op),
         };
     }
+    #[cfg(feature = "cuda")]
+    if cuda::fusible(&[qkv]) && bias.is_none_or(|b| cuda::fusible(&[b])) && autocast::active() {
+        let qkv = autocast::in_its_type(qkv)?;
+        if cuda::serves(qkv.dtype(), qkv.dim(2)? / (3 * heads)) {
+            let bias = match bias {
+                Some(bias) => cuda::Bias::Full(bias.to_dtype(DType::F32)?.contiguous()?),
+                None => cuda::Bias::None,
+            };
+            return cuda::attention(&qkv, None, cuda::Heads { packing, heads, scale }, bias);
+        }
+    }
     let [q, k, v] = unpacked(qkv, packing, heads)?;
     composed_attention(&q, &k, &v, scale, bias)
 }
@@ -246,7 +337,7 @@ fn composed_attention(
     scale: f64,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let scores = (lowered(q, &k.t()?, |q, k| q.matmul(k))? * scale)?;
+    let scores = (lowered(q, &k.t()?, |q, k| q.matmul(k))?.to_dtype(DType::F32)? * scale)?;
     let scores = match bias {
         Some(bias) => scores.broadcast_add(&bias.unsqueeze(0)?)?,
         None => scores,
@@ -255,20 +346,38 @@ fn composed_attention(
 }
 
 /// [`self_attention`] of a grid of `h × w` tokens with SAM's decomposed relative positions (arXiv 2112.01526): tables
-/// `[2h - 1, d]` and `[2w - 1, d]`, row `i - j + side - 1` for query i and key j.
+/// `[2h - 1, d]` and `[2w - 1, d]`, row `i - j + side - 1` for query i and key j. `qkv` may come with the bias that is not yet in it, as
+/// from [`linear_apart`].
 pub fn relative_attention(
-    qkv: &Tensor,
+    (qkv, qkv_bias): (&Tensor, Option<&Tensor>),
     heads: usize,
     scale: f64,
     (h, w): (usize, usize),
     (rows, cols): (&Tensor, &Tensor),
 ) -> Result<Tensor> {
-    if fusible(&[qkv, rows, cols]) {
+    if fusible(&[qkv, rows, cols]) && qkv_bias.is_none() {
         let packed = attention::Packed { heads, packing: Packing::Parts, scale: scale as f32 };
         let op = attention::Relative { packed, h, w };
         return qkv.contiguous()?.apply_op3_no_bwd(&rows.contiguous()?, &cols.contiguous()?, &op);
     }
-    let [q, k, v] = unpacked(qkv, Packing::Parts, heads)?;
+    #[cfg(feature = "cuda")]
+    if cuda::fusible(&[qkv, rows, cols]) && autocast::active() {
+        let qkv = autocast::in_its_type(qkv)?;
+        if cuda::serves(qkv.dtype(), qkv.dim(2)? / (3 * heads)) {
+            let table = |t: &Tensor| t.to_dtype(qkv.dtype())?.contiguous();
+            let bias = cuda::Bias::Relative { down: table(rows)?, across: table(cols)?, h, w };
+            let heads = cuda::Heads { packing: Packing::Parts, heads, scale };
+            return cuda::attention(&qkv, qkv_bias, heads, bias);
+        }
+    }
+    // Distances in f32, whatever the products are in.
+    let qkv = qkv.to_dtype(DType::F32)?;
+    let qkv = match qkv_bias {
+        Some(bias) => qkv.broadcast_add(bias)?,
+        None => qkv,
+    };
+    let [q, k, v] = unpacked(&qkv, Packing::Parts, heads)?;
+    let (rows, cols) = (&rows.to_dtype(DType::F32)?, &cols.to_dtype(DType::F32)?);
     let (b, _, tokens, d) = q.dims4()?;
     let grid = q.reshape((b * heads, h, w, d))?;
     let turned = grid.transpose(1, 2)?.contiguous()?;
@@ -280,7 +389,7 @@ pub fn relative_attention(
     for start in (0..tokens).step_by(CHUNK) {
         let n = CHUNK.min(tokens - start);
         let queries = q.narrow(2, start, n)?.contiguous()?;
-        let scores = (lowered(&queries, &keys, |q, k| q.matmul(k))? * scale)?;
+        let scores = (lowered(&queries, &keys, |q, k| q.matmul(k))?.to_dtype(DType::F32)? * scale)?;
         let bias = down.narrow(1, start, n)?.broadcast_add(&across.narrow(1, start, n)?)?;
         let scores = (scores + bias.reshape((b, heads, n, tokens))?)?;
         parts.push(lowered(&softmax(&scores)?, &v, |p, v| p.matmul(v))?);
@@ -307,10 +416,24 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
     if cpu::handles(&[x, w, b]) {
         return x.contiguous()?.apply_op3(w, b, norm::LayerNorm { eps: eps as f32 });
     }
+    #[cfg(feature = "cuda")]
+    if cuda::norms(x, w, b) {
+        return cuda::layer_norm(x, w, b, eps, DType::F32);
+    }
+    let x = &x.to_dtype(DType::F32)?;
     let mean = x.mean_keepdim(D::Minus1)?;
     let centred = x.broadcast_sub(&mean)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(w)?.broadcast_add(b)
+}
+
+/// [`layer_norm`] whose result only products read: in their type, where [`autocast`] gives one.
+pub fn layer_norm_for_products(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Some(dtype), true) = (autocast::dtype(), cuda::norms(x, w, b)) {
+        return cuda::layer_norm(x, w, b, eps, dtype);
+    }
+    layer_norm(x, w, b, eps)
 }
 
 /// SAM's `LayerNorm2d`: layer norm over the channels of `[N, C, H, W]`.
@@ -318,6 +441,11 @@ pub fn layer_norm_2d(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Ten
     if cpu::handles(&[x, w, b]) {
         return x.contiguous()?.apply_op3(w, b, norm::LayerNorm2d { eps: eps as f32 });
     }
+    #[cfg(feature = "cuda")]
+    if cuda::fusible(&[x, w, b]) {
+        return cuda::layer_norm_2d(x, w, b, eps);
+    }
+    let x = &x.to_dtype(DType::F32)?;
     let mean = x.mean_keepdim(1)?;
     let centred = x.broadcast_sub(&mean)?;
     let variance = centred.sqr()?.mean_keepdim(1)?;
@@ -333,16 +461,23 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     if cpu::handles(&[x]) {
         return x.contiguous()?.apply_op1(pointwise::Softmax);
     }
+    if x.device().is_cuda() && !x.track_op() {
+        return candle_nn::ops::softmax_last_dim(&x.contiguous()?);
+    }
     let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
 }
 
-/// `a + b`; `b` may be broadcast along the batch.
+/// `a + b` in f32, whatever their types; `b` may be broadcast along the batch.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if fusible(&[a, b]) && a.elem_count() == b.elem_count() {
         return a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &fused::Add);
     }
-    a.broadcast_add(b)
+    #[cfg(feature = "cuda")]
+    if cuda::adds(a, b) {
+        return cuda::add(a, b, None);
+    }
+    a.to_dtype(DType::F32)?.broadcast_add(&b.to_dtype(DType::F32)?)
 }
 
 /// An activation, element by element.

@@ -28,6 +28,9 @@ impl Conv {
             let u = winograd::transformed(&Elements::of(&self.weight.contiguous()?)?, o, c);
             self.transformed = Some(Tensor::from_vec(u, (winograd::POINTS, o, c), self.weight.device())?);
         }
+        if self.cfg.groups == 1 {
+            self.weight = super::prepared(&self.weight)?;
+        }
         Ok(())
     }
 

@@ -10,6 +10,10 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
     if handles(&[x]) {
         return x.contiguous()?.apply_op1(MaxPool { kernel, stride, padding });
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::fusible(&[x]) {
+        return super::cuda::max_pool(x, kernel, stride, padding);
+    }
     let (n, c, h, w) = x.dims4()?;
     let out = |size: usize| (size + 2 * padding - kernel) / stride + 1;
     let (oh, ow) = (out(h), out(w));
@@ -64,6 +68,9 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize, align_corners: b
     }
     if handles(&[x]) {
         return x.contiguous()?.apply_op1(Resize { height, width, align_corners });
+    }
+    if x.device().is_cuda() && !x.track_op() {
+        return x.contiguous()?.upsample_bilinear2d(height, width, align_corners);
     }
     let across = bilinear_matrix(w, width, align_corners, x)?;
     let down = bilinear_matrix(h, height, align_corners, x)?;

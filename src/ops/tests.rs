@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Var};
 use proptest::prelude::*;
 
 /// Deterministic numbers in [-1, 1).
-fn noise(shape: &[usize], seed: u64) -> Tensor {
+pub(super) fn noise(shape: &[usize], seed: u64) -> Tensor {
     let n: usize = shape.iter().product();
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x1234_5678;
     let values: Vec<f32> = (0..n)
@@ -17,7 +17,7 @@ fn noise(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-fn error(a: &Tensor, b: &Tensor) -> f64 {
+pub(super) fn error(a: &Tensor, b: &Tensor) -> f64 {
     let a = a.to_dtype(DType::F64).unwrap();
     let b = b.to_dtype(DType::F64).unwrap();
     let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
@@ -86,7 +86,7 @@ proptest! {
     #[test]
     fn relative_positions(b in 1usize..3, h in 1usize..12, w in 1usize..12, heads in 1usize..4, d in 1usize..9) {
         let inputs = [noise(&[b, h * w, 3 * heads * d], 45), noise(&[2 * h - 1, d], 46), noise(&[2 * w - 1, d], 47)];
-        agrees("relative", &inputs, |t| relative_attention(&t[0], heads, 0.7, (h, w), (&t[1], &t[2])));
+        agrees("relative", &inputs, |t| relative_attention((&t[0], None), heads, 0.7, (h, w), (&t[1], &t[2])));
     }
 
     #[test]

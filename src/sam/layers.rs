@@ -26,6 +26,16 @@ impl Linear {
         ops::linear(x, &self.weight, self.bias.as_ref())
     }
 
+    /// See [`ops::linear_apart`].
+    pub fn forward_apart(&self, x: &Tensor) -> Result<(Tensor, Option<&Tensor>)> {
+        ops::linear_apart(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// `residual` and what [`Self::forward`] gives.
+    pub fn add_to(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        ops::add_linear(residual, x, &self.weight, self.bias.as_ref())
+    }
+
     pub fn forward_then(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         ops::linear_then(x, &self.weight, self.bias.as_ref(), Some(activation))
     }
@@ -46,6 +56,11 @@ impl LayerNorm {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+
+    /// See [`ops::layer_norm_for_products`].
+    pub fn forward_for_products(&self, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm_for_products(x, &self.weight, &self.bias, self.eps)
     }
 
     /// Over the channels of `[N, C, H, W]` (SAM's `LayerNorm2d`).
@@ -70,6 +85,11 @@ impl Conv {
         let weight = vb.get((outputs, inputs / cfg.groups, kernel, kernel), "weight")?;
         let bias = if bias { Some(vb.get(outputs, "bias")?) } else { None };
         Ok(Self(ops::Conv::new(weight, bias, cfg)))
+    }
+
+    /// See [`ops::Conv::prepare`].
+    pub fn prepare(&mut self) -> Result<()> {
+        self.0.prepare()
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -99,7 +119,8 @@ impl Neck {
 
     /// See [`ops::Conv::prepare`].
     pub fn prepare(&mut self) -> Result<()> {
-        self.conv2.0.prepare()
+        self.conv1.prepare()?;
+        self.conv2.prepare()
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -71,7 +71,8 @@ impl PromptEncoder {
             tokens.push(self.boxes(boxes)?);
         }
         let sparse = match tokens.as_slice() {
-            [] => Tensor::zeros((n, 0, self.channels), self.no_mask.dtype(), self.no_mask.device())?,
+            // On the CPU: a GPU's allocator does not give nothing.
+            [] => Tensor::zeros((n, 0, self.channels), self.no_mask.dtype(), &Device::Cpu)?,
             all => Tensor::cat(all, 1)?,
         };
         let dense = match &prompts.masks {

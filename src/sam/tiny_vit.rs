@@ -177,10 +177,11 @@ impl Block {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let (_, h, w, _) = x.dims4()?;
         let y = self.attn.forward(&ops::partition(x, self.window)?)?;
-        let x = ops::add(x, &ops::unpartition(&y, self.window, h, w)?)?;
+        // The projection is one of each token: after the windows' padding is gone there are fewer.
+        let x = self.attn.proj.add_to(x, &ops::unpartition(&y, self.window, h, w)?)?;
         let x = self.local_conv.forward_last(&x, None, train)?;
-        let y = self.fc2.forward(&self.fc1.forward_then(&self.mlp_norm.forward(&x)?, Gelu)?)?;
-        ops::add(&x, &y)
+        let y = self.fc1.forward_then(&self.mlp_norm.forward_for_products(&x)?, Gelu)?;
+        self.fc2.add_to(&x, &y)
     }
 }
 
@@ -223,15 +224,15 @@ impl Attention {
         })
     }
 
-    /// Windows `[B, w · w, C]` → the same.
+    /// Windows `[B, w · w, C]` → the same, not yet projected.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let scale = ((x.dim(2)? / self.heads) as f64).powf(-0.5);
         let bias = match &self.bias {
             Some(bias) => bias.clone(),
             None => self.spread_biases()?,
         };
-        let qkv = self.qkv.forward(&self.norm.forward(x)?)?;
-        self.proj.forward(&ops::self_attention(&qkv, Packing::Heads, self.heads, scale, Some(&bias))?)
+        let qkv = self.qkv.forward(&self.norm.forward_for_products(x)?)?;
+        ops::self_attention(&qkv, Packing::Heads, self.heads, scale, Some(&bias))
     }
 
     /// A bias for every pair of tokens, `[heads, tokens, tokens]`.

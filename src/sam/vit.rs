@@ -35,13 +35,22 @@ impl VitEncoder {
 
     /// Computes once what every inference needs.
     pub fn prepare(&mut self) -> Result<()> {
+        self.patch_embed.prepare()?;
+        for block in &mut self.blocks {
+            for linear in [&mut block.attn.qkv, &mut block.attn.proj, &mut block.lin1, &mut block.lin2] {
+                linear.prepare()?;
+            }
+            for table in [&mut block.attn.rel_pos_h, &mut block.attn.rel_pos_w] {
+                *table = ops::prepared(table)?;
+            }
+        }
         self.neck.prepare()
     }
 
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = ops::channels_last(&self.patch_embed.forward(x)?)?;
-        let mut x = x.broadcast_add(&self.pos_embed)?;
+        let mut x = ops::add(&x, &self.pos_embed)?;
         for block in &self.blocks {
             x = block.forward(&x)?;
         }
@@ -76,7 +85,7 @@ impl Block {
     /// `[N, H, W, C]` → the same.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (n, h, w, c) = x.dims4()?;
-        let y = self.norm1.forward(x)?;
+        let y = self.norm1.forward_for_products(x)?;
         let y = if self.window == 0 {
             self.attn.forward(&y.reshape((n, h * w, c))?, (h, w))?.reshape((n, h, w, c))?
         } else {
@@ -84,9 +93,10 @@ impl Block {
             let side = self.window;
             ops::unpartition(&self.attn.forward(&ops::partition(&y, side)?, (side, side))?, side, h, w)?
         };
-        let x = ops::add(x, &y)?;
-        let y = self.lin2.forward(&self.lin1.forward_then(&self.norm2.forward(&x)?, Activation::Gelu)?)?;
-        ops::add(&x, &y)
+        // The projection is one of each token: after the windows' padding is gone there are fewer.
+        let x = self.attn.proj.add_to(x, &y)?;
+        let y = self.lin1.forward_then(&self.norm2.forward_for_products(&x)?, Activation::Gelu)?;
+        self.lin2.add_to(&x, &y)
     }
 }
 
@@ -113,12 +123,12 @@ impl Attention {
         })
     }
 
-    /// `[B, h · w, C]` → the same.
+    /// `[B, h · w, C]` → the same, not yet projected.
     fn forward(&self, x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
         let scale = ((x.dim(2)? / self.heads) as f64).powf(-0.5);
         let (rows, cols) = (relative_table(&self.rel_pos_h, h)?, relative_table(&self.rel_pos_w, w)?);
-        let y = ops::relative_attention(&self.qkv.forward(x)?, self.heads, scale, (h, w), (&rows, &cols))?;
-        self.proj.forward(&y)
+        let (qkv, bias) = self.qkv.forward_apart(x)?;
+        ops::relative_attention((&qkv, bias), self.heads, scale, (h, w), (&rows, &cols))
     }
 }
 

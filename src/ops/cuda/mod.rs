@@ -1,0 +1,733 @@
+//! Inference on a GPU: kernels (`kernels.cu`) for what candle's operations, composed, pass through memory many times. Activations
+//! are f32 or, inside [`super::autocast`], 16 bits. Convolutions are matrix products over unfolded pixels.
+
+mod attention;
+#[cfg(test)]
+mod tests;
+
+pub(super) use attention::{Bias, Heads, attention, attention_apart, serves};
+
+use super::{Activation, Conv2d};
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaStream, CudaView, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg,
+};
+use candle_core::cuda_backend::{CudaDType, CudaDevice, WrapErr};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, InplaceOp1, Layout, Result, Shape,
+    Storage, Tensor,
+};
+use std::sync::Arc;
+
+mod ptx {
+    include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+}
+
+/// True where the kernels here apply: on a GPU, f32 or 16 bits, and no gradient is asked for.
+pub(super) fn fusible(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| {
+        t.device().is_cuda() && matches!(t.dtype(), DType::F32 | DType::BF16 | DType::F16) && !t.track_op()
+    })
+}
+
+/// The part of a kernel's name that says what it reads or writes.
+fn name(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("f32"),
+        DType::BF16 => Ok("bf16"),
+        DType::F16 => Ok("f16"),
+        other => candle_core::bail!("no kernel for {other:?}"),
+    }
+}
+
+/// `$body` with `$T` the type of `$dtype`.
+macro_rules! typed {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            candle_core::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            other => candle_core::bail!("no kernel for {other:?}"),
+        }
+    };
+}
+
+/// A function of kernels.cu and where it runs.
+struct Kernel {
+    function: CudaFunction,
+    stream: Arc<CudaStream>,
+}
+
+impl Kernel {
+    fn builder(&self) -> LaunchArgs<'_> {
+        self.stream.launch_builder(&self.function)
+    }
+}
+
+fn kernel(device: &CudaDevice, name: &str) -> Result<Kernel> {
+    let function = device.get_or_load_custom_func(name, "autosam", ptx::KERNELS)?.into_cuda_function();
+    Ok(Kernel { function, stream: device.cuda_stream() })
+}
+
+/// The elements of a contiguous tensor.
+fn view<'a, T: CudaDType + DeviceRepr>(storage: &'a CudaStorage, layout: &Layout) -> Result<CudaView<'a, T>> {
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(storage.as_cuda_slice::<T>()?.slice(from..to)),
+        None => candle_core::bail!("a kernel needs a contiguous tensor, not {layout:?}"),
+    }
+}
+
+/// `f` with the elements of a contiguous tensor on a GPU.
+fn with_view<T: CudaDType + DeviceRepr, R>(
+    tensor: &Tensor,
+    f: impl FnOnce(&CudaView<T>) -> Result<R>,
+) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => f(&view(storage, layout)?),
+        _ => candle_core::bail!("a kernel needs a tensor on the GPU, not {tensor:?}"),
+    }
+}
+
+/// `n` as the kernels count.
+fn count(n: usize) -> Result<u32> {
+    u32::try_from(n)
+        .map_err(|_| candle_core::Error::Msg(format!("{n} elements are more than a kernel counts")))
+}
+
+/// Threads for `n` elements, each taking several where there are many.
+fn elementwise(n: usize) -> LaunchConfig {
+    let blocks = n.div_ceil(256).clamp(1, 4096) as u32;
+    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 }
+}
+
+/// Threads for `n` rows of `width` elements, `blockIdx.y` counting rows.
+fn rows(n: u32, width: u32) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: (width.div_ceil(256).clamp(1, 1024), n.clamp(1, 65_535), 1),
+        block_dim: (width.next_multiple_of(32).clamp(32, 256), 1, 1),
+        shared_mem_bytes: 0,
+    }
+}
+
+/// As kernels.cu numbers them.
+fn number(activation: Option<Activation>) -> i32 {
+    match activation {
+        None => 0,
+        Some(Activation::Gelu) => 1,
+        Some(Activation::Relu) => 2,
+        Some(Activation::Relu6) => 3,
+        Some(Activation::LeakyRelu) => 4,
+        Some(Activation::Tanh) => 5,
+        Some(Activation::Sigmoid) => 6,
+    }
+}
+
+fn only_on_a_gpu<T>() -> Result<T> {
+    candle_core::bail!("a GPU's kernel on a CPU")
+}
+
+/// Adds a bias to the channels of `y`, which lie along `dim`, and applies an activation, in place: `y` is a fresh result that
+/// nobody else holds.
+pub(super) fn finish(
+    y: &Tensor,
+    bias: Option<&Tensor>,
+    dim: usize,
+    activation: Option<Activation>,
+) -> Result<()> {
+    if bias.is_none() && activation.is_none() {
+        return Ok(());
+    }
+    let (channels, inner) = (y.dim(dim)?, y.dims()[dim + 1..].iter().product());
+    let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
+    y.inplace_op1(&Finish { bias, inner, channels, activation })
+}
+
+struct Finish {
+    bias: Option<Tensor>,
+    inner: usize,
+    channels: usize,
+    activation: Option<Activation>,
+}
+
+impl InplaceOp1 for Finish {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-finish"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        let device = storage.device().clone();
+        let Some((from, to)) = layout.contiguous_offsets() else {
+            candle_core::bail!("a kernel needs a contiguous tensor, not {layout:?}")
+        };
+        let (n, inner, channels) = (count(to - from)?, self.inner as u32, self.channels as u32);
+        let f = number(self.activation);
+        let of = name(storage.dtype())?;
+        typed!(storage.dtype(), T => {
+            // Whole rows of 16 bytes, or planes.
+            let unit = 16 / size_of::<T>() as u32;
+            let rows = self.inner == 1 && channels % unit == 0;
+            let function = kernel(&device, &format!("finish_{}_{of}", if rows { "rows" } else { "planes" }))?;
+            let planes = n / inner;
+            let mut x = storage.as_cuda_slice_mut::<T>()?.slice_mut(from..to);
+            let mut launch = |bias: Option<&CudaView<f32>>| {
+                let mut builder = function.builder();
+                builder.arg(&mut x);
+                match bias {
+                    Some(bias) => builder.arg(bias),
+                    None => builder.arg(&0u64),
+                };
+                let units = n / unit;
+                let config = if rows {
+                    builder.arg(&units).arg(&channels).arg(&f);
+                    elementwise(units as usize)
+                } else {
+                    builder.arg(&planes).arg(&inner).arg(&channels).arg(&f);
+                    self::rows(planes, inner)
+                };
+                // SAFETY: the kernel's parameters; `n` elements, and a bias of `channels`.
+                unsafe { builder.launch(config) }.w()?;
+                Ok(())
+            };
+            match &self.bias {
+                Some(bias) if bias.elem_count() != self.channels => {
+                    candle_core::bail!("a bias of {} numbers for {} channels", bias.elem_count(), self.channels)
+                }
+                Some(bias) => with_view(bias, |bias| launch(Some(bias))),
+                None => launch(None),
+            }
+        })
+    }
+}
+
+/// True where [`add`] serves: no row of `channels` numbers is cut by its fours.
+pub(super) fn adds(a: &Tensor, b: &Tensor) -> bool {
+    fusible(&[a, b]) && a.dims()[1..] == b.dims()[1..] && a.dims().last().is_some_and(|c| c.is_multiple_of(4))
+}
+
+/// `a + b` and a bias of the last dimension, in f32, of any two types; `b` may be broadcast along the batch.
+pub(super) fn add(a: &Tensor, b: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
+    a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &Add { bias })
+}
+
+struct Add {
+    bias: Option<Tensor>,
+}
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-add"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (n, m) = (l1.shape().elem_count(), l2.shape().elem_count());
+        let channels = l1.dims().last().copied().unwrap_or(0);
+        let fits = self.bias.as_ref().is_none_or(|b| b.elem_count() == channels);
+        if m == 0 || n % m != 0 || channels % 4 != 0 || !fits {
+            candle_core::bail!("add: {:?} and {:?}", l1.dims(), l2.dims());
+        }
+        let device = s1.device();
+        let (fours, repeated, channels) = (count(n)? / 4, count(m)? / 4, channels as u32);
+        // SAFETY: the kernel writes all of it.
+        let mut out = unsafe { device.alloc::<f32>(n)? };
+        let function = kernel(device, &format!("add_{}_{}", name(s1.dtype())?, name(s2.dtype())?))?;
+        typed!(s1.dtype(), A => typed!(s2.dtype(), B => {
+            let (a, b) = (view::<A>(s1, l1)?, view::<B>(s2, l2)?);
+            let mut launch = |bias: Option<&CudaView<f32>>| {
+                let mut builder = function.builder();
+                builder.arg(&a).arg(&b);
+                match bias {
+                    Some(bias) => builder.arg(bias),
+                    None => builder.arg(&0u64),
+                };
+                builder.arg(&mut out).arg(&fours).arg(&repeated).arg(&channels);
+                // SAFETY: the kernel's parameters; `n` and `m` elements, and a bias of `channels`.
+                unsafe { builder.launch(elementwise(n / 4)) }.w()?;
+                Ok(())
+            };
+            match &self.bias {
+                Some(bias) => with_view(bias, |bias| launch(Some(bias)))?,
+                None => launch(None)?,
+            }
+        }));
+        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), l1.shape().clone()))
+    }
+}
+
+/// True where [`layer_norm`] has a row in a warp's registers.
+pub(super) fn norms(x: &Tensor, w: &Tensor, b: &Tensor) -> bool {
+    fusible(&[x, w, b]) && x.dims().last().is_some_and(|c| c.is_multiple_of(4) && *c <= 1280)
+}
+
+/// Layer norm over the last dimension, in `out`.
+pub(super) fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64, out: DType) -> Result<Tensor> {
+    x.contiguous()?.apply_op3_no_bwd(
+        &w.contiguous()?,
+        &b.contiguous()?,
+        &LayerNorm { eps: eps as f32, out, planes: false },
+    )
+}
+
+/// Layer norm over the channels of `[N, C, H, W]`, in f32.
+pub(super) fn layer_norm_2d(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
+    let norm = LayerNorm { eps: eps as f32, out: DType::F32, planes: true };
+    x.contiguous()?.apply_op3_no_bwd(&w.contiguous()?, &b.contiguous()?, &norm)
+}
+
+struct LayerNorm {
+    eps: f32,
+    out: DType,
+    planes: bool,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let device = s1.device();
+        let (w, b) = (view::<f32>(s2, l2)?, view::<f32>(s3, l3)?);
+        let (n, width) = (l1.shape().elem_count(), l2.shape().elem_count());
+        let dims = l1.dims();
+        let channels = if self.planes { dims.get(1) } else { dims.last() };
+        if channels != Some(&width) || l3.shape().elem_count() != width || width == 0 {
+            candle_core::bail!("layer norm: {dims:?}, {width} gains");
+        }
+        let output = if self.planes {
+            let pixels: usize = dims[2..].iter().product();
+            let (c, p) = (width as u32, pixels as u32);
+            let function = kernel(device, &format!("layer_norm_planes_{}", name(s1.dtype())?))?;
+            // SAFETY: the kernel writes all of it.
+            let mut out = unsafe { device.alloc::<f32>(n)? };
+            typed!(s1.dtype(), I => {
+                let x = view::<I>(s1, l1)?;
+                let mut builder = function.builder();
+                builder.arg(&x).arg(&w).arg(&b).arg(&mut out).arg(&c).arg(&p).arg(&self.eps);
+                let grid = (pixels.div_ceil(32) as u32, dims[0] as u32, 1);
+                let config = LaunchConfig { grid_dim: grid, block_dim: (32, 8, 1), shared_mem_bytes: 0 };
+                // SAFETY: the kernel's parameters; images of `c` channels of `p` pixels.
+                unsafe { builder.launch(config) }.w()?;
+            });
+            CudaStorage::wrap_cuda_slice(out, device.clone())
+        } else {
+            let (rows, c) = ((n / width) as u32, width as u32);
+            let function = kernel(device, &format!("layer_norm_{}_{}", name(s1.dtype())?, name(self.out)?))?;
+            typed!(s1.dtype(), I => typed!(self.out, O => {
+                // SAFETY: the kernel writes all of it.
+                let mut out = unsafe { device.alloc::<O>(n)? };
+                let x = view::<I>(s1, l1)?;
+                let mut builder = function.builder();
+                builder.arg(&x).arg(&w).arg(&b).arg(&mut out).arg(&rows).arg(&c).arg(&self.eps);
+                let config = LaunchConfig {
+                    grid_dim: (rows.div_ceil(4), 1, 1),
+                    block_dim: (32, 4, 1),
+                    shared_mem_bytes: 0,
+                };
+                // SAFETY: the kernel's parameters; `rows` of `c` elements.
+                unsafe { builder.launch(config) }.w()?;
+                CudaStorage::wrap_cuda_slice(out, device.clone())
+            }))
+        };
+        Ok((output, l1.shape().clone()))
+    }
+}
+
+/// `Spatial` of kernels.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Spatial {
+    n: u32,
+    c: u32,
+    h: u32,
+    w: u32,
+    k: u32,
+    stride: u32,
+    padding: u32,
+    oh: u32,
+    ow: u32,
+    last: u32,
+}
+
+// SAFETY: plain numbers, laid out as in kernels.cu.
+unsafe impl DeviceRepr for Spatial {}
+
+impl Spatial {
+    /// Of `[N, C, H, W]`, or `[N, H, W, C]` with `last`.
+    fn of(dims: &[usize], k: usize, cfg: Conv2d, last: bool) -> Result<Self> {
+        let &[n, a, b, c] = dims else { candle_core::bail!("expected 4 dimensions, found {dims:?}") };
+        let (c, h, w) = if last { (c, a, b) } else { (a, b, c) };
+        let Conv2d { stride, padding, .. } = cfg;
+        if h + 2 * padding < k || w + 2 * padding < k {
+            candle_core::bail!("a kernel of {k} does not fit {dims:?} with padding {padding}");
+        }
+        let out = |size: usize| ((size + 2 * padding - k) / stride + 1) as u32;
+        let [n, c, oh, ow] = [n as u32, c as u32, out(h), out(w)];
+        let [h, w, k, stride, padding] = [h, w, k, stride, padding].map(|v| v as u32);
+        Ok(Self { n, c, h, w, k, stride, padding, oh, ow, last: last.into() })
+    }
+
+    /// [`Self::output`]'s shape, of no more elements than a kernel counts.
+    fn shape(&self) -> Result<Shape> {
+        let shape = Shape::from(&self.output()[..]);
+        count(shape.elem_count().max((self.n * self.c * self.h * self.w) as usize))?;
+        Ok(shape)
+    }
+
+    fn output(&self) -> [usize; 4] {
+        let [n, c, oh, ow] = [self.n, self.c, self.oh, self.ow].map(|v| v as usize);
+        if self.last != 0 { [n, oh, ow, c] } else { [n, c, oh, ow] }
+    }
+}
+
+/// Depth-wise convolution of `[N, C, H, W]`, or `[N, H, W, C]` with `last`, weights `[C, 1, K, K]` in f32; with bias and activation
+/// where no gradient is asked for.
+pub(super) fn depthwise(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    cfg: Conv2d,
+    activation: Option<Activation>,
+    last: bool,
+) -> Result<Tensor> {
+    let w = w.to_dtype(DType::F32)?.contiguous()?;
+    let spatial = Spatial::of(x.dims(), w.dim(2)?, cfg, last)?;
+    let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
+    let op = DepthWise { spatial, bias, activation };
+    if x.track_op() || w.track_op() {
+        x.contiguous()?.apply_op2(&w, op)
+    } else {
+        x.contiguous()?.apply_op2_no_bwd(&w, &op)
+    }
+}
+
+struct DepthWise {
+    spatial: Spatial,
+    bias: Option<Tensor>,
+    activation: Option<Activation>,
+}
+
+impl CustomOp2 for DepthWise {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-depthwise"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (device, s) = (s1.device(), self.spatial);
+        if l2.dims() != [s.c as usize, 1, s.k as usize, s.k as usize] {
+            candle_core::bail!("depth-wise conv2d: {:?} and {:?}", l1.dims(), l2.dims());
+        }
+        let shape = s.shape()?;
+        let (n, f, w) = (shape.elem_count(), number(self.activation), view::<f32>(s2, l2)?);
+        let function = kernel(device, &format!("depthwise_{}", name(s1.dtype())?))?;
+        typed!(s1.dtype(), T => {
+            // SAFETY: the kernel writes all of it.
+            let mut out = unsafe { device.alloc::<T>(n)? };
+            let x = view::<T>(s1, l1)?;
+            let mut launch = |bias: Option<&CudaView<f32>>| {
+                let mut builder = function.builder();
+                builder.arg(&x).arg(&w);
+                match bias {
+                    Some(bias) => builder.arg(bias),
+                    None => builder.arg(&0u64),
+                };
+                builder.arg(&mut out).arg(&s).arg(&f);
+                // SAFETY: the kernel's parameters, of the sizes that `s` says.
+                unsafe { builder.launch(elementwise(n)) }.w()?;
+                Ok(())
+            };
+            match &self.bias {
+                Some(bias) => with_view(bias, |bias| launch(Some(bias)))?,
+                None => launch(None)?,
+            }
+            Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let dx = match x.track_op() {
+            true => Some(grad.apply_op2_no_bwd(
+                &w.contiguous()?,
+                &DepthWiseGrad { spatial: self.spatial, weight: false },
+            )?),
+            false => None,
+        };
+        let dw = match w.track_op() {
+            true => Some(
+                x.contiguous()?
+                    .apply_op2_no_bwd(&grad, &DepthWiseGrad { spatial: self.spatial, weight: true })?,
+            ),
+            false => None,
+        };
+        Ok((dx, dw))
+    }
+}
+
+/// Gradient of the weights from input and gradient, or of the input from gradient and weights.
+struct DepthWiseGrad {
+    spatial: Spatial,
+    weight: bool,
+}
+
+impl CustomOp2 for DepthWiseGrad {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-depthwise-grad"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (device, s) = (s1.device(), self.spatial);
+        let [n, c, h, w, k] = [s.n, s.c, s.h, s.w, s.k].map(|v| v as usize);
+        let (shape, function, config) = if self.weight {
+            let config = LaunchConfig { grid_dim: ((c * k * k) as u32, 1, 1), ..elementwise(1) };
+            (Shape::from((c, 1, k, k)), "depthwise_weight_f32", config)
+        } else {
+            (Shape::from((n, c, h, w)), "depthwise_input_f32", elementwise(n * c * h * w))
+        };
+        // SAFETY: the kernel writes all of it.
+        let mut out = unsafe { device.alloc::<f32>(shape.elem_count())? };
+        let (a, b, function) = (view::<f32>(s1, l1)?, view::<f32>(s2, l2)?, kernel(device, function)?);
+        let mut builder = function.builder();
+        builder.arg(&a).arg(&b).arg(&mut out).arg(&s);
+        // SAFETY: the kernel's parameters, of the sizes that `s` says.
+        unsafe { builder.launch(config) }.w()?;
+        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
+    }
+}
+
+/// `[N, C, H, W]` → `[N, C · K · K, H' · W']`: what a convolution's matrix product reads.
+pub(super) fn unfold(x: &Tensor, k: usize, cfg: Conv2d) -> Result<Tensor> {
+    let op = Unfold { spatial: Spatial::of(x.dims(), k, cfg, false)?, back: false };
+    x.contiguous()?.apply_op1(op)
+}
+
+struct Unfold {
+    spatial: Spatial,
+    /// The sums of what was unfolded, its gradient.
+    back: bool,
+}
+
+impl CustomOp1 for Unfold {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-unfold"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (device, s) = (storage.device(), self.spatial);
+        let [n, c, h, w, k, oh, ow] = [s.n, s.c, s.h, s.w, s.k, s.oh, s.ow].map(|v| v as usize);
+        let (what, shape) = match self.back {
+            false => ("unfold", Shape::from((n, c * k * k, oh * ow))),
+            true => ("fold", Shape::from((n, c, h, w))),
+        };
+        let function = kernel(device, &format!("{what}_{}", name(storage.dtype())?))?;
+        typed!(storage.dtype(), T => {
+            let elements = shape.elem_count();
+            // SAFETY: the kernel writes all of it.
+            let mut out = unsafe { device.alloc::<T>(elements)? };
+            let x = view::<T>(storage, layout)?;
+            let mut builder = function.builder();
+            builder.arg(&x).arg(&mut out).arg(&s);
+            let config = if self.back { elementwise(elements) } else { rows((n * c * k * k) as u32, (oh * ow) as u32) };
+            // SAFETY: the kernel's parameters, of the sizes that `s` says.
+            unsafe { builder.launch(config) }.w()?;
+            Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
+        })
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let fold = Self { spatial: self.spatial, back: true };
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&fold)?))
+    }
+}
+
+/// The largest of each window of `[N, C, H, W]`.
+pub(super) fn max_pool(x: &Tensor, k: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    let cfg = Conv2d { stride, padding, groups: 1 };
+    x.contiguous()?.apply_op1_no_bwd(&MaxPool(Spatial::of(x.dims(), k, cfg, false)?))
+}
+
+struct MaxPool(Spatial);
+
+impl CustomOp1 for MaxPool {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-max-pool"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (device, shape) = (storage.device(), self.0.shape()?);
+        let function = kernel(device, &format!("max_pool_{}", name(storage.dtype())?))?;
+        typed!(storage.dtype(), T => {
+            // SAFETY: the kernel writes all of it.
+            let mut out = unsafe { device.alloc::<T>(shape.elem_count())? };
+            let x = view::<T>(storage, layout)?;
+            let mut builder = function.builder();
+            builder.arg(&x).arg(&mut out).arg(&self.0);
+            // SAFETY: the kernel's parameters, of the sizes that `Spatial` says.
+            unsafe { builder.launch(elementwise(shape.elem_count())) }.w()?;
+            Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
+        })
+    }
+}
+
+/// `[N, A, B]` → `[N, B, A]`.
+pub(super) fn transpose(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1_no_bwd(&Transpose)
+}
+
+struct Transpose;
+
+impl CustomOp1 for Transpose {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-transpose"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let device = storage.device();
+        let (n, a, b) = layout.shape().dims3()?;
+        let function = kernel(device, &format!("transpose_{}", name(storage.dtype())?))?;
+        let grid_dim = (b.div_ceil(32) as u32, a.div_ceil(32) as u32, n as u32);
+        typed!(storage.dtype(), T => {
+            // SAFETY: the kernel writes all of it.
+            let mut out = unsafe { device.alloc::<T>(n * a * b)? };
+            let x = view::<T>(storage, layout)?;
+            let (rows, columns) = (a as u32, b as u32);
+            let mut builder = function.builder();
+            builder.arg(&x).arg(&mut out).arg(&rows).arg(&columns);
+            let config = LaunchConfig { grid_dim, block_dim: (32, 8, 1), shared_mem_bytes: 0 };
+            // SAFETY: the kernel's parameters; `n` images of `a` rows of `b`.
+            unsafe { builder.launch(config) }.w()?;
+            Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((n, b, a))))
+        })
+    }
+}
+
+/// Takes a grid `[n, h, w, c]` apart into windows `[n · rows · cols, side², c]` with zeros beyond the grid, or puts one together.
+pub(super) struct Windows {
+    pub grid: [usize; 4],
+    pub side: usize,
+    pub together: bool,
+}
+
+/// True where rows of `c` elements are copied 16 bytes at a time.
+pub(super) fn copies_windows(x: &Tensor, c: usize) -> bool {
+    fusible(&[x]) && (c * x.dtype().size_in_bytes()).is_multiple_of(16)
+}
+
+impl CustomOp1 for Windows {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-windows"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let device = storage.device();
+        let ([n, h, w, c], side) = (self.grid, self.side);
+        let windows = Shape::from((n * h.div_ceil(side) * w.div_ceil(side), side * side, c));
+        let grid = Shape::from((n, h, w, c));
+        let (function, from, to) = match self.together {
+            true => ("windows_together", windows, grid),
+            false => ("windows_apart", grid, windows),
+        };
+        if layout.shape().elem_count() != from.elem_count() {
+            candle_core::bail!("windows: {:?} is not {from:?}", layout.dims());
+        }
+        let function = kernel(device, function)?;
+        typed!(storage.dtype(), T => {
+            let units = c * size_of::<T>() / 16;
+            // SAFETY: the kernel writes all of it.
+            let mut out = unsafe { device.alloc::<T>(to.elem_count())? };
+            let x = view::<T>(storage, layout)?;
+            let [n, h, w, units, side] = [n, h, w, units, side].map(|v| v as u32);
+            let mut builder = function.builder();
+            builder.arg(&x).arg(&mut out).arg(&n).arg(&h).arg(&w).arg(&units).arg(&side);
+            // SAFETY: the kernel's parameters; rows of whole 16 bytes.
+            unsafe { builder.launch(elementwise(to.elem_count() * size_of::<T>() / 16)) }.w()?;
+            Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), to))
+        })
+    }
+}

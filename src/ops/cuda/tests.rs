@@ -1,0 +1,138 @@
+//! The GPU's kernels against the CPU's. Without a GPU they say so and pass.
+
+use crate::model::DeviceChoice;
+use crate::ops::tests::{error, noise};
+use crate::ops::{
+    Activation, Conv2d, Packing, add, autocast, channels_first, channels_last, conv2d, conv2d_then,
+    layer_norm, layer_norm_2d, linear_then, max_pool2d, partition, relative_attention, resize_bilinear,
+    self_attention, unpartition,
+};
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+fn gpu() -> Option<Device> {
+    DeviceChoice::Cuda(0).resolve().inspect_err(|e| eprintln!("SKIPPED: {e}")).ok()
+}
+
+/// The relative error of `f` on the GPU, its products in `products`, beside the CPU in f32.
+fn off(products: Option<DType>, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Option<f64> {
+    let gpu = gpu()?;
+    let there: Vec<Tensor> = inputs.iter().map(|t| t.to_device(&gpu).unwrap()).collect();
+    let y = autocast(products, || f(&there)).unwrap().to_dtype(DType::F32).unwrap();
+    Some(error(&y.to_device(&Device::Cpu).unwrap(), &f(inputs).unwrap()))
+}
+
+fn agrees(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    for (products, bound) in [(None, 5e-6), (Some(DType::F16), 2e-3), (Some(DType::BF16), 1e-2)] {
+        if let Some(e) = off(products, inputs, &f) {
+            assert!(e < bound, "{what} in {products:?}: off by {e:.1e}");
+        }
+    }
+}
+
+#[test]
+fn convolutions() {
+    for (c, o, k, stride, padding) in [(5, 7, 3, 1, 1), (3, 8, 3, 2, 1), (6, 4, 1, 1, 0), (3, 16, 4, 4, 0)] {
+        let inputs = [noise(&[2, c, 20, 17], 1), noise(&[o, c, k, k], 2), noise(&[o], 3)];
+        let cfg = Conv2d { stride, padding, groups: 1 };
+        agrees("convolution", &inputs, |t| {
+            conv2d_then(&t[0], &t[1], Some(&t[2]), cfg, Some(Activation::Relu6))
+        });
+    }
+    let inputs = [noise(&[2, 9, 20, 17], 1), noise(&[9, 1, 3, 3], 2), noise(&[9], 3)];
+    for stride in [1, 2] {
+        let cfg = Conv2d { stride, padding: 1, groups: 9 };
+        agrees("depth-wise", &inputs, |t| {
+            conv2d_then(&t[0], &t[1], Some(&t[2]), cfg, Some(Activation::Gelu))
+        });
+    }
+}
+
+#[test]
+fn gradients_of_convolutions() {
+    let Some(gpu) = gpu() else { return };
+    for (c, o, groups, stride) in [(5, 7, 1, 1), (4, 6, 1, 2), (6, 6, 6, 1), (6, 6, 6, 2)] {
+        let (x, w) = (noise(&[2, c, 14, 11], 1), noise(&[o, c / groups, 3, 3], 2));
+        let gradients = |device: &Device| {
+            let var = |t: &Tensor| Var::from_tensor(&t.to_device(device).unwrap()).unwrap();
+            let (x, w) = (var(&x), var(&w));
+            let y = conv2d(&x, &w, None, Conv2d { stride, padding: 1, groups }).unwrap();
+            let weights = noise(y.dims(), 9).to_device(device).unwrap();
+            let grads = (y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+            [&x, &w].map(|v| grads.get(v).unwrap().to_device(&Device::Cpu).unwrap())
+        };
+        for (a, b) in gradients(&gpu).iter().zip(&gradients(&Device::Cpu)) {
+            let e = error(a, b);
+            assert!(e < 2e-6, "{c} to {o} in {groups} groups, stride {stride}: off by {e:.1e}");
+        }
+    }
+}
+
+#[test]
+fn every_activation_with_a_bias() {
+    use Activation::{Gelu, LeakyRelu, Relu, Relu6, Sigmoid, Tanh};
+    let inputs = [noise(&[33, 40], 1), noise(&[24, 40], 2), noise(&[24], 3)];
+    for f in [Gelu, LeakyRelu, Relu, Relu6, Sigmoid, Tanh] {
+        agrees(&format!("{f:?}"), &inputs, |t| linear_then(&t[0], &t[1], Some(&t[2]), Some(f)));
+    }
+}
+
+#[test]
+fn norms_and_sums() {
+    let inputs = [noise(&[3, 37, 72], 1), noise(&[72], 2), noise(&[72], 3)];
+    agrees("layer norm", &inputs, |t| layer_norm(&t[0], &t[1], &t[2], 1e-6));
+    let inputs = [noise(&[2, 40, 9, 7], 1), noise(&[40], 2), noise(&[40], 3)];
+    agrees("layer norm of planes", &inputs, |t| layer_norm_2d(&t[0], &t[1], &t[2], 1e-6));
+    let inputs = [noise(&[3, 8, 8], 1), noise(&[1, 8, 8], 2)];
+    agrees("sum along the batch", &inputs, |t| add(&t[0], &t[1]));
+}
+
+#[test]
+fn attention() {
+    for d in [16, 32, 64, 80] {
+        for tokens in [49, 64, 100] {
+            let (heads, scale) = (2, (d as f64).powf(-0.5));
+            let inputs = [noise(&[3, tokens, 3 * heads * d], 1), noise(&[heads, tokens, tokens], 2)];
+            for packing in [Packing::Parts, Packing::Heads] {
+                agrees("attention", &inputs, |t| self_attention(&t[0], packing, heads, scale, Some(&t[1])));
+                agrees("plain attention", &inputs, |t| self_attention(&t[0], packing, heads, scale, None));
+            }
+        }
+        // Tokens to a picture, a picture to tokens.
+        for (tokens, keys) in [(7, 300), (300, 7)] {
+            let inputs =
+                [noise(&[2, tokens, 2 * d], 1), noise(&[2, keys, 2 * d], 2), noise(&[2, keys, 2 * d], 3)];
+            agrees("attention apart", &inputs, |t| {
+                crate::ops::attention(&t[0], &t[1], &t[2], 2, (d as f64).powf(-0.5))
+            });
+        }
+        // A window, SAM's whole grid, and neither.
+        for (h, w) in [(14, 14), (64, 64), (5, 18), (3, 7)] {
+            let (heads, scale) = (2, (d as f64).powf(-0.5));
+            let inputs =
+                [noise(&[1, h * w, 3 * heads * d], 1), noise(&[2 * h - 1, d], 2), noise(&[2 * w - 1, d], 3)];
+            agrees(&format!("relative attention {h}x{w}, {d} channels"), &inputs, |t| {
+                relative_attention((&t[0], None), heads, scale, (h, w), (&t[1], &t[2]))
+            });
+            let inputs = [&inputs[..], &[noise(&[3 * heads * d], 4)]].concat();
+            agrees(&format!("relative attention {h}x{w}, {d} channels, biased"), &inputs, |t| {
+                relative_attention((&t[0], Some(&t[3])), heads, scale, (h, w), (&t[1], &t[2]))
+            });
+        }
+    }
+}
+
+#[test]
+fn arrangements() {
+    let inputs = [noise(&[2, 11, 9, 16], 1)];
+    agrees("windows", &inputs, |t| partition(&t[0], 4));
+    agrees("windows and back", &inputs, |t| unpartition(&partition(&t[0], 4)?, 4, 11, 9));
+    let inputs = [noise(&[2, 45, 9, 7], 1)];
+    agrees("channels last", &inputs, |t| channels_last(&t[0]));
+    agrees("channels first", &inputs, |t| channels_first(&t[0]));
+    let inputs = [noise(&[2, 5, 12, 10], 1)];
+    agrees("pooling", &inputs, |t| max_pool2d(&t[0], 2, 2, 0));
+    agrees("padded pooling", &inputs, |t| max_pool2d(&t[0], 3, 2, 1));
+    for corners in [false, true] {
+        agrees("resize", &inputs, |t| resize_bilinear(&t[0], 31, 7, corners));
+    }
+}
