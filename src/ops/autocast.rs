@@ -41,6 +41,14 @@ pub(super) fn in_its_type(x: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// `x`, in f32 where it is in 16 bits.
+pub(super) fn widened(x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::BF16 | DType::F16 => x.to_dtype(DType::F32),
+        _ => Ok(x.clone()),
+    }
+}
+
 /// `f(a, b)`, in the type of [`autocast`] where there is one. The result stays in it, as PyTorch's does, unless it has a gradient:
 /// sums of these are f32.
 pub(super) fn lowered(

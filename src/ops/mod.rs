@@ -43,7 +43,7 @@ pub use prepared::Conv;
 pub use spatial::{max_pool2d, resize_bilinear};
 pub use update::{AdamStep, blend, blend_square, sum_of_squares};
 
-use autocast::lowered;
+use autocast::{lowered, widened};
 use candle_core::{D, DType, Result, Tensor};
 use fused::Finish;
 
@@ -337,7 +337,7 @@ fn composed_attention(
     scale: f64,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let scores = (lowered(q, &k.t()?, |q, k| q.matmul(k))?.to_dtype(DType::F32)? * scale)?;
+    let scores = (widened(&lowered(q, &k.t()?, |q, k| q.matmul(k))?)? * scale)?;
     let scores = match bias {
         Some(bias) => scores.broadcast_add(&bias.unsqueeze(0)?)?,
         None => scores,
@@ -371,13 +371,13 @@ pub fn relative_attention(
         }
     }
     // Distances in f32, whatever the products are in.
-    let qkv = qkv.to_dtype(DType::F32)?;
+    let qkv = widened(qkv)?;
     let qkv = match qkv_bias {
         Some(bias) => qkv.broadcast_add(bias)?,
         None => qkv,
     };
     let [q, k, v] = unpacked(&qkv, Packing::Parts, heads)?;
-    let (rows, cols) = (&rows.to_dtype(DType::F32)?, &cols.to_dtype(DType::F32)?);
+    let (rows, cols) = (&widened(rows)?, &widened(cols)?);
     let (b, _, tokens, d) = q.dims4()?;
     let grid = q.reshape((b * heads, h, w, d))?;
     let turned = grid.transpose(1, 2)?.contiguous()?;
@@ -389,7 +389,7 @@ pub fn relative_attention(
     for start in (0..tokens).step_by(CHUNK) {
         let n = CHUNK.min(tokens - start);
         let queries = q.narrow(2, start, n)?.contiguous()?;
-        let scores = (lowered(&queries, &keys, |q, k| q.matmul(k))?.to_dtype(DType::F32)? * scale)?;
+        let scores = (widened(&lowered(&queries, &keys, |q, k| q.matmul(k))?)? * scale)?;
         let bias = down.narrow(1, start, n)?.broadcast_add(&across.narrow(1, start, n)?)?;
         let scores = (scores + bias.reshape((b, heads, n, tokens))?)?;
         parts.push(lowered(&softmax(&scores)?, &v, |p, v| p.matmul(v))?);
@@ -420,7 +420,7 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
     if cuda::norms(x, w, b) {
         return cuda::layer_norm(x, w, b, eps, DType::F32);
     }
-    let x = &x.to_dtype(DType::F32)?;
+    let x = &widened(x)?;
     let mean = x.mean_keepdim(D::Minus1)?;
     let centred = x.broadcast_sub(&mean)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
@@ -445,7 +445,7 @@ pub fn layer_norm_2d(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Ten
     if cuda::fusible(&[x, w, b]) {
         return cuda::layer_norm_2d(x, w, b, eps);
     }
-    let x = &x.to_dtype(DType::F32)?;
+    let x = &widened(x)?;
     let mean = x.mean_keepdim(1)?;
     let centred = x.broadcast_sub(&mean)?;
     let variance = centred.sqr()?.mean_keepdim(1)?;
@@ -477,7 +477,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if cuda::adds(a, b) {
         return cuda::add(a, b, None);
     }
-    a.to_dtype(DType::F32)?.broadcast_add(&b.to_dtype(DType::F32)?)
+    widened(a)?.broadcast_add(&widened(b)?)
 }
 
 /// An activation, element by element.
