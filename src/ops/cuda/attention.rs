@@ -1,6 +1,6 @@
 //! Attention that never holds all scores (`attention` in kernels.cu), in 16 bits.
 
-use super::{kernel, name, only_on_a_gpu, view, with_view};
+use super::{kernel, name, only_on_a_gpu, push, view, with_optional, with_view};
 use crate::ops::Packing;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
@@ -169,18 +169,12 @@ impl Attention {
             let mut builder = function.builder();
             let nothing = 0u64;
             builder.arg(q).arg(k).arg(v);
-            match bias {
-                Some(bias) => builder.arg(bias),
-                None => builder.arg(&nothing),
-            };
+            push(&mut builder, bias);
             match tables {
                 Some((down, across)) => builder.arg(down).arg(across),
                 None => builder.arg(&nothing).arg(&nothing),
             };
-            match qkv_bias {
-                Some(bias) => builder.arg(bias),
-                None => builder.arg(&nothing),
-            };
+            push(&mut builder, qkv_bias);
             builder.arg(&mut out).arg(&parameters);
             let config = LaunchConfig {
                 grid_dim: (tokens.div_ceil(TILE) as u32, (batch * heads) as u32, 1),
@@ -204,17 +198,13 @@ impl Attention {
         } else {
             let [q, k, v] = [0, 1, 2].map(|i| all.slice(i * part..));
             let parts = [&q, &k, &v];
-            let mut with_bias = |qkv_bias: Option<&CudaView<f32>>| match &self.bias {
+            with_optional(self.qkv_bias.as_ref(), |qkv_bias| match &self.bias {
                 Bias::None => launch(parts, qkv_bias, None, None),
                 Bias::Full(bias) => with_view(bias, |bias| launch(parts, qkv_bias, Some(bias), None)),
                 Bias::Relative { down, across, .. } => with_view::<T, _>(down, |down| {
                     with_view::<T, _>(across, |across| launch(parts, qkv_bias, None, Some((down, across))))
                 }),
-            };
-            match &self.qkv_bias {
-                Some(bias) => with_view(bias, |bias| with_bias(Some(bias)))?,
-                None => with_bias(None)?,
-            }
+            })?;
         }
         Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((batch, tokens, heads * d))))
     }

@@ -98,6 +98,25 @@ fn with_view<T: CudaDType + DeviceRepr, R>(
     }
 }
 
+/// [`with_view`] of what there may be.
+fn with_optional<R>(
+    tensor: Option<&Tensor>,
+    f: impl FnOnce(Option<&CudaView<f32>>) -> Result<R>,
+) -> Result<R> {
+    match tensor {
+        Some(tensor) => with_view(tensor, |view| f(Some(view))),
+        None => f(None),
+    }
+}
+
+/// Pushes a pointer, null where there is nothing.
+fn push<'a>(builder: &mut LaunchArgs<'a>, view: Option<&'a CudaView<f32>>) {
+    match view {
+        Some(view) => builder.arg(view),
+        None => builder.arg(&0u64),
+    };
+}
+
 /// `n` as the kernels count.
 fn count(n: usize) -> Result<u32> {
     u32::try_from(n)
@@ -174,6 +193,9 @@ impl InplaceOp1 for Finish {
             candle_core::bail!("a kernel needs a contiguous tensor, not {layout:?}")
         };
         let (n, inner, channels) = (count(to - from)?, self.inner as u32, self.channels as u32);
+        if self.bias.as_ref().is_some_and(|b| b.elem_count() != self.channels) {
+            candle_core::bail!("a bias for other than {} channels", self.channels);
+        }
         let f = number(self.activation);
         let of = name(storage.dtype())?;
         typed!(storage.dtype(), T => {
@@ -183,13 +205,10 @@ impl InplaceOp1 for Finish {
             let function = kernel(&device, &format!("finish_{}_{of}", if rows { "rows" } else { "planes" }))?;
             let planes = n / inner;
             let mut x = storage.as_cuda_slice_mut::<T>()?.slice_mut(from..to);
-            let mut launch = |bias: Option<&CudaView<f32>>| {
+            with_optional(self.bias.as_ref(), |bias| {
                 let mut builder = function.builder();
                 builder.arg(&mut x);
-                match bias {
-                    Some(bias) => builder.arg(bias),
-                    None => builder.arg(&0u64),
-                };
+                push(&mut builder, bias);
                 let units = n / unit;
                 let config = if rows {
                     builder.arg(&units).arg(&channels).arg(&f);
@@ -201,14 +220,7 @@ impl InplaceOp1 for Finish {
                 // SAFETY: the kernel's parameters; `n` elements, and a bias of `channels`.
                 unsafe { builder.launch(config) }.w()?;
                 Ok(())
-            };
-            match &self.bias {
-                Some(bias) if bias.elem_count() != self.channels => {
-                    candle_core::bail!("a bias of {} numbers for {} channels", bias.elem_count(), self.channels)
-                }
-                Some(bias) => with_view(bias, |bias| launch(Some(bias))),
-                None => launch(None),
-            }
+            })
         })
     }
 }
@@ -257,22 +269,15 @@ impl CustomOp2 for Add {
         let function = kernel(device, &format!("add_{}_{}", name(s1.dtype())?, name(s2.dtype())?))?;
         typed!(s1.dtype(), A => typed!(s2.dtype(), B => {
             let (a, b) = (view::<A>(s1, l1)?, view::<B>(s2, l2)?);
-            let mut launch = |bias: Option<&CudaView<f32>>| {
+            with_optional(self.bias.as_ref(), |bias| {
                 let mut builder = function.builder();
                 builder.arg(&a).arg(&b);
-                match bias {
-                    Some(bias) => builder.arg(bias),
-                    None => builder.arg(&0u64),
-                };
+                push(&mut builder, bias);
                 builder.arg(&mut out).arg(&fours).arg(&repeated).arg(&channels);
                 // SAFETY: the kernel's parameters; `n` and `m` elements, and a bias of `channels`.
                 unsafe { builder.launch(elementwise(n / 4)) }.w()?;
                 Ok(())
-            };
-            match &self.bias {
-                Some(bias) => with_view(bias, |bias| launch(Some(bias)))?,
-                None => launch(None)?,
-            }
+            })?;
         }));
         Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), l1.shape().clone()))
     }
@@ -478,22 +483,15 @@ impl CustomOp2 for DepthWise {
             // SAFETY: the kernel writes all of it.
             let mut out = unsafe { device.alloc::<T>(n)? };
             let x = view::<T>(s1, l1)?;
-            let mut launch = |bias: Option<&CudaView<f32>>| {
+            with_optional(self.bias.as_ref(), |bias| {
                 let mut builder = function.builder();
                 builder.arg(&x).arg(&w);
-                match bias {
-                    Some(bias) => builder.arg(bias),
-                    None => builder.arg(&0u64),
-                };
+                push(&mut builder, bias);
                 builder.arg(&mut out).arg(&s).arg(&f);
                 // SAFETY: the kernel's parameters, of the sizes that `s` says.
                 unsafe { builder.launch(elementwise(n)) }.w()?;
                 Ok(())
-            };
-            match &self.bias {
-                Some(bias) => with_view(bias, |bias| launch(Some(bias)))?,
-                None => launch(None)?,
-            }
+            })?;
             Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
         })
     }
