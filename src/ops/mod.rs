@@ -44,7 +44,9 @@ pub use spatial::{max_pool2d, resize_bilinear};
 pub use update::{AdamStep, blend, blend_square, sum_of_squares};
 
 use autocast::{lowered, widened};
-use candle_core::{D, DType, Result, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+use candle_core::{D, Result, Tensor};
 use fused::Finish;
 
 /// Stride, padding and groups of a square convolution.
