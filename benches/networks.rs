@@ -11,7 +11,9 @@
 use autosam::data::loader::Batch;
 use autosam::engine::segmenter::{ProbMap, Sample, Segmenter};
 use autosam::generator::{Generator, GeneratorConfig};
-use autosam::model::{self, AutoSam, DeviceChoice, MaskMode, ModelConfig, ModelOptions, Precision};
+use autosam::model::{
+    self, AutoSam, Calibration, DeviceChoice, MaskMode, ModelConfig, ModelOptions, Precision,
+};
 use autosam::ops::autocast;
 use autosam::sam::{Prompts, Sam, SamConfig};
 use autosam::train::params::initialise;
@@ -317,12 +319,15 @@ fn dump(name: &str, dir: &Path) -> Outcome<()> {
     let tensors = if name == "shipped" {
         let checkpoint: Checkpoint = model::checkpoint(None)?;
         let model = AutoSam::from_checkpoint(&checkpoint, &Device::Cpu)?;
+        let Calibration { scale, bias } = ModelConfig::of(&checkpoint)?.calibration;
         let side = side()?;
         let samples = frames(1, side).samples;
         let mut tensors = checkpoint.tensors;
         let rgb: Vec<f32> = samples[0].rgb.iter().map(|v| f32::from(*v)).collect();
         tensors.insert("x".into(), Tensor::from_vec(rgb, (side, side, 3), &Device::Cpu)?);
-        tensors.insert("y".into(), model.forward(&model.preprocess(&samples)?)?);
+        // The network's own logits: PyTorch's side does not know the calibration.
+        let logits = model.forward(&model.preprocess(&samples)?)?;
+        tensors.insert("y".into(), ((logits - f64::from(bias))? / f64::from(scale))?);
         tensors
     } else {
         let (run, x, mut tensors) = network(name)?;
