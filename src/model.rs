@@ -1,8 +1,11 @@
 //! AutoSAM (arXiv 2306.06370): a frozen SAM whose dense prompt a small network makes. Frame in, logits and
 //! mask out; the same code for live video, files, training and evaluation.
 
+mod device;
 #[cfg(feature = "cuda")]
 mod graph;
+
+pub use device::{DeviceChoice, Precision};
 
 use crate::engine::segmenter::{Mirror, ProbMap, Sample, Segmenter};
 use crate::generator::{Generator, GeneratorConfig};
@@ -16,7 +19,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -35,99 +38,6 @@ pub const SAM_CONFIG_KEY: &str = "autosam.sam";
 /// SAM's pixel mean and standard deviation, RGB, for values of 0 to 255.
 const PIXEL_MEAN: [f32; 3] = [123.675, 116.28, 103.53];
 const PIXEL_STD: [f32; 3] = [58.395, 57.12, 57.375];
-
-/// Where a model computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeviceChoice {
-    /// The first GPU where the build and the machine have one, else the CPU.
-    #[default]
-    Auto,
-    Cpu,
-    Cuda(usize),
-}
-
-impl DeviceChoice {
-    /// The device itself. An error where a GPU is asked for by number and there is none.
-    pub fn resolve(self) -> Result<Device> {
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(id) if cfg!(feature = "cuda") => cuda(id),
-            Self::Cuda(id) => Err(Error::invalid(format!(
-                "cuda device {id}: this build has no CUDA; build with --features cuda, or use the CPU"
-            ))),
-            Self::Auto if cfg!(feature = "cuda") => Ok(cuda(0).unwrap_or_else(|reason| {
-                tracing::warn!("no GPU in use, the CPU computes: {reason}");
-                Device::Cpu
-            })),
-            Self::Auto => Ok(Device::Cpu),
-        }
-    }
-}
-
-/// GPU `id`; an error that says why where there is none. Where the driver's library is missing or too old the binding panics:
-/// that is caught here, and a missing one seen before.
-fn cuda(id: usize) -> Result<Device> {
-    #[cfg(feature = "cuda")]
-    // SAFETY: what the driver's library does as it loads asks nothing of us; the binding loads the same one.
-    if let Err(e) = unsafe { libloading::Library::new("libcuda.so.1") } {
-        return Err(Error::invalid(format!(
-            "cuda device {id}: no driver ({e}); install NVIDIA's, or use the CPU"
-        )));
-    }
-    /// One of each, and one stream of each, in the process.
-    static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
-    let mut opened = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(device) = opened.get(&id) {
-        return Ok(device.clone());
-    }
-    let open = || -> candle_core::Result<Device> {
-        // A stream of its own: the driver's default stream cannot be recorded.
-        let device = Device::new_cuda_with_stream(id)?;
-        #[cfg(feature = "cuda")]
-        graph::settle(device.as_cuda_device()?)?;
-        Ok(device)
-    };
-    match std::panic::catch_unwind(open) {
-        Ok(Ok(device)) => {
-            opened.insert(id, device.clone());
-            Ok(device)
-        }
-        Ok(Err(e)) => {
-            // The first line: with RUST_BACKTRACE candle's errors carry a backtrace.
-            let text = e.to_string();
-            let text = text.lines().next().unwrap_or("unknown error");
-            Err(Error::invalid(format!("cuda device {id}: {text}")))
-        }
-        Err(_) => Err(Error::invalid(format!(
-            "cuda device {id}: the driver is too old or broken; install a newer one, or use the CPU"
-        ))),
-    }
-}
-
-/// What matrix products and convolutions compute in, on a GPU; weights and long sums stay in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    #[default]
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Precision {
-    /// The type for [`ops::autocast`] on `device`. A CPU computes in f32, where our kernels are; a warning says so.
-    pub(crate) fn on(self, device: &Device) -> Option<DType> {
-        let dtype = match self {
-            Self::F32 => return None,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-        };
-        if device.is_cpu() {
-            tracing::warn!("16-bit products are for a GPU; the CPU computes in f32");
-            return None;
-        }
-        Some(dtype)
-    }
-}
 
 /// How logits become probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -1,39 +1,13 @@
-//! One inference recorded as a CUDA graph: its thousand launches become one, and the CPU has next to nothing to do. Frames go up and
+//! One inference recorded as a CUDA graph: its hundreds of launches become one, and the CPU has next to nothing to do. Frames go up and
 //! maps come back through pinned memory.
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, PinnedHostSlice, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, PinnedHostSlice, sys};
 use candle_core::{
     CpuStorage, CudaDevice, CudaStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor,
 };
 use std::thread::{self, ThreadId};
-
-/// Readies a device for inference after inference.
-///
-/// # Errors
-/// The driver's.
-pub(super) fn settle(device: &CudaDevice) -> Result<()> {
-    // SAFETY: all tensors of this device are made, used and freed on its one stream: none has to wait for another.
-    unsafe { device.disable_event_tracking() };
-    let context = device.cuda_stream().context().clone();
-    let mut everything = u64::MAX;
-    // SAFETY: the device's own pool, and a number of the type that the attribute has.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
-        // What is free stays with the process: by default it goes back to the driver whenever the CPU waits.
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut everything).cast()).result().w()?;
-        // Memory that matrix products may use, there before anything is recorded; as long as the process.
-        let workspace = device.alloc::<u8>(WORKSPACE)?.leak();
-        let handle = *device.cublas_handle().handle();
-        cublas::cublasSetWorkspace_v2(handle, workspace as *mut _, WORKSPACE).result().w()
-    }
-}
-
-/// What cuBLAS asks for on Hopper, in bytes.
-const WORKSPACE: usize = 32 << 20;
 
 /// Inferences of a size before it is recorded: all kernels are loaded then, and what they take from the CPU lies on the GPU.
 const WARM_UP: usize = 2;

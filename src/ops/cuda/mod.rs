@@ -419,7 +419,8 @@ impl Spatial {
     /// [`Self::output`]'s shape, of no more elements than a kernel counts.
     fn shape(&self) -> Result<Shape> {
         let shape = Shape::from(&self.output()[..]);
-        count(shape.elem_count().max((self.n * self.c * self.h * self.w) as usize))?;
+        count([self.n, self.c, self.h, self.w].into_iter().map(|v| v as usize).product())?;
+        count(shape.elem_count())?;
         Ok(shape)
     }
 
@@ -592,6 +593,7 @@ impl CustomOp1 for Unfold {
             true => ("fold", Shape::from((n, c, h, w))),
         };
         let function = kernel(device, &format!("{what}_{}", name(storage.dtype())?))?;
+        let (lines, pixels) = (count(n * c * k * k)?, count(oh * ow)?);
         typed!(storage.dtype(), T => {
             let elements = shape.elem_count();
             // SAFETY: the kernel writes all of it.
@@ -599,7 +601,7 @@ impl CustomOp1 for Unfold {
             let x = view::<T>(storage, layout)?;
             let mut builder = function.builder();
             builder.arg(&x).arg(&mut out).arg(&s);
-            let config = if self.back { elementwise(elements) } else { rows((n * c * k * k) as u32, (oh * ow) as u32) };
+            let config = if self.back { elementwise(elements) } else { rows(lines, pixels) };
             // SAFETY: the kernel's parameters, of the sizes that `s` says.
             unsafe { builder.launch(config) }.w()?;
             Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
@@ -717,6 +719,7 @@ impl CustomOp1 for Windows {
         let function = kernel(device, function)?;
         typed!(storage.dtype(), T => {
             let units = c * size_of::<T>() / 16;
+            count(from.elem_count().max(to.elem_count()) / c * units)?;
             // SAFETY: the kernel writes all of it.
             let mut out = unsafe { device.alloc::<T>(to.elem_count())? };
             let x = view::<T>(storage, layout)?;

@@ -1,0 +1,128 @@
+//! Where a model computes, and in what.
+
+use crate::{Error, Result};
+use candle_core::{DType, Device};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Where a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The first GPU where the build and the machine have one, else the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// The device itself. An error where a GPU is asked for by number and there is none.
+    pub fn resolve(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(id) if cfg!(feature = "cuda") => cuda(id),
+            Self::Cuda(id) => Err(Error::invalid(format!(
+                "cuda device {id}: this build has no CUDA; build with --features cuda, or use the CPU"
+            ))),
+            Self::Auto if cfg!(feature = "cuda") => Ok(cuda(0).unwrap_or_else(|reason| {
+                tracing::warn!("no GPU in use, the CPU computes: {reason}");
+                Device::Cpu
+            })),
+            Self::Auto => Ok(Device::Cpu),
+        }
+    }
+}
+
+/// GPU `id`; an error that says why where there is none. Where the driver's library is missing or too old the binding panics:
+/// that is caught here, and a missing one seen before.
+fn cuda(id: usize) -> Result<Device> {
+    /// One of each, and one stream of each, in the process.
+    static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+    let mut opened = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = opened.get(&id) {
+        return Ok(device.clone());
+    }
+    #[cfg(feature = "cuda")]
+    // SAFETY: what the driver's library does as it loads asks nothing of us; the binding loads the same one.
+    if let Err(e) = unsafe { libloading::Library::new("libcuda.so.1") } {
+        return Err(Error::invalid(format!(
+            "cuda device {id}: no driver ({e}); install NVIDIA's, or use the CPU"
+        )));
+    }
+    let open = || -> candle_core::Result<Device> {
+        // A stream of its own: the driver's default stream cannot be recorded.
+        let device = Device::new_cuda_with_stream(id)?;
+        #[cfg(feature = "cuda")]
+        settle(device.as_cuda_device()?)?;
+        Ok(device)
+    };
+    match std::panic::catch_unwind(open) {
+        Ok(Ok(device)) => {
+            opened.insert(id, device.clone());
+            Ok(device)
+        }
+        Ok(Err(e)) => {
+            // The first line: with RUST_BACKTRACE candle's errors carry a backtrace.
+            let text = e.to_string();
+            let text = text.lines().next().unwrap_or("unknown error");
+            Err(Error::invalid(format!("cuda device {id}: {text}")))
+        }
+        Err(_) => Err(Error::invalid(format!(
+            "cuda device {id}: the driver is too old or broken; install a newer one, or use the CPU"
+        ))),
+    }
+}
+
+/// Readies a device for inference after inference.
+///
+/// # Errors
+/// The driver's.
+#[cfg(feature = "cuda")]
+fn settle(device: &candle_core::CudaDevice) -> candle_core::Result<()> {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
+    use candle_core::cuda_backend::cudarc::driver::{result, sys};
+    /// What cuBLAS asks for on Hopper, in bytes.
+    const WORKSPACE: usize = 32 << 20;
+
+    // SAFETY: all tensors of this device are made, used and freed on its one stream: none has to wait for another.
+    unsafe { device.disable_event_tracking() };
+    let context = device.cuda_stream().context().clone();
+    let mut everything = u64::MAX;
+    // SAFETY: the device's own pool, and a number of the type that the attribute has.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
+        // What is free stays with the process: by default it goes back to the driver whenever the CPU waits.
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut everything).cast()).result().w()?;
+        // Memory that matrix products may use, there before anything is recorded; as long as the process.
+        let workspace = device.alloc::<u8>(WORKSPACE)?.leak();
+        let handle = *device.cublas_handle().handle();
+        cublas::cublasSetWorkspace_v2(handle, workspace as *mut _, WORKSPACE).result().w()
+    }
+}
+
+/// What matrix products, convolutions and attention compute in, on a GPU; long sums stay in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    #[default]
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Precision {
+    /// The type for [`crate::ops::autocast`] on `device`. A CPU computes in f32, where our kernels are; a warning says so.
+    pub(crate) fn on(self, device: &Device) -> Option<DType> {
+        let dtype = match self {
+            Self::F32 => return None,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        };
+        if device.is_cpu() {
+            tracing::warn!("16-bit products are for a GPU; the CPU computes in f32");
+            return None;
+        }
+        Some(dtype)
+    }
+}
