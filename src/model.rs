@@ -4,6 +4,8 @@
 mod device;
 #[cfg(feature = "cuda")]
 mod graph;
+#[cfg(feature = "cuda")]
+mod side;
 
 pub use device::{DeviceChoice, Precision};
 
@@ -208,6 +210,9 @@ pub struct AutoSam {
     image_size: usize,
     calibration: Calibration,
     device: Device,
+    /// Where the generator lies if it is computed beside the encoder on a GPU.
+    #[cfg(feature = "cuda")]
+    side: Option<side::Side>,
 }
 
 impl AutoSam {
@@ -218,7 +223,16 @@ impl AutoSam {
         let dense_pe = sam.prompt_encoder.dense_pe()?;
         let device = vb.device().clone();
         let (image_size, calibration) = (config.sam.image_size, config.calibration);
-        Ok(Self { sam, generator, dense_pe, image_size, calibration, device })
+        Ok(Self {
+            sam,
+            generator,
+            dense_pe,
+            image_size,
+            calibration,
+            device,
+            #[cfg(feature = "cuda")]
+            side: None,
+        })
     }
 
     /// Builds the model from a checked weight file, for inference: batch norms are folded into convolutions.
@@ -236,6 +250,12 @@ impl AutoSam {
         checkpoint.check(&config.parameter_shapes()?)?;
         let vb = VarBuilder::from_tensors(checkpoint.tensors.clone(), DType::F32, device);
         let mut model = Self::load(&config, vb)?;
+        #[cfg(feature = "cuda")]
+        if let Some(side) = side::Side::of(device)? {
+            let vb = VarBuilder::from_tensors(checkpoint.tensors.clone(), DType::F32, side.device());
+            model.generator = Generator::load(&config.generator, vb.pp("generator"))?;
+            model.side = Some(side);
+        }
         ops::autocast(products, || model.sam.fold().and_then(|()| model.generator.fold()))?;
         Ok(model)
     }
@@ -265,6 +285,15 @@ impl AutoSam {
     /// The generator's dense prompt for preprocessed images, `[N, 3, S, S]` → `[N, C, g, g]`.
     #[tracing::instrument(level = "trace", skip_all)]
     pub fn dense_prompt(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(side) = &self.side {
+            return side.begin(x, |x| self.prompt(x, train))?.join();
+        }
+        self.prompt(x, train)
+    }
+
+    /// [`Self::dense_prompt`] where the generator is.
+    fn prompt(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let side = self.generator.input_size();
         let x = if side == self.image_size { x.clone() } else { ops::resize_bilinear(x, side, side, true)? };
         Ok(self.generator.forward(&x, self.dense_pe.dim(2)?, train)?.to_dtype(DType::F32)?)
@@ -284,6 +313,12 @@ impl AutoSam {
 
     /// Low-resolution logits `[N, 1, 4g, 4g]` of preprocessed images `[N, 3, S, S]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(side) = &self.side {
+            let prompt = side.begin(x, |x| self.prompt(x, false))?;
+            let embeddings = self.embed(x)?;
+            return self.decode(&embeddings, &prompt.join()?);
+        }
         // On a CPU side by side: where one has nothing for a second thread, the other has.
         let (embeddings, prompt) = if x.device().is_cpu() {
             rayon::join(|| self.embed(x), || self.dense_prompt(x, false))
@@ -378,13 +413,8 @@ fn upload(samples: &[Sample], size: usize, device: &Device) -> candle_core::Resu
 
 /// [`preprocess`] of one picture's bytes `[H, W, 3]`, where they are.
 fn normalise_bytes(rgb: &Tensor, size: usize) -> candle_core::Result<Tensor> {
-    let channel = |values: [f32; 3]| Tensor::new(&values, rgb.device())?.reshape((3, 1, 1));
-    let scale = channel(PIXEL_STD.map(|std| 1.0 / std))?;
-    let shift = channel(std::array::from_fn(|c| -PIXEL_MEAN[c] / PIXEL_STD[c]))?;
-    let (h, w, _) = rgb.dims3()?;
-    let rgb = rgb.permute((2, 0, 1))?.to_dtype(DType::F32)?;
-    let x = rgb.broadcast_mul(&scale)?.broadcast_add(&shift)?;
-    x.pad_with_zeros(1, 0, size - h)?.pad_with_zeros(2, 0, size - w)?.unsqueeze(0)
+    let shift = std::array::from_fn(|c| -PIXEL_MEAN[c] / PIXEL_STD[c]);
+    ops::normalised(rgb, size, PIXEL_STD.map(|std| 1.0 / std), shift)
 }
 
 /// Probability maps of the samples that gave `logits [N, 1, 4g, 4g]`: enlarged to the network's `size`
@@ -416,8 +446,10 @@ fn probability_bytes(logits: &Tensor, size: usize, mode: MaskMode) -> candle_cor
 
 /// The part of a map `p`, `size` pixels a side, that belongs to `sample`.
 fn cropped(p: &[u8], size: usize, sample: &Sample) -> ProbMap {
-    let rows = p.chunks_exact(size).take(sample.height);
-    let data = rows.flat_map(|row| &row[..sample.width]).copied().collect();
+    let mut data = Vec::with_capacity(sample.width * sample.height);
+    for row in p.chunks_exact(size).take(sample.height) {
+        data.extend_from_slice(&row[..sample.width]);
+    }
     ProbMap { width: sample.width, height: sample.height, data }
 }
 
@@ -457,8 +489,8 @@ impl AutoSamSegmenter {
                 let x = normalise_bytes(rgb, size)?;
                 Ok(probability_bytes(&ops::autocast(products, || model.forward(&x))?, size, mode)?)
             };
-            let map = self.recorder.run(device, &sample.rgb, (sample.width, sample.height), compute)?;
-            return Ok(vec![cropped(&map, size, sample)]);
+            let read = |map: &[u8]| vec![cropped(map, size, sample)];
+            return self.recorder.run(device, &sample.rgb, (sample.width, sample.height), compute, read);
         }
         model.maps(std::slice::from_ref(sample), self.mask_mode, self.views, self.products)
     }
@@ -467,6 +499,10 @@ impl AutoSamSegmenter {
 impl Segmenter for AutoSamSegmenter {
     fn input_size(&self) -> usize {
         self.model.image_size()
+    }
+
+    fn spares_the_cpu(&self) -> bool {
+        !self.model.device.is_cpu()
     }
 
     fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()> {

@@ -124,6 +124,7 @@ fn run_model(args: ModelArgs) -> anyhow::Result<()> {
         "{} on {}: {:.1} frames/s, p50 {:.2} ms, p99 {:.2} ms a frame",
         report.size, report.device, report.frames_per_s, report.p50_ms, report.p99_ms
     );
+    println!("{:.1} frames/s where the next frame is reduced meanwhile", report.overlapped_frames_per_s);
     for name in STAGES {
         if let Some(ms) = report.stages_ms.get(name) {
             println!("  {name:<14} {ms:>8.2} ms");

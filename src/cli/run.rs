@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use autosam::data::{self, Dataset, Item};
 use autosam::engine::mask::MaskSettings;
-use autosam::engine::{Engine, Settings};
+use autosam::engine::{Engine, Pending, Settings};
 use autosam::frame::region::Region;
 use autosam::frame::{Frame, FrameMut};
 use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
@@ -233,7 +233,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let flag = stop.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot catch Ctrl-C")?;
 
-    let mut output = match &args.output {
+    let output = match &args.output {
         None => Output::Nothing,
         Some(path) if path.extension().is_some() && !path.is_dir() => {
             Output::Video(path.clone(), None, source.rate())
@@ -246,7 +246,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => ProgressBar::new_spinner()
             .with_style(ProgressStyle::with_template("{spinner} {pos} frames  {per_sec}")?),
     };
-    let mut tally = Tally::default();
+    let mut results = Results { tally: Tally::default(), output, masks: args.masks.clone(), bar };
+    // One picture's mask is made while the one before it is written.
+    let mut before: Option<(Picture, Pending)> = None;
     let mut last_scene = None;
     let begin = Instant::now();
     for picture in source {
@@ -257,36 +259,29 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Ok(picture) => picture,
             // A broken picture in a folder is left out; a broken stream ends here, what is written stays.
             Err(e) => {
-                bar.suspend(|| eprintln!("left out: {e:#}"));
-                tally.unreadable += 1;
+                results.bar.suspend(|| eprintln!("left out: {e:#}"));
+                results.tally.unreadable += 1;
                 continue;
             }
         };
-        let Picture { name, mut rgb, pts, truth, scene } = picture;
-        if scene != last_scene {
+        if picture.scene != last_scene {
+            if let Some(before) = before.take() {
+                results.take(before)?;
+            }
             engine.control().flush();
-            last_scene = scene;
+            last_scene.clone_from(&picture.scene);
         }
-        let detection = engine.segment(&Frame::rgb_image(&rgb), pts).with_context(|| name.clone())?;
-        tally.frames += 1;
-        tally.marked += u64::from(!detection.mask.regions.is_empty());
-        if truth.is_some() || args.masks.is_some() {
-            let mask = detection.mask.enlarge(rgb.width() as usize, rgb.height() as usize);
-            if let Some(truth) = truth {
-                tally.compare(&mask, truth.as_raw(), !detection.mask.regions.is_empty());
-            }
-            if let Some(dir) = &args.masks {
-                let mask =
-                    GrayImage::from_raw(rgb.width(), rgb.height(), mask).context("a mask of another size")?;
-                write_png(&dir.join(format!("{name}.png")), &DynamicImage::ImageLuma8(mask))?;
-            }
+        let pending = engine.begin(&Frame::rgb_image(&picture.rgb), picture.pts);
+        if let Some(before) = before.take() {
+            results.take(before)?;
         }
-        if !matches!(output, Output::Nothing) {
-            detection.mark.draw(&mut FrameMut::rgb_image(&mut rgb), &Style::default());
-            output.write(&name, rgb)?;
-        }
-        bar.inc(1);
+        let pending = pending.with_context(|| picture.name.clone())?;
+        before = Some((picture, pending));
     }
+    if let Some(before) = before {
+        results.take(before)?;
+    }
+    let Results { tally, output, bar, .. } = results;
     bar.finish_and_clear();
     output.finish()?;
     tally.print(begin.elapsed().as_secs_f64());
@@ -297,6 +292,41 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("{} of {} could not be read", tally.unreadable, args.input);
     }
     Ok(())
+}
+
+/// Where pictures go once they have their masks.
+struct Results {
+    tally: Tally,
+    output: Output,
+    masks: Option<PathBuf>,
+    bar: ProgressBar,
+}
+
+impl Results {
+    /// Waits for the picture's mask; counts and writes.
+    fn take(&mut self, (picture, pending): (Picture, Pending)) -> anyhow::Result<()> {
+        let Picture { name, mut rgb, truth, .. } = picture;
+        let detection = pending.wait().with_context(|| name.clone())?;
+        self.tally.frames += 1;
+        self.tally.marked += u64::from(!detection.mask.regions.is_empty());
+        if truth.is_some() || self.masks.is_some() {
+            let mask = detection.mask.enlarge(rgb.width() as usize, rgb.height() as usize);
+            if let Some(truth) = truth {
+                self.tally.compare(&mask, truth.as_raw(), !detection.mask.regions.is_empty());
+            }
+            if let Some(dir) = &self.masks {
+                let mask =
+                    GrayImage::from_raw(rgb.width(), rgb.height(), mask).context("a mask of another size")?;
+                write_png(&dir.join(format!("{name}.png")), &DynamicImage::ImageLuma8(mask))?;
+            }
+        }
+        if !matches!(self.output, Output::Nothing) {
+            detection.mark.draw(&mut FrameMut::rgb_image(&mut rgb), &Style::default());
+            self.output.write(&name, rgb)?;
+        }
+        self.bar.inc(1);
+        Ok(())
+    }
 }
 
 /// The videos in a folder that holds no pictures itself.

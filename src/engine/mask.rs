@@ -40,10 +40,14 @@ pub(super) fn cut(threshold: f32) -> u8 {
 
 /// The connected parts (8 neighbours) of the pixels from `cut` on, as places in `map.data`.
 pub(super) fn components(map: &ProbMap, cut: u8) -> Vec<Vec<usize>> {
+    const LINE: usize = 64;
     let (w, h) = (map.width, map.height);
     let mut seen = vec![false; w * h];
     let (mut found, mut stack) = (Vec::new(), Vec::new());
-    for start in 0..w * h {
+    // Most of a map is below: looked through many pixels at a time.
+    let lines = map.data[..w * h].chunks(LINE).enumerate();
+    let reaching = lines.filter(|(_, line)| line.iter().fold(0, |most, p| most.max(*p)) >= cut);
+    for start in reaching.flat_map(|(i, line)| i * LINE..i * LINE + line.len()) {
         if seen[start] || map.data[start] < cut {
             continue;
         }

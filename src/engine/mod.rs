@@ -32,7 +32,7 @@ use reload::Reloader;
 use segmenter::{Sample, Segmenter};
 use stats::Figures;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use temporal::TemporalSettings;
@@ -112,10 +112,20 @@ struct Shared {
     generation: AtomicU64,
     /// Longest side of the model's input in pixels; 0 while there is no model.
     input_size: AtomicUsize,
+    /// See [`Segmenter::spares_the_cpu`].
+    spare_cpu: AtomicBool,
     /// When the worker began with the frame in its hands, in ns after `start`, plus 1; 0 while it has none.
     busy_since: AtomicU64,
     start: Instant,
     figures: Figures,
+}
+
+impl Shared {
+    /// Notes what frames `segmenter` takes.
+    fn fits(&self, segmenter: &dyn Segmenter) {
+        self.input_size.store(segmenter.input_size(), Ordering::Release);
+        self.spare_cpu.store(segmenter.spares_the_cpu(), Ordering::Release);
+    }
 }
 
 /// See the module's description. Dropping it ends the worker after the frame in its hands.
@@ -136,6 +146,24 @@ pub struct Engine {
     queue: Option<Sender<Job>>,
     spare: Receiver<Sample>,
     worker: Option<JoinHandle<()>>,
+}
+
+/// A frame on its way ([`Engine::begin`]).
+pub struct Pending(Receiver<std::result::Result<Arc<Detection>, Refusal>>);
+
+impl Pending {
+    /// The frame's mask; waits for it.
+    ///
+    /// # Errors
+    /// The model's, or that the frame was left out: by a flush, or because the model was replaced by one of another size.
+    pub fn wait(self) -> Result<Arc<Detection>> {
+        self.answer().map_err(Refusal::into_error)
+    }
+
+    fn answer(self) -> std::result::Result<Arc<Detection>, Refusal> {
+        let dropped = || Refusal::Failed(Error::invalid("the frame was dropped by a flush"));
+        self.0.recv().unwrap_or_else(|_| Err(dropped()))
+    }
 }
 
 /// The part of an engine that other threads may hold and that never waits, also while a frame is being segmented.
@@ -193,7 +221,7 @@ impl Engine {
     /// # Errors
     /// The opener's, or that no thread could be made.
     pub fn start(open: Opener, settings: Settings, listener: Listener) -> Result<Self> {
-        Self::begin(Some(open), settings, listener)
+        Self::with(Some(open), settings, listener)
     }
 
     /// An engine that gives no masks until [`Control::replace`] brings a model.
@@ -201,15 +229,16 @@ impl Engine {
     /// # Errors
     /// That no thread could be made.
     pub fn without_model(settings: Settings, listener: Listener) -> Result<Self> {
-        Self::begin(None, settings, listener)
+        Self::with(None, settings, listener)
     }
 
-    fn begin(open: Option<Opener>, settings: Settings, listener: Listener) -> Result<Self> {
+    fn with(open: Option<Opener>, settings: Settings, listener: Listener) -> Result<Self> {
         let shared = Arc::new(Shared {
             latest: ArcSwapOption::empty(),
             settings: ArcSwap::from_pointee(settings),
             generation: AtomicU64::new(0),
             input_size: AtomicUsize::new(0),
+            spare_cpu: AtomicBool::new(false),
             busy_since: AtomicU64::new(0),
             start: Instant::now(),
             figures: Figures::new(),
@@ -295,25 +324,32 @@ impl Engine {
     pub fn segment(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Arc<Detection>> {
         self.next();
         loop {
-            if self.input_size() == 0 {
-                self.control.shared.figures.skipped.add_one();
-                return Err(Error::invalid("there is no model"));
-            }
-            let mut job =
-                self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
-            let (reply, answer) = bounded(1);
-            job.reply = Some(reply);
-            let sent = self.queue.as_ref().is_some_and(|q| q.send(job).is_ok());
-            if !sent {
-                return Err(self.lost());
-            }
-            match answer.recv() {
-                Ok(Ok(detection)) => return Ok(detection),
+            match self.send(frame, pts)?.answer() {
                 // The model was replaced by one of another size in the meantime.
-                Ok(Err(Refusal::OtherSize)) => {}
-                Ok(Err(Refusal::Failed(e))) => return Err(e),
-                Err(_) => return Err(Error::invalid("the frame was dropped by a flush")),
+                Err(Refusal::OtherSize) => {}
+                answer => return answer.map_err(Refusal::into_error),
             }
+        }
+    }
+
+    /// Sends this very frame to the worker, to be waited for later: while the worker makes its mask, the next one may be read and
+    /// sent. Waits where the worker has not taken the one before it.
+    pub fn begin(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Pending> {
+        self.next();
+        self.send(frame, pts)
+    }
+
+    fn send(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Pending> {
+        if self.input_size() == 0 {
+            self.control.shared.figures.skipped.add_one();
+            return Err(Error::invalid("there is no model"));
+        }
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
+        let (reply, answer) = bounded(1);
+        job.reply = Some(reply);
+        match &self.queue {
+            Some(queue) if queue.send(job).is_ok() => Ok(Pending(answer)),
+            _ => Err(self.lost()),
         }
     }
 
@@ -355,6 +391,7 @@ impl Engine {
         if self.sampler.size() != size {
             self.sampler = Sampler::new(size);
         }
+        self.sampler.spread(self.control.shared.spare_cpu.load(Ordering::Acquire));
         let mut sample = self.spare.try_recv().unwrap_or_default();
         if let Err(e) = self.sampler.sample(&frame.crop(area), &mut sample) {
             let _ = self.control.recycle.try_send(sample);

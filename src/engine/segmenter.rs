@@ -43,6 +43,10 @@ impl Mirror {
 pub trait Segmenter: Send {
     /// Longest side of the samples it takes, in pixels.
     fn input_size(&self) -> usize;
+    /// True where it computes on a GPU, so that the CPU's threads have time for frames.
+    fn spares_the_cpu(&self) -> bool {
+        false
+    }
     /// One mask for one sample; `out` is reused between calls.
     fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()>;
 }

@@ -98,7 +98,11 @@ impl TemporalFilter {
 
     fn smooth(&mut self, map: &mut ProbMap, smoothing: f32) {
         let keep = (smoothing.clamp(0.0, 0.99) * 256.0) as u32;
-        if self.past.len() != map.data.len() || keep == 0 {
+        if keep == 0 {
+            self.past.clear();
+            return;
+        }
+        if self.past.len() != map.data.len() {
             self.past = map.data.iter().map(|p| u16::from(*p) << 8).collect();
             return;
         }

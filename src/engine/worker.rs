@@ -67,6 +67,15 @@ pub(super) enum Refusal {
     OtherSize,
 }
 
+impl Refusal {
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Failed(e) => e,
+            Self::OtherSize => Error::invalid("the model was replaced by one of another size"),
+        }
+    }
+}
+
 enum Failure {
     New(Error),
     /// Not tried: the pause after a failure is not over.
@@ -130,7 +139,7 @@ impl Worker {
 
     fn adopt(&mut self, model: Model) {
         let Model { segmenter, open, done } = model;
-        self.shared.input_size.store(segmenter.input_size(), Ordering::Release);
+        self.shared.fits(segmenter.as_ref());
         let old = self.segmenter.replace(segmenter);
         self.open = Some(open);
         (self.pause, self.retry_at) = (SHORTEST_PAUSE, None);
@@ -150,7 +159,7 @@ impl Worker {
         self.segmenter = None;
         let Some(open) = &mut self.open else { return Err(Error::invalid("there is no model")) };
         let segmenter = guarded(open)?;
-        self.shared.input_size.store(segmenter.input_size(), Ordering::Release);
+        self.shared.fits(segmenter.as_ref());
         self.segmenter = Some(segmenter);
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::{Component, Frame, FrameInfo, Luma};
 use crate::engine::segmenter::Sample;
 use crate::simd::simd;
 use crate::{Error, Result};
+use rayon::prelude::*;
 
 /// At most this many source pixels are averaged along each side of an output pixel: enough against
 /// aliasing, and it bounds the time spent on the streaming thread whatever the frame's size.
@@ -12,6 +13,8 @@ const MOST_TAPS: usize = 4;
 const MOST_CHROMA_TAPS: usize = 2;
 /// Weights of one axis sum to this.
 const UNIT: u32 = 256;
+/// Parts of a sample that are made side by side; more do not pay.
+const MOST_BANDS: usize = 8;
 /// Pixels that are converted at a time.
 const LANES: usize = 8;
 
@@ -32,6 +35,14 @@ pub fn fitted(width: usize, height: usize, size: usize) -> (usize, usize) {
 pub struct Sampler {
     size: usize,
     tables: Option<(FrameInfo, Tables)>,
+    spread: bool,
+    /// One for each band of a sample.
+    scratch: Vec<Scratch>,
+}
+
+/// Sums on the way to a line.
+#[derive(Debug, Default)]
+struct Scratch {
     luma: Vec<u32>,
     chroma: [Vec<u32>; 2],
     lines: Lines,
@@ -133,12 +144,15 @@ impl Axis {
 impl Sampler {
     /// A sampler to a longest side of `size` pixels.
     pub fn new(size: usize) -> Self {
-        Self {
-            size,
-            tables: None,
-            luma: Vec::new(),
-            chroma: [Vec::new(), Vec::new()],
-            lines: Lines::default(),
+        Self { size, tables: None, spread: false, scratch: vec![Scratch::default()] }
+    }
+
+    /// Whether rayon's threads share a sample's lines: where inference does not need them.
+    pub fn spread(&mut self, spread: bool) {
+        if self.spread != spread {
+            self.spread = spread;
+            let bands = if spread { rayon::current_num_threads().clamp(1, MOST_BANDS) } else { 1 };
+            self.scratch.resize_with(bands, Scratch::default);
         }
     }
 
@@ -156,12 +170,13 @@ impl Sampler {
         };
         (out.width, out.height) = (t.width, t.height);
         out.data.resize(t.width * t.height, 0);
-        self.luma.resize(t.width, 0);
-        self.lines.of = None;
+        let Some(Scratch { luma, lines, .. }) = self.scratch.first_mut() else { return Ok(()) };
+        luma.resize(t.width, 0);
+        lines.of = None;
         for (y, row) in out.data.chunks_exact_mut(t.width).enumerate() {
-            self.lines.sum(frame, t, component.plane, t.y.of(y));
-            self.lines.gather(component, &t.x, &mut self.luma);
-            for (v, sum) in row.iter_mut().zip(&self.luma) {
+            lines.sum(frame, t, component.plane, t.y.of(y));
+            lines.gather(component, &t.x, luma);
+            for (v, sum) in row.iter_mut().zip(luma.iter()) {
                 *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
             }
         }
@@ -197,11 +212,26 @@ impl Sampler {
         let Some((_, t)) = &self.tables else { return Ok(()) };
         (out.width, out.height) = (t.width, t.height);
         out.rgb.resize(3 * t.width * t.height, 0);
+        let band = t.height.div_ceil(self.scratch.len());
+        if let [scratch] = &mut self.scratch[..] {
+            scratch.sample(frame, t, 0, &mut out.rgb);
+        } else {
+            let bands = out.rgb.par_chunks_mut(3 * t.width * band).zip(&mut self.scratch);
+            bands.enumerate().for_each(|(i, (rows, scratch))| scratch.sample(frame, t, i * band, rows));
+        }
+        Ok(())
+    }
+}
+
+impl Scratch {
+    /// Writes the lines from `first` on of a sample into `rows`, packed RGB.
+    fn sample(&mut self, frame: &Frame, t: &Tables, first: usize, rows: &mut [u8]) {
+        let info = frame.info;
         self.lines.of = None;
         match info.format.packed() {
             Some((bytes, [r, g, b])) => {
                 self.luma.resize(3 * t.width, 0);
-                for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
+                for (y, row) in (first..).zip(rows.chunks_exact_mut(3 * t.width)) {
                     self.lines.sum(frame, t, 0, t.y.of(y));
                     let (sums, _) = self.luma.as_chunks_mut::<3>();
                     t.x.sums(sums, |x| {
@@ -214,12 +244,12 @@ impl Sampler {
                 }
             }
             None => {
-                let Some(yuv) = info.format.yuv() else { return Ok(()) };
+                let Some(yuv) = info.format.yuv() else { return };
                 let convert = YuvToRgb::new(&info);
                 for sums in [&mut self.luma].into_iter().chain(&mut self.chroma) {
                     sums.resize(t.width, 0);
                 }
-                for (y, row) in out.rgb.chunks_exact_mut(3 * t.width).enumerate() {
+                for (y, row) in (first..).zip(rows.chunks_exact_mut(3 * t.width)) {
                     let [luma, cb, cr] = yuv.components;
                     self.lines.sum(frame, t, luma.plane, t.y.of(y));
                     self.lines.gather(luma, &t.x, &mut self.luma);
@@ -232,7 +262,6 @@ impl Sampler {
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -425,6 +454,20 @@ mod tests {
         out
     }
 
+    /// Planes of no two lines alike, without padding.
+    fn pattern(format: PixelFormat, w: usize, h: usize) -> Vec<Vec<u8>> {
+        let plane = |(bytes, rows)| (0..bytes * rows).map(|i| (i * 31 % 251) as u8).collect();
+        format.planes(w, h).into_iter().map(plane).collect()
+    }
+
+    fn patterned(format: PixelFormat, w: usize, h: usize, planes: &[Vec<u8>]) -> Frame<'_> {
+        let info = FrameInfo { format, width: w, height: h, matrix: ColorMatrix::Bt709, full_range: false };
+        let strides = format.planes(w, h);
+        let none = Plane { data: &[], stride: 0 };
+        let plane = |i: usize| planes.get(i).map_or(none, |data| Plane { data, stride: strides[i].0 });
+        Frame::new(info, [plane(0), plane(1), plane(2)]).unwrap()
+    }
+
     proptest! {
         #[test]
         fn a_flat_colour_stays_that_colour(
@@ -443,6 +486,22 @@ mod tests {
     }
 
     #[test]
+    fn bands_make_the_same_sample() {
+        for format in PixelFormat::ALL {
+            let planes = pattern(format, 130, 97);
+            let frame = patterned(format, 130, 97, &planes);
+            for size in [1, 3, 61, 200] {
+                let (mut alone, mut spread) = (Sample::default(), Sample::default());
+                Sampler::new(size).sample(&frame, &mut alone).unwrap();
+                let mut sampler = Sampler::new(size);
+                sampler.scratch.resize_with(5, Scratch::default);
+                sampler.sample(&frame, &mut spread).unwrap();
+                assert_eq!(alone, spread, "{format:?} at {size}");
+            }
+        }
+    }
+
+    #[test]
     fn the_networks_own_size_is_copied() {
         let image = image::RgbImage::from_fn(64, 40, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
         let mut out = Sample::default();
@@ -454,17 +513,8 @@ mod tests {
     fn a_part_is_sampled_like_the_picture_it_shows() {
         for format in PixelFormat::ALL {
             let (w, h) = (42, 34);
-            let info =
-                FrameInfo { format, width: w, height: h, matrix: ColorMatrix::Bt709, full_range: false };
-            let planes: Vec<(Vec<u8>, usize)> = format
-                .planes(w, h)
-                .into_iter()
-                .map(|(bytes, rows)| ((0..bytes * rows).map(|i| (i * 31 % 251) as u8).collect(), bytes))
-                .collect();
-            let none = Plane { data: &[], stride: 0 };
-            let plane =
-                |i: usize| planes.get(i).map_or(none, |(data, stride)| Plane { data, stride: *stride });
-            let frame = Frame::new(info, [plane(0), plane(1), plane(2)]).unwrap();
+            let planes = pattern(format, w, h);
+            let frame = patterned(format, w, h, &planes);
             let read = |frame: &Frame| {
                 let (mut sample, mut luma) = (Sample::default(), Luma::default());
                 Sampler::new(frame.info.width.max(frame.info.height)).sample(frame, &mut sample).unwrap();

@@ -20,11 +20,11 @@ impl DeviceChoice {
     pub fn resolve(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(id) if cfg!(feature = "cuda") => cuda(id),
+            Self::Cuda(id) if cfg!(feature = "cuda") => cuda(id, Stream::Main),
             Self::Cuda(id) => Err(Error::invalid(format!(
                 "cuda device {id}: this build has no CUDA; build with --features cuda, or use the CPU"
             ))),
-            Self::Auto if cfg!(feature = "cuda") => Ok(cuda(0).unwrap_or_else(|reason| {
+            Self::Auto if cfg!(feature = "cuda") => Ok(cuda(0, Stream::Main).unwrap_or_else(|reason| {
                 tracing::warn!("no GPU in use, the CPU computes: {reason}");
                 Device::Cpu
             })),
@@ -33,13 +33,22 @@ impl DeviceChoice {
     }
 }
 
-/// GPU `id`; an error that says why where there is none. Where the driver's library is missing or too old the binding panics:
+/// A GPU's streams: each a device to candle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stream {
+    Main,
+    /// See [`super::side`].
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a GPU's"))]
+    Side,
+}
+
+/// A stream of GPU `id`; an error that says why where there is none. Where the driver's library is missing or too old the binding panics:
 /// that is caught here, and a missing one seen before.
-fn cuda(id: usize) -> Result<Device> {
-    /// One of each, and one stream of each, in the process.
-    static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+pub(super) fn cuda(id: usize, stream: Stream) -> Result<Device> {
+    /// One of each in the process.
+    static OPEN: Mutex<BTreeMap<(usize, Stream), Device>> = Mutex::new(BTreeMap::new());
     let mut opened = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(device) = opened.get(&id) {
+    if let Some(device) = opened.get(&(id, stream)) {
         return Ok(device.clone());
     }
     #[cfg(feature = "cuda")]
@@ -58,7 +67,7 @@ fn cuda(id: usize) -> Result<Device> {
     };
     match std::panic::catch_unwind(open) {
         Ok(Ok(device)) => {
-            opened.insert(id, device.clone());
+            opened.insert((id, stream), device.clone());
             Ok(device)
         }
         Ok(Err(e)) => {
@@ -85,7 +94,8 @@ fn settle(device: &candle_core::CudaDevice) -> candle_core::Result<()> {
     /// What cuBLAS asks for on Hopper, in bytes.
     const WORKSPACE: usize = 32 << 20;
 
-    // SAFETY: all tensors of this device are made, used and freed on its one stream: none has to wait for another.
+    // SAFETY: all tensors of this device are made, used and freed on its one stream: none has to wait for another. What passes to another
+    // stream waits for events of its own (`side`).
     unsafe { device.disable_event_tracking() };
     let context = device.cuda_stream().context().clone();
     let mut everything = u64::MAX;

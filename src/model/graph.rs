@@ -44,14 +44,16 @@ impl Recorder {
         self.recorded.is_some()
     }
 
-    /// `compute` of `rgb`, `width · height · 3` bytes: from `[H, W, 3]` bytes on the GPU to bytes there, always by the same operations.
-    pub fn run(
+    /// `read` of what `compute` makes of `rgb`, `width · height · 3` bytes: from `[H, W, 3]` bytes on the GPU to bytes there, always by
+    /// the same operations.
+    pub fn run<R>(
         &mut self,
         device: &CudaDevice,
         rgb: &[u8],
         (width, height): (usize, usize),
         compute: impl Fn(&Tensor) -> crate::Result<Tensor>,
-    ) -> crate::Result<Vec<u8>> {
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> crate::Result<R> {
         let here = thread::current().id();
         let known = self.recorded.as_ref().is_none_or(|r| r.thread == here);
         if self.size != (width, height) || !known {
@@ -68,11 +70,11 @@ impl Recorder {
         }
         self.seen += 1;
         match &mut self.recorded {
-            Some(recorded) => Ok(recorded.replay(device, rgb)?),
+            Some(recorded) => Ok(read(recorded.replay(device, rgb)?)),
             None => {
                 let _cache = device.enable_cuda_graph_htod_cache();
                 let input = Tensor::from_slice(rgb, (height, width, 3), &Device::Cuda(device.clone()))?;
-                Ok(compute(&input)?.flatten_all()?.to_vec1()?)
+                Ok(read(&compute(&input)?.flatten_all()?.to_vec1()?))
             }
         }
     }
@@ -110,7 +112,7 @@ fn record(
 }
 
 impl Recorded {
-    fn replay(&mut self, device: &CudaDevice, rgb: &[u8]) -> Result<Vec<u8>> {
+    fn replay(&mut self, device: &CudaDevice, rgb: &[u8]) -> Result<&[u8]> {
         let up = self.up.as_mut_slice().w()?;
         if up.len() != rgb.len() {
             candle_core::bail!("{} bytes for a graph of {}", rgb.len(), up.len());
@@ -124,7 +126,7 @@ impl Recorded {
             _ => candle_core::bail!("a graph's result is on its GPU"),
         }
         device.cuda_stream().synchronize().w()?;
-        Ok(self.down.as_slice().w()?.to_vec())
+        self.down.as_slice().w()
     }
 }
 

@@ -49,6 +49,19 @@ use candle_core::DType;
 use candle_core::{D, Result, Tensor};
 use fused::Finish;
 
+/// Pixels `[H, W, 3]`, bytes, as `[1, 3, size, size]`: channel c times `scale[c]` plus `shift[c]`, and zeros below and to the right.
+pub fn normalised(rgb: &Tensor, size: usize, scale: [f32; 3], shift: [f32; 3]) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if rgb.device().is_cuda() {
+        return cuda::normalised(rgb, size, scale, shift);
+    }
+    let channel = |values: [f32; 3]| Tensor::new(&values, rgb.device())?.reshape((3, 1, 1));
+    let (h, w, _) = rgb.dims3()?;
+    let x = rgb.permute((2, 0, 1))?.to_dtype(candle_core::DType::F32)?;
+    let x = x.broadcast_mul(&channel(scale)?)?.broadcast_add(&channel(shift)?)?;
+    x.pad_with_zeros(1, 0, size - h)?.pad_with_zeros(2, 0, size - w)?.unsqueeze(0)
+}
+
 /// Stride, padding and groups of a square convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conv2d {
@@ -235,6 +248,14 @@ pub fn linear_then(
             None => x.apply_op2(&w, op),
         };
     }
+    #[cfg(feature = "cuda")]
+    if let Some(dtype) = autocast::dtype()
+        && cuda::fusible(&[x, w])
+        && bias.is_none_or(|b| cuda::fusible(&[b]))
+        && let Some(y) = cuda::linear(&autocast::in_its_type(x)?, w, bias, activation, dtype)?
+    {
+        return Ok(y);
+    }
     let (i, o) = (w.dim(1)?, w.dim(0)?);
     let mut shape = x.dims().to_vec();
     let rows = x.reshape((x.elem_count() / i, i))?;
@@ -243,23 +264,15 @@ pub fn linear_then(
     y.reshape(shape)
 }
 
-/// [`linear`], its bias apart where attention's kernel on a GPU adds it on the way.
-pub fn linear_apart<'a>(
-    x: &Tensor,
-    w: &Tensor,
-    bias: Option<&'a Tensor>,
-) -> Result<(Tensor, Option<&'a Tensor>)> {
-    #[cfg(feature = "cuda")]
-    if autocast::active() && cuda::fusible(&[x, w]) && bias.is_some_and(|b| cuda::fusible(&[b])) {
-        return Ok((linear(x, w, None)?, bias));
-    }
-    Ok((linear(x, w, bias)?, None))
-}
-
 /// `residual + linear(x)` in f32, of the residual's shape.
 pub fn add_linear(residual: &Tensor, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if cuda::fusible(&[residual, x, w]) && bias.is_none_or(|b| cuda::fusible(&[b])) {
+        if let Some(dtype) = autocast::dtype()
+            && let Some(y) = cuda::add_linear(residual, &autocast::in_its_type(x)?, w, bias, dtype)?
+        {
+            return Ok(y);
+        }
         let y = linear(x, w, None)?;
         if cuda::adds(residual, &y) {
             return cuda::add(residual, &y, bias);
@@ -347,37 +360,94 @@ fn composed_attention(
     lowered(&softmax(&scores)?, v, |p, v| p.matmul(v))?.transpose(1, 2)?.contiguous()?.flatten_from(2)
 }
 
-/// [`self_attention`] of a grid of `h × w` tokens with SAM's decomposed relative positions (arXiv 2112.01526): tables
-/// `[2h - 1, d]` and `[2w - 1, d]`, row `i - j + side - 1` for query i and key j. `qkv` may come with the bias that is not yet in it, as
-/// from [`linear_apart`].
-pub fn relative_attention(
-    (qkv, qkv_bias): (&Tensor, Option<&Tensor>),
+/// True where [`windowed_attention`] of tokens `x`, `d` channels a head, has a kernel that finds windows of `h × w` where they lie: on a
+/// GPU, inside [`autocast`].
+pub fn finds_windows(x: &Tensor, d: usize, (h, w): (usize, usize)) -> bool {
+    #[cfg(feature = "cuda")]
+    if let Some(dtype) = autocast::dtype() {
+        return cuda::fusible(&[x]) && cuda::serves(dtype, d) && h.max(w) <= cuda::MOST_SIDE;
+    }
+    let _ = (x, d, h, w);
+    false
+}
+
+/// [`relative_attention`] in each window of `h × w` tokens of a grid `qkv [N, H, W, 3 · heads · d]` → `[N, H, W, heads · d]`. A window's
+/// tokens beyond the grid are `padding [3 · heads · d]`; zeros without.
+pub fn windowed_attention(
+    qkv: &Tensor,
+    padding: Option<&Tensor>,
     heads: usize,
     scale: f64,
     (h, w): (usize, usize),
     (rows, cols): (&Tensor, &Tensor),
 ) -> Result<Tensor> {
-    if fusible(&[qkv, rows, cols]) && qkv_bias.is_none() {
+    let (n, height, width, c) = qkv.dims4()?;
+    #[cfg(feature = "cuda")]
+    {
+        let (flat, sides) = (qkv.reshape((n, height * width, c))?, ((h, w), (height, width)));
+        if let Some(y) = fused_relative_attention(&flat, padding, heads, scale, sides, (rows, cols))? {
+            return y.reshape((n, height, width, c / 3));
+        }
+    }
+    if (h, w) == (height, width) {
+        let y = relative_attention(&qkv.reshape((n, h * w, c))?, heads, scale, (h, w), (rows, cols))?;
+        return y.reshape((n, h, w, c / 3));
+    }
+    if h != w {
+        candle_core::bail!("attention: windows {h}x{w} of a grid {height}x{width}");
+    }
+    let windows = match padding {
+        Some(padding) => {
+            let padding = padding.to_dtype(qkv.dtype())?;
+            partition(&qkv.broadcast_sub(&padding)?, h)?.broadcast_add(&padding)?
+        }
+        None => partition(qkv, h)?,
+    };
+    unpartition(&relative_attention(&windows, heads, scale, (h, w), (rows, cols))?, h, height, width)
+}
+
+/// The GPU's kernel of [`windowed_attention`], for windows and a grid of these sides; `None` where it does not apply.
+#[cfg(feature = "cuda")]
+fn fused_relative_attention(
+    qkv: &Tensor,
+    padding: Option<&Tensor>,
+    heads: usize,
+    scale: f64,
+    (window, grid): ((usize, usize), (usize, usize)),
+    (rows, cols): (&Tensor, &Tensor),
+) -> Result<Option<Tensor>> {
+    if !finds_windows(qkv, qkv.dim(2)? / (3 * heads), window) || !cuda::fusible(&[rows, cols]) {
+        return Ok(None);
+    }
+    let qkv = autocast::in_its_type(qkv)?;
+    let padding = padding.map(autocast::in_its_type).transpose()?;
+    let table = |t: &Tensor| t.to_dtype(qkv.dtype())?.contiguous();
+    let (h, w) = window;
+    let relative = cuda::Bias::Relative { down: table(rows)?, across: table(cols)?, h, w, grid };
+    let heads = cuda::Heads { packing: Packing::Parts, heads, scale };
+    cuda::attention(&qkv, padding.as_ref(), heads, relative).map(Some)
+}
+
+/// [`self_attention`] of a grid of `h × w` tokens with SAM's decomposed relative positions (arXiv 2112.01526): tables
+/// `[2h - 1, d]` and `[2w - 1, d]`, row `i - j + side - 1` for query i and key j.
+pub fn relative_attention(
+    qkv: &Tensor,
+    heads: usize,
+    scale: f64,
+    (h, w): (usize, usize),
+    (rows, cols): (&Tensor, &Tensor),
+) -> Result<Tensor> {
+    if fusible(&[qkv, rows, cols]) {
         let packed = attention::Packed { heads, packing: Packing::Parts, scale: scale as f32 };
         let op = attention::Relative { packed, h, w };
         return qkv.contiguous()?.apply_op3_no_bwd(&rows.contiguous()?, &cols.contiguous()?, &op);
     }
     #[cfg(feature = "cuda")]
-    if cuda::fusible(&[qkv, rows, cols]) && autocast::active() {
-        let qkv = autocast::in_its_type(qkv)?;
-        if cuda::serves(qkv.dtype(), qkv.dim(2)? / (3 * heads)) {
-            let table = |t: &Tensor| t.to_dtype(qkv.dtype())?.contiguous();
-            let bias = cuda::Bias::Relative { down: table(rows)?, across: table(cols)?, h, w };
-            let heads = cuda::Heads { packing: Packing::Parts, heads, scale };
-            return cuda::attention(&qkv, qkv_bias, heads, bias);
-        }
+    if let Some(y) = fused_relative_attention(qkv, None, heads, scale, ((h, w), (h, w)), (rows, cols))? {
+        return Ok(y);
     }
     // Distances in f32, whatever the products are in.
     let qkv = widened(qkv)?;
-    let qkv = match qkv_bias {
-        Some(bias) => qkv.broadcast_add(bias)?,
-        None => qkv,
-    };
     let [q, k, v] = unpacked(&qkv, Packing::Parts, heads)?;
     let (rows, cols) = (&widened(rows)?, &widened(cols)?);
     let (b, _, tokens, d) = q.dims4()?;

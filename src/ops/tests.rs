@@ -86,7 +86,7 @@ proptest! {
     #[test]
     fn relative_positions(b in 1usize..3, h in 1usize..12, w in 1usize..12, heads in 1usize..4, d in 1usize..9) {
         let inputs = [noise(&[b, h * w, 3 * heads * d], 45), noise(&[2 * h - 1, d], 46), noise(&[2 * w - 1, d], 47)];
-        agrees("relative", &inputs, |t| relative_attention((&t[0], None), heads, 0.7, (h, w), (&t[1], &t[2])));
+        agrees("relative", &inputs, |t| relative_attention(&t[0], heads, 0.7, (h, w), (&t[1], &t[2])));
     }
 
     #[test]

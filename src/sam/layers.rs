@@ -22,13 +22,19 @@ impl Linear {
         Ok(())
     }
 
+    /// [`Self::prepare`] of one whose result is its bare product's, bias and activation included: the bias is in its type too.
+    pub fn prepare_fused(&mut self) -> Result<()> {
+        self.bias = self.bias.as_ref().map(ops::prepared).transpose()?;
+        self.prepare()
+    }
+
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
     }
 
-    /// See [`ops::linear_apart`].
-    pub fn forward_apart(&self, x: &Tensor) -> Result<(Tensor, Option<&Tensor>)> {
-        ops::linear_apart(x, &self.weight, self.bias.as_ref())
+    /// What it makes of zeros.
+    pub fn of_zeros(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
     }
 
     /// `residual` and what [`Self::forward`] gives.

@@ -49,7 +49,7 @@ impl MaskDecoder {
             .iter_mut()
             .chain([&mut self.iou_head])
             .flat_map(|mlp| &mut mlp.0)
-            .try_for_each(Linear::prepare)
+            .try_for_each(Linear::prepare_fused)
     }
 
     /// Low-resolution logits `[N, M, 4g, 4g]` and predicted overlaps `[N, M]`; M is the number of ambiguous

@@ -61,7 +61,10 @@ impl TinyVitEncoder {
         for block in self.stages.iter_mut().flatten() {
             block.local_conv.fold()?;
             block.attn.bias = Some(block.attn.spread_biases()?.detach());
-            for linear in [&mut block.attn.qkv, &mut block.attn.proj, &mut block.fc1, &mut block.fc2] {
+            for linear in [&mut block.attn.qkv, &mut block.fc1] {
+                linear.prepare_fused()?;
+            }
+            for linear in [&mut block.attn.proj, &mut block.fc2] {
                 linear.prepare()?;
             }
         }

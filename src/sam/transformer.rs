@@ -34,8 +34,8 @@ impl TwoWayTransformer {
             for attn in [&mut layer.self_attn, &mut layer.cross_to_image, &mut layer.cross_to_token] {
                 attn.prepare()?;
             }
-            layer.lin1.prepare()?;
-            layer.lin2.prepare()?;
+            layer.lin1.prepare_fused()?;
+            layer.lin2.prepare_fused()?;
         }
         self.final_attn.prepare()
     }
@@ -140,7 +140,7 @@ impl Attention {
     fn prepare(&mut self) -> Result<()> {
         [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.out_proj]
             .into_iter()
-            .try_for_each(Linear::prepare)
+            .try_for_each(Linear::prepare_fused)
     }
 
     fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {

@@ -37,7 +37,10 @@ impl VitEncoder {
     pub fn prepare(&mut self) -> Result<()> {
         self.patch_embed.prepare()?;
         for block in &mut self.blocks {
-            for linear in [&mut block.attn.qkv, &mut block.attn.proj, &mut block.lin1, &mut block.lin2] {
+            for linear in [&mut block.attn.qkv, &mut block.lin1] {
+                linear.prepare_fused()?;
+            }
+            for linear in [&mut block.attn.proj, &mut block.lin2] {
                 linear.prepare()?;
             }
             for table in [&mut block.attn.rel_pos_h, &mut block.attn.rel_pos_w] {
@@ -84,15 +87,7 @@ impl Block {
 
     /// `[N, H, W, C]` → the same.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (n, h, w, c) = x.dims4()?;
-        let y = self.norm1.forward_for_products(x)?;
-        let y = if self.window == 0 {
-            self.attn.forward(&y.reshape((n, h * w, c))?, (h, w))?.reshape((n, h, w, c))?
-        } else {
-            // The windows' padding is zero after the norm, as in SAM: padded cells take part in attention.
-            let side = self.window;
-            ops::unpartition(&self.attn.forward(&ops::partition(&y, side)?, (side, side))?, side, h, w)?
-        };
+        let y = self.attn.forward(&self.norm1.forward_for_products(x)?, self.window)?;
         // The projection is one of each token: after the windows' padding is gone there are fewer.
         let x = self.attn.proj.add_to(x, &y)?;
         let y = self.lin1.forward_then(&self.norm2.forward_for_products(&x)?, Activation::Gelu)?;
@@ -123,12 +118,21 @@ impl Attention {
         })
     }
 
-    /// `[B, h · w, C]` → the same, not yet projected.
-    fn forward(&self, x: &Tensor, (h, w): (usize, usize)) -> Result<Tensor> {
-        let scale = ((x.dim(2)? / self.heads) as f64).powf(-0.5);
+    /// `[N, H, W, C]` → the same, not yet projected; in windows of `window` tokens a side, 0 for the whole grid.
+    fn forward(&self, x: &Tensor, window: usize) -> Result<Tensor> {
+        let (n, height, width, c) = x.dims4()?;
+        let (h, w) = if window == 0 { (height, width) } else { (window, window) };
+        let scale = ((c / self.heads) as f64).powf(-0.5);
         let (rows, cols) = (relative_table(&self.rel_pos_h, h)?, relative_table(&self.rel_pos_w, w)?);
-        let (qkv, bias) = self.qkv.forward_apart(x)?;
-        ops::relative_attention((&qkv, bias), self.heads, scale, (h, w), (&rows, &cols))
+        // The windows' padding is zero after the norm, as in SAM: padded cells take part in attention.
+        if ops::finds_windows(x, c / self.heads, (h, w)) {
+            let (qkv, padding) = (self.qkv.forward(x)?, self.qkv.of_zeros());
+            return ops::windowed_attention(&qkv, padding, self.heads, scale, (h, w), (&rows, &cols));
+        }
+        let x = if window == 0 { x.reshape((n, h * w, c))? } else { ops::partition(x, window)? };
+        let qkv = self.qkv.forward(&x)?;
+        let y = ops::relative_attention(&qkv, self.heads, scale, (h, w), (&rows, &cols))?;
+        if window == 0 { y.reshape((n, h, w, c)) } else { ops::unpartition(&y, window, height, width) }
     }
 }
 

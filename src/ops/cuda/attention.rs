@@ -1,4 +1,4 @@
-//! Attention that never holds all scores (`attention` in kernels.cu), in 16 bits.
+//! Attention that never holds all scores (`attention` in kernels.cu), in 16 bits. Windows of a grid are found where they lie.
 
 use super::{kernel, name, only_on_a_gpu, push, view, with_optional, with_view};
 use crate::ops::Packing;
@@ -10,8 +10,14 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
 
-/// Queries and keys of a tile.
+/// Keys of a tile, and queries of a block; of a grid's, two or three times as many.
 const TILE: usize = 64;
+
+/// Up to so many queries, all of more than a tile's keys, have a kernel of their own.
+const FEW: usize = 6;
+
+/// Largest side of a window, or of a grid that is not taken apart, whose relative positions the kernel knows.
+pub(in crate::ops) const MOST_SIDE: usize = 64;
 
 /// Head sizes that kernels.cu has.
 const SIZES: [usize; 4] = [16, 32, 64, 80];
@@ -26,12 +32,14 @@ pub(in crate::ops) enum Bias {
     None,
     /// `[heads, T, T]`, f32.
     Full(Tensor),
-    /// Tables `[2h - 1, d]` and `[2w - 1, d]` of [`crate::ops::relative_attention`], in the type of the queries.
+    /// Tables `[2h - 1, d]` and `[2w - 1, d]` of [`crate::ops::relative_attention`], in the type of the queries, of windows of
+    /// `h × w` tokens that `grid` is taken apart into: `T` is the grid's.
     Relative {
         down: Tensor,
         across: Tensor,
         h: usize,
         w: usize,
+        grid: (usize, usize),
     },
 }
 
@@ -43,16 +51,16 @@ pub(in crate::ops) struct Heads {
     pub scale: f64,
 }
 
-/// Attention of every head to its own tokens: `qkv [B, T, 3 · heads · d]` → `[B, T, heads · d]`. `qkv_bias [3 · heads · d]`, of
-/// [`Packing::Parts`], is added on the way.
+/// Attention of every head to its own tokens: `qkv [B, T, 3 · heads · d]` → `[B, T, heads · d]`. `padding [3 · heads · d]`, in the type of
+/// `qkv`, is what a window has beyond the grid; zeros without.
 pub(in crate::ops) fn attention(
     qkv: &Tensor,
-    qkv_bias: Option<&Tensor>,
+    padding: Option<&Tensor>,
     heads: Heads,
     bias: Bias,
 ) -> Result<Tensor> {
-    let qkv_bias = qkv_bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
-    qkv.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias, qkv_bias, apart: None })
+    let padding = padding.map(Tensor::contiguous).transpose()?;
+    qkv.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias, padding, apart: None })
 }
 
 /// The same of queries `q [B, T, heads · d]` to `k` and `v [B, S, heads · d]`, without a bias.
@@ -65,13 +73,13 @@ pub(in crate::ops) fn attention_apart(
 ) -> Result<Tensor> {
     let heads = Heads { packing: Packing::Parts, heads, scale };
     let apart = Some((k.contiguous()?, v.contiguous()?));
-    q.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias: Bias::None, qkv_bias: None, apart })
+    q.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias: Bias::None, padding: None, apart })
 }
 
 struct Attention {
     heads: Heads,
     bias: Bias,
-    qkv_bias: Option<Tensor>,
+    padding: Option<Tensor>,
     /// Keys and values that do not lie with the queries.
     apart: Option<(Tensor, Tensor)>,
 }
@@ -89,6 +97,9 @@ struct Parameters {
     scale: f32,
     h: u32,
     w: u32,
+    down: u32,
+    across: u32,
+    columns: u32,
 }
 
 // SAFETY: plain numbers, laid out as in kernels.cu.
@@ -110,41 +121,72 @@ impl Attention {
             Packing::Parts => (heads * d, d),
             Packing::Heads => (d, 3 * d),
         };
-        let (bias, h, w) = match &self.bias {
-            Bias::None => (0, 0, 0),
+        // Queries and keys that see each other, and how often there are such.
+        let (bias, (h, w), grid) = match &self.bias {
+            Bias::None => (0, (0, 0), (0, 0)),
             Bias::Full(bias) if bias.dims() != [heads, tokens, tokens] => {
                 candle_core::bail!("attention: a bias {:?} for {heads} heads of {tokens} tokens", bias.dims())
             }
-            Bias::Full(_) => (1, 0, 0),
-            Bias::Relative { down, across, h, w } => {
-                if (down.dims(), across.dims()) != (&[2 * h - 1, d], &[2 * w - 1, d]) || h * w != tokens {
+            Bias::Full(_) => (1, (0, 0), (0, 0)),
+            &Bias::Relative { ref down, ref across, h, w, grid } => {
+                let tables = (down.dims(), across.dims()) == (&[2 * h - 1, d], &[2 * w - 1, d]);
+                if !tables || grid.0 * grid.1 != tokens || h.max(w) > MOST_SIDE {
                     candle_core::bail!(
-                        "attention: tables {:?}, {:?} for {h}x{w}",
+                        "attention: tables {:?}, {:?} for windows {h}x{w} of a grid {grid:?} of {tokens}",
                         down.dims(),
                         across.dims()
                     );
                 }
-                (if *w == TILE { 3 } else { 2 }, *h, *w)
+                (if h.max(w) <= 16 { 2 } else { 3 }, (h, w), grid)
             }
+        };
+        let relative = bias >= 2;
+        let (columns, windows, seen) = match relative {
+            true => {
+                let columns = grid.1.div_ceil(w);
+                (columns, columns * grid.0.div_ceil(h), h * w)
+            }
+            false => (0, 1, tokens),
+        };
+        let rows = match bias {
+            3 if d <= 64 => 3 * TILE,
+            2 | 3 => 2 * TILE,
+            _ => TILE,
         };
         let strides = [(tokens * width) as i64, head as i64, width as i64];
         let others =
             if self.apart.is_some() { [(keys * width) as i64, head as i64, width as i64] } else { strides };
-        let [tokens32, keys32, h32, w32, heads32] = [tokens, keys, h, w, heads].map(|v| v as u32);
+        let keys = if relative { seen } else { keys };
+        let [seen32, keys32, heads32] = [seen, keys, heads].map(|v| v as u32);
+        let [h32, w32, down, across, columns] = [h, w, grid.0, grid.1, columns].map(|v| v as u32);
         let parameters = Parameters {
             q: strides,
             k: others,
             v: others,
             heads: heads32,
-            tokens: tokens32,
+            tokens: seen32,
             keys: keys32,
             scale: scale as f32,
             h: h32,
             w: w32,
+            down,
+            across,
+            columns,
         };
-        let function = kernel(device, &format!("attention_{}_{d}_{bias}", name(storage.dtype())?))?;
-        let distances = if bias >= 2 { 2 * TILE * ((h.max(w) + 9) & !1) * 2 } else { 0 };
-        let shared = (4 * TILE * (d + 8) * 2 + distances) as u32;
+        let few = tokens <= FEW && keys > TILE && d == 16 && matches!(self.bias, Bias::None);
+        let of = name(storage.dtype())?;
+        let function = match few {
+            true => kernel(device, &format!("few_queries_{of}_{d}"))?,
+            false => kernel(device, &format!("attention_{of}_{d}_{bias}"))?,
+        };
+        // Keys and values twice, a window's queries and tables beside them; distances of each query to 16 or 64 places of a row, and 8
+        // more.
+        let (tiles, distances) = match bias {
+            2 => (7, 2 * rows * (16 + 8)),
+            3 => (4, 2 * rows * (64 + 8)),
+            _ => (4, 0),
+        };
+        let shared = if few { 0 } else { (tiles * TILE * (d + 8) + distances) as u32 * 2 };
         function
             .function
             .set_attribute(
@@ -155,29 +197,35 @@ impl Attention {
         let all = view::<T>(storage, layout)?;
         // SAFETY: the kernel writes all of it.
         let mut out = unsafe { device.alloc::<T>(batch * tokens * heads * d)? };
-        if self
-            .qkv_bias
-            .as_ref()
-            .is_some_and(|b| b.elem_count() != width || matches!(packing, Packing::Heads))
-        {
-            candle_core::bail!("attention: a bias of other parts than {width} in a row");
+        let other = |p: &Tensor| p.elem_count() != width || p.dtype() != storage.dtype();
+        if self.padding.as_ref().is_some_and(|p| other(p) || matches!(packing, Packing::Heads)) {
+            candle_core::bail!("attention: a padding of other than {width} channels");
         }
         let mut launch = |[q, k, v]: [&CudaView<T>; 3],
-                          qkv_bias: Option<&CudaView<f32>>,
+                          padding: Option<&CudaView<T>>,
                           bias: Option<&CudaView<f32>>,
                           tables: Option<(&CudaView<T>, &CudaView<T>)>| {
             let mut builder = function.builder();
             let nothing = 0u64;
             builder.arg(q).arg(k).arg(v);
+            if few {
+                builder.arg(&mut out).arg(&parameters);
+                let heads = (batch * heads) as u32;
+                let config =
+                    LaunchConfig { grid_dim: (heads, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+                // SAFETY: the kernel's parameters; sizes were checked above.
+                unsafe { builder.launch(config) }.w()?;
+                return Ok(());
+            }
             push(&mut builder, bias);
             match tables {
                 Some((down, across)) => builder.arg(down).arg(across),
                 None => builder.arg(&nothing).arg(&nothing),
             };
-            push(&mut builder, qkv_bias);
+            push(&mut builder, padding);
             builder.arg(&mut out).arg(&parameters);
             let config = LaunchConfig {
-                grid_dim: (tokens.div_ceil(TILE) as u32, (batch * heads) as u32, 1),
+                grid_dim: (seen.div_ceil(rows) as u32, (batch * windows * heads) as u32, 1),
                 block_dim: (128, 1, 1),
                 shared_mem_bytes: shared,
             };
@@ -198,11 +246,11 @@ impl Attention {
         } else {
             let [q, k, v] = [0, 1, 2].map(|i| all.slice(i * part..));
             let parts = [&q, &k, &v];
-            with_optional(self.qkv_bias.as_ref(), |qkv_bias| match &self.bias {
-                Bias::None => launch(parts, qkv_bias, None, None),
-                Bias::Full(bias) => with_view(bias, |bias| launch(parts, qkv_bias, Some(bias), None)),
+            with_optional(self.padding.as_ref(), |padding| match &self.bias {
+                Bias::None => launch(parts, padding, None, None),
+                Bias::Full(bias) => with_view(bias, |bias| launch(parts, padding, Some(bias), None)),
                 Bias::Relative { down, across, .. } => with_view::<T, _>(down, |down| {
-                    with_view::<T, _>(across, |across| launch(parts, qkv_bias, None, Some((down, across))))
+                    with_view::<T, _>(across, |across| launch(parts, padding, None, Some((down, across))))
                 }),
             })?;
         }

@@ -208,6 +208,20 @@ __device__ void max_pool(const T *x, T *out, Spatial s) {
     }
 }
 
+// Pixels [h, w, 3] -> planes [3, size, size], a scale and a shift each, zeros beyond the picture.
+extern "C" __global__ void normalise(const uint8_t *rgb, float *out, unsigned h, unsigned w, unsigned size, float sr, float sg, float sb, float r, float g, float b) {
+    const unsigned n = size * size;
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+        const unsigned x = i % size, y = i / size;
+        const bool inside = x < w && y < h;
+        const uint8_t *pixel = rgb + (inside ? (size_t)(y * w + x) * 3 : 0);
+        // Rounded twice, as on a CPU.
+        out[i] = inside ? __fadd_rn(__fmul_rn(pixel[0], sr), r) : 0.0f;
+        out[n + i] = inside ? __fadd_rn(__fmul_rn(pixel[1], sg), g) : 0.0f;
+        out[2 * n + i] = inside ? __fadd_rn(__fmul_rn(pixel[2], sb), b) : 0.0f;
+    }
+}
+
 // [N, A, B] -> [N, B, A], squares of 32 by blocks of 32 x 8.
 template <typename T>
 __device__ void transpose(const T *x, T *out, unsigned a, unsigned b) {
@@ -318,15 +332,16 @@ __device__ void windows(const uint4 *from, uint4 *to, unsigned n, unsigned h, un
     }
 }
 
-// Attention of one head, after FlashAttention-2 (arXiv 2307.08691): a block has 64 queries, walks over 64 keys at a time and
-// never holds more scores than these.
+// Attention of one head, after FlashAttention-2 (arXiv 2307.08691): a block has 64 queries, of a grid more, walks over 64 keys at a
+// time and never holds more scores than these.
 struct Attention {
     // Elements from an image, a head, a token to the next.
     long long q[3], k[3], v[3];
     unsigned heads, tokens, keys;
     float scale;
-    // Of the grid, for relative positions.
-    unsigned h, w;
+    // For relative positions: a window's sides, the sides of the grid that is taken apart into such windows, and how many of these lie
+    // side by side.
+    unsigned h, w, down, across, columns;
 };
 
 constexpr int TILE = 64;
@@ -368,222 +383,416 @@ template <> __device__ __forceinline__ unsigned pack<f16>(float a, float b) {
     return *reinterpret_cast<unsigned *>(&v);
 }
 
-// 64 rows from `first` of a matrix of `rows`, zeros beyond, into shared memory.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Rows `first` to `first + count` of a matrix of `rows`, zeros beyond, into shared memory.
 template <typename T, int D>
-__device__ __forceinline__ void load_tile(T (*to)[D + 8], const T *from, long long step, unsigned first, unsigned rows) {
+__device__ __forceinline__ void load_rows(T (*to)[D + 8], const T *from, long long step, unsigned first, unsigned rows, int count) {
     constexpr int PARTS = D / 8;
-    for (int i = threadIdx.x; i < TILE * PARTS; i += 128) {
-        int row = i / PARTS, part = i % PARTS;
-        bool inside = first + row < rows;
+    for (int i = threadIdx.x; i < count * PARTS; i += 128) {
+        const int row = i / PARTS, part = i % PARTS;
+        const bool inside = first + row < rows;
         load_async(&to[row][part * 8], from + (inside ? (first + row) * step : 0) + part * 8, inside);
     }
 }
 
-// c [16, 64] = a's rows times the tile's, transposed.
-template <typename T, int D>
-__device__ __forceinline__ void scores(float (&c)[8][4], const unsigned (&a)[D / 16][4], T (*tile)[D + 8], int lane) {
-    for (int n = 0; n < 8; n++)
-        for (int i = 0; i < 4; i++) c[n][i] = 0.0f;
+// c [16 M, 16 P] += a's rows times the tile's, transposed; 16 `blocks` of the tile's rows.
+template <typename T, int D, int M, int P>
+__device__ __forceinline__ void scores(float (&c)[M][2 * P][4], const unsigned (&a)[M][D / 16][4], T (*tile)[D + 8], int lane, int blocks) {
 #pragma unroll
     for (int step = 0; step < D / 16; step++) {
 #pragma unroll
-        for (int pair = 0; pair < 4; pair++) {
+        for (int pair = 0; pair < P; pair++) {
+            if (pair >= blocks) continue;
             unsigned b[4];
             matrices(b, &tile[pair * 16 + (lane & 7) + (lane >> 4) * 8][step * 16 + (lane >> 3 & 1) * 8]);
-            multiply<T>(c[2 * pair], a[step], b[0], b[1]);
-            multiply<T>(c[2 * pair + 1], a[step], b[2], b[3]);
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                multiply<T>(c[m][2 * pair], a[m][step], b[0], b[1]);
+                multiply<T>(c[m][2 * pair + 1], a[m][step], b[2], b[3]);
+            }
         }
     }
 }
 
-// `qkv_bias`, where there is one, are biases of queries and values [3, heads, D] not yet in q and v. That of keys adds the same to all scores
-// of a query, which is nothing after the softmax.
-// BIAS: 0 none; 1 `bias` [heads, tokens, keys]; 2 relative positions, tables `down` [2h - 1, D] and `across` [2w - 1, D]; 3 the same where
-// a tile of keys is a row of the grid: distances across are those of every tile.
+// A window of a grid of tokens, or the grid itself.
+struct Window {
+    unsigned top, left;
+
+    // The token's place in the grid; false beyond it.
+    __device__ __forceinline__ bool find(const Attention &p, unsigned y, unsigned x, unsigned &token) const {
+        token = (top + y) * p.across + left + x;
+        return y < p.h && x < p.w && top + y < p.down && left + x < p.across;
+    }
+};
+
+// BIAS: 0 none; 1 `bias` [heads, tokens, keys]; 2 relative positions, tables `down` [2h - 1, D] and `across` [2w - 1, D], of windows up to
+// 16 x 16; 3 the same up to 64 x 64. Keys then lie in rows of 16 or 64 places, so that 16 keys are of one row, and distances across the same
+// in each; places beyond the window are minus infinity across. A window's tokens beyond the grid are `padding` [3, heads, D].
 template <typename T, int D, int BIAS>
-__device__ void attention(const T *q, const T *k, const T *v, const float *bias, const T *down, const T *across, const float *qkv_bias, T *out, Attention p) {
+__device__ void attention(const T *q, const T *k, const T *v, const float *bias, const T *down, const T *across, const T *padding, T *out, const Attention &p) {
+    constexpr bool GRID = BIAS >= 2;
+    constexpr int M = BIAS == 3 && D <= 64 ? 3 : GRID ? 2 : 1;  // times 16 queries a warp: as many as registers hold
+    constexpr int P = M == 3 ? 2 : 4;                           // times 16 keys whose scores exist at a time
+    constexpr int ROWS = 64 * M;
+    constexpr int WIDTH = BIAS == 2 ? 16 : 64;                  // places of a row of keys
+    constexpr int SIDE = WIDTH + 8;                             // of a row of distances: eight rows lie in banks of their own
+    constexpr int PARTS = D / 8;
     extern __shared__ __align__(16) unsigned char memory[];
     typedef T Tile[TILE][D + 8];
-    Tile *keys = reinterpret_cast<Tile *>(memory);      // two of them
-    Tile *values = keys + 2;                            // two of them
-    const unsigned side = ((p.h > p.w ? p.h : p.w) + 9) & ~1u;  // rows of distances, apart in banks, pairs aligned
-    f16 *by_row = reinterpret_cast<f16 *>(values + 2), *by_col = by_row + TILE * side;
+    Tile *keys = reinterpret_cast<Tile *>(memory);              // two of them
+    Tile *values = keys + 2;                                    // two of them
+    // Queries come where keys and values will lie; a window's beside them, so that its first keys come meanwhile.
+    T (*queried)[D + 8] = BIAS == 2 ? values[2] : keys[0];
+    T (*tables)[D + 8] = BIAS == 2 ? values[4] : values[0];
+    f16 *by_row = reinterpret_cast<f16 *>(BIAS == 2 ? values + 5 : values + 2), *by_col = by_row + ROWS * SIDE;
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const unsigned head = blockIdx.y % p.heads, first = blockIdx.x * TILE;
-    const size_t image = blockIdx.y / p.heads;
+    const unsigned head = blockIdx.y % p.heads, first = blockIdx.x * ROWS;
+    unsigned image = blockIdx.y / p.heads;
+    Window window = {0, 0};
+    if (GRID) {
+        const unsigned windows = p.columns * ((p.down + p.h - 1) / p.h), number = image % windows;
+        image /= windows;
+        window = {number / p.columns * p.h, number % p.columns * p.w};
+    }
     q += image * p.q[0] + head * p.q[1];
     k += image * p.k[0] + head * p.k[1];
     v += image * p.v[0] + head * p.v[1];
-
-    load_tile<T, D>(values[1], q, p.q[2], first, p.tokens);
-    // A window's tables are short: both come with the queries.
-    const bool at_once = BIAS == 2 && 2 * p.h - 1 <= TILE && 2 * p.w - 1 <= TILE;
-    if (at_once) {
-        load_tile<T, D>(keys[0], down, D, 0, 2 * p.h - 1);
-        load_tile<T, D>(keys[1], across, D, 0, 2 * p.w - 1);
-    }
-    asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;\n" ::: "memory");
-    __syncthreads();
-    if (qkv_bias) {
-        for (int i = threadIdx.x; i < TILE * D; i += 128) {
-            T *cell = &values[1][i / D][i % D];
-            *cell = from_float<T>(to_float(*cell) + qkv_bias[head * D + i % D]);
-        }
-        __syncthreads();
-    }
-    unsigned queries[D / 16][4];
-    for (int step = 0; step < D / 16; step++) matrices(queries[step], &values[1][warp * 16 + (lane & 15)][step * 16 + (lane >> 4) * 8]);
-
-    // Of this thread's two rows, in the tile and in all.
-    const int row[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
-    const int column = lane % 4 * 2;
-    float c[8][4];
-    if (BIAS >= 2) {
-        for (int table = 0; table < 2; table++) {
-            const unsigned size = table ? p.w : p.h;
-            f16 *distances = table ? by_col : by_row;
-            for (unsigned start = 0; start < 2 * size - 1; start += TILE) {
-                if (!at_once) {
-                    __syncthreads();
-                    load_tile<T, D>(keys[0], table ? across : down, D, start, 2 * size - 1);
-                    asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;\n" ::: "memory");
-                    __syncthreads();
-                }
-                scores<T, D>(c, queries, keys[at_once ? table : 0], lane);
-                for (int n = 0; n < 8; n++)
-                    for (int i = 0; i < 4; i++) {
-                        unsigned query = first + row[i / 2];
-                        int place = table ? query % p.w : query / p.w;
-                        int key = place + (int)size - 1 - (int)(start + n * 8 + column + i % 2);
-                        if (key >= 0 && key < (int)size) distances[row[i / 2] * side + key] = __float2half(c[n][i] * LOG2E);
-                    }
-            }
-        }
-        __syncthreads();
-    }
-
-    float accumulated[D / 8][4];
-    for (int n = 0; n < D / 8; n++)
-        for (int i = 0; i < 4; i++) accumulated[n][i] = 0.0f;
-    float highest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
-    const float scale = p.scale * LOG2E;
-    float across_row[8][4];
-    if (BIAS == 3)
-        for (int n = 0; n < 8; n++)
-            for (int i = 0; i < 4; i++) across_row[n][i] = __half2float(by_col[row[i / 2] * side + n * 8 + column + i % 2]);
-    // x / w for x < 65536.
-    const unsigned inverse = BIAS == 2 ? 0xffffffffu / p.w + 1 : 0;
-    const bool even = p.w % 2 == 0;
-    const int tiles = (p.keys + TILE - 1) / TILE;
-    __syncthreads();
-    load_tile<T, D>(keys[0], k, p.k[2], 0, p.keys);
-    load_tile<T, D>(values[0], v, p.v[2], 0, p.keys);
-    asm volatile("cp.async.commit_group;\n" ::: "memory");
-    for (int tile = 0; tile < tiles; tile++) {
-        const int now = tile & 1;
-        if (tile + 1 < tiles) {
-            load_tile<T, D>(keys[now ^ 1], k, p.k[2], (tile + 1) * TILE, p.keys);
-            load_tile<T, D>(values[now ^ 1], v, p.v[2], (tile + 1) * TILE, p.keys);
-        }
-        asm volatile("cp.async.commit_group;\ncp.async.wait_group 1;\n" ::: "memory");
-        __syncthreads();
-        scores<T, D>(c, queries, keys[now], lane);
-        float peak[2] = {-INFINITY, -INFINITY}, down_row[2] = {0.0f, 0.0f};
-        if (BIAS == 3)
-            for (int r = 0; r < 2; r++) down_row[r] = __half2float(by_row[row[r] * side + tile]);
-        const bool whole = (tile + 1) * TILE <= (int)p.keys;
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            const unsigned key = tile * TILE + n * 8 + column;
-            if (BIAS == 2 && even) {
-                const unsigned y = __umulhi(key, inverse), x = key - y * p.w;
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const float2 across = __half22float2(*reinterpret_cast<const __half2 *>(by_col + row[r] * side + x));
-                    const float down = __half2float(by_row[row[r] * side + min(y, p.h - 1)]);
-                    c[n][2 * r] = fmaf(c[n][2 * r], scale, down + across.x);
-                    c[n][2 * r + 1] = fmaf(c[n][2 * r + 1], scale, down + across.y);
-                }
+    // x / w for x < 65536; a row of one is its own.
+    const unsigned inverse = GRID && p.w > 1 ? 0xffffffffu / p.w + 1 : 0;
+    auto row_of = [&](unsigned x) { return p.w == 1 ? x : __umulhi(x, inverse); };
+    // 16 bytes of a token of a window's `part` (0 queries, 1 keys, 2 values), which begins at `from`.
+    auto load_token = [&](T *to, const T *from, long long step, unsigned part, unsigned y, unsigned x, unsigned at) {
+        unsigned token;
+        const bool inside = y < p.h && x < p.w, real = window.find(p, y, x, token);
+        const T *source = real ? from + token * step : padding ? padding + (part * p.heads + head) * D : from;
+        load_async(to, source + at * 8, inside && (real || padding));
+    };
+    auto load_keys = [&](int tile) {
+        for (int i = threadIdx.x; i < TILE * PARTS; i += 128) {
+            const unsigned at = i / PARTS, part = i % PARTS, place = tile * TILE + at;
+            T *key = &keys[tile & 1][at][part * 8], *value = &values[tile & 1][at][part * 8];
+            if (GRID) {
+                load_token(key, k, p.k[2], 1, place / WIDTH, place % WIDTH, part);
+                load_token(value, v, p.v[2], 2, place / WIDTH, place % WIDTH, part);
             } else {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const unsigned at = key + i % 2;
-                    float added = 0.0f;
-                    if (BIAS == 1) {
-                        const unsigned query = first + row[i / 2];
-                        if (query < p.tokens && at < p.keys) added = bias[((size_t)head * p.tokens + query) * p.keys + at] * LOG2E;
-                    }
-                    if (BIAS == 2) {
-                        const unsigned y = p.w == 1 ? at : __umulhi(at, inverse), x = at - y * p.w;
-                        if (y < p.h) added = __half2float(by_row[row[i / 2] * side + y]) + __half2float(by_col[row[i / 2] * side + x]);
-                    }
-                    if (BIAS == 3) added = across_row[n][i] + down_row[i / 2];
-                    c[n][i] = fmaf(c[n][i], scale, added);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (!whole && key + i % 2 >= p.keys) c[n][i] = -INFINITY;
-                peak[i / 2] = fmaxf(peak[i / 2], c[n][i]);
+                const bool inside = place < p.keys;
+                load_async(key, k + (inside ? place * p.k[2] : 0) + part * 8, inside);
+                load_async(value, v + (inside ? place * p.v[2] : 0) + part * 8, inside);
             }
         }
-        float shrink[2], sum[2] = {0.0f, 0.0f};
-        for (int r = 0; r < 2; r++) {
-            peak[r] = fmaxf(peak[r], __shfl_xor_sync(0xffffffff, peak[r], 1));
-            peak[r] = fmaxf(peak[r], __shfl_xor_sync(0xffffffff, peak[r], 2));
-            peak[r] = fmaxf(peak[r], highest[r]);
-            shrink[r] = exp2f(highest[r] - peak[r]);
-            highest[r] = peak[r];
+        asm volatile("cp.async.commit_group;\n" ::: "memory");
+    };
+
+    if (GRID) {
+        for (int i = threadIdx.x; i < ROWS * PARTS; i += 128) {
+            const unsigned query = first + i / PARTS, y = row_of(query);
+            load_token(&queried[i / PARTS][i % PARTS * 8], q, p.q[2], 0, y, query - y * p.w, i % PARTS);
         }
+        if (BIAS == 2) {
+            load_rows<T, D>(tables, down, D, 0, 2 * p.h - 1, 32);
+            load_rows<T, D>(tables + 32, across, D, 0, 2 * p.w - 1, 32);
+        }
+    } else {
+        load_rows<T, D>(queried, q, p.q[2], first, p.tokens, ROWS);
+    }
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+    if (BIAS == 2) {
+        load_keys(0);
+        asm volatile("cp.async.wait_group 1;\n" ::: "memory");
+    } else {
+        asm volatile("cp.async.wait_group 0;\n" ::: "memory");
+    }
+    __syncthreads();
+    unsigned queries[M][D / 16][4];
 #pragma unroll
-        for (int n = 0; n < 8; n++)
+    for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                c[n][i] = exp2f(c[n][i] - highest[i / 2]);
-                sum[i / 2] += c[n][i];
+        for (int step = 0; step < D / 16; step++)
+            matrices(queries[m][step], &queried[(warp * M + m) * 16 + (lane & 15)][step * 16 + (lane >> 4) * 8]);
+
+    // This thread's rows: `row` and the eighth after it, of each m.
+    const int row = warp * 16 * M + lane / 4, column = lane % 4 * 2;
+    float c[M][2 * P][4];
+    const float scale = p.scale * LOG2E;
+    if (GRID) {
+        for (int i = threadIdx.x; i < ROWS * WIDTH; i += 128)
+            if (i % WIDTH >= p.w) by_col[i / WIDTH * SIDE + i % WIDTH] = __float2half(-INFINITY);
+        const float unscaled = 1.0f / p.scale;
+        for (int table = 0; table < 2; table++) {
+            const int size = table ? p.w : p.h, rows = 2 * size - 1;
+            f16 *distances = table ? by_col : by_row;
+            if (BIAS == 3) {
+                __syncthreads();
+                load_rows<T, D>(tables, table ? across : down, D, 0, rows, 2 * TILE);
+                asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;\n" ::: "memory");
+                __syncthreads();
             }
-        for (int r = 0; r < 2; r++) total[r] = total[r] * shrink[r] + sum[r];
+            for (int start = 0; start < rows; start += 16 * P) {
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int n = 0; n < 2 * P; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) c[m][n][i] = 0.0f;
+                const int blocks = min(P, (rows - start + 15) / 16);
+                scores<T, D, M, P>(c, queries, tables + (BIAS == 2 ? table * 32 : start), lane, blocks);
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        const int at = row + m * 16 + r * 8;
+                        const unsigned y = row_of(first + at), place = table ? first + at - y * p.w : y;
+                        f16 *line = distances + at * SIDE;
+#pragma unroll
+                        for (int n = 0; n < 2 * P; n++)
+#pragma unroll
+                            for (int i = 0; i < 2; i++) {
+                                const int key = (int)place + size - 1 - (start + n * 8 + column + i);
+                                // Across as the products' scores, down as the powers of two that these become.
+                                if (n / 2 < blocks && key >= 0 && key < size) line[key] = __float2half(c[m][n][2 * r + i] * (table ? unscaled : LOG2E));
+                            }
+                    }
+            }
+        }
+        __syncthreads();
+    }
+    if (BIAS != 2) {
+        __syncthreads();
+        load_keys(0);
+    }
+
+    float accumulated[M][D / 8][4], highest[M][2], total[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) accumulated[n][i] *= shrink[i / 2];
+            for (int i = 0; i < 4; i++) accumulated[m][n][i] = 0.0f;
+        for (int r = 0; r < 2; r++) highest[m][r] = -INFINITY, total[m][r] = 0.0f;
+    }
+    // In a row of 16 places these stay.
+    __half2 beside[M][2][2];
+    if (BIAS == 2)
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < 2; n++)
+                for (int r = 0; r < 2; r++)
+                    beside[m][n][r] = *reinterpret_cast<const __half2 *>(by_col + (row + m * 16 + r * 8) * SIDE + n * 8 + column);
+
+    const int tiles = BIAS == 3 ? p.h : BIAS == 2 ? (p.h + 3) / 4 : (p.keys + TILE - 1) / TILE;
+    // Warps that have no query of their own only load.
+    const bool busy = first + warp * 16 * M < p.tokens;
+    for (int tile = 0; tile < tiles; tile++) {
+        const int now = tile & 1;
+        if (tile + 1 < tiles) load_keys(tile + 1);
+        else asm volatile("cp.async.commit_group;\n" ::: "memory");
+        asm volatile("cp.async.wait_group 1;\n" ::: "memory");
+        __syncthreads();
+        const int whole = BIAS == 3 ? 4 : BIAS == 2 ? min(4, (int)p.h - tile * 4) : min(4, ((int)p.keys - tile * TILE + 15) / 16);
+#pragma unroll 1
+        for (int part = 0; part < 4 / P; part++) {
+            const int blocks = min(P, whole - part * P), place = part * P * 16;
+            if (!busy || blocks <= 0) continue;
 #pragma unroll
-        for (int step = 0; step < 4; step++) {
-            const unsigned a[4] = {pack<T>(c[2 * step][0], c[2 * step][1]), pack<T>(c[2 * step][2], c[2 * step][3]),
-                                   pack<T>(c[2 * step + 1][0], c[2 * step + 1][1]), pack<T>(c[2 * step + 1][2], c[2 * step + 1][3])};
+            for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int pair = 0; pair < D / 16; pair++) {
-                unsigned b[4];
-                matrices_turned(b, &values[now][step * 16 + (lane & 7) + (lane >> 3 & 1) * 8][pair * 16 + (lane >> 4) * 8]);
-                multiply<T>(accumulated[2 * pair], a, b[0], b[1]);
-                multiply<T>(accumulated[2 * pair + 1], a, b[2], b[3]);
+                for (int n = 0; n < 2 * P; n++)
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        float2 start = make_float2(0.0f, 0.0f);
+                        if (BIAS == 2) start = __half22float2(beside[m][n % 2][r]);
+                        if (BIAS == 3) start = __half22float2(*reinterpret_cast<const __half2 *>(by_col + (row + m * 16 + r * 8) * SIDE + place + n * 8 + column));
+                        c[m][n][2 * r] = start.x;
+                        c[m][n][2 * r + 1] = start.y;
+                    }
+            scores<T, D, M, P>(c, queries, &keys[now][place], lane, blocks);
+            bool grown = false;
+            float shrink[M][2];
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                float peak[2] = {-INFINITY, -INFINITY}, shift[2] = {0.0f, 0.0f};
+                if (BIAS == 3)
+                    for (int r = 0; r < 2; r++) shift[r] = __half2float(by_row[(row + m * 16 + r * 8) * SIDE + tile]);
+#pragma unroll
+                for (int n = 0; n < 2 * P; n++) {
+                    if (n / 2 >= blocks) continue;
+                    if (BIAS == 2) {
+#pragma unroll
+                        for (int r = 0; r < 2; r++) {
+                            const float above = __half2float(by_row[(row + m * 16 + r * 8) * SIDE + tile * 4 + n / 2]);
+                            c[m][n][2 * r] = fmaf(c[m][n][2 * r], scale, above);
+                            c[m][n][2 * r + 1] = fmaf(c[m][n][2 * r + 1], scale, above);
+                        }
+                    }
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        if (!GRID) {
+                            const unsigned key = tile * TILE + n * 8 + column + i % 2, query = first + row + m * 16 + i / 2 * 8;
+                            if (BIAS == 1 && query < p.tokens && key < p.keys)
+                                c[m][n][i] = fmaf(c[m][n][i], scale, bias[((size_t)head * p.tokens + query) * p.keys + key] * LOG2E);
+                            if (key >= p.keys) c[m][n][i] = -INFINITY;
+                        }
+                        peak[i / 2] = fmaxf(peak[i / 2], c[m][n][i]);
+                    }
+                }
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    peak[r] = fmaxf(peak[r], __shfl_xor_sync(0xffffffff, peak[r], 1));
+                    peak[r] = fmaxf(peak[r], __shfl_xor_sync(0xffffffff, peak[r], 2));
+                    if (BIAS == 0 || BIAS == 3) peak[r] = fmaf(peak[r], scale, shift[r]);
+                    peak[r] = fmaxf(peak[r], highest[m][r]);
+                    shrink[m][r] = power_of_two(highest[m][r] - peak[r]);
+                    grown |= peak[r] > highest[m][r];
+                    highest[m][r] = peak[r];
+                    float sum = 0.0f;
+                    const float offset = shift[r] - peak[r];
+#pragma unroll
+                    for (int n = 0; n < 2 * P; n++) {
+                        if (n / 2 >= blocks) continue;
+#pragma unroll
+                        for (int i = 2 * r; i < 2 * r + 2; i++) {
+                            c[m][n][i] = power_of_two(BIAS == 0 || BIAS == 3 ? fmaf(c[m][n][i], scale, offset) : c[m][n][i] + offset);
+                            sum += c[m][n][i];
+                        }
+                    }
+                    total[m][r] = fmaf(total[m][r], shrink[m][r], sum);
+                }
+            }
+            if (__any_sync(0xffffffff, grown)) {
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int n = 0; n < D / 8; n++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) accumulated[m][n][i] *= shrink[m][i / 2];
+            }
+#pragma unroll
+            for (int step = 0; step < P; step++) {
+                if (step >= blocks) continue;
+                unsigned a[M][4];
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) a[m][i] = pack<T>(c[m][2 * step + i / 2][i % 2 * 2], c[m][2 * step + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+                for (int pair = 0; pair < D / 16; pair++) {
+                    unsigned b[4];
+                    matrices_turned(b, &values[now][place + step * 16 + (lane & 7) + (lane >> 3 & 1) * 8][pair * 16 + (lane >> 4) * 8]);
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+                        multiply<T>(accumulated[m][2 * pair], a[m], b[0], b[1]);
+                        multiply<T>(accumulated[m][2 * pair + 1], a[m], b[2], b[3]);
+                    }
+                }
             }
         }
         __syncthreads();
     }
-    for (int r = 0; r < 2; r++) {
-        total[r] += __shfl_xor_sync(0xffffffff, total[r], 1);
-        total[r] += __shfl_xor_sync(0xffffffff, total[r], 2);
-        const unsigned query = first + row[r];
-        if (query >= p.tokens) continue;
-        T *line = out + ((image * p.tokens + query) * p.heads + head) * D;
-        const float *shift = qkv_bias ? qkv_bias + (2 * p.heads + head) * D + column : nullptr;
-        const float share = 1.0f / total[r];
-        for (int n = 0; n < D / 8; n++) {
-            const float a = shift ? shift[n * 8] : 0.0f, b = shift ? shift[n * 8 + 1] : 0.0f;
-            *reinterpret_cast<unsigned *>(line + n * 8 + column) =
-                pack<T>(fmaf(accumulated[n][2 * r], share, a), fmaf(accumulated[n][2 * r + 1], share, b));
+    if (!busy) return;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float sum = total[m][r];
+            sum += __shfl_xor_sync(0xffffffff, sum, 1);
+            sum += __shfl_xor_sync(0xffffffff, sum, 2);
+            const unsigned query = first + row + m * 16 + r * 8, y = row_of(query);
+            unsigned token = query;
+            if (query >= p.tokens || (GRID && !window.find(p, y, query - y * p.w, token))) continue;
+            const size_t tokens = GRID ? p.down * p.across : p.tokens;
+            T *line = out + ((image * tokens + token) * p.heads + head) * D;
+            const float share = 1.0f / sum;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++)
+                *reinterpret_cast<unsigned *>(line + n * 8 + column) = pack<T>(accumulated[m][n][2 * r] * share, accumulated[m][n][2 * r + 1] * share);
         }
+}
+
+// The same of up to 6 queries to many keys, without a bias: a block for each head, its threads share the keys.
+template <typename T, int D>
+__device__ void few_queries(const T *q, const T *k, const T *v, T *out, const Attention &p) {
+    constexpr int QUERIES = 6;
+    __shared__ float queries[QUERIES][D], sums[8][QUERIES][D + 2];
+    const unsigned head = blockIdx.x % p.heads, image = blockIdx.x / p.heads;
+    q += image * p.q[0] + head * p.q[1];
+    k += image * p.k[0] + head * p.k[1];
+    v += image * p.v[0] + head * p.v[1];
+    for (int i = threadIdx.x; i < p.tokens * D; i += 256) queries[i / D][i % D] = to_float(q[i / D * p.q[2] + i % D]) * p.scale * LOG2E;
+    __syncthreads();
+    float highest[QUERIES], total[QUERIES], accumulated[QUERIES][D];
+#pragma unroll
+    for (int j = 0; j < QUERIES; j++) {
+        highest[j] = -INFINITY;
+        total[j] = 0.0f;
+#pragma unroll
+        for (int d = 0; d < D; d++) accumulated[j][d] = 0.0f;
+    }
+    for (unsigned at = threadIdx.x; at < p.keys; at += 256) {
+        Vector<T> key[D / 8], value[D / 8];
+#pragma unroll
+        for (int i = 0; i < D / 8; i++) {
+            key[i] = reinterpret_cast<const Vector<T> *>(k + at * p.k[2])[i];
+            value[i] = reinterpret_cast<const Vector<T> *>(v + at * p.v[2])[i];
+        }
+#pragma unroll
+        for (int j = 0; j < QUERIES; j++) {
+            if (j >= p.tokens) continue;
+            float score = 0.0f;
+#pragma unroll
+            for (int d = 0; d < D; d++) score = fmaf(queries[j][d], to_float(key[d / 8].v[d % 8]), score);
+            const float peak = fmaxf(highest[j], score), shrink = power_of_two(highest[j] - peak), weight = power_of_two(score - peak);
+            highest[j] = peak;
+            total[j] = fmaf(total[j], shrink, weight);
+#pragma unroll
+            for (int d = 0; d < D; d++) accumulated[j][d] = fmaf(accumulated[j][d], shrink, weight * to_float(value[d / 8].v[d % 8]));
+        }
+    }
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int j = 0; j < QUERIES; j++) {
+        if (j >= p.tokens) continue;
+        float peak = highest[j];
+        for (int other = 16; other > 0; other >>= 1) peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, other));
+        // A thread without a key has none of it.
+        const float share = highest[j] == -INFINITY ? 0.0f : power_of_two(highest[j] - peak);
+        const float sum = warp_sum(total[j] * share);
+        if (lane == 0) sums[warp][j][D] = peak, sums[warp][j][D + 1] = sum;
+#pragma unroll
+        for (int d = 0; d < D; d++) {
+            const float one = warp_sum(accumulated[j][d] * share);
+            if (lane == 0) sums[warp][j][d] = one;
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < p.tokens * D; i += 256) {
+        const int j = i / D, d = i % D;
+        float peak = -INFINITY, sum = 0.0f, result = 0.0f;
+        for (int w = 0; w < 8; w++) peak = fmaxf(peak, sums[w][j][D]);
+        for (int w = 0; w < 8; w++) {
+            const float share = sums[w][j][D] == -INFINITY ? 0.0f : power_of_two(sums[w][j][D] - peak);
+            sum = fmaf(sums[w][j][D + 1], share, sum);
+            result = fmaf(sums[w][j][d], share, result);
+        }
+        out[((size_t)(image * p.tokens + j) * p.heads + head) * D + d] = from_float<T>(result / sum);
     }
 }
 
 #define ATTENTION(T, D, BIAS)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(128) attention_##T##_##D##_##BIAS(                                        \
-        const T *q, const T *k, const T *v, const float *bias, const T *down, const T *across, const float *qkv_bias, T *out, Attention p) { \
-        attention<T, D, BIAS>(q, k, v, bias, down, across, qkv_bias, out, p);                                                        \
+    extern "C" __global__ void __launch_bounds__(128, 2) attention_##T##_##D##_##BIAS(                                     \
+        const T *q, const T *k, const T *v, const float *bias, const T *down, const T *across, const T *padding, T *out, Attention p) { \
+        attention<T, D, BIAS>(q, k, v, bias, down, across, padding, out, p);                                                        \
     }
 #define ATTENTIONS(T, D) ATTENTION(T, D, 0) ATTENTION(T, D, 1) ATTENTION(T, D, 2) ATTENTION(T, D, 3)
+#define FEW_QUERIES(T, D)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 1) few_queries_##T##_##D(const T *q, const T *k, const T *v, T *out, Attention p) { \
+        few_queries<T, D>(q, k, v, out, p);                                                                                \
+    }
+FEW_QUERIES(bf16, 16) FEW_QUERIES(f16, 16)
 ATTENTIONS(bf16, 16) ATTENTIONS(bf16, 32) ATTENTIONS(bf16, 64) ATTENTIONS(bf16, 80)
 ATTENTIONS(f16, 16) ATTENTIONS(f16, 32) ATTENTIONS(f16, 64) ATTENTIONS(f16, 80)
 

@@ -2,10 +2,12 @@
 //! are f32 or, inside [`super::autocast`], 16 bits. Convolutions are matrix products over unfolded pixels.
 
 mod attention;
+mod product;
 #[cfg(test)]
 mod tests;
 
-pub(super) use attention::{Bias, Heads, attention, attention_apart, serves};
+pub(super) use attention::{Bias, Heads, MOST_SIDE, attention, attention_apart, serves};
+pub(super) use product::{add_linear, linear};
 
 use super::{Activation, Conv2d};
 use candle_core::backend::BackendStorage;
@@ -99,9 +101,9 @@ fn with_view<T: CudaDType + DeviceRepr, R>(
 }
 
 /// [`with_view`] of what there may be.
-fn with_optional<R>(
+fn with_optional<T: CudaDType + DeviceRepr, R>(
     tensor: Option<&Tensor>,
-    f: impl FnOnce(Option<&CudaView<f32>>) -> Result<R>,
+    f: impl FnOnce(Option<&CudaView<T>>) -> Result<R>,
 ) -> Result<R> {
     match tensor {
         Some(tensor) => with_view(tensor, |view| f(Some(view))),
@@ -110,7 +112,7 @@ fn with_optional<R>(
 }
 
 /// Pushes a pointer, null where there is nothing.
-fn push<'a>(builder: &mut LaunchArgs<'a>, view: Option<&'a CudaView<f32>>) {
+fn push<'a, T: DeviceRepr>(builder: &mut LaunchArgs<'a>, view: Option<&'a CudaView<'a, T>>) {
     match view {
         Some(view) => builder.arg(view),
         None => builder.arg(&0u64),
@@ -205,7 +207,7 @@ impl InplaceOp1 for Finish {
             let function = kernel(&device, &format!("finish_{}_{of}", if rows { "rows" } else { "planes" }))?;
             let planes = n / inner;
             let mut x = storage.as_cuda_slice_mut::<T>()?.slice_mut(from..to);
-            with_optional(self.bias.as_ref(), |bias| {
+            with_optional::<f32, _>(self.bias.as_ref(), |bias| {
                 let mut builder = function.builder();
                 builder.arg(&mut x);
                 push(&mut builder, bias);
@@ -269,7 +271,7 @@ impl CustomOp2 for Add {
         let function = kernel(device, &format!("add_{}_{}", name(s1.dtype())?, name(s2.dtype())?))?;
         typed!(s1.dtype(), A => typed!(s2.dtype(), B => {
             let (a, b) = (view::<A>(s1, l1)?, view::<B>(s2, l2)?);
-            with_optional(self.bias.as_ref(), |bias| {
+            with_optional::<f32, _>(self.bias.as_ref(), |bias| {
                 let mut builder = function.builder();
                 builder.arg(&a).arg(&b);
                 push(&mut builder, bias);
@@ -484,7 +486,7 @@ impl CustomOp2 for DepthWise {
             // SAFETY: the kernel writes all of it.
             let mut out = unsafe { device.alloc::<T>(n)? };
             let x = view::<T>(s1, l1)?;
-            with_optional(self.bias.as_ref(), |bias| {
+            with_optional::<f32, _>(self.bias.as_ref(), |bias| {
                 let mut builder = function.builder();
                 builder.arg(&x).arg(&w);
                 push(&mut builder, bias);
@@ -644,6 +646,50 @@ impl CustomOp1 for MaxPool {
             unsafe { builder.launch(elementwise(shape.elem_count())) }.w()?;
             Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
         })
+    }
+}
+
+/// See [`super::normalised`].
+pub(super) fn normalised(rgb: &Tensor, size: usize, scale: [f32; 3], shift: [f32; 3]) -> Result<Tensor> {
+    rgb.contiguous()?.apply_op1_no_bwd(&Normalise { size, scale, shift })
+}
+
+struct Normalise {
+    size: usize,
+    scale: [f32; 3],
+    shift: [f32; 3],
+}
+
+impl CustomOp1 for Normalise {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-normalise"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let device = storage.device();
+        let ((h, w, channels), size) = (layout.shape().dims3()?, self.size);
+        if channels != 3 || h > size || w > size {
+            candle_core::bail!("normalise: {:?} to {size} pixels a side", layout.dims());
+        }
+        let n = count(3 * size * size)? as usize;
+        // SAFETY: the kernel writes all of it.
+        let mut out = unsafe { device.alloc::<f32>(n)? };
+        let rgb = view::<u8>(storage, layout)?;
+        let [h, w, size] = [h, w, size].map(|v| v as u32);
+        let function = kernel(device, "normalise")?;
+        let mut builder = function.builder();
+        builder.arg(&rgb).arg(&mut out).arg(&h).arg(&w).arg(&size);
+        for number in self.scale.iter().chain(&self.shift) {
+            builder.arg(number);
+        }
+        // SAFETY: the kernel's parameters; `h · w` pixels and planes of `size²`.
+        unsafe { builder.launch(elementwise(n / 3)) }.w()?;
+        let size = self.size;
+        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((1, 3, size, size))))
     }
 }
 

@@ -3,9 +3,9 @@
 use crate::model::DeviceChoice;
 use crate::ops::tests::{error, noise};
 use crate::ops::{
-    Activation, Conv2d, Packing, add, autocast, channels_first, channels_last, conv2d, conv2d_then,
-    layer_norm, layer_norm_2d, linear_then, max_pool2d, partition, relative_attention, resize_bilinear,
-    self_attention, unpartition,
+    Activation, Conv2d, Packing, add, add_linear, autocast, channels_first, channels_last, conv2d,
+    conv2d_then, layer_norm, layer_norm_2d, linear_then, max_pool2d, normalised, partition,
+    relative_attention, resize_bilinear, self_attention, unpartition, windowed_attention,
 };
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -77,6 +77,22 @@ fn every_activation_with_a_bias() {
 }
 
 #[test]
+fn fused_linear_layers() {
+    use Activation::{Gelu, Relu};
+    // Weights and biases as `prepare` leaves them.
+    let prepared = |t: &Tensor| crate::ops::prepared(t).unwrap();
+    let inputs = [noise(&[3, 33, 40], 1), noise(&[24, 40], 2), noise(&[24], 3), noise(&[3, 33, 24], 4)];
+    for f in [None, Some(Gelu), Some(Relu)] {
+        agrees(&format!("{f:?}"), &inputs, |t| {
+            linear_then(&t[0], &prepared(&t[1]), Some(&prepared(&t[2])), f)
+        });
+    }
+    agrees("no bias", &inputs, |t| linear_then(&t[0], &prepared(&t[1]), None, None));
+    agrees("residual", &inputs, |t| add_linear(&t[3], &t[0], &prepared(&t[1]), Some(&t[2])));
+    agrees("residual without bias", &inputs, |t| add_linear(&t[3], &t[0], &prepared(&t[1]), None));
+}
+
+#[test]
 fn norms_and_sums() {
     let inputs = [noise(&[3, 37, 72], 1), noise(&[72], 2), noise(&[72], 3)];
     agrees("layer norm", &inputs, |t| layer_norm(&t[0], &t[1], &t[2], 1e-6));
@@ -98,7 +114,7 @@ fn attention() {
             }
         }
         // Tokens to a picture, a picture to tokens.
-        for (tokens, keys) in [(7, 300), (300, 7)] {
+        for (tokens, keys) in [(5, 300), (7, 300), (300, 7), (2, 4096)] {
             let inputs =
                 [noise(&[2, tokens, 2 * d], 1), noise(&[2, keys, 2 * d], 2), noise(&[2, keys, 2 * d], 3)];
             agrees("attention apart", &inputs, |t| {
@@ -111,11 +127,22 @@ fn attention() {
             let inputs =
                 [noise(&[1, h * w, 3 * heads * d], 1), noise(&[2 * h - 1, d], 2), noise(&[2 * w - 1, d], 3)];
             agrees(&format!("relative attention {h}x{w}, {d} channels"), &inputs, |t| {
-                relative_attention((&t[0], None), heads, scale, (h, w), (&t[1], &t[2]))
+                relative_attention(&t[0], heads, scale, (h, w), (&t[1], &t[2]))
             });
-            let inputs = [&inputs[..], &[noise(&[3 * heads * d], 4)]].concat();
-            agrees(&format!("relative attention {h}x{w}, {d} channels, biased"), &inputs, |t| {
-                relative_attention((&t[0], Some(&t[3])), heads, scale, (h, w), (&t[1], &t[2]))
+        }
+        // Grids and their windows: SAM's, cut by the border, with other sides, the grid itself.
+        for (grid, side) in
+            [((64, 64), (14, 14)), ((20, 33), (14, 14)), ((9, 5), (4, 4)), ((20, 33), (20, 33))]
+        {
+            let (heads, scale) = (2, (d as f64).powf(-0.5));
+            let inputs = [
+                noise(&[2, grid.0, grid.1, 3 * heads * d], 1),
+                noise(&[2 * side.0 - 1, d], 2),
+                noise(&[2 * side.1 - 1, d], 3),
+                noise(&[3 * heads * d], 4),
+            ];
+            agrees(&format!("windows {side:?} of {grid:?}, {d} channels"), &inputs, |t| {
+                windowed_attention(&t[0], Some(&t[3]), heads, scale, side, (&t[1], &t[2]))
             });
         }
     }
@@ -129,6 +156,8 @@ fn arrangements() {
     let inputs = [noise(&[2, 45, 9, 7], 1)];
     agrees("channels last", &inputs, |t| channels_last(&t[0]));
     agrees("channels first", &inputs, |t| channels_first(&t[0]));
+    let bytes = (noise(&[9, 14, 3], 1).affine(100.0, 128.0)).and_then(|t| t.to_dtype(DType::U8)).unwrap();
+    agrees("pixels", &[bytes], |t| normalised(&t[0], 16, [0.5, 0.25, 2.0], [-1.0, 0.0, 3.0]));
     let inputs = [noise(&[2, 5, 12, 10], 1)];
     agrees("pooling", &inputs, |t| max_pool2d(&t[0], 2, 2, 0));
     agrees("padded pooling", &inputs, |t| max_pool2d(&t[0], 3, 2, 1));
