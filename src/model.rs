@@ -436,12 +436,13 @@ pub fn probabilities(
 /// Probabilities of `logits [N, 1, 4g, 4g]`, `[N, 1, size, size]`, 255 for 1. Rounded to bytes where they are: what comes over from a
 /// GPU is a quarter of the floats.
 fn probability_bytes(logits: &Tensor, size: usize, mode: MaskMode) -> candle_core::Result<Tensor> {
-    let enlarge = |t: &Tensor| ops::resize_bilinear(t, size, size, false);
-    let p = match mode {
-        MaskMode::Sigmoid => ops::activate(&enlarge(logits)?, ops::Activation::Sigmoid)?,
-        MaskMode::MinMax => enlarge(&min_max(logits)?)?,
-    };
-    p.affine(255.0, 0.5)?.to_dtype(DType::U8)
+    match mode {
+        MaskMode::Sigmoid => ops::probability_bytes(logits, size),
+        MaskMode::MinMax => {
+            let p = ops::resize_bilinear(&min_max(logits)?, size, size, false)?;
+            p.affine(255.0, 0.5)?.to_dtype(DType::U8)
+        }
+    }
 }
 
 /// The part of a map `p`, `size` pixels a side, that belongs to `sample`.
@@ -694,6 +695,7 @@ mod tests {
     #[cfg(feature = "cuda")]
     #[test]
     fn a_gpu_answers_as_the_cpu() {
+        let _turn = ops::tests::gpu_turn();
         let side = ModelConfig::of(&checkpoint(None).unwrap()).unwrap().sam.image_size;
         let (width, height) = (side, side - 60);
         let sample = |centre: f32| {

@@ -28,7 +28,7 @@ mod prepared;
 mod spatial;
 mod spread;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod update;
 mod winograd;
 
@@ -275,7 +275,7 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, w: &Tensor, bias: Option<&Tenso
         }
         let y = linear(x, w, None)?;
         if cuda::adds(residual, &y) {
-            return cuda::add(residual, &y, bias);
+            return cuda::add(residual, &y, bias, DType::F32);
         }
     }
     add(residual, &linear(x, w, bias)?)
@@ -547,9 +547,28 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     #[cfg(feature = "cuda")]
     if cuda::adds(a, b) {
-        return cuda::add(a, b, None);
+        return cuda::add(a, b, None, DType::F32);
     }
     widened(a)?.broadcast_add(&widened(b)?)
+}
+
+/// [`add`] whose result only products read: in their type, where [`autocast`] gives one.
+pub fn add_for_products(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Some(dtype), true) = (autocast::dtype(), cuda::adds(a, b)) {
+        return cuda::add(a, b, None, dtype);
+    }
+    add(a, b)
+}
+
+/// `sigmoid` of logits `[N, C, h, w]`, f32, enlarged bilinearly to `[N, C, size, size]`, as bytes: 255 for 1.
+pub fn probability_bytes(logits: &Tensor, size: usize) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if cuda::fusible(&[logits]) && logits.dtype() == DType::F32 {
+        return cuda::probability_bytes(logits, size);
+    }
+    let p = activate(&resize_bilinear(logits, size, size, false)?, Activation::Sigmoid)?;
+    p.affine(255.0, 0.5)?.to_dtype(candle_core::DType::U8)
 }
 
 /// An activation, element by element.

@@ -46,8 +46,8 @@ impl TwoWayTransformer {
         for layer in &self.layers {
             (queries, keys) = layer.forward(&queries, &keys, tokens, image_pe)?;
         }
-        let q = ops::add(&queries, tokens)?;
-        let k = ops::add(&keys, image_pe)?;
+        let q = ops::add_for_products(&queries, tokens)?;
+        let k = ops::add_for_products(&keys, image_pe)?;
         let queries = ops::add(&queries, &self.final_attn.forward(&q, &k, &keys)?)?;
         Ok((self.final_norm.forward(&queries)?, keys))
     }
@@ -96,20 +96,20 @@ impl Layer {
         let queries = if self.first {
             self.self_attn.forward(queries, queries, queries)?
         } else {
-            let q = ops::add(queries, token_pe)?;
+            let q = ops::add_for_products(queries, token_pe)?;
             ops::add(queries, &self.self_attn.forward(&q, &q, queries)?)?
         };
         let queries = self.norm1.forward(&queries)?;
 
-        let k = ops::add(keys, image_pe)?;
-        let q = ops::add(&queries, token_pe)?;
+        let k = ops::add_for_products(keys, image_pe)?;
+        let q = ops::add_for_products(&queries, token_pe)?;
         let queries =
             self.norm2.forward(&ops::add(&queries, &self.cross_to_image.forward(&q, &k, keys)?)?)?;
 
         let mlp = self.lin2.forward(&self.lin1.forward_then(&queries, Activation::Relu)?)?;
         let queries = self.norm3.forward(&ops::add(&queries, &mlp)?)?;
 
-        let q = ops::add(&queries, token_pe)?;
+        let q = ops::add_for_products(&queries, token_pe)?;
         let keys = self.norm4.forward(&ops::add(keys, &self.cross_to_token.forward(&k, &q, &queries)?)?)?;
         Ok((queries, keys))
     }

@@ -15,6 +15,9 @@ const TILE: usize = 64;
 
 /// Up to so many queries, all of more than a tile's keys, have a kernel of their own.
 const FEW: usize = 6;
+/// Threads of a block there, and blocks that share a head's keys.
+const FEW_THREADS: usize = 128;
+const FEW_PARTS: usize = 16;
 
 /// Largest side of a window, or of a grid that is not taken apart, whose relative positions the kernel knows.
 pub(in crate::ops) const MOST_SIDE: usize = 64;
@@ -179,6 +182,10 @@ impl Attention {
             true => kernel(device, &format!("few_queries_{of}_{d}"))?,
             false => kernel(device, &format!("attention_{of}_{d}_{bias}"))?,
         };
+        let shares = keys.div_ceil(FEW_THREADS).min(FEW_PARTS);
+        let sums = shares * batch * heads * FEW * (d + 2);
+        // SAFETY: the kernel writes what its second half reads.
+        let mut sums = few.then(|| unsafe { device.alloc::<f32>(sums) }).transpose()?;
         // Keys and values twice, a window's queries and tables beside them; distances of each query to 16 or 64 places of a row, and 8
         // more.
         let (tiles, distances) = match bias {
@@ -208,13 +215,20 @@ impl Attention {
             let mut builder = function.builder();
             let nothing = 0u64;
             builder.arg(q).arg(k).arg(v);
-            if few {
-                builder.arg(&mut out).arg(&parameters);
-                let heads = (batch * heads) as u32;
-                let config =
-                    LaunchConfig { grid_dim: (heads, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+            if let Some(sums) = &mut sums {
+                let block = |parts| LaunchConfig {
+                    grid_dim: ((batch * heads) as u32, parts, 1),
+                    block_dim: (FEW_THREADS as u32, 1, 1),
+                    shared_mem_bytes: 0,
+                };
+                builder.arg(&mut *sums).arg(&parameters);
                 // SAFETY: the kernel's parameters; sizes were checked above.
-                unsafe { builder.launch(config) }.w()?;
+                unsafe { builder.launch(block(shares as u32)) }.w()?;
+                let joined = kernel(device, &format!("few_queries_joined_{of}_{d}"))?;
+                let (mut builder, shares) = (joined.builder(), shares as u32);
+                builder.arg(&*sums).arg(&mut out).arg(&shares).arg(&parameters);
+                // SAFETY: as above.
+                unsafe { builder.launch(block(1)) }.w()?;
                 return Ok(());
             }
             push(&mut builder, bias);

@@ -78,16 +78,16 @@ __device__ void finish_planes(T *x, const float *bias, unsigned planes, unsigned
     }
 }
 
-// out = a + b + bias in f32, b repeated along the batch; `n` and `m` fours, which no row of `channels` cuts.
-template <typename A, typename B>
-__device__ void add(const Four<A> *a, const Four<B> *b, const float *bias, Four<float> *out, unsigned n, unsigned m, unsigned channels) {
+// out = a + b + bias, summed in f32, b repeated along the batch; `n` and `m` fours, which no row of `channels` cuts.
+template <typename A, typename B, typename O>
+__device__ void add(const Four<A> *a, const Four<B> *b, const float *bias, Four<O> *out, unsigned n, unsigned m, unsigned channels) {
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
         const Four<A> x = a[i];
         const Four<B> y = b[m == n ? i : i % m];
         const unsigned c = bias ? i % (channels / 4) * 4 : 0;
-        Four<float> sum;
+        Four<O> sum;
 #pragma unroll
-        for (int j = 0; j < 4; j++) sum.v[j] = to_float(x.v[j]) + to_float(y.v[j]) + (bias ? bias[c + j] : 0.0f);
+        for (int j = 0; j < 4; j++) sum.v[j] = from_float<O>(to_float(x.v[j]) + to_float(y.v[j]) + (bias ? bias[c + j] : 0.0f));
         out[i] = sum;
     }
 }
@@ -219,6 +219,20 @@ extern "C" __global__ void normalise(const uint8_t *rgb, float *out, unsigned h,
         out[i] = inside ? __fadd_rn(__fmul_rn(pixel[0], sr), r) : 0.0f;
         out[n + i] = inside ? __fadd_rn(__fmul_rn(pixel[1], sg), g) : 0.0f;
         out[2 * n + i] = inside ? __fadd_rn(__fmul_rn(pixel[2], sb), b) : 0.0f;
+    }
+}
+
+// Logits [planes, h, w] -> probabilities in bytes [planes, H, W], enlarged bilinearly (half-pixel centres) first.
+extern "C" __global__ void probability_bytes(const float *logits, uint8_t *out, unsigned planes, unsigned h, unsigned w, unsigned height, unsigned width) {
+    const float down = (float)h / height, across = (float)w / width;
+    const unsigned n = planes * height * width;
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+        const float y = fmaxf((i / width % height + 0.5f) * down - 0.5f, 0.0f), x = fmaxf((i % width + 0.5f) * across - 0.5f, 0.0f);
+        const unsigned top = min((unsigned)y, h - 1), left = min((unsigned)x, w - 1), right = min(left + 1, w - 1);
+        const float *above = logits + (size_t)(i / width / height) * h * w + top * w, *below = above + (top + 1 < h ? w : 0);
+        const float part = x - left, a = above[left] + part * (above[right] - above[left]), b = below[left] + part * (below[right] - below[left]);
+        const float logit = a + (y - top) * (b - a);
+        out[i] = (uint8_t)(255.0f / (1.0f + expf(-logit)) + 0.5f);
     }
 }
 
@@ -713,26 +727,30 @@ __device__ void attention(const T *q, const T *k, const T *v, const float *bias,
         }
 }
 
-// The same of up to 6 queries to many keys, without a bias: a block for each head, its threads share the keys.
+// The same of up to 6 queries to many keys, without a bias: blocks for each head and part of the keys, whose threads share them. `parts`
+// [parts, images, heads, 6, D + 2] are sums weighted by powers of two, their highest exponent and their weights' sum.
+constexpr int FEW = 6;
+constexpr int FEW_THREADS = 128;
+
 template <typename T, int D>
-__device__ void few_queries(const T *q, const T *k, const T *v, T *out, const Attention &p) {
-    constexpr int QUERIES = 6;
-    __shared__ float queries[QUERIES][D], sums[8][QUERIES][D + 2];
+__device__ void few_queries(const T *q, const T *k, const T *v, float *parts, const Attention &p) {
+    __shared__ float queries[FEW][D], sums[FEW_THREADS / 32][FEW][D + 2];
     const unsigned head = blockIdx.x % p.heads, image = blockIdx.x / p.heads;
     q += image * p.q[0] + head * p.q[1];
     k += image * p.k[0] + head * p.k[1];
     v += image * p.v[0] + head * p.v[1];
-    for (int i = threadIdx.x; i < p.tokens * D; i += 256) queries[i / D][i % D] = to_float(q[i / D * p.q[2] + i % D]) * p.scale * LOG2E;
+    parts += ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * FEW * (D + 2);
+    for (int i = threadIdx.x; i < p.tokens * D; i += FEW_THREADS) queries[i / D][i % D] = to_float(q[i / D * p.q[2] + i % D]) * p.scale * LOG2E;
     __syncthreads();
-    float highest[QUERIES], total[QUERIES], accumulated[QUERIES][D];
+    float highest[FEW], total[FEW], accumulated[FEW][D];
 #pragma unroll
-    for (int j = 0; j < QUERIES; j++) {
+    for (int j = 0; j < FEW; j++) {
         highest[j] = -INFINITY;
         total[j] = 0.0f;
 #pragma unroll
         for (int d = 0; d < D; d++) accumulated[j][d] = 0.0f;
     }
-    for (unsigned at = threadIdx.x; at < p.keys; at += 256) {
+    for (unsigned at = blockIdx.y * FEW_THREADS + threadIdx.x; at < p.keys; at += gridDim.y * FEW_THREADS) {
         Vector<T> key[D / 8], value[D / 8];
 #pragma unroll
         for (int i = 0; i < D / 8; i++) {
@@ -740,7 +758,7 @@ __device__ void few_queries(const T *q, const T *k, const T *v, T *out, const At
             value[i] = reinterpret_cast<const Vector<T> *>(v + at * p.v[2])[i];
         }
 #pragma unroll
-        for (int j = 0; j < QUERIES; j++) {
+        for (int j = 0; j < FEW; j++) {
             if (j >= p.tokens) continue;
             float score = 0.0f;
 #pragma unroll
@@ -754,7 +772,7 @@ __device__ void few_queries(const T *q, const T *k, const T *v, T *out, const At
     }
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
-    for (int j = 0; j < QUERIES; j++) {
+    for (int j = 0; j < FEW; j++) {
         if (j >= p.tokens) continue;
         float peak = highest[j];
         for (int other = 16; other > 0; other >>= 1) peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, other));
@@ -769,14 +787,35 @@ __device__ void few_queries(const T *q, const T *k, const T *v, T *out, const At
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < p.tokens * D; i += 256) {
+    for (int i = threadIdx.x; i < p.tokens * D; i += FEW_THREADS) {
         const int j = i / D, d = i % D;
         float peak = -INFINITY, sum = 0.0f, result = 0.0f;
-        for (int w = 0; w < 8; w++) peak = fmaxf(peak, sums[w][j][D]);
-        for (int w = 0; w < 8; w++) {
+        for (int w = 0; w < FEW_THREADS / 32; w++) peak = fmaxf(peak, sums[w][j][D]);
+        for (int w = 0; w < FEW_THREADS / 32; w++) {
             const float share = sums[w][j][D] == -INFINITY ? 0.0f : power_of_two(sums[w][j][D] - peak);
             sum = fmaf(sums[w][j][D + 1], share, sum);
             result = fmaf(sums[w][j][d], share, result);
+        }
+        float *part = parts + j * (D + 2);
+        part[d] = result;
+        if (d == 0) part[D] = peak, part[D + 1] = sum;
+    }
+}
+
+// Puts the parts together: a block for each head.
+template <typename T, int D>
+__device__ void few_queries_joined(const float *parts, T *out, unsigned count, const Attention &p) {
+    const unsigned head = blockIdx.x % p.heads, image = blockIdx.x / p.heads;
+    for (int i = threadIdx.x; i < p.tokens * D; i += FEW_THREADS) {
+        const int j = i / D, d = i % D;
+        const size_t step = (size_t)gridDim.x * FEW * (D + 2);
+        const float *first = parts + ((size_t)blockIdx.x * FEW + j) * (D + 2);
+        float peak = -INFINITY, sum = 0.0f, result = 0.0f;
+        for (unsigned part = 0; part < count; part++) peak = fmaxf(peak, first[part * step + D]);
+        for (unsigned part = 0; part < count; part++) {
+            const float *one = first + part * step, share = one[D] == -INFINITY ? 0.0f : power_of_two(one[D] - peak);
+            sum = fmaf(one[D + 1], share, sum);
+            result = fmaf(one[d], share, result);
         }
         out[((size_t)(image * p.tokens + j) * p.heads + head) * D + d] = from_float<T>(result / sum);
     }
@@ -789,8 +828,11 @@ __device__ void few_queries(const T *q, const T *k, const T *v, T *out, const At
     }
 #define ATTENTIONS(T, D) ATTENTION(T, D, 0) ATTENTION(T, D, 1) ATTENTION(T, D, 2) ATTENTION(T, D, 3)
 #define FEW_QUERIES(T, D)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256, 1) few_queries_##T##_##D(const T *q, const T *k, const T *v, T *out, Attention p) { \
-        few_queries<T, D>(q, k, v, out, p);                                                                                \
+    extern "C" __global__ void __launch_bounds__(FEW_THREADS) few_queries_##T##_##D(const T *q, const T *k, const T *v, float *parts, Attention p) { \
+        few_queries<T, D>(q, k, v, parts, p);                                                                              \
+    }                                                                                                                      \
+    extern "C" __global__ void few_queries_joined_##T##_##D(const float *parts, T *out, unsigned count, Attention p) {     \
+        few_queries_joined<T, D>(parts, out, count, p);                                                                    \
     }
 FEW_QUERIES(bf16, 16) FEW_QUERIES(f16, 16)
 ATTENTIONS(bf16, 16) ATTENTIONS(bf16, 32) ATTENTIONS(bf16, 64) ATTENTIONS(bf16, 80)
@@ -822,12 +864,13 @@ KERNELS(float, f32) KERNELS(bf16, bf16) KERNELS(f16, f16)
 LAYER_NORM(float, f32, float, f32) LAYER_NORM(float, f32, bf16, bf16) LAYER_NORM(float, f32, f16, f16)
 LAYER_NORM(bf16, bf16, float, f32) LAYER_NORM(bf16, bf16, bf16, bf16) LAYER_NORM(f16, f16, float, f32) LAYER_NORM(f16, f16, f16, f16)
 
-#define ADD(A, IN, B, OTHER)                                                                                               \
-    extern "C" __global__ void add_##IN##_##OTHER(const Four<A> *a, const Four<B> *b, const float *bias, Four<float> *out, unsigned n, unsigned m, unsigned channels) { \
-        add<A, B>(a, b, bias, out, n, m, channels);                                                                        \
+#define ADD(A, IN, B, OTHER, O, OUT)                                                                                       \
+    extern "C" __global__ void add_##IN##_##OTHER##_##OUT(const Four<A> *a, const Four<B> *b, const float *bias, Four<O> *out, unsigned n, unsigned m, unsigned channels) { \
+        add<A, B, O>(a, b, bias, out, n, m, channels);                                                                     \
     }
-ADD(float, f32, float, f32) ADD(float, f32, bf16, bf16) ADD(float, f32, f16, f16)
-ADD(bf16, bf16, float, f32) ADD(bf16, bf16, bf16, bf16) ADD(f16, f16, float, f32) ADD(f16, f16, f16, f16)
+#define ADDS(O, OUT) ADD(float, f32, float, f32, O, OUT) ADD(float, f32, bf16, bf16, O, OUT) ADD(float, f32, f16, f16, O, OUT) \
+    ADD(bf16, bf16, float, f32, O, OUT) ADD(bf16, bf16, bf16, bf16, O, OUT) ADD(f16, f16, float, f32, O, OUT) ADD(f16, f16, f16, f16, O, OUT)
+ADDS(float, f32) ADDS(bf16, bf16) ADDS(f16, f16)
 
 extern "C" __global__ void windows_apart(const uint4 *from, uint4 *to, unsigned n, unsigned h, unsigned w, unsigned c, unsigned side) {
     windows(from, to, n, h, w, c, side, false);

@@ -232,14 +232,15 @@ pub(super) fn adds(a: &Tensor, b: &Tensor) -> bool {
     fusible(&[a, b]) && a.dims()[1..] == b.dims()[1..] && a.dims().last().is_some_and(|c| c.is_multiple_of(4))
 }
 
-/// `a + b` and a bias of the last dimension, in f32, of any two types; `b` may be broadcast along the batch.
-pub(super) fn add(a: &Tensor, b: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+/// `a + b` and a bias of the last dimension, summed in f32, of any two types, in `out`; `b` may be broadcast along the batch.
+pub(super) fn add(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, out: DType) -> Result<Tensor> {
     let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
-    a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &Add { bias })
+    a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &Add { bias, out })
 }
 
 struct Add {
     bias: Option<Tensor>,
+    out: DType,
 }
 
 impl CustomOp2 for Add {
@@ -266,10 +267,11 @@ impl CustomOp2 for Add {
         }
         let device = s1.device();
         let (fours, repeated, channels) = (count(n)? / 4, count(m)? / 4, channels as u32);
-        // SAFETY: the kernel writes all of it.
-        let mut out = unsafe { device.alloc::<f32>(n)? };
-        let function = kernel(device, &format!("add_{}_{}", name(s1.dtype())?, name(s2.dtype())?))?;
-        typed!(s1.dtype(), A => typed!(s2.dtype(), B => {
+        let [of, and, to] = [name(s1.dtype())?, name(s2.dtype())?, name(self.out)?];
+        let function = kernel(device, &format!("add_{of}_{and}_{to}"))?;
+        let sum = typed!(self.out, O => typed!(s1.dtype(), A => typed!(s2.dtype(), B => {
+            // SAFETY: the kernel writes all of it.
+            let mut out = unsafe { device.alloc::<O>(n)? };
             let (a, b) = (view::<A>(s1, l1)?, view::<B>(s2, l2)?);
             with_optional::<f32, _>(self.bias.as_ref(), |bias| {
                 let mut builder = function.builder();
@@ -280,8 +282,9 @@ impl CustomOp2 for Add {
                 unsafe { builder.launch(elementwise(n / 4)) }.w()?;
                 Ok(())
             })?;
-        }));
-        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), l1.shape().clone()))
+            CudaStorage::wrap_cuda_slice(out, device.clone())
+        })));
+        Ok((sum, l1.shape().clone()))
     }
 }
 
@@ -690,6 +693,39 @@ impl CustomOp1 for Normalise {
         unsafe { builder.launch(elementwise(n / 3)) }.w()?;
         let size = self.size;
         Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((1, 3, size, size))))
+    }
+}
+
+/// See [`super::probability_bytes`].
+pub(super) fn probability_bytes(logits: &Tensor, size: usize) -> Result<Tensor> {
+    logits.contiguous()?.apply_op1_no_bwd(&ProbabilityBytes(size))
+}
+
+struct ProbabilityBytes(usize);
+
+impl CustomOp1 for ProbabilityBytes {
+    fn name(&self) -> &'static str {
+        "autosam-cuda-probability-bytes"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        only_on_a_gpu()
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let device = storage.device();
+        let ((n, c, h, w), size) = (layout.shape().dims4()?, self.0);
+        let pixels = count(n * c * size * size)? as usize;
+        // SAFETY: the kernel writes all of it.
+        let mut out = unsafe { device.alloc::<u8>(pixels)? };
+        let logits = view::<f32>(storage, layout)?;
+        let [planes, h, w, side] = [n * c, h, w, size].map(|v| v as u32);
+        let function = kernel(device, "probability_bytes")?;
+        let mut builder = function.builder();
+        builder.arg(&logits).arg(&mut out).arg(&planes).arg(&h).arg(&w).arg(&side).arg(&side);
+        // SAFETY: the kernel's parameters; `planes` of `h · w` and of `side²`.
+        unsafe { builder.launch(elementwise(pixels)) }.w()?;
+        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((n, c, size, size))))
     }
 }
 

@@ -20,7 +20,7 @@ const WORKSPACE: usize = 32 << 20;
 /// Algorithms that are timed at a product's first run.
 const CANDIDATES: usize = 8;
 /// Runs of each of them, after one that is not timed.
-const RUNS: usize = 4;
+const RUNS: usize = 8;
 
 /// What becomes of a product's sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,21 +1,24 @@
 //! The GPU's kernels against the CPU's. Without a GPU they say so and pass.
 
 use crate::model::DeviceChoice;
-use crate::ops::tests::{error, noise};
+use crate::ops::tests::{error, gpu_turn, noise};
 use crate::ops::{
-    Activation, Conv2d, Packing, add, add_linear, autocast, channels_first, channels_last, conv2d,
-    conv2d_then, layer_norm, layer_norm_2d, linear_then, max_pool2d, normalised, partition,
-    relative_attention, resize_bilinear, self_attention, unpartition, windowed_attention,
+    Activation, Conv2d, Packing, add, add_for_products, add_linear, autocast, channels_first, channels_last,
+    conv2d, conv2d_then, layer_norm, layer_norm_2d, linear_then, max_pool2d, normalised, partition,
+    probability_bytes, relative_attention, resize_bilinear, self_attention, unpartition, windowed_attention,
 };
 use candle_core::{DType, Device, Result, Tensor, Var};
+use std::sync::MutexGuard;
 
-fn gpu() -> Option<Device> {
-    DeviceChoice::Cuda(0).resolve().inspect_err(|e| eprintln!("SKIPPED: {e}")).ok()
+/// The GPU, for as long as the turn is held.
+fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
+    let device = DeviceChoice::Cuda(0).resolve().inspect_err(|e| eprintln!("SKIPPED: {e}")).ok()?;
+    Some((device, gpu_turn()))
 }
 
 /// The relative error of `f` on the GPU, its products in `products`, beside the CPU in f32.
 fn off(products: Option<DType>, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Option<f64> {
-    let gpu = gpu()?;
+    let (gpu, _turn) = gpu()?;
     let there: Vec<Tensor> = inputs.iter().map(|t| t.to_device(&gpu).unwrap()).collect();
     let y = autocast(products, || f(&there)).unwrap().to_dtype(DType::F32).unwrap();
     Some(error(&y.to_device(&Device::Cpu).unwrap(), &f(inputs).unwrap()))
@@ -49,7 +52,7 @@ fn convolutions() {
 
 #[test]
 fn gradients_of_convolutions() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, _turn)) = gpu() else { return };
     for (c, o, groups, stride) in [(5, 7, 1, 1), (4, 6, 1, 2), (6, 6, 6, 1), (6, 6, 6, 2)] {
         let (x, w) = (noise(&[2, c, 14, 11], 1), noise(&[o, c / groups, 3, 3], 2));
         let gradients = |device: &Device| {
@@ -100,6 +103,7 @@ fn norms_and_sums() {
     agrees("layer norm of planes", &inputs, |t| layer_norm_2d(&t[0], &t[1], &t[2], 1e-6));
     let inputs = [noise(&[3, 8, 8], 1), noise(&[1, 8, 8], 2)];
     agrees("sum along the batch", &inputs, |t| add(&t[0], &t[1]));
+    agrees("sum for products", &inputs, |t| add_for_products(&t[0], &t[1]));
 }
 
 #[test]
@@ -158,6 +162,14 @@ fn arrangements() {
     agrees("channels first", &inputs, |t| channels_first(&t[0]));
     let bytes = (noise(&[9, 14, 3], 1).affine(100.0, 128.0)).and_then(|t| t.to_dtype(DType::U8)).unwrap();
     agrees("pixels", &[bytes], |t| normalised(&t[0], 16, [0.5, 0.25, 2.0], [-1.0, 0.0, 3.0]));
+    if let Some((gpu, _turn)) = gpu() {
+        let logits = noise(&[2, 1, 12, 10], 1).affine(8.0, 0.0).unwrap();
+        let bytes = |logits: Tensor| {
+            probability_bytes(&logits, 33).unwrap().flatten_all().unwrap().to_vec1::<u8>().unwrap()
+        };
+        let there = bytes(logits.to_device(&gpu).unwrap());
+        assert!(bytes(logits).iter().zip(there).all(|(a, b)| a.abs_diff(b) <= 1));
+    }
     let inputs = [noise(&[2, 5, 12, 10], 1)];
     agrees("pooling", &inputs, |t| max_pool2d(&t[0], 2, 2, 0));
     agrees("padded pooling", &inputs, |t| max_pool2d(&t[0], 3, 2, 1));
