@@ -249,7 +249,7 @@ pub fn linear_then(
         };
     }
     #[cfg(feature = "cuda")]
-    if let Some(dtype) = autocast::dtype()
+    if let Some(dtype) = autocast::dtype().filter(|dtype| w.dtype() == *dtype)
         && cuda::fusible(&[x, w])
         && bias.is_none_or(|b| cuda::fusible(&[b]))
         && let Some(y) = cuda::linear(&autocast::in_its_type(x)?, w, bias, activation, dtype)?
@@ -268,7 +268,7 @@ pub fn linear_then(
 pub fn add_linear(residual: &Tensor, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if cuda::fusible(&[residual, x, w]) && bias.is_none_or(|b| cuda::fusible(&[b])) {
-        if let Some(dtype) = autocast::dtype()
+        if let Some(dtype) = autocast::dtype().filter(|dtype| w.dtype() == *dtype)
             && let Some(y) = cuda::add_linear(residual, &autocast::in_its_type(x)?, w, bias, dtype)?
         {
             return Ok(y);

@@ -61,10 +61,9 @@ impl TinyVitEncoder {
         for block in self.stages.iter_mut().flatten() {
             block.local_conv.fold()?;
             block.attn.bias = Some(block.attn.spread_biases()?.detach());
-            for linear in [&mut block.attn.qkv, &mut block.fc1] {
-                linear.prepare_fused()?;
-            }
-            for linear in [&mut block.attn.proj, &mut block.fc2] {
+            block.attn.qkv.prepare_fused()?;
+            // Not fc1: cuBLASLt's GELU is tanh's, which changed small networks' masks more than 16 bits do (docs/gpu.md).
+            for linear in [&mut block.attn.proj, &mut block.fc1, &mut block.fc2] {
                 linear.prepare()?;
             }
         }
