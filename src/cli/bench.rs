@@ -79,6 +79,9 @@ struct LiveArgs {
     /// Folder of pictures; without, synthetic ones
     #[arg(long, value_name = "DIR")]
     input: Option<PathBuf>,
+    /// Looks for changed pixels outside the mask in every N-th frame; it takes time from what is measured
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    check_every: u64,
     /// Sets a property of the element, for example --set model-location=FILE
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_property)]
     set: Vec<(String, String)>,
@@ -145,6 +148,7 @@ fn run_live(args: LiveArgs) -> anyhow::Result<()> {
         warm_up: args.warm_up,
         streams: args.streams,
         input: args.input,
+        check_every: args.check_every,
         properties: args.set,
     };
     let (report, delays) = live::run(&bench)?;
@@ -182,7 +186,9 @@ fn run_live(args: LiveArgs) -> anyhow::Result<()> {
         None => println!(" a frame"),
     }
     match report.pixels_changed_outside_mask {
-        Some(n) => println!("  {n} pixels changed outside the mask"),
+        Some(n) => {
+            println!("  {n} pixels changed outside the mask, in {} frames looked at", report.frames_checked);
+        }
         None => println!("  pixels outside the mask not checked: this element has no property attach-meta"),
     }
     if let Some(file) = &args.plot {

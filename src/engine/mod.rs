@@ -21,7 +21,7 @@ pub use reload::Done;
 pub use stats::{Latency, Stats};
 
 use crate::frame::region::{Finder, Region};
-use crate::frame::sample::Sampler;
+use crate::frame::sample::{Lowered, Sampler};
 use crate::frame::{Frame, Luma, Rect};
 use crate::overlay::{Mark, OverlayMode};
 use crate::{Error, Result};
@@ -91,10 +91,23 @@ pub enum Event {
 pub type Opener = Box<dyn FnMut() -> Result<Box<dyn Segmenter>> + Send>;
 pub type Listener = Box<dyn Fn(Event) + Send>;
 
+/// A frame on its way to the model's size. Where the model takes the CPU, the worker does what needs the frame no more, so that the
+/// picture goes on sooner; where it has a GPU, the worker is spared.
+enum Input {
+    Lowered(Lowered),
+    Sample(Sample),
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self::Lowered(Lowered::default())
+    }
+}
+
 struct Job {
-    sample: Sample,
+    input: Input,
     size: (usize, usize),
-    /// What the sample shows of the frame.
+    /// What the input shows of the frame.
     area: Rect,
     luma: Option<Arc<Luma>>,
     pts: Option<u64>,
@@ -144,7 +157,7 @@ pub struct Engine {
     interval: Duration,
     /// `None` only while being dropped.
     queue: Option<Sender<Job>>,
-    spare: Receiver<Sample>,
+    spare: Receiver<Input>,
     worker: Option<JoinHandle<()>>,
 }
 
@@ -173,7 +186,7 @@ pub struct Control {
     reloader: Arc<Reloader>,
     /// The worker's end of the queue, to take back a frame that a newer one replaces.
     waiting: Receiver<Job>,
-    recycle: Sender<Sample>,
+    recycle: Sender<Input>,
 }
 
 impl Control {
@@ -210,7 +223,7 @@ impl Control {
     fn take_back(&self) {
         if let Ok(job) = self.waiting.try_recv() {
             self.shared.figures.skipped.add_one();
-            let _ = self.recycle.try_send(job.sample);
+            let _ = self.recycle.try_send(job.input);
         }
     }
 }
@@ -244,7 +257,7 @@ impl Engine {
             figures: Figures::new(),
         });
         let (queue, waiting) = bounded(1);
-        // One sample in the queue, one with the worker, one being filled.
+        // One input in the queue, one with the worker, one being filled.
         let (recycle, spare) = bounded(3);
         let (models, loaded) = bounded(1);
         let (ready, opened) = bounded(1);
@@ -391,14 +404,24 @@ impl Engine {
         if self.sampler.size() != size {
             self.sampler = Sampler::new(size);
         }
-        self.sampler.spread(self.control.shared.spare_cpu.load(Ordering::Acquire));
-        let mut sample = self.spare.try_recv().unwrap_or_default();
-        if let Err(e) = self.sampler.sample(&frame.crop(area), &mut sample) {
-            let _ = self.control.recycle.try_send(sample);
+        let spare_cpu = self.control.shared.spare_cpu.load(Ordering::Acquire);
+        self.sampler.spread(spare_cpu);
+        let mut input = match (self.spare.try_recv().unwrap_or_default(), spare_cpu) {
+            (Input::Lowered(_), true) => Input::Sample(Sample::default()),
+            (Input::Sample(_), false) => Input::Lowered(Lowered::default()),
+            (input, _) => input,
+        };
+        let part = frame.crop(area);
+        let made = match &mut input {
+            Input::Lowered(lowered) => self.sampler.lower(&part, lowered),
+            Input::Sample(sample) => self.sampler.sample(&part, sample),
+        };
+        if let Err(e) = made {
+            let _ = self.control.recycle.try_send(input);
             return Err(e);
         }
         Ok(Job {
-            sample,
+            input,
             size: (width, height),
             area,
             luma: self.luma.clone(),

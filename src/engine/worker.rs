@@ -4,8 +4,9 @@ use super::mask::Mask;
 use super::reload::Model;
 use super::segmenter::{ProbMap, Sample, Segmenter};
 use super::temporal::TemporalFilter;
-use super::{Detection, Event, Job, Listener, Opener, Shared, motion};
+use super::{Detection, Event, Input, Job, Listener, Opener, Shared, motion};
 use crate::frame::Luma;
+use crate::frame::sample::Columns;
 use crate::overlay::Mark;
 use crate::{Error, Result};
 use crossbeam_channel::{Receiver, Sender, select};
@@ -46,11 +47,14 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
     models: Receiver<Model>,
-    recycle: Sender<Sample>,
+    recycle: Sender<Input>,
     /// `None` until there is a model to open.
     open: Option<Opener>,
     listener: Listener,
     segmenter: Option<Box<dyn Segmenter>>,
+    /// Ends what the picture's thread began.
+    columns: Columns,
+    sample: Sample,
     /// How long to leave a failing model alone.
     pause: Duration,
     retry_at: Option<Instant>,
@@ -88,7 +92,7 @@ impl Worker {
         shared: Arc<Shared>,
         jobs: Receiver<Job>,
         models: Receiver<Model>,
-        recycle: Sender<Sample>,
+        recycle: Sender<Input>,
         open: Option<Opener>,
         listener: Listener,
     ) -> Self {
@@ -100,6 +104,8 @@ impl Worker {
             open,
             listener,
             segmenter: None,
+            columns: Columns::default(),
+            sample: Sample::default(),
             pause: SHORTEST_PAUSE,
             retry_at: None,
             filter: TemporalFilter::default(),
@@ -172,8 +178,8 @@ impl Worker {
     }
 
     fn make(&mut self, mut job: Job) {
-        let result = self.infer(&job.sample);
-        let _ = self.recycle.try_send(std::mem::take(&mut job.sample));
+        let result = self.infer(&job.input);
+        let _ = self.recycle.try_send(std::mem::take(&mut job.input));
         // The thread must outlive whatever a map holds: a frame may be waited for.
         let result = result.and_then(|map| {
             guarded(|| Ok(Arc::new(self.detection(&job, map)))).map_err(|e| {
@@ -241,7 +247,7 @@ impl Worker {
     }
 
     #[tracing::instrument(level = "trace", skip_all)]
-    fn infer(&mut self, sample: &Sample) -> std::result::Result<ProbMap, Failure> {
+    fn infer(&mut self, input: &Input) -> std::result::Result<ProbMap, Failure> {
         if self.segmenter.is_none() {
             if self.retry_at.is_some_and(|at| Instant::now() < at) {
                 return Err(Failure::Resting);
@@ -254,12 +260,24 @@ impl Worker {
             self.tell(Event::Recovered);
         }
         let Some(segmenter) = &mut self.segmenter else { return Err(Failure::Resting) };
-        if sample.width.max(sample.height) != segmenter.input_size() {
+        let size = match input {
+            Input::Lowered(lowered) => lowered.size(),
+            Input::Sample(sample) => sample.width.max(sample.height),
+        };
+        if size != segmenter.input_size() {
             return Err(Failure::OtherSize);
         }
         let mut map = ProbMap::default();
         let begin = Instant::now();
-        match guarded(|| segmenter.segment(sample, &mut map)) {
+        let (columns, own) = (&mut self.columns, &mut self.sample);
+        let segment = || match input {
+            Input::Lowered(lowered) => {
+                columns.sample(lowered, own);
+                segmenter.segment(own, &mut map)
+            }
+            Input::Sample(sample) => segmenter.segment(sample, &mut map),
+        };
+        match guarded(segment) {
             Ok(()) => {
                 self.shared.figures.inference.record(begin.elapsed());
                 self.pause = SHORTEST_PAUSE;

@@ -5,6 +5,8 @@ use crate::engine::segmenter::Sample;
 use crate::simd::simd;
 use crate::{Error, Result};
 use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// At most this many source pixels are averaged along each side of an output pixel: enough against
 /// aliasing, and it bounds the time spent on the streaming thread whatever the frame's size.
@@ -34,18 +36,36 @@ pub fn fitted(width: usize, height: usize, size: usize) -> (usize, usize) {
 #[derive(Debug)]
 pub struct Sampler {
     size: usize,
-    tables: Option<(FrameInfo, Tables)>,
+    tables: Option<(FrameInfo, Arc<Tables>)>,
     spread: bool,
     /// One for each band of a sample.
     scratch: Vec<Scratch>,
 }
 
-/// Sums on the way to a line.
+/// A frame reduced down alone: its lines are summed, its columns are not. What is left to do, [`Columns::sample`], needs the frame no
+/// more.
 #[derive(Debug, Default)]
-struct Scratch {
+pub struct Lowered {
+    kind: Option<(FrameInfo, Arc<Tables>)>,
+    /// For each line of the sample the sums of every plane ([`sum_lines`]), one plane after another.
+    sums: Vec<u16>,
+}
+
+/// The other half of a [`Sampler`].
+#[derive(Debug, Default)]
+pub struct Columns {
     luma: Vec<u32>,
     chroma: [Vec<u32>; 2],
-    lines: Lines,
+}
+
+/// What a thread needs to make a sample's lines.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// Sums of every plane.
+    sums: Vec<u16>,
+    /// The first and last of the lines that each plane's are of.
+    of: [Option<[(u32, u32); 2]>; 3],
+    columns: Columns,
 }
 
 #[derive(Debug)]
@@ -56,8 +76,8 @@ struct Tables {
     y: Axis,
     chroma_x: Axis,
     chroma_y: Axis,
-    /// Bytes of a line of each plane.
-    bytes: [usize; 3],
+    /// Where each plane's part of a line of sums is; empty for those that are not used.
+    parts: [Range<usize>; 3],
 }
 
 /// For every output coordinate the source coordinates that make it, and their weights (sum [`UNIT`]).
@@ -170,12 +190,13 @@ impl Sampler {
         };
         (out.width, out.height) = (t.width, t.height);
         out.data.resize(t.width * t.height, 0);
-        let Some(Scratch { luma, lines, .. }) = self.scratch.first_mut() else { return Ok(()) };
+        let Some(Scratch { sums, columns, .. }) = self.scratch.first_mut() else { return Ok(()) };
+        let (plane, luma) = (component.plane, &mut columns.luma);
+        sums.resize(t.parts[plane].len(), 0);
         luma.resize(t.width, 0);
-        lines.of = None;
         for (y, row) in out.data.chunks_exact_mut(t.width).enumerate() {
-            lines.sum(frame, t, component.plane, t.y.of(y));
-            lines.gather(component, &t.x, luma);
+            sum_lines(frame, plane, t.lines(plane, y), sums);
+            gather(sums, component, &t.x, luma);
             for (v, sum) in row.iter_mut().zip(luma.iter()) {
                 *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
             }
@@ -192,7 +213,7 @@ impl Sampler {
                     info.width, info.height
                 )));
             }
-            self.tables = Some((*info, Tables::new(info, self.size)));
+            self.tables = Some((*info, Arc::new(Tables::new(info, self.size))));
         }
         Ok(())
     }
@@ -207,8 +228,7 @@ impl Sampler {
     /// # Errors
     /// For a frame with a side above [`MOST_SIDE`].
     pub fn sample(&mut self, frame: &Frame, out: &mut Sample) -> Result<()> {
-        let info = frame.info;
-        self.prepare(&info)?;
+        self.prepare(&frame.info)?;
         let Some((_, t)) = &self.tables else { return Ok(()) };
         (out.width, out.height) = (t.width, t.height);
         out.rgb.resize(3 * t.width * t.height, 0);
@@ -221,46 +241,91 @@ impl Sampler {
         }
         Ok(())
     }
+
+    /// The part of [`Self::sample`] that reads the frame: less than half of its time where the frame is much larger than the sample.
+    ///
+    /// # Errors
+    /// For a frame with a side above [`MOST_SIDE`].
+    pub fn lower(&mut self, frame: &Frame, out: &mut Lowered) -> Result<()> {
+        self.prepare(&frame.info)?;
+        let Some((info, t)) = &self.tables else { return Ok(()) };
+        let line = t.line();
+        out.sums.resize(line * t.height, 0);
+        for (y, sums) in out.sums.chunks_exact_mut(line).enumerate() {
+            for (plane, part) in t.parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+                sum_lines(frame, plane, t.lines(plane, y), &mut sums[part.clone()]);
+            }
+        }
+        out.kind = Some((*info, t.clone()));
+        Ok(())
+    }
+}
+
+impl Lowered {
+    /// Longest side of the sample that it becomes.
+    pub fn size(&self) -> usize {
+        self.kind.as_ref().map_or(0, |(_, t)| t.width.max(t.height))
+    }
 }
 
 impl Scratch {
     /// Writes the lines from `first` on of a sample into `rows`, packed RGB.
     fn sample(&mut self, frame: &Frame, t: &Tables, first: usize, rows: &mut [u8]) {
-        let info = frame.info;
-        self.lines.of = None;
-        match info.format.packed() {
-            Some((bytes, [r, g, b])) => {
+        self.sums.resize(t.line(), 0);
+        self.of = [None; 3];
+        let convert = YuvToRgb::new(&frame.info);
+        for (y, row) in (first..).zip(rows.chunks_exact_mut(3 * t.width)) {
+            for (plane, part) in t.parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+                let lines = t.lines(plane, y);
+                let ends = lines.first().zip(lines.last()).map(|(first, last)| [*first, *last]);
+                if self.of[plane] != ends {
+                    self.of[plane] = ends;
+                    sum_lines(frame, plane, lines, &mut self.sums[part.clone()]);
+                }
+            }
+            self.columns.row(&frame.info, t, &convert, &self.sums, row);
+        }
+    }
+}
+
+impl Columns {
+    /// What [`Sampler::sample`] would have made of the frame.
+    pub fn sample(&mut self, lowered: &Lowered, out: &mut Sample) {
+        let Some((info, t)) = &lowered.kind else { return };
+        (out.width, out.height) = (t.width, t.height);
+        out.rgb.resize(3 * t.width * t.height, 0);
+        let convert = YuvToRgb::new(info);
+        for (sums, row) in lowered.sums.chunks_exact(t.line()).zip(out.rgb.chunks_exact_mut(3 * t.width)) {
+            self.row(info, t, &convert, sums, row);
+        }
+    }
+
+    /// A line of a sample from its sums.
+    fn row(&mut self, info: &FrameInfo, t: &Tables, convert: &YuvToRgb, sums: &[u16], row: &mut [u8]) {
+        match (info.format.packed(), info.format.yuv()) {
+            (Some((bytes, [r, g, b])), _) => {
                 self.luma.resize(3 * t.width, 0);
-                for (y, row) in (first..).zip(rows.chunks_exact_mut(3 * t.width)) {
-                    self.lines.sum(frame, t, 0, t.y.of(y));
-                    let (sums, _) = self.luma.as_chunks_mut::<3>();
-                    t.x.sums(sums, |x| {
-                        let pixel = &self.lines.sums[x * bytes..][..bytes];
-                        [r, g, b].map(|at| u32::from(pixel[at]))
-                    });
-                    for (v, sum) in row.iter_mut().zip(&self.luma) {
-                        *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
-                    }
+                let (pixels, _) = self.luma.as_chunks_mut::<3>();
+                t.x.sums(pixels, |x| {
+                    let pixel = &sums[x * bytes..][..bytes];
+                    [r, g, b].map(|at| u32::from(pixel[at]))
+                });
+                for (v, sum) in row.iter_mut().zip(&self.luma) {
+                    *v = ((sum + UNIT * UNIT / 2) / (UNIT * UNIT)) as u8;
                 }
             }
-            None => {
-                let Some(yuv) = info.format.yuv() else { return };
-                let convert = YuvToRgb::new(&info);
-                for sums in [&mut self.luma].into_iter().chain(&mut self.chroma) {
-                    sums.resize(t.width, 0);
+            (None, Some(yuv)) => {
+                let [luma, cb, cr] = yuv.components;
+                self.luma.resize(t.width, 0);
+                gather(&sums[t.parts[luma.plane].clone()], luma, &t.x, &mut self.luma);
+                for (component, chroma) in [cb, cr].into_iter().zip(&mut self.chroma) {
+                    chroma.resize(t.width, 0);
+                    gather(&sums[t.parts[component.plane].clone()], component, &t.chroma_x, chroma);
                 }
-                for (y, row) in (first..).zip(rows.chunks_exact_mut(3 * t.width)) {
-                    let [luma, cb, cr] = yuv.components;
-                    self.lines.sum(frame, t, luma.plane, t.y.of(y));
-                    self.lines.gather(luma, &t.x, &mut self.luma);
-                    for (component, sums) in [cb, cr].into_iter().zip(&mut self.chroma) {
-                        self.lines.sum(frame, t, component.plane, t.chroma_y.of(y));
-                        self.lines.gather(component, &t.chroma_x, sums);
-                    }
-                    let [u, v] = &self.chroma;
-                    convert.row([&self.luma, u, v], row);
-                }
+                let [u, v] = &self.chroma;
+                convert.row([&self.luma, u, v], row);
             }
+            (None, None) => {}
         }
     }
 }
@@ -277,77 +342,67 @@ impl Tables {
             x: Axis::new(info.width, width, MOST_TAPS),
             y: Axis::new(info.height, height, MOST_TAPS),
             chroma_x: Axis::new(chroma_w, width, MOST_CHROMA_TAPS),
-            // Where the lines are luma's too, their sums are at hand.
-            chroma_y: Axis::new(
-                chroma_h,
-                height,
-                if shared_rows == 1 { MOST_TAPS } else { MOST_CHROMA_TAPS },
-            ),
-            bytes: std::array::from_fn(|plane| planes.get(plane).map_or(0, |(bytes, _)| *bytes)),
+            chroma_y: Axis::new(chroma_h, height, MOST_CHROMA_TAPS),
+            parts: std::array::from_fn(|plane| {
+                let bytes = |plane: usize| planes.get(plane).map_or(0, |(bytes, _)| *bytes);
+                let start = (0..plane).map(bytes).sum();
+                start..start + bytes(plane)
+            }),
         }
+    }
+
+    /// Sums of a line of a sample, of all planes.
+    fn line(&self) -> usize {
+        self.parts.iter().map(Range::len).sum()
+    }
+
+    /// The lines of a plane that make line `y` of a sample. Chroma in luma's plane has luma's.
+    fn lines(&self, plane: usize, y: usize) -> &[(u32, u32)] {
+        if plane == 0 { self.y.of(y) } else { self.chroma_y.of(y) }
     }
 }
 
-/// Lines of a plane, summed byte by byte. Down first and across then: this half is most of the work, and goes many bytes at a
-/// time.
-#[derive(Debug, Default)]
-struct Lines {
-    /// Weighted, times [`UNIT`].
-    sums: Vec<u16>,
-    /// The plane and the first and last of the lines that `sums` holds: components that lie side by side share them.
-    of: Option<(usize, [(u32, u32); 2])>,
+/// Weighted sums (times [`UNIT`]) of lines of a plane, byte by byte. Down first and across then: this half goes many bytes at a time.
+fn sum_lines(frame: &Frame, plane: usize, lines: &[(u32, u32)], sums: &mut [u16]) {
+    let (length, plane) = (sums.len(), &frame.planes[plane]);
+    let line = |line: (u32, u32)| &plane.data[line.0 as usize * plane.stride..][..length];
+    // 255 times UNIT fits.
+    let weight = |line: (u32, u32)| line.1 as u16;
+    simd(
+        #[inline(always)]
+        || match *lines {
+            // Reducing by much, the usual case: one pass over four lines of one weight.
+            [a, b, c, d] => {
+                let weight = weight(a);
+                let lines = line(a).iter().zip(line(b)).zip(line(c)).zip(line(d));
+                for (sum, (((a, b), c), d)) in sums.iter_mut().zip(lines) {
+                    *sum = weight * (u16::from(*a) + u16::from(*b) + u16::from(*c) + u16::from(*d));
+                }
+            }
+            [a, b] => {
+                let (wa, wb) = (weight(a), weight(b));
+                for (sum, (a, b)) in sums.iter_mut().zip(line(a).iter().zip(line(b))) {
+                    *sum = wa * u16::from(*a) + wb * u16::from(*b);
+                }
+            }
+            _ => {
+                sums.fill(0);
+                for &row in lines {
+                    for (sum, v) in sums.iter_mut().zip(line(row)) {
+                        *sum += weight(row) * u16::from(*v);
+                    }
+                }
+            }
+        },
+    );
 }
 
-impl Lines {
-    fn sum(&mut self, frame: &Frame, tables: &Tables, plane: usize, lines: &[(u32, u32)]) {
-        let (Some(first), Some(last)) = (lines.first(), lines.last()) else { return };
-        let of = Some((plane, [*first, *last]));
-        if self.of == of {
-            return;
-        }
-        self.of = of;
-        let length = tables.bytes[plane];
-        self.sums.resize(length, 0);
-        let (sums, plane) = (self.sums.as_mut_slice(), &frame.planes[plane]);
-        let line = |line: (u32, u32)| &plane.data[line.0 as usize * plane.stride..][..length];
-        // 255 times UNIT fits.
-        let weight = |line: (u32, u32)| line.1 as u16;
-        simd(
-            #[inline(always)]
-            || match *lines {
-                // Reducing by much, the usual case: one pass over four lines of one weight.
-                [a, b, c, d] => {
-                    let weight = weight(a);
-                    let lines = line(a).iter().zip(line(b)).zip(line(c)).zip(line(d));
-                    for (sum, (((a, b), c), d)) in sums.iter_mut().zip(lines) {
-                        *sum = weight * (u16::from(*a) + u16::from(*b) + u16::from(*c) + u16::from(*d));
-                    }
-                }
-                [a, b] => {
-                    let (wa, wb) = (weight(a), weight(b));
-                    for (sum, (a, b)) in sums.iter_mut().zip(line(a).iter().zip(line(b))) {
-                        *sum = wa * u16::from(*a) + wb * u16::from(*b);
-                    }
-                }
-                _ => {
-                    sums.fill(0);
-                    for &row in lines {
-                        for (sum, v) in sums.iter_mut().zip(line(row)) {
-                            *sum += weight(row) * u16::from(*v);
-                        }
-                    }
-                }
-            },
-        );
-    }
-
-    /// Weighted sums (times [`UNIT`]²) of one component for one output line.
-    fn gather(&self, component: Component, x: &Axis, out: &mut [u32]) {
-        let (line, (out, _)) = (&self.sums[component.offset..], out.as_chunks_mut::<1>());
-        assert!(line.len() > x.last * component.step);
-        // SAFETY: a table's coordinates go up to `last`; checking each would take a third of this loop's time.
-        x.sums(out, |at| [u32::from(unsafe { *line.get_unchecked(at * component.step) })]);
-    }
+/// Weighted sums (times [`UNIT`]²) of one component for one line of a sample, from its plane's.
+fn gather(sums: &[u16], component: Component, x: &Axis, out: &mut [u32]) {
+    let (line, (out, _)) = (&sums[component.offset..], out.as_chunks_mut::<1>());
+    assert!(line.len() > x.last * component.step);
+    // SAFETY: a table's coordinates go up to `last`; checking each would take a third of this loop's time.
+    x.sums(out, |at| [u32::from(unsafe { *line.get_unchecked(at * component.step) })]);
 }
 
 /// Y'CbCr sums (times [`UNIT`]²) to R'G'B'.
@@ -486,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn bands_make_the_same_sample() {
+    fn bands_and_halves_make_the_same_sample() {
         for format in PixelFormat::ALL {
             let planes = pattern(format, 130, 97);
             let frame = patterned(format, 130, 97, &planes);
@@ -497,6 +552,11 @@ mod tests {
                 sampler.scratch.resize_with(5, Scratch::default);
                 sampler.sample(&frame, &mut spread).unwrap();
                 assert_eq!(alone, spread, "{format:?} at {size}");
+                let (mut lowered, mut apart) = (Lowered::default(), Sample::default());
+                sampler.lower(&frame, &mut lowered).unwrap();
+                Columns::default().sample(&lowered, &mut apart);
+                assert_eq!(alone, apart, "{format:?} at {size}, in two halves");
+                assert_eq!(lowered.size(), size);
             }
         }
     }

@@ -46,6 +46,7 @@ fn the_benchmark_counts_every_frame_and_finds_no_changed_pixel() {
             warm_up: 20,
             streams,
             input: Some(dir.path().join("frames")),
+            check_every: 2,
             properties: properties(&model(dir.path())),
         };
         let (report, delays) = live::run(&bench).unwrap();
@@ -55,6 +56,7 @@ fn the_benchmark_counts_every_frame_and_finds_no_changed_pixel() {
         assert_eq!(delays.video.len() as u64, report.frames_out);
         assert!(report.marked > 0 && report.inferred > 0, "{report:?}");
         assert_eq!(report.pixels_changed_outside_mask, Some(0), "{format}");
+        assert!(report.frames_checked > 0 && report.frames_checked <= all, "{report:?}");
         assert_eq!(report.bytes_copied_per_frame, 0.0, "{format}: not in place");
         let (video, annotation) = (report.video_delay_ms.unwrap(), report.annotation_delay_ms.unwrap());
         assert!(video.p50 <= video.p99 && video.p99 <= video.max && annotation.p50 > 0.0);
@@ -72,6 +74,7 @@ fn the_benchmark_says_what_it_cannot_use() {
         warm_up: 0,
         streams: 1,
         input: None,
+        check_every: 1,
         properties: vec![("no-such-thing".into(), "1".into())],
     };
     let said = |bench: &LiveBench| live::run(bench).unwrap_err().to_string();
