@@ -5,7 +5,7 @@
     python3 benches/pytorch.py [--rounds 5] [--compare] [CASE ...]
     python3 benches/pytorch.py --device cuda --precision bf16 [--compile]     # and a build with the feature cuda
 
-Runs of both alternate; the table gives medians and the ratio ours / PyTorch. `--compare` checks instead that both compute
+Runs of both alternate, two of each of which the second counts; the table gives medians and the ratio ours / PyTorch. `--compare` checks instead that both compute
 the same: our weights and inputs in PyTorch, relative error of the outputs. Needs torch, numpy, safetensors; eager, f32,
 as many threads as cores. The networks are written here from the papers and from the tensors' names.
 """
@@ -697,7 +697,10 @@ def race(names, rounds, device, precision, compiled):
                 once(name)
         a, b = [], []
         for _ in range(rounds):
+            # Each timed run follows one of its own, as frames and steps do: the other's left caches and cores to itself.
+            once(name)
             a.append(once(name))
+            theirs()
             start = time.perf_counter()
             theirs()
             b.append(time.perf_counter() - start)
