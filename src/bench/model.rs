@@ -111,14 +111,15 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
 
 /// Frames a second where the next is reduced while the worker has one.
 fn overlapped(engine: &mut Engine, pictures: &[image::RgbImage], frames: usize) -> Result<f64> {
-    let (mut before, mut begin) = (None, Instant::now());
+    let mut before: Option<Pending> = None;
+    let mut begin = Instant::now();
     for (i, picture) in pictures.iter().cycle().take(WARM_UP + frames).enumerate() {
         if i == WARM_UP {
             begin = Instant::now();
         }
         let next = engine.begin(&Frame::rgb_image(picture), None)?;
         if let Some(pending) = before.replace(next) {
-            Pending::wait(pending)?;
+            pending.wait()?;
         }
     }
     if let Some(pending) = before {

@@ -88,11 +88,10 @@ pub(super) fn cuda(id: usize, stream: Stream) -> Result<Device> {
 /// The driver's.
 #[cfg(feature = "cuda")]
 fn settle(device: &candle_core::CudaDevice) -> candle_core::Result<()> {
+    use crate::ops::WORKSPACE;
     use candle_core::cuda_backend::WrapErr;
     use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
-    /// What cuBLAS asks for on Hopper, in bytes.
-    const WORKSPACE: usize = 32 << 20;
 
     // SAFETY: all tensors of this device are made, used and freed on its one stream: none has to wait for another. What passes to another
     // stream waits for events of its own (`side`).

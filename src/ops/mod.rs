@@ -37,6 +37,8 @@ pub use attention::Packing;
 pub use autocast::autocast;
 pub use batch_norm::BatchNorm;
 pub use conv_norm::ConvNorm;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::WORKSPACE;
 pub use layout::{channels_first, channels_last};
 pub use pointwise::Activation;
 pub use prepared::Conv;

@@ -727,6 +727,22 @@ __device__ void attention(const T *q, const T *k, const T *v, const float *bias,
         }
 }
 
+// Puts `count` parts of the sums of one query together, each D sums weighted by powers of two, their highest exponent and their weights' sum,
+// `step` apart: sum d, with the exponent and the weights that belong to it.
+template <int D>
+__device__ __forceinline__ float joined(const float *first, size_t step, unsigned count, int d, float &peak, float &weights) {
+    peak = -INFINITY;
+    weights = 0.0f;
+    float sum = 0.0f;
+    for (unsigned part = 0; part < count; part++) peak = fmaxf(peak, first[part * step + D]);
+    for (unsigned part = 0; part < count; part++) {
+        const float *one = first + part * step, share = one[D] == -INFINITY ? 0.0f : power_of_two(one[D] - peak);
+        weights = fmaf(one[D + 1], share, weights);
+        sum = fmaf(one[d], share, sum);
+    }
+    return sum;
+}
+
 // The same of up to 6 queries to many keys, without a bias: blocks for each head and part of the keys, whose threads share them. `parts`
 // [parts, images, heads, 6, D + 2] are sums weighted by powers of two, their highest exponent and their weights' sum.
 constexpr int FEW = 6;
@@ -789,16 +805,9 @@ __device__ void few_queries(const T *q, const T *k, const T *v, float *parts, co
     __syncthreads();
     for (int i = threadIdx.x; i < p.tokens * D; i += FEW_THREADS) {
         const int j = i / D, d = i % D;
-        float peak = -INFINITY, sum = 0.0f, result = 0.0f;
-        for (int w = 0; w < FEW_THREADS / 32; w++) peak = fmaxf(peak, sums[w][j][D]);
-        for (int w = 0; w < FEW_THREADS / 32; w++) {
-            const float share = sums[w][j][D] == -INFINITY ? 0.0f : power_of_two(sums[w][j][D] - peak);
-            sum = fmaf(sums[w][j][D + 1], share, sum);
-            result = fmaf(sums[w][j][d], share, result);
-        }
-        float *part = parts + j * (D + 2);
-        part[d] = result;
-        if (d == 0) part[D] = peak, part[D + 1] = sum;
+        float peak, weights, *part = parts + j * (D + 2);
+        part[d] = joined<D>(sums[0][j], FEW * (D + 2), FEW_THREADS / 32, d, peak, weights);
+        if (d == 0) part[D] = peak, part[D + 1] = weights;
     }
 }
 
@@ -810,14 +819,9 @@ __device__ void few_queries_joined(const float *parts, T *out, unsigned count, c
         const int j = i / D, d = i % D;
         const size_t step = (size_t)gridDim.x * FEW * (D + 2);
         const float *first = parts + ((size_t)blockIdx.x * FEW + j) * (D + 2);
-        float peak = -INFINITY, sum = 0.0f, result = 0.0f;
-        for (unsigned part = 0; part < count; part++) peak = fmaxf(peak, first[part * step + D]);
-        for (unsigned part = 0; part < count; part++) {
-            const float *one = first + part * step, share = one[D] == -INFINITY ? 0.0f : power_of_two(one[D] - peak);
-            sum = fmaf(one[D + 1], share, sum);
-            result = fmaf(one[d], share, result);
-        }
-        out[((size_t)(image * p.tokens + j) * p.heads + head) * D + d] = from_float<T>(result / sum);
+        float peak, weights;
+        const float sum = joined<D>(first, step, count, d, peak, weights);
+        out[((size_t)(image * p.tokens + j) * p.heads + head) * D + d] = from_float<T>(sum / weights);
     }
 }
 

@@ -16,7 +16,7 @@ use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
 /// Memory that products may use, in bytes: what cuBLAS asks for on Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub(crate) const WORKSPACE: usize = 32 << 20;
 /// Algorithms that are timed at a product's first run.
 const CANDIDATES: usize = 8;
 /// Runs of each of them, after one that is not timed.
@@ -144,30 +144,27 @@ impl Product {
         device: &CudaDevice,
     ) -> Result<CudaStorage> {
         let stream = device.cuda_stream();
-        let n = self.kind.rows * self.kind.outputs;
         let place = |view: &CudaView<T>| view.device_ptr(&stream).0;
         let (x, w) = (place(x), place(w));
         if let End::Residual { .. } = self.kind.end {
-            let bias =
-                with_optional::<f32, _>(self.bias.as_ref(), |b| Ok(b.map(|b| b.device_ptr(&stream).0)))?;
-            let residual =
-                with_optional::<f32, _>(self.residual.as_ref(), |r| Ok(r.map(|r| r.device_ptr(&stream).0)))?;
-            // SAFETY: the product writes all of it.
-            let mut out = unsafe { device.alloc::<f32>(n)? };
-            let at = out.device_ptr_mut(&stream).0;
-            self.launch(Places { x, w, bias, residual, out: at }, &stream)?;
-            return Ok(CudaStorage::wrap_cuda_slice(out, device.clone()));
+            let place =
+                |t| with_optional::<f32, _>(t, |view| Ok(view.map(|view| view.device_ptr(&stream).0)));
+            let (bias, residual) = (place(self.bias.as_ref())?, place(self.residual.as_ref())?);
+            self.result::<f32>(Places { x, w, bias, residual, out: 0 }, device)
+        } else {
+            let bias = with_optional::<T, _>(self.bias.as_ref(), |b| Ok(b.map(place)))?;
+            self.result::<T>(Places { x, w, bias, residual: None, out: 0 }, device)
         }
-        let bias = with_optional::<T, _>(self.bias.as_ref(), |b| Ok(b.map(place)))?;
-        // SAFETY: as above.
-        let mut out = unsafe { device.alloc::<T>(n)? };
-        let at = out.device_ptr_mut(&stream).0;
-        self.launch(Places { x, w, bias, residual: None, out: at }, &stream)?;
-        Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
     }
 
-    fn launch(&self, places: Places, stream: &CudaStream) -> Result<()> {
-        Plans::with(|plans| plans.launch(self.kind, places, stream))
+    /// Computes it into memory of its own.
+    fn result<O: CudaDType + DeviceRepr>(&self, places: Places, device: &CudaDevice) -> Result<CudaStorage> {
+        let stream = device.cuda_stream();
+        // SAFETY: the product writes all of it.
+        let mut out = unsafe { device.alloc::<O>(self.kind.rows * self.kind.outputs)? };
+        let places = Places { out: out.device_ptr_mut(&stream).0, ..places };
+        Plans::with(|plans| plans.launch(self.kind, places, &stream))?;
+        Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
     }
 }
 
