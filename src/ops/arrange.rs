@@ -1,6 +1,7 @@
 //! Copies between arrangements: windows of a grid, channels side by side.
 
-use super::cpu::{Elements, Shared, handles, shaped_as, slice, unwritten, written};
+use super::cpu::{Elements, Shared, copied, handles, shaped_as, slice, unwritten, written};
+use super::tape;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -9,10 +10,10 @@ pub fn partition(x: &Tensor, window: usize) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     let windows = Windows { window, n, h, w, c };
     if (h, w) == (window, window) {
-        return x.reshape(windows.inside());
+        return tape::reshape(x, windows.inside());
     }
     if handles(&[x]) {
-        return x.contiguous()?.apply_op1(Partition(windows));
+        return tape::apply1(&x.contiguous()?, Partition(windows));
     }
     #[cfg(feature = "cuda")]
     if super::cuda::copies_windows(x, c) {
@@ -30,10 +31,10 @@ pub fn unpartition(x: &Tensor, window: usize, h: usize, w: usize) -> Result<Tens
     let (b, _, c) = x.dims3()?;
     let n = b / (rows * cols);
     if (h, w) == (window, window) {
-        return x.reshape((n, h, w, c));
+        return tape::reshape(x, (n, h, w, c));
     }
     if handles(&[x]) {
-        return x.contiguous()?.apply_op1(Unpartition(Windows { window, n, h, w, c }));
+        return tape::apply1(&x.contiguous()?, Unpartition(Windows { window, n, h, w, c }));
     }
     #[cfg(feature = "cuda")]
     if super::cuda::copies_windows(x, c) {
@@ -150,8 +151,8 @@ pub fn concat(parts: &[&Tensor]) -> Result<Tensor> {
     match parts {
         [] => candle_core::bail!("nothing to join"),
         [one] => Ok((*one).clone()),
-        [a, b] => whole(a)?.apply_op2(&whole(b)?, Concat),
-        [a, b, c] => whole(a)?.apply_op3(&whole(b)?, &whole(c)?, Concat),
+        [a, b] => tape::apply2(&whole(a)?, &whole(b)?, Concat),
+        [a, b, c] => tape::apply3(&whole(a)?, &whole(b)?, &whole(c)?, Concat),
         many => {
             let joined = many.chunks(3).map(concat).collect::<Result<Vec<_>>>()?;
             concat(&joined.iter().collect::<Vec<_>>())
@@ -172,17 +173,19 @@ impl Concat {
             }
             channels += l.dims()[1];
         }
-        let mut out = vec![0f32; n * channels * h * w];
+        let mut out = unwritten(n * channels * h * w);
         if !out.is_empty() {
             out.par_chunks_mut(channels * h * w).enumerate().for_each(|(image, out)| {
                 let mut at = 0;
                 for (x, l) in parts {
                     let size = l.dims()[1] * h * w;
-                    out[at..at + size].copy_from_slice(&x[image * size..][..size]);
+                    copied(&x[image * size..][..size], &mut out[at..at + size]);
                     at += size;
                 }
             });
         }
+        // SAFETY: the parts' channels are all there are.
+        let out = unsafe { written(out) };
         Ok((CpuStorage::F32(out), Shape::from((n, channels, h, w))))
     }
 
@@ -195,11 +198,12 @@ impl Concat {
         for (part, out) in parts.iter().zip(&mut out) {
             let size = part.elem_count() / part.dim(0)?.max(1);
             if part.track_op() {
-                let mut own = vec![0f32; part.elem_count()];
+                let mut own = unwritten(part.elem_count());
                 own.par_chunks_mut(size.max(1)).enumerate().for_each(|(image, own)| {
-                    own.copy_from_slice(&all[image * stride + at..][..size]);
+                    copied(&all[image * stride + at..][..size], own);
                 });
-                *out = Some(shaped_as(own, part)?);
+                // SAFETY: every image was written.
+                *out = Some(shaped_as(unsafe { written(own) }, part)?);
             }
             at += size;
         }

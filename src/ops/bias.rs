@@ -1,6 +1,6 @@
 //! Bias and activation of `[N, C, H, W]` where a gradient is asked for.
 
-use super::cpu::{Elements, Shared, gradient_of, simd, slice};
+use super::cpu::{Elements, Shared, copied, gradient_of, simd, slice, unwritten, written};
 use super::pointwise::{Activation, plane_sum};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -27,15 +27,17 @@ impl CustomOp2 for Biased {
         if bias.len() != c {
             candle_core::bail!("a bias of {} numbers for {c} channels", bias.len());
         }
-        let mut out = vec![0f32; x.len()];
+        let mut out = unwritten(x.len());
         let planes = out.par_chunks_mut(h * w).zip(x.par_chunks(h * w)).enumerate();
         planes.with_min_len(4).for_each(|(i, (out, x))| {
-            out.copy_from_slice(x);
+            let out = copied(x, out);
             simd(
                 #[inline(always)]
                 || Activation::apply_shifted(self.activation, out, bias[i % c]),
             );
         });
+        // SAFETY: every plane was written.
+        let out = unsafe { written(out) };
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
@@ -50,8 +52,8 @@ impl CustomOp2 for Biased {
         let pixels = h * w;
         let grad = grad.contiguous()?;
         let (values, shifts, grads) = (Elements::of(x)?, Elements::of(bias)?, Elements::of(&grad)?);
-        let mut dx = vec![0f32; values.len()];
-        let shared = Shared::new(&mut dx);
+        let mut dx = unwritten(values.len());
+        let shared = Shared::unwritten(&mut dx);
         let sums: Vec<f32> = (0..c)
             .into_par_iter()
             .map(|channel| {
@@ -83,7 +85,8 @@ impl CustomOp2 for Biased {
                 total as f32
             })
             .collect();
-        let dx = gradient_of(x, || Ok(dx))?;
+        // SAFETY: every plane was written.
+        let dx = gradient_of(x, || Ok(unsafe { written(dx) }))?;
         let db = gradient_of(bias, || Ok(sums))?;
         Ok((dx, db))
     }

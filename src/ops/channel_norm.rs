@@ -1,6 +1,6 @@
 //! Batch norm's arithmetic with an activation behind it, over channels that lie in planes or side by side.
 
-use super::cpu::{Shared, simd, sum_over_rows};
+use super::cpu::{Shared, simd, sum_over_rows, unwritten, written, written_part};
 use super::pointwise::{Activation, plane_sum};
 use rayon::prelude::*;
 
@@ -130,7 +130,7 @@ impl Arrangement {
     /// `activation(norm(x))`.
     pub fn normalise(self, x: &[f32], channels: &Channels, activation: Option<Activation>) -> Vec<f32> {
         let (scale, shift) = channels.affine();
-        let mut out = vec![0f32; x.len()];
+        let mut out = unwritten(x.len());
         match self {
             Self::Planes { c, pixels, .. } => {
                 out.par_chunks_mut(pixels).zip(x.par_chunks(pixels)).enumerate().with_min_len(4).for_each(
@@ -140,9 +140,10 @@ impl Arrangement {
                             #[inline(always)]
                             || {
                                 for (o, x) in o.iter_mut().zip(x) {
-                                    *o = x * scale;
+                                    o.write(x * scale);
                                 }
-                                Activation::apply_shifted(activation, o, shift);
+                                // SAFETY: as long as x, hence written.
+                                Activation::apply_shifted(activation, unsafe { written_part(o) }, shift);
                             },
                         );
                     },
@@ -158,11 +159,12 @@ impl Arrangement {
                                     for (((o, x), scale), shift) in
                                         o.iter_mut().zip(x).zip(&scale).zip(&shift)
                                     {
-                                        *o = x * scale + shift;
+                                        o.write(x * scale + shift);
                                     }
                                 }
                                 if activation.is_some() {
-                                    Activation::apply_shifted(activation, o, 0.0);
+                                    // SAFETY: as long as x, rows of c both, hence written.
+                                    Activation::apply_shifted(activation, unsafe { written_part(o) }, 0.0);
                                 }
                             },
                         );
@@ -170,7 +172,8 @@ impl Arrangement {
                 );
             }
         }
-        out
+        // SAFETY: every plane or row was written.
+        unsafe { written(out) }
     }
 
     /// Gradients of x (through the batch's own statistics), gain and bias, from that of [`Self::normalise`]'s result.
@@ -185,8 +188,8 @@ impl Arrangement {
         let (scale, shift) = channels.affine();
         let (mean, inverse) = (&channels.mean, &channels.inverse);
         // h = grad · activation'(norm(x)), then dx = scale · (h - mean(h) - x̂ · mean(h · x̂)) in its place.
-        let mut h = vec![0f32; x.len()];
-        let shared = Shared::new(&mut h);
+        let mut h = unwritten(x.len());
+        let shared = Shared::unwritten(&mut h);
         let (bias_grad, gain_grad): (Vec<f32>, Vec<f32>) = match self {
             Self::Planes { n, pixels, .. } => (0..c)
                 .into_par_iter()
@@ -278,6 +281,8 @@ impl Arrangement {
                 (sums[..c].iter().map(|s| *s as f32).collect(), product.collect())
             }
         };
+        // SAFETY: every plane or row was written.
+        let mut h = unsafe { written(h) };
         let count = self.count() as f32;
         let flat: Vec<f32> = bias_grad.iter().map(|s| s / count).collect();
         let slope: Vec<f32> = gain_grad.iter().zip(inverse).map(|(s, i)| s / count * i).collect();

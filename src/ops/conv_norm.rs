@@ -9,7 +9,7 @@ use super::linear::Weights;
 use super::pointwise::Activation;
 use super::{
     Conv, Conv2d, activate, channels_first, channels_last, conv, conv2d, cpu, depthwise, depthwise_last,
-    fusible, linear,
+    fusible, linear, tape,
 };
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, OnceLock};
@@ -103,7 +103,7 @@ impl ConvNorm {
     fn fused(&self, x: &Tensor, map: Map, activation: Option<Activation>) -> Result<Tensor> {
         let kept = Arc::new(OnceLock::new());
         let op = ConvNormOp { map, activation, eps: self.norm.eps(), kept: kept.clone() };
-        let y = x.contiguous()?.apply_op3(&self.weight.contiguous()?, &self.norm.gain_and_bias()?, op)?;
+        let y = tape::apply3(&x.contiguous()?, &self.weight.contiguous()?, &self.norm.gain_and_bias()?, op)?;
         if let Some(Kept { channels, variance, count, .. }) = kept.get() {
             let tensor = |values: &[f32]| Tensor::new(values, x.device());
             self.norm.update(&tensor(&channels.mean)?, &tensor(variance)?, *count, self.bias.as_ref())?;

@@ -147,6 +147,16 @@ pub(super) unsafe fn written_part(part: &mut [MaybeUninit<f32>]) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(part.as_mut_ptr().cast(), part.len()) }
 }
 
+/// A part of what [`unwritten`] gave, filled from as many elements.
+pub(super) fn copied<'a>(from: &[f32], to: &'a mut [MaybeUninit<f32>]) -> &'a mut [f32] {
+    assert_eq!(from.len(), to.len());
+    // SAFETY: as long as each other, and apart, one being borrowed alone.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().cast(), from.len());
+        written_part(to)
+    }
+}
+
 /// Elements that a thread takes at a time: long enough to pay for the hand-over.
 pub(super) const GRAIN: usize = 16 * 1024;
 

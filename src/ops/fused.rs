@@ -1,5 +1,5 @@
-//! What kernels do to their results while these are in cache, and a sum. Without a backward: the functions of [`super`]
-//! take them only where no gradient is asked for.
+//! What kernels do to their results while these are in cache, without a backward: the functions of [`super`] take it only where no
+//! gradient is asked for. And a sum.
 
 use super::cpu::{GRAIN, simd, slice, unwritten, written};
 use super::pointwise::Activation;
@@ -100,5 +100,15 @@ impl CustomOp2 for Add {
         // SAFETY: every element was written; the operands are of one length.
         let out = unsafe { written(out) };
         Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.clone()), Some(grad.clone())))
     }
 }

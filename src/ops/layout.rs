@@ -1,6 +1,7 @@
 //! Between channels first, `[N, C, H, W]`, and last, `[N, H, W, C]`.
 
-use super::cpu::{Shared, handles, simd, slice};
+use super::cpu::{Shared, handles, simd, slice, unwritten, written};
+use super::tape;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -14,7 +15,7 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     if !handles(&[x]) {
         return x.permute((0, 2, 3, 1))?.contiguous();
     }
-    x.contiguous()?.reshape((n, c, h * w))?.apply_op1(Transpose)?.reshape((n, h, w, c))
+    turned(x, (n, c, h * w), (n, h, w, c))
 }
 
 /// `[N, H, W, C]` → `[N, C, H, W]`, contiguous.
@@ -27,7 +28,12 @@ pub fn channels_first(x: &Tensor) -> Result<Tensor> {
     if !handles(&[x]) {
         return x.permute((0, 3, 1, 2))?.contiguous();
     }
-    x.contiguous()?.reshape((n, h * w, c))?.apply_op1(Transpose)?.reshape((n, c, h, w))
+    turned(x, (n, h * w, c), (n, c, h, w))
+}
+
+/// `x` as `flat [N, A, B]`, as `[N, B, A]`, in the shape `out`.
+fn turned(x: &Tensor, flat: (usize, usize, usize), out: (usize, usize, usize, usize)) -> Result<Tensor> {
+    tape::reshape(&tape::apply1(&tape::reshape(&x.contiguous()?, flat)?, Transpose)?, out)
 }
 
 /// `[N, A, B]` → `[N, B, A]`, in squares that stay in the first-level cache.
@@ -43,9 +49,9 @@ impl CustomOp1 for Transpose {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(s, l)?;
         let (n, a, b) = l.shape().dims3()?;
-        let mut out = vec![0f32; x.len()];
+        let mut out = unwritten(x.len());
         let bands = b.div_ceil(SQUARE);
-        let shared = Shared::new(&mut out);
+        let shared = Shared::unwritten(&mut out);
         (0..n * bands).into_par_iter().with_min_len((64 / a.div_ceil(SQUARE)).max(1)).for_each(|task| {
             let (image, first) = (task / bands, task % bands * SQUARE);
             let rows = SQUARE.min(b - first);
@@ -78,6 +84,8 @@ impl CustomOp1 for Transpose {
                 },
             );
         });
+        // SAFETY: the bands are all rows there are.
+        let out = unsafe { written(out) };
         Ok((CpuStorage::F32(out), Shape::from((n, b, a))))
     }
 

@@ -27,6 +27,7 @@ mod pointwise;
 mod prepared;
 mod spatial;
 mod spread;
+mod tape;
 #[cfg(test)]
 pub(crate) mod tests;
 mod update;
@@ -43,6 +44,7 @@ pub use layout::{channels_first, channels_last};
 pub use pointwise::Activation;
 pub use prepared::Conv;
 pub use spatial::{max_pool2d, resize_bilinear};
+pub use tape::{reshape, taped};
 pub use update::{AdamStep, blend, blend_square, sum_of_squares};
 
 use autocast::{lowered, widened};
@@ -124,9 +126,9 @@ pub fn conv2d_then(
     let y = if !ours {
         lowered(x, w, |x, w| composed_conv2d(x, w, cfg))?
     } else if depth_wise {
-        x.contiguous()?.apply_op2(&w.contiguous()?, depthwise::DepthWise { stride, padding, finish })?
+        tape::apply2(&x.contiguous()?, &w.contiguous()?, depthwise::DepthWise { stride, padding, finish })?
     } else {
-        x.contiguous()?.apply_op2(&w.contiguous()?, conv::Conv { stride, padding, finish })?
+        tape::apply2(&x.contiguous()?, &w.contiguous()?, conv::Conv { stride, padding, finish })?
     };
     finished_planes(y, bias, activation)
 }
@@ -154,7 +156,7 @@ fn composed_conv2d(x: &Tensor, w: &Tensor, cfg: Conv2d) -> Result<Tensor> {
 fn finished_planes(y: Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
     match bias {
         Some(b) if cpu::handles(&[&y, b]) => {
-            y.contiguous()?.apply_op2(&b.contiguous()?, bias::Biased { activation })
+            tape::apply2(&y.contiguous()?, &b.contiguous()?, bias::Biased { activation })
         }
         _ => finished(y, bias, 1, activation),
     }
@@ -202,7 +204,7 @@ pub fn conv_transpose2d_then(
     }
     let y =
         if k == stride && cpu::handles(&[x, w]) {
-            x.contiguous()?.apply_op2(&w.contiguous()?, spread::Spread { finish: Finish::default() })?
+            tape::apply2(&x.contiguous()?, &w.contiguous()?, spread::Spread { finish: Finish::default() })?
         } else if k == stride {
             // No two kernels overlap: one matrix product, its rows spread over k × k pixels.
             let w = w.reshape((c, o * k * k))?.t()?.contiguous()?;
@@ -246,8 +248,8 @@ pub fn linear_then(
         let w = if !train && linear::is_turned(w) { w.clone() } else { w.contiguous()? };
         let (x, op) = (x.contiguous()?, linear::Linear::new(activation, train));
         return match bias {
-            Some(bias) => x.apply_op3(&w, &bias.contiguous()?, op),
-            None => x.apply_op2(&w, op),
+            Some(bias) => tape::apply3(&x, &w, &bias.contiguous()?, op),
+            None => tape::apply2(&x, &w, op),
         };
     }
     #[cfg(feature = "cuda")]
@@ -288,7 +290,7 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, w: &Tensor, bias: Option<&Tenso
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
     if cpu::handles(&[q, k, v]) {
         let op = attention::Apart { heads, scale: scale as f32 };
-        return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
+        return tape::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, op);
     }
     #[cfg(feature = "cuda")]
     if cuda::fusible(&[q, k, v]) && autocast::active() {
@@ -316,8 +318,8 @@ pub fn self_attention(
         let op = attention::Packed { heads, packing, scale: scale as f32 };
         let qkv = qkv.contiguous()?;
         return match bias {
-            Some(bias) => qkv.apply_op2(&bias.contiguous()?, op),
-            None => qkv.apply_op1(op),
+            Some(bias) => tape::apply2(&qkv, &bias.contiguous()?, op),
+            None => tape::apply1(&qkv, op),
         };
     }
     #[cfg(feature = "cuda")]
@@ -488,7 +490,7 @@ fn distances(q: &Tensor, table: &Tensor) -> Result<Tensor> {
 /// Layer norm over the last dimension.
 pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
     if cpu::handles(&[x, w, b]) {
-        return x.contiguous()?.apply_op3(w, b, norm::LayerNorm { eps: eps as f32 });
+        return tape::apply3(&x.contiguous()?, w, b, norm::LayerNorm { eps: eps as f32 });
     }
     #[cfg(feature = "cuda")]
     if cuda::norms(x, w, b) {
@@ -513,7 +515,7 @@ pub fn layer_norm_for_products(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> 
 /// SAM's `LayerNorm2d`: layer norm over the channels of `[N, C, H, W]`.
 pub fn layer_norm_2d(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
     if cpu::handles(&[x, w, b]) {
-        return x.contiguous()?.apply_op3(w, b, norm::LayerNorm2d { eps: eps as f32 });
+        return tape::apply3(&x.contiguous()?, w, b, norm::LayerNorm2d { eps: eps as f32 });
     }
     #[cfg(feature = "cuda")]
     if cuda::fusible(&[x, w, b]) {
@@ -533,7 +535,7 @@ pub fn layer_norm_2d(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Ten
 /// Softmax over the last dimension.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     if cpu::handles(&[x]) {
-        return x.contiguous()?.apply_op1(pointwise::Softmax);
+        return tape::apply1(&x.contiguous()?, pointwise::Softmax);
     }
     if x.device().is_cuda() && !x.track_op() {
         return candle_nn::ops::softmax_last_dim(&x.contiguous()?);
@@ -546,6 +548,9 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if fusible(&[a, b]) && a.elem_count() == b.elem_count() {
         return a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &fused::Add);
+    }
+    if cpu::handles(&[a, b]) && a.dims() == b.dims() && tape::records(&[a, b]) {
+        return tape::apply2(&a.contiguous()?, &b.contiguous()?, fused::Add);
     }
     #[cfg(feature = "cuda")]
     if cuda::adds(a, b) {
@@ -576,7 +581,7 @@ pub fn probability_bytes(logits: &Tensor, size: usize) -> Result<Tensor> {
 /// An activation, element by element.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if cpu::handles(&[x]) {
-        return x.contiguous()?.apply_op1(activation);
+        return tape::apply1(&x.contiguous()?, activation);
     }
     match activation {
         Activation::Gelu => x.gelu_erf(),

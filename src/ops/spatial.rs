@@ -2,13 +2,14 @@
 
 use super::cpu::handles;
 use super::grid::{MaxPool, Resize, taps};
+use super::tape;
 use candle_core::{Result, Tensor};
 
 /// Max pooling with padding (`-inf` outside), `[N, C, H, W]` → `[N, C, H', W']`: the maximum over shifted
 /// strided views.
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     if handles(&[x]) {
-        return x.contiguous()?.apply_op1(MaxPool { kernel, stride, padding });
+        return tape::apply1(&x.contiguous()?, MaxPool { kernel, stride, padding });
     }
     #[cfg(feature = "cuda")]
     if super::cuda::fusible(&[x]) {
@@ -67,7 +68,7 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize, align_corners: b
         return Ok(x.clone());
     }
     if handles(&[x]) {
-        return x.contiguous()?.apply_op1(Resize { height, width, align_corners });
+        return tape::apply1(&x.contiguous()?, Resize { height, width, align_corners });
     }
     if x.device().is_cuda() && !x.track_op() {
         return x.contiguous()?.upsample_bilinear2d(height, width, align_corners);

@@ -1,7 +1,7 @@
 //! Transposed convolution whose kernels do not overlap (kernel = stride): one matrix product, its rows spread over k × k
 //! pixels.
 
-use super::cpu::{Elements, Shared, shaped_as, simd, slice};
+use super::cpu::{Elements, Shared, shaped_as, simd, slice, unwritten, written};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
@@ -49,11 +49,11 @@ impl Geometry {
 
     fn forward(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
         let (cells, square, o) = (self.cells(), self.square(), self.o);
-        let mut out = vec![0f32; self.n * o * cells * square];
+        let mut out = unwritten(self.n * o * cells * square);
         // Four channels a task: rows enough for the product, tasks enough for the threads.
         let group = 4.min(o);
         let groups = o.div_ceil(group);
-        let shared = Shared::new(&mut out);
+        let shared = Shared::unwritten(&mut out);
         (0..self.n * groups).into_par_iter().for_each(|task| {
             let (image, first) = (task / groups, task % groups * group);
             let channels = group.min(o - first);
@@ -84,7 +84,8 @@ impl Geometry {
                 }
             });
         });
-        out
+        // SAFETY: every plane was written.
+        unsafe { written(out) }
     }
 
     /// Gradients of x and of the weights, each where it is asked for.

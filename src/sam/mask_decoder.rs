@@ -97,10 +97,10 @@ impl MaskDecoder {
         let count = output.dim(1)?;
         let output = output.broadcast_as((n, count, c))?.contiguous()?;
         let tokens = if sparse.dim(1)? == 0 { output } else { Tensor::cat(&[&output, sparse], 1)? };
-        let flat = |t: &Tensor| ops::channels_last(t)?.reshape((t.dim(0)?, h * w, c));
+        let flat = |t: &Tensor| ops::reshape(&ops::channels_last(t)?, (t.dim(0)?, h * w, c));
         let (tokens, image) =
             self.transformer.forward(&tokens, &flat(&ops::add(embeddings, dense)?)?, &flat(image_pe)?)?;
-        let image = ops::channels_first(&image.reshape((n, h, w, c))?)?;
+        let image = ops::channels_first(&ops::reshape(&image, (n, h, w, c))?)?;
         let x = ops::conv_transpose2d(&image, &self.upscale1.0, Some(&self.upscale1.1), 2)?;
         let x = ops::gelu(&self.upscale_norm.forward_2d(&x)?)?;
         let x = ops::conv_transpose2d_then(

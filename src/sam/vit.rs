@@ -129,10 +129,10 @@ impl Attention {
             let (qkv, padding) = (self.qkv.forward(x)?, self.qkv.of_zeros());
             return ops::windowed_attention(&qkv, padding, self.heads, scale, (h, w), (&rows, &cols));
         }
-        let x = if window == 0 { x.reshape((n, h * w, c))? } else { ops::partition(x, window)? };
+        let x = if window == 0 { ops::reshape(x, (n, h * w, c))? } else { ops::partition(x, window)? };
         let qkv = self.qkv.forward(&x)?;
         let y = ops::relative_attention(&qkv, self.heads, scale, (h, w), (&rows, &cols))?;
-        if window == 0 { y.reshape((n, h, w, c)) } else { ops::unpartition(&y, window, height, width) }
+        if window == 0 { ops::reshape(&y, (n, h, w, c)) } else { ops::unpartition(&y, window, height, width) }
     }
 }
 

@@ -272,13 +272,19 @@ impl Trainer {
     /// # Errors
     /// Where loss or gradient is not finite; no weight is changed then.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        // On a thread of the pool: from any other, each of a step's thousand parallel loops would wait to be woken.
+        if self.device.is_cpu() { rayon::scope(|_| self.step_here(batches)) } else { self.step_here(batches) }
+    }
+
+    fn step_here(&mut self, batches: &[Batch]) -> Result<StepReport> {
         let learning_rate = self.config.learning_rate_at(self.step);
         let share = 1.0 / batches.len() as f64;
         let (rank, size) = self.place();
         let mut gradients = Gradients::default();
         let (mut bce, mut dice_loss) = (0.0, 0.0);
         for (micro, batch) in batches.iter().enumerate() {
-            let loss = ops::autocast(self.autocast(), || self.loss(batch, micro * size + rank))?;
+            let loss =
+                ops::taped(|| ops::autocast(self.autocast(), || self.loss(batch, micro * size + rank)))?;
             let (b, d) = (scalar(&loss.bce)?, scalar(&loss.dice)?);
             if !(b + d).is_finite() {
                 return Err(Error::Diverged(format!(
