@@ -129,6 +129,8 @@ struct Shared {
     spare_cpu: AtomicBool,
     /// When the worker began with the frame in its hands, in ns after `start`, plus 1; 0 while it has none.
     busy_since: AtomicU64,
+    /// How long the worker usually has a frame, in ns; 0 while that is not known.
+    usually_busy: AtomicU64,
     start: Instant,
     figures: Figures,
 }
@@ -253,6 +255,7 @@ impl Engine {
             input_size: AtomicUsize::new(0),
             spare_cpu: AtomicBool::new(false),
             busy_since: AtomicU64::new(0),
+            usually_busy: AtomicU64::new(0),
             start: Instant::now(),
             figures: Figures::new(),
         });
@@ -297,8 +300,8 @@ impl Engine {
         &self.control
     }
 
-    /// Leaves `frame` for the worker, in place of one that still waits; passes it over where a newer one will come before the
-    /// worker is free. Never waits itself.
+    /// Leaves `frame` for the worker, in place of one that still waits; passes it over where its mask would be old by waiting.
+    /// Never waits itself.
     ///
     /// # Errors
     /// For a frame that cannot be sampled, or where the worker is gone.
@@ -308,8 +311,8 @@ impl Engine {
             self.control.shared.figures.skipped.add_one();
             return Ok(());
         }
-        let usual = self.control.shared.figures.inference.usual();
-        if overtaken(self.control.busy(), usual, self.interval) {
+        let usual = Duration::from_nanos(self.control.shared.usually_busy.load(Ordering::Acquire));
+        if waits_too_long(self.control.busy(), usual, self.interval) {
             self.control.shared.figures.skipped.add_one();
             return Ok(());
         }
@@ -480,12 +483,17 @@ impl Engine {
     }
 }
 
-/// True of a frame that a newer one would replace in the queue before the worker came to it: reducing it would be for nothing.
-/// `busy` tells for how long the worker has had a frame, `usual` how long it has one, `interval` how far frames are apart.
-fn overtaken(busy: Option<Duration>, usual: Duration, interval: Duration) -> bool {
-    // A quarter more than the interval: frames do not come by the clock.
-    let next = interval.saturating_add(interval / 4);
-    busy.is_some_and(|busy| busy.saturating_add(next) < usual)
+/// True of a frame whose mask would be drawn later after it was taken than that of a frame which finds the worker free: masks are
+/// drawn when a frame comes, so that waiting for a newer one makes no mask older, and spares the CPU the frames between. `busy` tells
+/// for how long the worker has had a frame, `usual` how long it has one, `interval` how far frames are apart.
+fn waits_too_long(busy: Option<Duration>, usual: Duration, interval: Duration) -> bool {
+    let Some(rest) = busy.and_then(|busy| usual.checked_sub(busy)) else { return false };
+    if rest.is_zero() || interval.is_zero() || interval >= usual.saturating_add(rest) {
+        return false;
+    }
+    let frames = usual.as_nanos().div_ceil(interval.as_nanos());
+    // An eighth of an interval to spare: neither frames nor masks come by the clock.
+    (usual + rest + interval / 8).as_nanos() > frames * interval.as_nanos()
 }
 
 impl Drop for Engine {

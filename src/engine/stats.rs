@@ -66,12 +66,6 @@ impl Timer {
         self.histogram.record(duration.as_secs_f64());
     }
 
-    /// The last one or the mean, whichever is shorter: an outlier says little of the next.
-    pub(super) fn usual(&self) -> Duration {
-        let Latency { last, mean, .. } = self.snapshot();
-        last.min(mean)
-    }
-
     fn snapshot(&self) -> Latency {
         let count = self.count.load(Relaxed);
         Latency {

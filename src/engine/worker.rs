@@ -173,11 +173,19 @@ impl Worker {
     fn work(&mut self, job: Job) {
         let since = u64::try_from(self.shared.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.shared.busy_since.store(since.saturating_add(1), Ordering::Release);
-        self.make(job);
+        if self.make(job) {
+            let now = u64::try_from(self.shared.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let usual = &self.shared.usually_busy;
+            let (this, before) = (now.saturating_sub(since), usual.load(Ordering::Acquire));
+            // Over the last few; one that took long for another reason says little of the next.
+            let next = if before == 0 { this } else { (3 * before + this.min(2 * before)) / 4 };
+            usual.store(next, Ordering::Release);
+        }
         self.shared.busy_since.store(0, Ordering::Release);
     }
 
-    fn make(&mut self, mut job: Job) {
+    /// True where there is a mask.
+    fn make(&mut self, mut job: Job) -> bool {
         let result = self.infer(&job.input);
         let _ = self.recycle.try_send(std::mem::take(&mut job.input));
         // The thread must outlive whatever a map holds: a frame may be waited for.
@@ -198,7 +206,7 @@ impl Worker {
                 if let Some(reply) = job.reply {
                     let _ = reply.send(Ok(detection));
                 }
-                return;
+                return true;
             }
             Err(Failure::OtherSize) => {
                 // Who waits for it offers it again.
@@ -223,6 +231,7 @@ impl Worker {
         if let Some(reply) = job.reply {
             let _ = reply.send(Err(refusal));
         }
+        false
     }
 
     /// From a map to what is shown of it.
