@@ -1,7 +1,7 @@
 //! A linear layer: product, bias and activation in one pass, and the gradients of all three.
 
 use super::cpu::{
-    Elements, add_all, gradient_of, simd, slice, sum_over_rows, unwritten, written, written_part,
+    Elements, Shared, add_all, gradient_of, simd, slice, sum_over_rows, unwritten, written, written_part,
 };
 use super::gemm::{Matrix, gemm};
 use super::pointwise::Activation;
@@ -61,10 +61,30 @@ pub(super) fn product(
     let rows = x.len() / i;
     let mut out = unwritten(rows * o);
     let block = rows_of_a_task(rows, rows * i * o);
+    let (down, across) = if w.turned { (o, 1) } else { (1, i) };
+    if block >= rows && rows * i * o >= SERIAL {
+        // Few rows, many weights: each task reads weights of its own.
+        let share = o.div_ceil(rayon::current_num_threads());
+        let shared = Shared::unwritten(&mut out);
+        (0..o.div_ceil(share)).into_par_iter().for_each(|part| {
+            let first = part * share;
+            let a = Matrix { data: x.as_ptr(), rows: i as isize, cols: 1 };
+            let b = Matrix {
+                data: w.data[first * across..].as_ptr(),
+                rows: down as isize,
+                cols: across as isize,
+            };
+            // SAFETY: a task writes its own columns of every row.
+            unsafe { gemm(rows, share.min(o - first), i, shared.at(first), o as isize, false, 1.0, a, b) };
+        });
+        // SAFETY: every column of every row was written.
+        let mut out = unsafe { written(out) };
+        finish(0, &mut out);
+        return out;
+    }
     out.par_chunks_mut(block * o).zip(x.par_chunks(block * i)).enumerate().for_each(|(at, (out, x))| {
         let a = Matrix { data: x.as_ptr(), rows: i as isize, cols: 1 };
-        let (rows, cols) = if w.turned { (o as isize, 1) } else { (1, i as isize) };
-        let b = Matrix { data: w.data.as_ptr(), rows, cols };
+        let b = Matrix { data: w.data.as_ptr(), rows: down as isize, cols: across as isize };
         // SAFETY: the slices are as long as the product's operands and its result, of which it writes all.
         let out = unsafe {
             gemm(x.len() / i, o, i, out.as_mut_ptr().cast(), o as isize, false, 1.0, a, b);

@@ -25,9 +25,7 @@ pub fn taped<R>(f: impl FnOnce() -> R) -> R {
     struct Before(Option<HashMap<TensorId, Place>>);
     impl Drop for Before {
         fn drop(&mut self) {
-            // Not dropped inside: a tape ends graphs, whose tensors may be many.
-            let tape = TAPE.replace(self.0.take());
-            drop(tape);
+            TAPE.set(self.0.take());
         }
     }
     let _before = Before(TAPE.replace(Some(HashMap::new())));

@@ -469,3 +469,18 @@ fn tails_are_nothing_rather_than_subnormal() {
         }
     }
 }
+
+/// Weights that threads share are multiplied as those that each thread reads whole.
+#[test]
+fn few_rows_of_many_weights() {
+    let (x, w, bias) = (noise(&[3, 700], 60), noise(&[501, 700], 61), noise(&[501], 62));
+    let many = Tensor::cat(&[&x; 20], 0).unwrap();
+    for w in [w.clone(), prepared_linear(&w).unwrap()] {
+        let of = |x: &Tensor| linear_then(x, &w, Some(&bias), Some(Activation::Gelu)).unwrap();
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (few, many) = (values(of(&x)), values(of(&many).narrow(0, 30, 3).unwrap()));
+        for (a, b) in few.iter().zip(&many) {
+            assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} and {b}");
+        }
+    }
+}

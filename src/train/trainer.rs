@@ -18,6 +18,7 @@ use crate::ops;
 use crate::sam::{Prompts, Sam, SamConfig};
 use crate::weights::{self, Checkpoint, Dtype};
 use crate::{Error, Result};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use half::f16;
@@ -272,30 +273,16 @@ impl Trainer {
     /// # Errors
     /// Where loss or gradient is not finite; no weight is changed then.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
-        // On a thread of the pool: from any other, each of a step's thousand parallel loops would wait to be woken.
-        if self.device.is_cpu() { rayon::scope(|_| self.step_here(batches)) } else { self.step_here(batches) }
-    }
-
-    fn step_here(&mut self, batches: &[Batch]) -> Result<StepReport> {
         let learning_rate = self.config.learning_rate_at(self.step);
         let share = 1.0 / batches.len() as f64;
         let (rank, size) = self.place();
         let mut gradients = Gradients::default();
         let (mut bce, mut dice_loss) = (0.0, 0.0);
         for (micro, batch) in batches.iter().enumerate() {
-            let loss =
-                ops::taped(|| ops::autocast(self.autocast(), || self.loss(batch, micro * size + rank)))?;
-            let (b, d) = (scalar(&loss.bce)?, scalar(&loss.dice)?);
-            if !(b + d).is_finite() {
-                return Err(Error::Diverged(format!(
-                    "the loss of step {} is not finite (BCE {b}, Dice {d}); images: {}. Lower learning_rate, or leave those images out",
-                    self.step + 1,
-                    batch.ids.join(", ")
-                )));
-            }
+            let (b, d, grads) = self.backward(batch, micro * size + rank)?;
             bce += b * share;
             dice_loss += d * share;
-            gradients.add(self.params.trained(), loss.total()?.backward()?, share)?;
+            gradients.add(self.params.trained(), grads, share)?;
         }
         if let Some(group) = &self.group {
             let mut means = [bce as f32, dice_loss as f32];
@@ -314,6 +301,31 @@ impl Trainer {
         self.step += 1;
         self.update_average()?;
         Ok(StepReport { step: self.step, bce, dice_loss, gradient_norm, learning_rate })
+    }
+
+    /// BCE and Dice loss of `batch`, and the gradients of their sum.
+    fn backward(&mut self, batch: &Batch, micro: usize) -> Result<(f64, f64, GradStore)> {
+        if self.device.is_cpu() {
+            // On a thread of the pool: from any other, each of its thousand parallel loops would wait to be woken. Nothing inside
+            // may wait for other processes: a thread of the pool that waits for a loop's end takes up other work, and could not
+            // go on before that.
+            rayon::scope(|_| self.backward_here(batch, micro))
+        } else {
+            self.backward_here(batch, micro)
+        }
+    }
+
+    fn backward_here(&mut self, batch: &Batch, micro: usize) -> Result<(f64, f64, GradStore)> {
+        let loss = ops::taped(|| ops::autocast(self.autocast(), || self.loss(batch, micro)))?;
+        let (bce, dice) = (scalar(&loss.bce)?, scalar(&loss.dice)?);
+        if !(bce + dice).is_finite() {
+            return Err(Error::Diverged(format!(
+                "the loss of step {} is not finite (BCE {bce}, Dice {dice}); images: {}. Lower learning_rate, or leave those images out",
+                self.step + 1,
+                batch.ids.join(", ")
+            )));
+        }
+        Ok((bce, dice, loss.total()?.backward()?))
     }
 
     /// What products and convolutions of a step are computed in, where that is not f32.
