@@ -196,9 +196,9 @@ fn observed(mask: &[u8], truth: &[u8], width: usize) -> Observed {
 fn temporal(sets: &[Set], sweep: bool) {
     let mut all = vec![TemporalSettings::default(), TemporalSettings::LIVE];
     if sweep {
-        for smoothing in [0.0, 0.3, 0.4, 0.5] {
-            for hysteresis in [0.0, 0.2, 0.3, 0.35, 0.4, 0.43] {
-                all.extend([1, 2, 3].map(|hold_off| TemporalSettings { smoothing, hysteresis, hold_off }));
+        for smoothing in [0.3, 0.33, 0.36, 0.4, 0.45, 0.5] {
+            for hysteresis in [0.44, 0.45, 0.46, 0.47] {
+                all.extend([1, 2].map(|hold_off| TemporalSettings { smoothing, hysteresis, hold_off }));
             }
         }
     }

@@ -18,7 +18,7 @@ pub struct TemporalSettings {
 impl TemporalSettings {
     /// For live video: of what takes away nine tenths of the false alarms, adds less than 100 ms and loses no polyp, the one that adds
     /// least (docs/live.md).
-    pub const LIVE: Self = Self { smoothing: 0.33, hysteresis: 0.45, hold_off: 1 };
+    pub const LIVE: Self = Self { smoothing: 0.4, hysteresis: 0.45, hold_off: 1 };
 }
 
 impl Default for TemporalSettings {
