@@ -136,6 +136,11 @@ struct Shared {
 }
 
 impl Shared {
+    /// In ns after `start`.
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Notes what frames `segmenter` takes.
     fn fits(&self, segmenter: &dyn Segmenter) {
         self.input_size.store(segmenter.input_size(), Ordering::Release);
@@ -218,7 +223,7 @@ impl Control {
     /// For how long the worker has had the frame in its hands; `None` while it has none.
     pub fn busy(&self) -> Option<Duration> {
         let since = self.shared.busy_since.load(Ordering::Acquire).checked_sub(1)?;
-        Some(self.shared.start.elapsed().saturating_sub(Duration::from_nanos(since)))
+        Some(Duration::from_nanos(self.shared.now().saturating_sub(since)))
     }
 
     /// Takes the waiting frame out of the queue. One that somebody waits for stays his to hear of: its reply is dropped.

@@ -171,12 +171,11 @@ impl Worker {
     }
 
     fn work(&mut self, job: Job) {
-        let since = u64::try_from(self.shared.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let since = self.shared.now();
         self.shared.busy_since.store(since.saturating_add(1), Ordering::Release);
         if self.make(job) {
-            let now = u64::try_from(self.shared.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let usual = &self.shared.usually_busy;
-            let (this, before) = (now.saturating_sub(since), usual.load(Ordering::Acquire));
+            let (this, before) = (self.shared.now().saturating_sub(since), usual.load(Ordering::Acquire));
             // Over the last few; one that took long for another reason says little of the next.
             let next = if before == 0 { this } else { (3 * before + this.min(2 * before)) / 4 };
             usual.store(next, Ordering::Release);

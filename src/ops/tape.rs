@@ -64,20 +64,17 @@ pub(super) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
 /// `x` in another shape, as [`Tensor::reshape`].
 pub fn reshape(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     let y = x.reshape(shape.into())?;
-    let known = TAPE.with_borrow(|tape| tape.as_ref()?.get(&x.id()).cloned());
-    if let Some(place) = known
+    if let Some(place) = Place::known(x)
         && y.id() != x.id()
     {
-        let record = Arc::new(Record::new(Reshaped, vec![x.detach()], vec![Some(place.sum)]));
-        let none = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
-        let token = place.token.apply_op3(&none, &none, Token(record.clone()))?;
+        let (record, token) = Record::of(Reshaped, &[x], &[Some(place)])?;
         record.keep(&y, token);
     }
     Ok(y)
 }
 
 /// True where an operation on `args` is to be recorded.
-pub(super) fn records(args: &[&Tensor]) -> bool {
+fn records(args: &[&Tensor]) -> bool {
     args.iter().any(|x| x.track_op())
         && args.iter().all(|x| x.device().is_cpu())
         && TAPE.with_borrow(Option::is_some)
@@ -85,11 +82,7 @@ pub(super) fn records(args: &[&Tensor]) -> bool {
 
 fn record(kernel: impl Kernel + 'static, args: &[&Tensor]) -> Result<Tensor> {
     let places = args.iter().map(|x| Place::of(x)).collect::<Result<Vec<_>>>()?;
-    let none = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
-    let token = |i: usize| places.get(i).and_then(Option::as_ref).map_or(&none, |p| &p.token);
-    let sums = places.iter().map(|p| Some(p.as_ref()?.sum.clone())).collect();
-    let record = Arc::new(Record::new(kernel, args.iter().map(|x| (*x).clone()).collect(), sums));
-    let token = token(0).apply_op3(token(1), token(2), Token(record.clone()))?;
+    let (record, token) = Record::of(kernel, args, &places)?;
     let y = token.apply_op1(Computed(record.clone()))?;
     record.keep(&y, token);
     Ok(y)
@@ -108,14 +101,18 @@ impl Place {
         if !x.track_op() {
             return Ok(None);
         }
-        let known = TAPE.with_borrow(|tape| tape.as_ref()?.get(&x.id()).cloned());
-        if known.is_some() {
-            return Ok(known);
+        if let Some(known) = Self::known(x) {
+            return Ok(Some(known));
         }
         let sum = Sum::default();
         let place = Self { token: x.apply_op1(Entered(sum.clone()))?, sum };
         place.clone().put(x);
         Ok(Some(place))
+    }
+
+    /// That of a tensor which is on the tape already.
+    fn known(x: &Tensor) -> Option<Self> {
+        TAPE.with_borrow(|tape| tape.as_ref()?.get(&x.id()).cloned())
     }
 
     fn put(self, x: &Tensor) {
@@ -160,8 +157,23 @@ struct Record {
 }
 
 impl Record {
-    fn new(kernel: impl Kernel + 'static, args: Vec<Tensor>, sums: Vec<Option<Sum>>) -> Self {
-        Self { kernel: Box::new(kernel), args, sums, result: OnceLock::new(), sum: Sum::default() }
+    /// Of up to three arguments, which have these places; and its token.
+    fn of(
+        kernel: impl Kernel + 'static,
+        args: &[&Tensor],
+        places: &[Option<Place>],
+    ) -> Result<(Arc<Self>, Tensor)> {
+        let record = Arc::new(Self {
+            kernel: Box::new(kernel),
+            args: args.iter().map(|x| (*x).clone()).collect(),
+            sums: places.iter().map(|p| Some(p.as_ref()?.sum.clone())).collect(),
+            result: OnceLock::new(),
+            sum: Sum::default(),
+        });
+        let none = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+        let token = |i: usize| places.get(i).and_then(Option::as_ref).map_or(&none, |p| &p.token);
+        let token = token(0).apply_op3(token(1), token(2), Token(record.clone()))?;
+        Ok((record, token))
     }
 
     fn keep(&self, result: &Tensor, token: Tensor) {
