@@ -18,6 +18,7 @@ pub mod model;
 pub mod monitor;
 pub mod ops;
 pub mod overlay;
+pub mod priority;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod report;

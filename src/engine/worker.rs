@@ -8,6 +8,7 @@ use super::{Detection, Event, Input, Job, Listener, Opener, Shared, motion};
 use crate::frame::Luma;
 use crate::frame::sample::Columns;
 use crate::overlay::Mark;
+use crate::priority;
 use crate::{Error, Result};
 use crossbeam_channel::{Receiver, Sender, select};
 use std::any::Any;
@@ -19,29 +20,6 @@ use std::time::{Duration, Instant};
 /// Longest pause between two attempts to open a failing model.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-
-/// How nice (0 to 19) the threads are that make masks: where a picture's thread wants a core that they have, it gets it.
-const NICENESS: i32 = 5;
-
-/// Lowers the priority of this thread and of rayon's. Where that cannot be done the picture goes on all the same.
-fn give_way() {
-    // Elsewhere this would be the priority of the whole process.
-    #[cfg(target_os = "linux")]
-    {
-        let lower = || {
-            if let Err(e) = rustix::process::setpriority_process(None, NICENESS) {
-                tracing::debug!("no lower priority for inference: {e}");
-            }
-        };
-        // Unnamed threads would bear the name of the one that starts them. A pool that is there already stays as it is.
-        let named = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("autosam-pool-{i}"));
-        if named.build_global().is_err() {
-            tracing::debug!("rayon's threads have been started elsewhere");
-        }
-        lower();
-        rayon::broadcast(|_| lower());
-    }
-}
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -115,7 +93,7 @@ impl Worker {
     }
 
     pub fn run(mut self, ready: Sender<Result<()>>) {
-        give_way();
+        priority::stand_back();
         let opened = if self.open.is_some() { self.reopen() } else { Ok(()) };
         let failed = opened.is_err();
         let _ = ready.send(opened);

@@ -283,6 +283,43 @@ fn statistics_come_as_often_as_asked() {
     assert!(told.last().unwrap().get::<u64>("frames").unwrap() >= 4);
 }
 
+/// The calling thread's scheduling policy, field 41 of proc(5)'s stat; 2 is SCHED_RR.
+fn policy() -> u32 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    // Behind the name in brackets, which may hold blanks, comes field 3.
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_pictures_thread_goes_before_others_where_that_is_asked_for_and_allowed() {
+    let (element, bus, _) = steered(&[("realtime-priority", "7")]);
+    let mut h = around(&element);
+    let caps = caps("NV12", 64, 48);
+    h.set_src_caps(caps.clone());
+    let mut push = |index| {
+        h.push_and_pull(buffer(&caps, index)).unwrap();
+        policy()
+    };
+    assert_eq!(policy(), 0);
+    if push(0) == 0 {
+        let warning = bus.timed_pop_filtered(gst::ClockTime::from_seconds(5), &[gst::MessageType::Warning]);
+        let warning = format!("{:?}", warning.expect("not raised, and no warning"));
+        assert!(warning.contains("rtprio"), "{warning}");
+        assert_eq!(push(1), 0);
+        assert!(bus.pop_filtered(&[gst::MessageType::Warning]).is_none(), "told twice");
+        eprintln!("SKIPPED: this system permits no real-time priority");
+        return;
+    }
+    element.set_property("realtime-priority", 0u32);
+    assert_eq!(push(1), 0);
+    element.set_property("realtime-priority", 8u32);
+    assert_eq!(push(2), 2);
+    // A thread that goes on after the element, as those of a pool do.
+    drop(h);
+    element.set_state(gst::State::Null).unwrap();
+    assert_eq!(policy(), 0);
+}
+
 #[test]
 fn a_rate_is_kept_and_jumps_of_timestamps_do_not_stop_inference() {
     let (element, _, _) = steered(&[("max-inference-rate", "5")]);

@@ -8,6 +8,7 @@ use super::settings::{OnError, Settings, SyncMode};
 use autosam::engine::segmenter::Segmenter;
 use autosam::engine::{Control, Engine, Event, Latency, Listener, Opener, Shown};
 use autosam::frame::{ColorMatrix, FrameInfo, FrameMut, PixelFormat, PlaneMut};
+use autosam::priority::Urgent;
 use autosam::process;
 use gst::glib;
 use gst::prelude::*;
@@ -41,6 +42,9 @@ struct State {
     /// A picture that cannot be used has been told of, and none that can came since.
     complained: bool,
     told: Option<Instant>,
+    urgent: Option<Urgent>,
+    /// The `realtime-priority` that the system refused.
+    refused: u8,
     attacher: Attacher,
 }
 
@@ -415,6 +419,7 @@ impl BaseTransformImpl for AutoSam {
         let settings = lock(&self.settings).clone();
         let mut state = lock(&self.state);
         let state = &mut *state;
+        state.hurry(settings.realtime_priority);
         let shown = if settings.enabled { self.work(state, &settings, buffer) } else { None };
         let size = state.video.as_ref().map_or((0, 0), |(_, info)| (info.width, info.height));
         if settings.attach_meta
@@ -473,6 +478,27 @@ impl State {
             self.due_at = now.saturating_add(period);
         }
         true
+    }
+
+    /// Gives the thread that brought this picture the real-time priority `level`; 0: as it was.
+    fn hurry(&mut self, level: u8) {
+        let done = match &self.urgent {
+            Some(urgent) => urgent.level() == level && urgent.is_here(),
+            None => level == 0 || level == self.refused,
+        };
+        if done {
+            return;
+        }
+        self.urgent = None;
+        if level > 0 {
+            match Urgent::this_thread(level) {
+                Ok(urgent) => self.urgent = Some(urgent),
+                Err(e) => {
+                    self.refused = level;
+                    self.leave(Notice::Setting(e.to_string()));
+                }
+            }
+        }
     }
 
     fn leave(&self, notice: Notice) {

@@ -19,7 +19,10 @@ pub enum Notice {
     Overload(gst::Structure),
     /// Time for the statistics.
     Stats,
+    /// Of a picture.
     Warning(String),
+    /// Of a property that cannot be as it is set.
+    Setting(String),
 }
 
 /// Where notices are left; it never waits.
@@ -88,6 +91,7 @@ fn run(element: &glib::WeakRef<AutoSam>, notices: &Receiver<Notice>) {
             Notice::Overload(structure) => post(&element, structure),
             Notice::Stats => post(&element, element.imp().stats()),
             Notice::Warning(text) => gst::element_warning!(element, gst::StreamError::Format, ("{text}")),
+            Notice::Setting(text) => gst::element_warning!(element, gst::LibraryError::Settings, ("{text}")),
         }
     }
 }

@@ -149,6 +149,13 @@ pub fn specs() -> &'static [glib::ParamSpec] {
                 .blurb("What happens where the model does not open or fails")
                 .mutable_playing()
                 .build(),
+            glib::ParamSpecUInt::builder("realtime-priority")
+                .nick("Real-time priority")
+                .blurb("Of the thread that brings pictures (SCHED_RR, 1 to 99), where the system permits; 0 leaves it alone")
+                .maximum(99)
+                .default_value(d.realtime_priority.into())
+                .mutable_playing()
+                .build(),
             glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                 .nick("Statistics")
                 .blurb("Pictures seen, inferred, skipped; inference, video delay and annotation delay in ns")
@@ -209,6 +216,10 @@ impl Settings {
             "max-inference-rate" => self.max_inference_rate = value.get().unwrap_or_default(),
             "attach-meta" => self.attach_meta = value.get().unwrap_or_default(),
             "on-error" => self.on_error = value.get::<OnError>().unwrap_or_default(),
+            "realtime-priority" => {
+                let level = value.get::<u32>().unwrap_or_default();
+                self.realtime_priority = u8::try_from(level).unwrap_or_default();
+            }
             "stats-interval" => {
                 self.stats_interval = gst::ClockTime::from_nseconds(value.get().unwrap_or_default());
             }
@@ -242,6 +253,7 @@ impl Settings {
             "max-inference-rate" => self.max_inference_rate.to_value(),
             "attach-meta" => self.attach_meta.to_value(),
             "on-error" => self.on_error.to_value(),
+            "realtime-priority" => u32::from(self.realtime_priority).to_value(),
             "stats-interval" => self.stats_interval.nseconds().to_value(),
             name => unreachable!("no property {name}"),
         }

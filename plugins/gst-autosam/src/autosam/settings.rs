@@ -114,6 +114,8 @@ pub struct Settings {
     /// 0: never.
     pub stats_interval: gst::ClockTime,
     pub on_error: OnError,
+    /// Of the pictures' thread, 1 to 99; 0: an ordinary one.
+    pub realtime_priority: u8,
 }
 
 impl Default for Settings {
@@ -146,6 +148,7 @@ impl Default for Settings {
             attach_meta: false,
             stats_interval: gst::ClockTime::ZERO,
             on_error: OnError::default(),
+            realtime_priority: 0,
         }
     }
 }

@@ -1,0 +1,169 @@
+//! Who gets a core first: threads that make masks stand back, a thread that brings pictures may go before all others.
+
+use crate::{Error, Result};
+
+/// How nice (0 to 19) the threads are that make masks: where a picture's thread wants a core that they have, it gets it.
+const NICENESS: i32 = 5;
+
+/// Lowers the priority of this thread and of rayon's. Where that cannot be done the picture goes on all the same.
+pub(crate) fn stand_back() {
+    // Elsewhere this would be the priority of the whole process.
+    #[cfg(target_os = "linux")]
+    {
+        let lower = || {
+            if let Err(e) = rustix::process::setpriority_process(None, NICENESS) {
+                tracing::debug!("no lower priority for inference: {e}");
+            }
+        };
+        // Unnamed threads would bear the name of the one that starts them. A pool that is there already stays as it is.
+        let named = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("autosam-pool-{i}"));
+        if named.build_global().is_err() {
+            tracing::debug!("rayon's threads have been started elsewhere");
+        }
+        lower();
+        rayon::broadcast(|_| lower());
+    }
+}
+
+/// A thread that goes before all ordinary ones (`SCHED_RR`, sched(7)) until this is dropped, on whatever thread. Threads that it
+/// starts are ordinary.
+#[derive(Debug)]
+pub struct Urgent {
+    thread: i32,
+    level: u8,
+}
+
+impl Urgent {
+    /// Raises the calling thread to `level`, 1 to 99.
+    ///
+    /// # Errors
+    /// Where the system does not permit it, with what would, and on systems other than Linux.
+    pub fn this_thread(level: u8) -> Result<Self> {
+        let thread = linux::this_thread();
+        linux::schedule(thread, Some(level)).map_err(|e| {
+            Error::invalid(format!(
+                "no real-time priority {level} for the thread of the pictures: {e}. It takes CAP_SYS_NICE or a limit rtprio of {level} (ulimit -r)"
+            ))
+        })?;
+        Ok(Self { thread, level })
+    }
+
+    /// 1 to 99.
+    pub fn level(&self) -> u8 {
+        self.level
+    }
+
+    /// Whether this is the calling thread's.
+    pub fn is_here(&self) -> bool {
+        self.thread == linux::this_thread()
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // A thread that has ended needs nothing, and its number may be another program's by now.
+        if linux::is_ours(self.thread)
+            && let Err(e) = linux::schedule(self.thread, None)
+        {
+            tracing::warn!("a thread keeps its real-time priority: {e}");
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::io;
+    use std::path::Path;
+
+    pub fn this_thread() -> i32 {
+        rustix::thread::gettid().as_raw_nonzero().get()
+    }
+
+    /// Whether a thread of this process has the number.
+    pub fn is_ours(thread: i32) -> bool {
+        Path::new("/proc/self/task").join(thread.to_string()).exists()
+    }
+
+    /// Real-time with a level, ordinary without.
+    pub fn schedule(thread: i32, level: Option<u8>) -> io::Result<()> {
+        let policy = if level.is_some() { libc::SCHED_RR } else { libc::SCHED_OTHER };
+        let param = libc::sched_param { sched_priority: level.unwrap_or(0).into() };
+        // SAFETY: the call reads `param` and touches no other memory of ours.
+        match unsafe {
+            libc::sched_setscheduler(thread, policy | libc::SCHED_RESET_ON_FORK, &raw const param)
+        } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Whether the thread is real-time.
+    #[cfg(test)]
+    pub fn is_urgent(thread: i32) -> bool {
+        // SAFETY: the call touches no memory of ours.
+        unsafe { libc::sched_getscheduler(thread) & !libc::SCHED_RESET_ON_FORK == libc::SCHED_RR }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod linux {
+    use std::io;
+
+    pub fn this_thread() -> i32 {
+        0
+    }
+
+    pub fn is_ours(_: i32) -> bool {
+        false
+    }
+
+    pub fn schedule(_: i32, _: Option<u8>) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_urgent_until_it_is_given_back_also_from_elsewhere() {
+        let (raised, threads) = std::sync::mpsc::channel();
+        let (done, end) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            raised.send((linux::this_thread(), Urgent::this_thread(3))).unwrap();
+            let _ = end.recv();
+        });
+        let (number, urgent) = threads.recv().unwrap();
+        let Ok(urgent) = urgent else {
+            eprintln!("SKIPPED: {}", urgent.unwrap_err());
+            return;
+        };
+        assert!(linux::is_urgent(number));
+        assert_eq!((urgent.level(), urgent.is_here()), (3, false));
+        assert!(!linux::is_urgent(linux::this_thread()));
+        drop(urgent);
+        assert!(!linux::is_urgent(number));
+        drop(done);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn what_a_real_time_thread_starts_is_ordinary() {
+        let child = std::thread::spawn(|| {
+            let urgent = Urgent::this_thread(1);
+            let child = std::thread::spawn(|| linux::is_urgent(linux::this_thread())).join();
+            urgent.map(|urgent| (urgent.is_here(), child.unwrap()))
+        });
+        match child.join().unwrap() {
+            Ok(found) => assert_eq!(found, (true, false)),
+            Err(e) => eprintln!("SKIPPED: {e}"),
+        }
+    }
+
+    #[test]
+    fn a_level_that_there_is_not_is_an_error_that_says_what_it_takes() {
+        let text = Urgent::this_thread(100).unwrap_err().to_string();
+        assert!(text.contains("rtprio"), "{text}");
+    }
+}
