@@ -291,6 +291,7 @@ fn the_model_benchmark_gives_the_figures_that_scripts_read() {
     for name in ["frames_per_s", "p50_ms", "p99_ms", "peak_memory_mb"] {
         assert!(figures[name].as_f64() > Some(0.0), "{name}: {figures}");
     }
+    assert!(figures["fresh_pages_per_frame"].as_f64() >= Some(0.0), "{figures}");
     assert!(figures["stages_ms"]["decoder"].as_f64() > Some(0.0), "{figures}");
     assert!(bad(&["bench", "model", "--input", "/no/such/folder"]).contains("/no/such/folder"));
 }

@@ -1,6 +1,6 @@
 //! The whole way from a frame to its mask, and how long each stage of it takes.
 
-use super::{Percentiles, peak_memory_mb, pictures};
+use super::{Percentiles, fresh_pages, peak_memory_mb, pictures};
 use crate::engine::mask::{Mask, MaskSettings};
 use crate::engine::segmenter::Sample;
 use crate::engine::{Engine, Pending, Settings};
@@ -48,6 +48,8 @@ pub struct ModelReport {
     pub stages_ms: BTreeMap<&'static str, f64>,
     /// Of the process, frames included, GPU memory not.
     pub peak_memory_mb: Option<f64>,
+    /// Pages of memory that a frame, after the first few, takes from the system: what it needs it has, where there are none.
+    pub fresh_pages_per_frame: Option<f64>,
     pub frames: usize,
     pub size: String,
     pub device: &'static str,
@@ -84,13 +86,18 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
     let opener = Box::new(move || model::open_checkpoint(&weights, &options));
     let mut engine = Engine::start(opener, Settings::default(), Box::new(|_| ()))?;
     let mut times = Vec::with_capacity(bench.frames);
+    let mut pages = None;
     for (i, picture) in pictures.iter().cycle().take(WARM_UP + bench.frames).enumerate() {
+        if i == WARM_UP {
+            pages = fresh_pages();
+        }
         let begin = Instant::now();
         engine.segment(&Frame::rgb_image(picture), None)?;
         if i >= WARM_UP {
             times.push(begin.elapsed());
         }
     }
+    let pages = fresh_pages().zip(pages).map(|(after, before)| after - before);
     let overlapped = overlapped(&mut engine, &pictures, bench.frames)?;
     let peak_memory_mb = peak_memory_mb();
     drop(engine);
@@ -103,6 +110,7 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         p99_ms: whole.p99,
         stages_ms: stages(bench, &checkpoint, &pictures, &device)?,
         peak_memory_mb,
+        fresh_pages_per_frame: pages.map(|pages| pages as f64 / bench.frames as f64),
         frames: times.len(),
         size: format!("{width}x{height}"),
         device: if device.is_cpu() { "cpu" } else { "cuda" },

@@ -136,6 +136,9 @@ fn run_model(args: ModelArgs) -> anyhow::Result<()> {
     if let Some(mb) = report.peak_memory_mb {
         println!("peak memory {mb:.0} MB");
     }
+    if let Some(pages) = report.fresh_pages_per_frame {
+        println!("{pages:.2} pages of memory a frame taken from the system");
+    }
     write_json(args.json.as_deref(), &report)
 }
 
