@@ -323,9 +323,12 @@ mod tests {
             let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             logits.iter().map(|l| if *l > 0.0 { 255 } else { 0 }).collect()
         };
-        let (full, half) = (marked(None), marked(Some(DType::F16)));
-        let (count, dice) = (full.iter().filter(|v| **v > 0).count(), crate::eval::dice(&full, &half));
-        assert!(count > 50 && dice >= 0.995, "{count} marked, Dice {dice}");
+        let full = marked(None);
+        let count = full.iter().filter(|v| **v > 0).count();
+        for dtype in [DType::F16, DType::BF16] {
+            let dice = crate::eval::dice(&full, &marked(Some(dtype)));
+            assert!(count > 50 && dice >= 0.995, "{dtype:?}: {count} marked, Dice {dice}");
+        }
     }
 
     #[test]

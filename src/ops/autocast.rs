@@ -9,7 +9,7 @@ thread_local! {
 }
 
 /// Runs `f`, its products and convolutions on this thread in `dtype`. Meant for a GPU: on a CPU it takes the kernels
-/// of this folder out of use, for candle's.
+/// of this folder out of use, for candle's, and bf16, in which candle's do not multiply, is f32 with operands and results rounded.
 pub fn autocast<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
     /// Puts back what was, also after a panic.
     struct Before(Option<DType>);
@@ -57,6 +57,10 @@ pub(super) fn lowered(
     f: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     match DTYPE.get() {
+        Some(DType::BF16) if a.device().is_cpu() => {
+            let rounded = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+            rounded(&f(&rounded(a)?, &rounded(b)?)?)
+        }
         Some(dtype) => {
             let y = f(&a.to_dtype(dtype)?, &b.to_dtype(dtype)?)?;
             if y.track_op() { y.to_dtype(DType::F32) } else { Ok(y) }

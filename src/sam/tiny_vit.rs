@@ -1,6 +1,9 @@
 //! `TinyViT` as MobileSAM has it (mobile_sam/modeling/tiny_vit_sam.py): a convolutional stage, then three of
 //! windowed attention with a depth-wise convolution between attention and MLP. Between stem and neck channels lie last,
 //! `[N, H, W, C]`: nothing is transposed there.
+//!
+//! Where products are asked for in 16 bits, convolutions are computed in f32 in inference: each of them replaces the sum along the
+//! network, where SAM's ViT adds to it, and rounded they change masks (docs/gpu.md).
 
 use super::config::TinyVitConfig;
 use super::layers::{LayerNorm, Linear, Neck};
@@ -55,11 +58,10 @@ impl TinyVitEncoder {
         let merges = self.merges.iter_mut().flat_map(|m| [&mut m.conv1, &mut m.conv2, &mut m.conv3]);
         let convolutional =
             self.convolutional.iter_mut().flat_map(|m| [&mut m.conv1, &mut m.conv2, &mut m.conv3]);
-        for conv in [&mut self.stem1, &mut self.stem2].into_iter().chain(merges).chain(convolutional) {
-            conv.fold()?;
-        }
+        let blocks = self.stages.iter_mut().flatten();
+        let convs = [&mut self.stem1, &mut self.stem2].into_iter().chain(merges).chain(convolutional);
+        ops::autocast(None, || convs.chain(blocks.map(|b| &mut b.local_conv)).try_for_each(ConvNorm::fold))?;
         for block in self.stages.iter_mut().flatten() {
-            block.local_conv.fold()?;
             block.attn.bias = Some(block.attn.spread_biases()?.detach());
             block.attn.qkv.prepare_fused()?;
             // Not fc1: cuBLASLt's GELU is tanh's, which changed small networks' masks more than 16 bits do (docs/gpu.md).
@@ -67,24 +69,29 @@ impl TinyVitEncoder {
                 linear.prepare()?;
             }
         }
-        self.neck.prepare()
+        ops::autocast(None, || self.neck.prepare())
     }
 
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`; `train` uses the batch's statistics in batch norm.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let x = self.stem1.forward(x, Some(Gelu), train)?;
-        let mut x = ops::channels_last(&self.stem2.forward(&x, None, train)?)?;
-        for block in &self.convolutional {
-            x = block.forward(&x, train)?;
-        }
+        let mut x = convolved(train, || {
+            let x = self.stem1.forward(x, Some(Gelu), train)?;
+            let x = ops::channels_last(&self.stem2.forward(&x, None, train)?)?;
+            self.convolutional.iter().try_fold(x, |x, block| block.forward(&x, train))
+        })?;
         for (merge, stage) in self.merges.iter().zip(&self.stages) {
-            x = merge.forward(&x, train)?;
+            x = convolved(train, || merge.forward(&x, train))?;
             for block in stage {
                 x = block.forward(&x, train)?;
             }
         }
-        self.neck.forward(&ops::channels_first(&x)?)
+        convolved(train, || self.neck.forward(&ops::channels_first(&x)?))
     }
+}
+
+/// Runs convolutions, in inference in f32.
+fn convolved<R>(train: bool, f: impl FnOnce() -> R) -> R {
+    if train { f() } else { ops::autocast(None, f) }
 }
 
 /// `Conv2d_BN`: convolution without bias, batch norm.
@@ -181,7 +188,7 @@ impl Block {
         let y = self.attn.forward(&ops::partition(x, self.window)?)?;
         // The projection is one of each token: after the windows' padding is gone there are fewer.
         let x = self.attn.proj.add_to(x, &ops::unpartition(&y, self.window, h, w)?)?;
-        let x = self.local_conv.forward_last(&x, None, train)?;
+        let x = convolved(train, || self.local_conv.forward_last(&x, None, train))?;
         let y = self.fc1.forward_then(&self.mlp_norm.forward_for_products(&x)?, Gelu)?;
         self.fc2.add_to(&x, &y)
     }

@@ -1,0 +1,90 @@
+//! How far 16 bits change the masks of pictures, in Dice against those in f32, at the network's size.
+//!
+//!     cargo run --release --example precision -- --data kvasir/val
+//!     cargo run --release --features cuda --example precision -- --data kvasir/val --cuda
+//!
+//! On a CPU what a GPU computes in 16 bits goes through the same casts, one product at a time.
+
+use autosam::data::Dataset;
+use autosam::engine::segmenter::{ProbMap, Sample};
+use autosam::eval;
+use autosam::frame::region::Region;
+use autosam::frame::{Frame, sample::Sampler};
+use autosam::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision};
+use autosam::ops;
+use candle_core::{DType, Device};
+use clap::Parser;
+use std::path::PathBuf;
+
+#[global_allocator]
+static ALLOCATOR: autosam::process::Allocator = autosam::process::Allocator;
+
+#[derive(Parser)]
+struct Args {
+    /// Folder of pictures, any layout that `eval` knows
+    #[arg(long)]
+    data: PathBuf,
+    /// Weights; without, the shipped model
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// On the first GPU
+    #[arg(long)]
+    cuda: bool,
+}
+
+/// Probabilities of `samples`' pixels, 0 to 255, with products in `precision`.
+fn maps(args: &Args, samples: &[Sample], precision: Precision) -> anyhow::Result<Vec<Vec<u8>>> {
+    if args.cuda {
+        let options = ModelOptions { device: DeviceChoice::Cuda(0), precision, ..ModelOptions::default() };
+        let mut segmenter = model::open(args.model.as_deref(), &options)?;
+        let mut map_of = |sample: &Sample| {
+            let mut map = ProbMap::default();
+            segmenter.segment(sample, &mut map).map(|()| map.data)
+        };
+        return Ok(samples.iter().map(&mut map_of).collect::<Result<_, _>>()?);
+    }
+    let dtype = match precision {
+        Precision::F32 => None,
+        Precision::F16 => Some(DType::F16),
+        Precision::Bf16 => Some(DType::BF16),
+    };
+    let model = AutoSam::from_checkpoint(&model::checkpoint(args.model.as_deref())?, &Device::Cpu)?;
+    let map_of = |sample: &Sample| {
+        let sample = std::slice::from_ref(sample);
+        let x = model.preprocess(sample)?;
+        let logits =
+            ops::autocast(dtype, || model.decode(&model.embed(&x)?, &model.dense_prompt(&x, false)?))?;
+        let maps = model::probabilities(&logits, sample, model.image_size(), MaskMode::Sigmoid)?;
+        Ok(maps.into_iter().map(|map| map.data).next().unwrap_or_default())
+    };
+    samples.iter().map(map_of).collect()
+}
+
+fn main() -> anyhow::Result<()> {
+    // SAFETY: the first thing that the program does.
+    unsafe { autosam::process::settle() };
+    let args = Args::parse();
+    let config = model::ModelConfig::of(&model::checkpoint(args.model.as_deref())?)?;
+    let mut sampler = Sampler::new(config.sam.image_size);
+    let mut samples = Vec::new();
+    for item in Dataset::open(&args.data)?.items {
+        let picture = item.load()?.rgb;
+        let frame = Frame::rgb_image(&picture);
+        let mut sample = Sample::default();
+        sampler.sample(&frame.crop(Region::Auto.of(&frame)?), &mut sample)?;
+        samples.push(sample);
+    }
+    let full = maps(&args, &samples, Precision::F32)?;
+    println!("| products | pictures with a mask | mean Dice | worst | below 0.995 |\n|---|---|---|---|---|");
+    for precision in [Precision::F16, Precision::Bf16] {
+        let half = maps(&args, &samples, precision)?;
+        let marked = |map: &[u8]| map.iter().any(|p| *p > 127);
+        let pairs = full.iter().zip(&half).filter(|(a, b)| marked(a) || marked(b));
+        let dice: Vec<f64> = pairs.map(|(a, b)| eval::dice(a, b)).collect();
+        let mean = dice.iter().sum::<f64>() / dice.len() as f64;
+        let worst = dice.iter().copied().fold(f64::INFINITY, f64::min);
+        let below = dice.iter().filter(|d| **d < 0.995).count();
+        println!("| {precision:?} | {} | {mean:.4} | {worst:.4} | {below} |", dice.len());
+    }
+    Ok(())
+}
