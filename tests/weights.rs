@@ -1,8 +1,9 @@
 //! Weight files: what is read and written, and what is said of files that are none.
 
 use autosam::generator::{Generator, GeneratorConfig};
+use autosam::model;
 use autosam::weights::recorder::shapes_of;
-use autosam::weights::{Dtype, average, load, load_bytes, save_safetensors};
+use autosam::weights::{Checkpoint, Dtype, average, load, load_bytes, save_safetensors};
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -260,4 +261,38 @@ fn the_mean_of_files_is_that_of_their_tensors() {
     }
     let said = average(&[a, other], &[1.0, 1.0]).unwrap_err().to_string();
     assert!(said.contains("other") && said.contains('w'), "{said}");
+}
+
+#[test]
+fn a_sam_alone_counts_for_the_sam_of_an_average() {
+    let whole = model::checkpoint(None).unwrap();
+    let mut sam = whole.clone();
+    let own = whole
+        .tensors
+        .iter()
+        .filter_map(|(n, t)| Some((n.strip_prefix("sam.")?.to_owned(), (t * 3.0).unwrap())));
+    sam.tensors = own.collect();
+    sam.metadata.clear();
+    model::complete(&mut sam, &whole);
+    let mean = average(&[whole.clone(), sam.clone()], &[0.75, 0.25]).unwrap();
+    let sum = |file: &Checkpoint, name: &str| {
+        let tensor = file.tensors[name].to_dtype(DType::F64).unwrap();
+        tensor.sum_all().unwrap().to_scalar::<f64>().unwrap()
+    };
+    let name = |prefix: &str| {
+        whole.tensors.keys().filter(|n| n.starts_with(prefix) && n.ends_with("conv.weight")).min()
+    };
+    let generator = name("generator.").unwrap();
+    assert_eq!(sum(&mean, generator), sum(&whole, generator));
+    let (before, after) =
+        (sum(&whole, "sam.image_encoder.neck.0.weight"), sum(&mean, "sam.image_encoder.neck.0.weight"));
+    assert!((after - 1.5 * before).abs() <= 1e-2 * before.abs(), "{before}, {after}");
+    // What is whole already, or stands beside a SAM alone, is left alone.
+    let mut other = whole.clone();
+    model::complete(&mut other, &whole);
+    assert_eq!(other.shapes(), whole.shapes());
+    sam.metadata.clear();
+    let mut other = sam.clone();
+    model::complete(&mut other, &sam);
+    assert_eq!(other.shapes(), sam.shapes());
 }

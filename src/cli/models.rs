@@ -51,13 +51,17 @@ enum Command {
     },
     /// Averages the weights of models that were trained from the same beginning
     ///
-    /// A "model soup": often better than each of them, most where the data is unlike the training's. Calibrate it anew.
+    /// A "model soup": often better than each of them, most where the data is unlike the training's. Calibrate it anew. After an
+    /// AutoSAM a SAM alone counts for its SAM.
     Average {
         #[arg(required = true, num_args = 2.., value_name = "FILE")]
         files: Vec<PathBuf>,
         /// What each file counts for, in their order; alike without
         #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
         weights: Vec<f64>,
+        /// The first file's calibration is the mean's; without, it has none
+        #[arg(long)]
+        keep_calibration: bool,
         #[arg(long, value_name = "FILE.safetensors")]
         out: PathBuf,
     },
@@ -161,12 +165,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             weights::save_safetensors(&out, &checkpoint.tensors, &checkpoint.metadata, dtype)?;
             println!("{}: {} tensors", out.display(), checkpoint.tensors.len());
         }
-        Command::Average { files, weights: shares, out } => {
+        Command::Average { files, weights: shares, keep_calibration, out } => {
             safetensors_name(&out)?;
-            let models = files.iter().map(|f| weights::load(f)).collect::<autosam::Result<Vec<_>>>()?;
+            let mut models = files.iter().map(|f| weights::load(f)).collect::<autosam::Result<Vec<_>>>()?;
+            if let Some((first, others)) = models.split_first_mut() {
+                others.iter_mut().for_each(|other| model::complete(other, first));
+            }
             let shares = if shares.is_empty() { vec![1.0; files.len()] } else { shares };
             let mut mean = weights::average(&models, &shares)?;
-            if mean.metadata.contains_key(CONFIG_KEY) {
+            if !keep_calibration && mean.metadata.contains_key(CONFIG_KEY) {
                 // That of one of them is not that of their mean.
                 let config = ModelConfig { calibration: Calibration::default(), ..ModelConfig::of(&mean)? };
                 config.note(&mut mean)?;

@@ -88,6 +88,19 @@ pub fn sam_config(checkpoint: &Checkpoint) -> Result<SamConfig> {
     }
 }
 
+/// Makes a SAM alone (`train --stage sam`) an AutoSAM with what `model`, which is one, has beside its SAM. Any other file stays as it is.
+pub fn complete(sam: &mut Checkpoint, model: &Checkpoint) {
+    if sam.metadata.contains_key(CONFIG_KEY) || !model.metadata.contains_key(CONFIG_KEY) {
+        return;
+    }
+    let rest = model.tensors.iter().filter(|(name, _)| !name.starts_with("sam."));
+    let rest = rest.map(|(name, tensor)| (name.clone(), tensor.clone()));
+    let own =
+        std::mem::take(&mut sam.tensors).into_iter().map(|(name, tensor)| (format!("sam.{name}"), tensor));
+    sam.tensors = own.chain(rest).collect();
+    sam.metadata.clone_from(&model.metadata);
+}
+
 /// Brings a SAM or an AutoSAM to another side of its input, without training ([`SamConfig::at`]).
 ///
 /// # Errors

@@ -10,7 +10,7 @@ mod pixels;
 #[cfg(feature = "cuda")]
 mod side;
 
-pub use config::{CONFIG_KEY, Calibration, ModelConfig, SAM_CONFIG_KEY, resize, sam_config};
+pub use config::{CONFIG_KEY, Calibration, ModelConfig, SAM_CONFIG_KEY, complete, resize, sam_config};
 pub use device::{DeviceChoice, Precision};
 pub use open::{open, open_checkpoint};
 pub use pixels::{preprocess, probabilities};
