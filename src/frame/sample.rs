@@ -380,7 +380,7 @@ fn mean_line(frame: &Frame, plane: usize, [(a, wa), (b, wb)]: Pair, out: &mut [u
         || {
             if wa == wb {
                 // The usual case, one instruction for many bytes.
-                out.iter_mut().zip(lines).for_each(|(v, (a, b))| *v = (a + b).div_ceil(2) as u8);
+                out.iter_mut().zip(lines).for_each(|(v, (a, b))| *v = ((a + b + 1) >> 1) as u8);
             } else {
                 out.iter_mut()
                     .zip(lines)
