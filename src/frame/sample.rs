@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// At most this many columns of the frame are averaged for one of a sample: enough against aliasing.
 const MOST_TAPS: usize = 4;
 /// Lines for one of a sample. To fetch them from memory is most of what the streaming thread does, and is bounded so whatever the
-/// frame's size; four instead changed the Dice of no data set by more than 0.001.
+/// frame's size; four instead changed the Dice of no data set by more than 0.002.
 const LINES: usize = 2;
 /// Chroma has half the resolution and less detail.
 const MOST_CHROMA_TAPS: usize = 2;
