@@ -39,8 +39,8 @@ impl Urgent {
     /// # Errors
     /// Where the system does not permit it, with what would, and on systems other than Linux.
     pub fn this_thread(level: u8) -> Result<Self> {
-        let thread = linux::this_thread();
-        linux::schedule(thread, Some(level)).map_err(|e| {
+        let thread = system::this_thread();
+        system::schedule(thread, Some(level)).map_err(|e| {
             Error::invalid(format!(
                 "no real-time priority {level} for the thread of the pictures: {e}. It takes CAP_SYS_NICE or a limit rtprio of {level} (ulimit -r)"
             ))
@@ -55,15 +55,15 @@ impl Urgent {
 
     /// Whether this is the calling thread's.
     pub fn is_here(&self) -> bool {
-        self.thread == linux::this_thread()
+        self.thread == system::this_thread()
     }
 }
 
 impl Drop for Urgent {
     fn drop(&mut self) {
         // A thread that has ended needs nothing, and its number may be another program's by now.
-        if linux::is_ours(self.thread)
-            && let Err(e) = linux::schedule(self.thread, None)
+        if system::is_ours(self.thread)
+            && let Err(e) = system::schedule(self.thread, None)
         {
             tracing::warn!("a thread keeps its real-time priority: {e}");
         }
@@ -71,7 +71,7 @@ impl Drop for Urgent {
 }
 
 #[cfg(target_os = "linux")]
-mod linux {
+mod system {
     use std::io;
     use std::path::Path;
 
@@ -106,7 +106,7 @@ mod linux {
 }
 
 #[cfg(not(target_os = "linux"))]
-mod linux {
+mod system {
     use std::io;
 
     pub fn this_thread() -> i32 {
@@ -131,7 +131,7 @@ mod tests {
         let (raised, threads) = std::sync::mpsc::channel();
         let (done, end) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
-            raised.send((linux::this_thread(), Urgent::this_thread(3))).unwrap();
+            raised.send((system::this_thread(), Urgent::this_thread(3))).unwrap();
             let _ = end.recv();
         });
         let (number, urgent) = threads.recv().unwrap();
@@ -139,11 +139,11 @@ mod tests {
             eprintln!("SKIPPED: {}", urgent.unwrap_err());
             return;
         };
-        assert!(linux::is_urgent(number));
+        assert!(system::is_urgent(number));
         assert_eq!((urgent.level(), urgent.is_here()), (3, false));
-        assert!(!linux::is_urgent(linux::this_thread()));
+        assert!(!system::is_urgent(system::this_thread()));
         drop(urgent);
-        assert!(!linux::is_urgent(number));
+        assert!(!system::is_urgent(number));
         drop(done);
         thread.join().unwrap();
     }
@@ -152,7 +152,7 @@ mod tests {
     fn what_a_real_time_thread_starts_is_ordinary() {
         let child = std::thread::spawn(|| {
             let urgent = Urgent::this_thread(1);
-            let child = std::thread::spawn(|| linux::is_urgent(linux::this_thread())).join();
+            let child = std::thread::spawn(|| system::is_urgent(system::this_thread())).join();
             urgent.map(|urgent| (urgent.is_here(), child.unwrap()))
         });
         match child.join().unwrap() {
