@@ -12,7 +12,7 @@ use autosam::frame::region::Region;
 use autosam::frame::{Frame, sample::Sampler};
 use autosam::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision};
 use autosam::ops;
-use candle_core::{DType, Device};
+use candle_core::Device;
 use clap::Parser;
 use std::path::PathBuf;
 
@@ -43,17 +43,13 @@ fn maps(args: &Args, samples: &[Sample], precision: Precision) -> anyhow::Result
         };
         return Ok(samples.iter().map(&mut map_of).collect::<Result<_, _>>()?);
     }
-    let dtype = match precision {
-        Precision::F32 => None,
-        Precision::F16 => Some(DType::F16),
-        Precision::Bf16 => Some(DType::BF16),
-    };
     let model = AutoSam::from_checkpoint(&model::checkpoint(args.model.as_deref())?, &Device::Cpu)?;
     let map_of = |sample: &Sample| {
         let sample = std::slice::from_ref(sample);
         let x = model.preprocess(sample)?;
-        let logits =
-            ops::autocast(dtype, || model.decode(&model.embed(&x)?, &model.dense_prompt(&x, false)?))?;
+        let logits = ops::autocast(precision.dtype(), || {
+            model.decode(&model.embed(&x)?, &model.dense_prompt(&x, false)?)
+        })?;
         let maps = model::probabilities(&logits, sample, model.image_size(), MaskMode::Sigmoid)?;
         Ok(maps.into_iter().map(|map| map.data).next().unwrap_or_default())
     };

@@ -121,13 +121,18 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The type for [`crate::ops::autocast`] on `device`. A CPU computes in f32, where our kernels are; a warning says so.
+    /// The type for [`crate::ops::autocast`]; `None` where products are as everything else.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Self::F32 => None,
+            Self::F16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::BF16),
+        }
+    }
+
+    /// [`Self::dtype`] on `device`. A CPU computes in f32, where our kernels are; a warning says so.
     pub(crate) fn on(self, device: &Device) -> Option<DType> {
-        let dtype = match self {
-            Self::F32 => return None,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-        };
+        let dtype = self.dtype()?;
         if device.is_cpu() {
             tracing::warn!("16-bit products are for a GPU; the CPU computes in f32");
             return None;
