@@ -111,7 +111,7 @@ fn settle(device: &candle_core::CudaDevice) -> candle_core::Result<()> {
     }
 }
 
-/// What matrix products, convolutions and attention compute in, on a GPU; long sums stay in f32.
+/// What matrix products, convolutions and attention compute in, on a GPU; long sums stay in f32, and TinyViT has exceptions of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     #[default]

@@ -27,9 +27,8 @@ pub(super) fn active() -> bool {
     DTYPE.get().is_some()
 }
 
-/// The type that products are computed in.
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPU kernels ask"))]
-pub(super) fn dtype() -> Option<DType> {
+/// The 16-bit type that products on this thread are computed in, inside [`autocast`] with one.
+pub fn autocast_dtype() -> Option<DType> {
     DTYPE.get()
 }
 
@@ -57,14 +56,25 @@ pub(super) fn lowered(
     f: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     match DTYPE.get() {
-        Some(DType::BF16) if a.device().is_cpu() => {
-            let rounded = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
-            rounded(&f(&rounded(a)?, &rounded(b)?)?)
-        }
+        Some(DType::BF16) if a.device().is_cpu() => rounded(&lowered_sums(a, b, f)?),
         Some(dtype) => {
             let y = f(&a.to_dtype(dtype)?, &b.to_dtype(dtype)?)?;
             if y.track_op() { y.to_dtype(DType::F32) } else { Ok(y) }
         }
         None => f(a, b),
     }
+}
+
+/// [`lowered`] where a GPU's kernel goes on with the sums in f32, of which they are part: on a CPU they stay so.
+pub(super) fn lowered_sums(
+    a: &Tensor,
+    b: &Tensor,
+    f: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if a.device().is_cpu() { f(&rounded(a)?, &rounded(b)?) } else { lowered(a, b, f) }
+}
+
+/// `x` in f32, rounded to the type of [`autocast`] where there is one.
+fn rounded(x: &Tensor) -> Result<Tensor> {
+    widened(&in_its_type(x)?)
 }

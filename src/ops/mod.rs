@@ -35,7 +35,7 @@ mod winograd;
 
 pub use arrange::{concat, partition, unpartition};
 pub use attention::Packing;
-pub use autocast::autocast;
+pub use autocast::{autocast, autocast_dtype};
 pub use batch_norm::BatchNorm;
 pub use conv_norm::ConvNorm;
 #[cfg(feature = "cuda")]
@@ -47,7 +47,7 @@ pub use spatial::{max_pool2d, resize_bilinear};
 pub use tape::{reshape, taped};
 pub use update::{AdamStep, blend, blend_square, sum_of_squares};
 
-use autocast::{lowered, widened};
+use autocast::{lowered, lowered_sums, widened};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{D, Result, Tensor};
@@ -253,7 +253,7 @@ pub fn linear_then(
         };
     }
     #[cfg(feature = "cuda")]
-    if let Some(dtype) = autocast::dtype().filter(|dtype| w.dtype() == *dtype)
+    if let Some(dtype) = autocast_dtype().filter(|dtype| w.dtype() == *dtype)
         && cuda::fusible(&[x, w])
         && bias.is_none_or(|b| cuda::fusible(&[b]))
         && let Some(y) = cuda::linear(&autocast::in_its_type(x)?, w, bias, activation, dtype)?
@@ -272,7 +272,7 @@ pub fn linear_then(
 pub fn add_linear(residual: &Tensor, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if cuda::fusible(&[residual, x, w]) && bias.is_none_or(|b| cuda::fusible(&[b])) {
-        if let Some(dtype) = autocast::dtype().filter(|dtype| w.dtype() == *dtype)
+        if let Some(dtype) = autocast_dtype().filter(|dtype| w.dtype() == *dtype)
             && let Some(y) = cuda::add_linear(residual, &autocast::in_its_type(x)?, w, bias, dtype)?
         {
             return Ok(y);
@@ -281,6 +281,11 @@ pub fn add_linear(residual: &Tensor, x: &Tensor, w: &Tensor, bias: Option<&Tenso
         if cuda::adds(residual, &y) {
             return cuda::add(residual, &y, bias, DType::F32);
         }
+    }
+    if x.device().is_cpu() && autocast::active() {
+        let i = w.dim(1)?;
+        let sums = lowered_sums(&x.reshape((x.elem_count() / i, i))?, &w.t()?, |x, w| x.matmul(w))?;
+        return add(residual, &finished(sums, bias, 1, None)?.reshape(residual.shape())?);
     }
     add(residual, &linear(x, w, bias)?)
 }
@@ -356,7 +361,7 @@ fn composed_attention(
     scale: f64,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let scores = (widened(&lowered(q, &k.t()?, |q, k| q.matmul(k))?)? * scale)?;
+    let scores = (widened(&lowered_sums(q, &k.t()?, |q, k| q.matmul(k))?)? * scale)?;
     let scores = match bias {
         Some(bias) => scores.broadcast_add(&bias.unsqueeze(0)?)?,
         None => scores,
@@ -368,7 +373,7 @@ fn composed_attention(
 /// GPU, inside [`autocast`].
 pub fn finds_windows(x: &Tensor, d: usize, (h, w): (usize, usize)) -> bool {
     #[cfg(feature = "cuda")]
-    if let Some(dtype) = autocast::dtype() {
+    if let Some(dtype) = autocast_dtype() {
         return cuda::fusible(&[x]) && cuda::serves(dtype, d) && h.max(w) <= cuda::MOST_SIDE;
     }
     let _ = (x, d, h, w);
@@ -465,7 +470,7 @@ pub fn relative_attention(
     for start in (0..tokens).step_by(CHUNK) {
         let n = CHUNK.min(tokens - start);
         let queries = q.narrow(2, start, n)?.contiguous()?;
-        let scores = (widened(&lowered(&queries, &keys, |q, k| q.matmul(k))?)? * scale)?;
+        let scores = (widened(&lowered_sums(&queries, &keys, |q, k| q.matmul(k))?)? * scale)?;
         let bias = down.narrow(1, start, n)?.broadcast_add(&across.narrow(1, start, n)?)?;
         let scores = (scores + bias.reshape((b, heads, n, tokens))?)?;
         parts.push(lowered(&softmax(&scores)?, &v, |p, v| p.matmul(v))?);
@@ -506,7 +511,7 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
 /// [`layer_norm`] whose result only products read: in their type, where [`autocast`] gives one.
 pub fn layer_norm_for_products(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let (Some(dtype), true) = (autocast::dtype(), cuda::norms(x, w, b)) {
+    if let (Some(dtype), true) = (autocast_dtype(), cuda::norms(x, w, b)) {
         return cuda::layer_norm(x, w, b, eps, dtype);
     }
     layer_norm(x, w, b, eps)
@@ -559,7 +564,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// [`add`] whose result only products read: in their type, where [`autocast`] gives one.
 pub fn add_for_products(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let (Some(dtype), true) = (autocast::dtype(), cuda::adds(a, b)) {
+    if let (Some(dtype), true) = (autocast_dtype(), cuda::adds(a, b)) {
         return cuda::add(a, b, None, dtype);
     }
     add(a, b)

@@ -2,13 +2,14 @@
 //! windowed attention with a depth-wise convolution between attention and MLP. Between stem and neck channels lie last,
 //! `[N, H, W, C]`: nothing is transposed there.
 //!
-//! Where products are asked for in 16 bits, convolutions are computed in f32 in inference: each of them replaces the sum along the
-//! network, where SAM's ViT adds to it, and rounded they change masks (docs/gpu.md).
+//! Where products are asked for in 16 bits, this is done in inference, as masks change otherwise (docs/gpu.md): convolutions stay in
+//! f32, since each replaces the sum along the network, where SAM's ViT adds to it; and the other products are in f16 where bf16 is
+//! asked for, since what they multiply was normalised before and needs digits rather than range.
 
 use super::config::TinyVitConfig;
 use super::layers::{LayerNorm, Linear, Neck};
 use crate::ops::{self, Activation::Gelu, BatchNorm, ConvNorm, Packing};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 #[derive(Debug, Clone)]
@@ -61,14 +62,7 @@ impl TinyVitEncoder {
         let blocks = self.stages.iter_mut().flatten();
         let convs = [&mut self.stem1, &mut self.stem2].into_iter().chain(merges).chain(convolutional);
         ops::autocast(None, || convs.chain(blocks.map(|b| &mut b.local_conv)).try_for_each(ConvNorm::fold))?;
-        for block in self.stages.iter_mut().flatten() {
-            block.attn.bias = Some(block.attn.spread_biases()?.detach());
-            block.attn.qkv.prepare_fused()?;
-            // Not fc1: cuBLASLt's GELU is tanh's, which changed small networks' masks more than 16 bits do (docs/gpu.md).
-            for linear in [&mut block.attn.proj, &mut block.fc1, &mut block.fc2] {
-                linear.prepare()?;
-            }
-        }
+        multiplied(false, || self.stages.iter_mut().flatten().try_for_each(Block::prepare))?;
         ops::autocast(None, || self.neck.prepare())
     }
 
@@ -82,11 +76,16 @@ impl TinyVitEncoder {
         for (merge, stage) in self.merges.iter().zip(&self.stages) {
             x = convolved(train, || merge.forward(&x, train))?;
             for block in stage {
-                x = block.forward(&x, train)?;
+                x = multiplied(train, || block.forward(&x, train))?;
             }
         }
         convolved(train, || self.neck.forward(&ops::channels_first(&x)?))
     }
+}
+
+/// Runs what is no convolution, in inference in f16 if in 16 bits.
+fn multiplied<R>(train: bool, f: impl FnOnce() -> R) -> R {
+    if train { f() } else { ops::autocast(ops::autocast_dtype().map(|_| DType::F16), f) }
 }
 
 /// Runs convolutions, in inference in f32.
@@ -180,6 +179,13 @@ impl Block {
             fc2: Linear::load(vb.pp("mlp.fc2"), hidden, dim)?,
             window,
         })
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.attn.bias = Some(self.attn.spread_biases()?.detach());
+        self.attn.qkv.prepare_fused()?;
+        // Not fc1: cuBLASLt's GELU is tanh's, which changed small networks' masks more than 16 bits do (docs/gpu.md).
+        [&mut self.attn.proj, &mut self.fc1, &mut self.fc2].into_iter().try_for_each(Linear::prepare)
     }
 
     /// `[N, H, W, C]` → the same.
