@@ -14,7 +14,7 @@ use autosam::generator::{Generator, GeneratorConfig};
 use autosam::model::{
     self, AutoSam, Calibration, DeviceChoice, MaskMode, ModelConfig, ModelOptions, Precision,
 };
-use autosam::ops::autocast;
+use autosam::ops;
 use autosam::sam::{Prompts, Sam, SamConfig};
 use autosam::train::params::initialise;
 use autosam::train::prompts::PromptMix;
@@ -215,7 +215,7 @@ impl Case {
         match self {
             Self::Network { run, x } => {
                 if x.device().is_cpu() {
-                    rayon::scope(|_| run(x))?;
+                    ops::in_pool(|| run(x))?;
                 } else {
                     run(x)?;
                     x.device().synchronize()?;
@@ -223,7 +223,7 @@ impl Case {
             }
             Self::Shipped(segmenter, sample) => segmenter.segment(sample, &mut ProbMap::default())?,
             Self::Batch(model, samples) => {
-                rayon::scope(|_| -> autosam::Result<()> {
+                ops::in_pool(|| -> autosam::Result<()> {
                     let logits = model.forward(&model.preprocess(samples)?)?;
                     model::probabilities(&logits, samples, model.image_size(), MaskMode::Sigmoid)?;
                     Ok(())
@@ -274,16 +274,16 @@ fn network(name: &str) -> Outcome<Network> {
         let tensors = initialise(&shapes_of(|vb| Sam::load(&config, vb))?, 0)?;
         let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &device);
         let mut sam = Sam::load(&config, vb)?;
-        autocast(products, || sam.fold())?;
+        ops::autocast(products, || sam.fold())?;
         Ok((sam, tensors))
     };
     let generator = |config: GeneratorConfig, grid: usize| -> Outcome<Network> {
         let tensors = initialise(&shapes_of(|vb| Generator::load(&config, vb))?, 0)?;
         let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &device);
         let mut generator = Generator::load(&config, vb)?;
-        autocast(products, || generator.fold())?;
+        ops::autocast(products, || generator.fold())?;
         let x = noise(&[1, 3, config.input_size, config.input_size])?;
-        Ok((Box::new(move |x| autocast(products, || generator.forward(x, grid, false))), x, tensors))
+        Ok((Box::new(move |x| ops::autocast(products, || generator.forward(x, grid, false))), x, tensors))
     };
     match name {
         "vit_h_1024" | "vit_b_1024" | "tiny_vit_1024" => {
@@ -294,7 +294,7 @@ fn network(name: &str) -> Outcome<Network> {
             };
             let (sam, tensors) = sam(config)?;
             let x = noise(&[1, 3, 1024, 1024])?;
-            Ok((Box::new(move |x| autocast(products, || sam.encode_image(x, false))), x, tensors))
+            Ok((Box::new(move |x| ops::autocast(products, || sam.encode_image(x, false))), x, tensors))
         }
         "mask_decoder_64" => {
             let (sam, tensors) = sam(SamConfig::mobile_sam())?;
@@ -303,7 +303,9 @@ fn network(name: &str) -> Outcome<Network> {
             let run = move |x: &Tensor| {
                 let (sparse, _) = sam.prompt_encoder.forward(&Prompts::default(), 1)?;
                 let (embeddings, dense) = (x.narrow(0, 0, 1)?, x.narrow(0, 1, 1)?);
-                autocast(products, || sam.mask_decoder.mask_logits(&embeddings, &dense_pe, &sparse, &dense))
+                ops::autocast(products, || {
+                    sam.mask_decoder.mask_logits(&embeddings, &dense_pe, &sparse, &dense)
+                })
             };
             Ok((Box::new(run), x, tensors))
         }

@@ -1,11 +1,11 @@
 //! Who gets a core first: threads that make masks stand back, a thread that brings pictures may go before all others.
 
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 
 /// How nice (0 to 19) the threads are that make masks: where a picture's thread wants a core that they have, it gets it.
 const NICENESS: i32 = 5;
 
-/// Lowers the priority of this thread and of rayon's. Where that cannot be done the picture goes on all the same.
+/// Lowers the priority of this thread and of those that networks run on. Where that cannot be done the picture goes on all the same.
 pub(crate) fn stand_back() {
     // Elsewhere this would be the priority of the whole process.
     #[cfg(target_os = "linux")]
@@ -15,13 +15,8 @@ pub(crate) fn stand_back() {
                 tracing::debug!("no lower priority for inference: {e}");
             }
         };
-        // Unnamed threads would bear the name of the one that starts them. A pool that is there already stays as it is.
-        let named = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("autosam-pool-{i}"));
-        if named.build_global().is_err() {
-            tracing::debug!("rayon's threads have been started elsewhere");
-        }
         lower();
-        rayon::broadcast(|_| lower());
+        ops::on_each_thread(lower);
     }
 }
 

@@ -168,7 +168,7 @@ fn stages(
             })
         };
         // Inside the pool, as the engine's worker; a GPU has its own.
-        if device.is_cpu() { rayon::scope(|_| stages())? } else { stages()? }
+        if device.is_cpu() { ops::in_pool(stages)? } else { stages()? }
     }
     let median =
         |times: &Vec<Duration>| Percentiles::of(times.get(WARM_UP..).unwrap_or(times)).map(|p| p.p50);

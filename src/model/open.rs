@@ -6,10 +6,8 @@ use super::graph;
 use super::pixels::{cropped, normalise_bytes, probability_bytes};
 use super::{AutoSam, MaskMode, ModelOptions, Views, checkpoint};
 use crate::engine::segmenter::{ProbMap, Sample, Segmenter};
-#[cfg(feature = "cuda")]
-use crate::ops;
 use crate::weights::Checkpoint;
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 #[cfg(feature = "cuda")]
 use candle_core::Tensor;
 use candle_core::{DType, Device, DeviceLocation};
@@ -124,8 +122,7 @@ impl Segmenter for AutoSamSegmenter {
     fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()> {
         let maps = if self.model.device.is_cpu() {
             let samples = std::slice::from_ref(sample);
-            // Inside the pool: from outside, every kernel would be handed over and waited for.
-            rayon::scope(|_| self.model.maps(samples, self.mask_mode, self.views, self.products))?
+            ops::in_pool(|| self.model.maps(samples, self.mask_mode, self.views, self.products))?
         } else {
             self.on_a_gpu(sample)?
         };

@@ -306,10 +306,8 @@ impl Trainer {
     /// BCE and Dice loss of `batch`, and the gradients of their sum.
     fn backward(&mut self, batch: &Batch, micro: usize) -> Result<(f64, f64, GradStore)> {
         if self.device.is_cpu() {
-            // On a thread of the pool: from any other, each of its thousand parallel loops would wait to be woken. Nothing inside
-            // may wait for other processes: a thread of the pool that waits for a loop's end takes up other work, and could not
-            // go on before that.
-            rayon::scope(|_| self.backward_here(batch, micro))
+            // Nothing inside waits for other processes.
+            ops::in_pool(|| self.backward_here(batch, micro))
         } else {
             self.backward_here(batch, micro)
         }
