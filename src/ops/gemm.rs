@@ -3,21 +3,19 @@
 use std::cell::RefCell;
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Gives `f` a buffer of `len` floats that the thread keeps.
+/// Gives `f` a buffer of `len` floats, whatever they are, that the thread keeps. Inside `f`, and in work that rayon steals
+/// meanwhile, there are others.
 pub(super) fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    SCRATCH.with(|cell| {
-        // Taken, not borrowed: work that rayon steals while `f` runs may come here again.
-        let mut buffer = cell.take();
-        if buffer.len() < len {
-            buffer.resize(len, 0.0);
-        }
-        let result = f(&mut buffer[..len]);
-        cell.replace(buffer);
-        result
-    })
+    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    let result = f(&mut buffer[..len]);
+    SCRATCH.with_borrow_mut(|buffers| buffers.push(buffer));
+    result
 }
 
 /// A strided matrix: steps between its rows and between its columns.

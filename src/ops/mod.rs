@@ -223,6 +223,17 @@ pub fn conv_transpose2d_then(
     finished_planes(y, bias, activation)
 }
 
+/// `a [N, M, K]` · `b [N, K, P]` → `[N, M, P]`.
+pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let ((n, m, k), p) = (a.dims3()?, b.dim(2)?);
+    // On a CPU candle's reads the list of processors at each call, which takes longer than a small product.
+    if n == 1 && cpu::handles(&[a, b]) {
+        let y = conv2d(&b.reshape((1, k, 1, p))?, &a.reshape((m, k, 1, 1))?, None, Conv2d::default())?;
+        return y.reshape((1, m, p));
+    }
+    a.matmul(b)
+}
+
 /// The weights `[O, I]` of [`linear`] for inference: on a CPU the same tensor lying column by column, which its product would
 /// otherwise turn each time; on a GPU see [`prepared`].
 pub fn prepared_linear(w: &Tensor) -> Result<Tensor> {

@@ -80,6 +80,11 @@ proptest! {
     }
 
     #[test]
+    fn products(n in 1usize..3, m in 1usize..5, k in 1usize..40, p in 1usize..90) {
+        agrees("product", &[noise(&[n, m, k], 48), noise(&[n, k, p], 49)], |t| matmul(&t[0], &t[1]));
+    }
+
+    #[test]
     fn attention_and_its_gradients(b in 1usize..10, tokens in 1usize..160, keys in 1usize..80, heads in 1usize..4, d in 1usize..9) {
         let apart = [noise(&[b, tokens, heads * d], 28), noise(&[b, keys, heads * d], 29), noise(&[b, keys, heads * d], 30)];
         agrees("attention", &apart, |t| attention(&t[0], &t[1], &t[2], heads, 0.7));

@@ -102,9 +102,9 @@ pub(super) struct Winograd {
 }
 
 /// A row of tiles' inputs or outputs, even columns and odd ones apart, with room for a whole [`Lanes`] at the end.
-struct Parted {
-    even: Vec<f32>,
-    odd: Vec<f32>,
+struct Parted<'a> {
+    even: &'a mut [f32],
+    odd: &'a mut [f32],
 }
 
 /// Where transformed tiles of one channel lie: point p of tile t at `first + p · stride + t`.
@@ -165,9 +165,15 @@ impl Winograd {
         rows * self.across() + LANES
     }
 
-    fn parted(&self) -> Parted {
+    /// Gives `f` rows of zeros.
+    fn parted<const N: usize>(&self, f: impl FnOnce([Parted; N])) {
         let len = self.across().next_multiple_of(LANES) + LANES;
-        Parted { even: vec![0.0; len], odd: vec![0.0; len] }
+        scratch(2 * N * len, |buffer| {
+            buffer.fill(0.0);
+            let mut halves = buffer.chunks_exact_mut(len);
+            let mut half = || halves.next().unwrap_or_default();
+            f(std::array::from_fn(|_| Parted { even: half(), odd: half() }));
+        });
     }
 
     /// `x [N, C, H, W]` and `u [16, O, C]` of [`transformed`] → `[N, O, H, W]`, finished.
@@ -201,8 +207,7 @@ impl Winograd {
                         gemm(self.o, tiles, self.c, dst, pitch as isize, false, 1.0, a, b);
                     }
                 });
-                each(inside, self.o.div_ceil(CHANNELS), |part| {
-                    let (mut upper, mut lower) = (self.parted(), self.parted());
+                let finished = |part: usize, [mut upper, mut lower]: [Parted; 2]| {
                     for channel in part * CHANNELS..((part + 1) * CHANNELS).min(self.o) {
                         let tiles = Tiles { shared: m, first: channel * pitch, stride: self.o * pitch };
                         // SAFETY: each task writes rows of its own of each channel's plane.
@@ -229,7 +234,8 @@ impl Winograd {
                             },
                         );
                     }
-                });
+                };
+                each(inside, self.o.div_ceil(CHANNELS), |part| self.parted(|rows| finished(part, rows)));
             });
         });
         // SAFETY: every row of every plane was written.
@@ -288,9 +294,8 @@ impl Winograd {
     fn transform_inputs(&self, picture: &[f32], row: usize, rows: usize, v: &mut [f32], parallel: bool) {
         let pitch = self.pitch(rows);
         let shared = Shared::new(v);
-        each(parallel, self.c.div_ceil(CHANNELS), |part| {
-            // The four rows of inputs that a row of tiles reads; it shares two with the next.
-            let mut window: [Parted; 4] = std::array::from_fn(|_| self.parted());
+        // The four rows of inputs that a row of tiles reads; it shares two with the next.
+        let transformed = |part: usize, mut window: [Parted; 4]| {
             for channel in part * CHANNELS..((part + 1) * CHANNELS).min(self.c) {
                 let plane = &picture[channel * self.h * self.w..][..self.h * self.w];
                 let tiles = Tiles { shared, first: channel * pitch, stride: self.c * pitch };
@@ -311,29 +316,31 @@ impl Winograd {
                     },
                 );
             }
-        });
+        };
+        each(parallel, self.c.div_ceil(CHANNELS), |part| self.parted(|window| transformed(part, window)));
     }
 
     /// `A dY Aᵀ` of the tiles of `rows` rows from `row` on: `[16, O, pitch]`.
     fn transform_gradients(&self, grad: &[f32], row: usize, rows: usize, m: &mut [f32]) {
         let pitch = self.pitch(rows);
         let shared = Shared::new(m);
-        let (mut upper, mut lower) = (self.parted(), self.parted());
-        for channel in 0..self.o {
-            let plane = &grad[channel * self.h * self.w..][..self.h * self.w];
-            let tiles = Tiles { shared, first: channel * pitch, stride: self.o * pitch };
-            simd(
-                #[inline(always)]
-                || {
-                    for r in 0..rows {
-                        let y = 2 * (row + r);
-                        self.part(plane, y, &mut upper);
-                        self.part(plane, y + 1, &mut lower);
-                        self.gradient(&upper, &lower, tiles, r * self.across());
-                    }
-                },
-            );
-        }
+        self.parted(|[mut upper, mut lower]| {
+            for channel in 0..self.o {
+                let plane = &grad[channel * self.h * self.w..][..self.h * self.w];
+                let tiles = Tiles { shared, first: channel * pitch, stride: self.o * pitch };
+                simd(
+                    #[inline(always)]
+                    || {
+                        for r in 0..rows {
+                            let y = 2 * (row + r);
+                            self.part(plane, y, &mut upper);
+                            self.part(plane, y + 1, &mut lower);
+                            self.gradient(&upper, &lower, tiles, r * self.across());
+                        }
+                    },
+                );
+            }
+        });
     }
 
     /// Row `y` of a plane, zeros beyond it.
@@ -346,7 +353,7 @@ impl Winograd {
             return;
         }
         let (pairs, rest) = plane[y * self.w..][..self.w].as_chunks::<2>();
-        for ((pair, even), odd) in pairs.iter().zip(&mut to.even).zip(&mut to.odd) {
+        for ((pair, even), odd) in pairs.iter().zip(&mut *to.even).zip(&mut *to.odd) {
             (*even, *odd) = (pair[0], pair[1]);
         }
         if let [last] = rest {
@@ -365,7 +372,7 @@ impl Winograd {
         }
         let (pairs, rest) = plane[y * self.w..][..self.w].as_chunks::<2>();
         to.even[0] = 0.0;
-        for ((pair, even), odd) in pairs.iter().zip(&mut to.even[1..]).zip(&mut to.odd) {
+        for ((pair, even), odd) in pairs.iter().zip(&mut to.even[1..]).zip(&mut *to.odd) {
             (*odd, *even) = (pair[0], pair[1]);
         }
         if let [last] = rest {
@@ -379,7 +386,7 @@ impl Winograd {
         for t in (0..self.across()).step_by(LANES) {
             // Columns 0 to 3 of the tiles, of each of the four rows.
             let column = |row: &Parted| {
-                [load(&row.even, t), load(&row.odd, t), load(&row.even, t + 1), load(&row.odd, t + 1)]
+                [load(row.even, t), load(row.odd, t), load(row.even, t + 1), load(row.odd, t + 1)]
             };
             let [a, b, c, d] =
                 [column(&window[0]), column(&window[1]), column(&window[2]), column(&window[3])];
@@ -425,8 +432,8 @@ impl Winograd {
                     unsafe { tiles.put(4 * i + j, first + t, lanes) };
                 }
             };
-            let (a, b) = (load(&upper.even, t), load(&upper.odd, t));
-            let (c, d) = (load(&lower.even, t), load(&lower.odd, t));
+            let (a, b) = (load(upper.even, t), load(upper.odd, t));
+            let (c, d) = (load(lower.even, t), load(lower.odd, t));
             row(0, a, b);
             row(1, add(a, c), add(b, d));
             row(2, sub(a, c), sub(b, d));
@@ -469,7 +476,7 @@ impl CustomOp2 for Forward {
 fn join(parted: &Parted, line: &mut [f32]) {
     let (pairs, rest) = line.as_chunks_mut::<2>();
     let across = pairs.len();
-    for ((pair, even), odd) in pairs.iter_mut().zip(&parted.even).zip(&parted.odd) {
+    for ((pair, even), odd) in pairs.iter_mut().zip(&*parted.even).zip(&*parted.odd) {
         *pair = [*even, *odd];
     }
     if let [last] = rest {

@@ -119,7 +119,8 @@ impl MaskDecoder {
             .clone()
             .map(|i| self.hypernetworks[i].forward(&tokens.narrow(1, 1 + i, 1)?.squeeze(1)?)?.unsqueeze(1))
             .collect::<Result<Vec<_>>>()?;
-        Tensor::cat(&weights, 1)?.matmul(&upscaled.reshape((n, c, h * w))?)?.reshape((n, which.len(), h, w))
+        let masks = ops::matmul(&Tensor::cat(&weights, 1)?, &upscaled.reshape((n, c, h * w))?)?;
+        masks.reshape((n, which.len(), h, w))
     }
 }
 
