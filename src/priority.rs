@@ -4,7 +4,7 @@ use crate::{Error, Result, ops};
 use std::time::Duration;
 
 /// How nice (0 to 19) the threads are that make masks: where a picture's thread wants a core that they have, it gets it.
-const NICENESS: i32 = 5;
+const NICENESS: i32 = 10;
 /// For how long they keep a core from a thread that wakes, which Linux grants from 6.12 on; 2.8 ms are usual, and the next tick is the
 /// first occasion then.
 const SLICE: Duration = Duration::from_micros(100);
