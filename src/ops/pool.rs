@@ -6,7 +6,7 @@
 
 use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, LazyLock, Mutex, PoisonError};
 
 /// Threads that stay awake; with more, those without work would be in the way of those with some. The others sleep as rayon's do.
 const MOST_AWAKE: usize = 8;
@@ -24,12 +24,17 @@ static POOL: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
         .build()
         .inspect_err(|e| tracing::warn!("networks run on rayon's common threads: {e}"))
         .ok()?;
-    // At the bottom of each thread's stack: inside other work it would wait for a network that waits for that work.
-    pool.spawn_broadcast(|thread| {
+    // At the bottom of each thread's stack, before it has any other work: inside of that it would wait for a network that waits
+    // for the work.
+    let begun = Arc::new(Barrier::new(pool.current_num_threads() + 1));
+    let each = begun.clone();
+    pool.spawn_broadcast(move |thread| {
+        each.wait();
         if thread.index() < MOST_AWAKE {
             stay_awake();
         }
     });
+    begun.wait();
     Some(pool)
 });
 
