@@ -214,12 +214,8 @@ impl Case {
     fn run(&mut self) -> Outcome<()> {
         match self {
             Self::Network { run, x } => {
-                if x.device().is_cpu() {
-                    ops::in_pool(|| run(x))?;
-                } else {
-                    run(x)?;
-                    x.device().synchronize()?;
-                }
+                ops::in_pool_of(x.device(), || run(x))?;
+                x.device().synchronize()?;
             }
             Self::Shipped(segmenter, sample) => segmenter.segment(sample, &mut ProbMap::default())?,
             Self::Batch(model, samples) => {

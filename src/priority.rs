@@ -78,6 +78,8 @@ mod system {
     /// Makes the calling thread an ordinary one of at least this niceness and of this slice (sched(7)).
     pub fn stand_back(nice: i32, slice: Duration) -> io::Result<()> {
         let nice = nice.max(rustix::process::getpriority_process(None)?);
+        // By itself first: a sandbox may forbid the call below, which can make a thread real-time too.
+        rustix::process::setpriority_process(None, nice)?;
         let attributes = libc::sched_attr {
             size: size_of::<libc::sched_attr>() as u32,
             sched_policy: libc::SCHED_OTHER as u32,

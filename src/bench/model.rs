@@ -151,7 +151,7 @@ fn stages(
     let mut clock = Clock { device, times: vec![Vec::new(); STAGES.len()] };
     for picture in pictures.iter().cycle().take(WARM_UP + bench.frames.min(50)) {
         let frame = Frame::rgb_image(picture);
-        let mut stages = || -> Result<()> {
+        let stages = || -> Result<()> {
             clock.time(0, || sampler.sample(&frame, &mut samples[0]))?;
             let x = clock.time(1, || model.preprocess(&samples))?;
             let embedding = clock.time(2, || ops::autocast(products, || model.embed(&x)))?;
@@ -167,8 +167,7 @@ fn stages(
                 Ok(())
             })
         };
-        // Inside the pool, as the engine's worker; a GPU has its own.
-        if device.is_cpu() { ops::in_pool(stages)? } else { stages()? }
+        ops::in_pool_of(device, stages)?;
     }
     let median =
         |times: &Vec<Duration>| Percentiles::of(times.get(WARM_UP..).unwrap_or(times)).map(|p| p.p50);

@@ -4,6 +4,7 @@
 //! without work, and to wake one takes longer than that. So each thread here looks for work for as long as there is a network
 //! running, letting whoever else wants its core have it at each turn, and sleeps until the next one after that.
 
+use candle_core::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, LazyLock, Mutex, PoisonError};
@@ -47,6 +48,11 @@ pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     let Some(pool) = &*POOL else { return f() };
     let _running = Running::begin();
     pool.install(f)
+}
+
+/// [`in_pool`] for networks on a CPU; those on a GPU are launched from this thread.
+pub fn in_pool_of<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
+    if device.is_cpu() { in_pool(f) } else { f() }
 }
 
 /// Runs `f` once on each thread of the pool.

@@ -305,12 +305,9 @@ impl Trainer {
 
     /// BCE and Dice loss of `batch`, and the gradients of their sum.
     fn backward(&mut self, batch: &Batch, micro: usize) -> Result<(f64, f64, GradStore)> {
-        if self.device.is_cpu() {
-            // Nothing inside waits for other processes.
-            ops::in_pool(|| self.backward_here(batch, micro))
-        } else {
-            self.backward_here(batch, micro)
-        }
+        let device = self.device.clone();
+        // Nothing inside waits for other processes.
+        ops::in_pool_of(&device, || self.backward_here(batch, micro))
     }
 
     fn backward_here(&mut self, batch: &Batch, micro: usize) -> Result<(f64, f64, GradStore)> {
