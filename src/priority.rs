@@ -18,6 +18,12 @@ pub(crate) fn stand_back() {
     };
     lower();
     ops::on_each_thread(lower);
+    // Models are read with loops on rayon's common threads, which would bear the name of the thread that starts them. A pool that is
+    // there already stays as it is.
+    let named = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("autosam-common-{i}"));
+    if named.build_global().is_err() {
+        tracing::debug!("rayon's threads have been started elsewhere");
+    }
 }
 
 /// A thread that goes before all ordinary ones (`SCHED_RR`, sched(7)) until this is dropped, on whatever thread. Threads that it
