@@ -1,6 +1,6 @@
-//! Attention that never holds all scores (`attention` in kernels.cu), in 16 bits. Windows of a grid are found where they lie.
+//! Attention that never holds all scores (attention.cu, for Hopper hopper.cu), in 16 bits. Windows of a grid are found where they lie.
 
-use super::{kernel, name, only_on_a_gpu, push, view, with_optional, with_view};
+use super::{kernel_of, name, only_on_a_gpu, ptx, push, view, with_optional, with_view};
 use crate::ops::Packing;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
@@ -22,7 +22,7 @@ const FEW_PARTS: usize = 16;
 /// Largest side of a window, or of a grid that is not taken apart, whose relative positions the kernel knows.
 pub(in crate::ops) const MOST_SIDE: usize = 64;
 
-/// Head sizes that kernels.cu has.
+/// Head sizes that attention.cu has.
 const SIZES: [usize; 4] = [16, 32, 64, 80];
 
 /// True where the kernel has this many channels a head and its type.
@@ -87,7 +87,7 @@ struct Attention {
     apart: Option<(Tensor, Tensor)>,
 }
 
-/// `Attention` of kernels.cu.
+/// `Attention` of attention.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Parameters {
@@ -105,7 +105,7 @@ struct Parameters {
     columns: u32,
 }
 
-// SAFETY: plain numbers, laid out as in kernels.cu.
+// SAFETY: plain numbers, laid out as in attention.cuh.
 unsafe impl DeviceRepr for Parameters {}
 
 impl Attention {
@@ -151,10 +151,23 @@ impl Attention {
             }
             false => (0, 1, tokens),
         };
-        let rows = match bias {
-            3 if d <= 64 => 3 * TILE,
-            2 | 3 => 2 * TILE,
-            _ => TILE,
+        // Hopper's kernels are for windows, or for a grid that is not taken apart.
+        let hopper = cfg!(hopper) && (bias == 2 || bias == 3 && (h, w) == grid) && matches!(d, 64 | 80);
+        // Of a block: queries, threads, and shared memory in 16 bits. Keys and values are there twice, a window's queries and tables beside
+        // them, and distances of each query to 16 or 64 places of a row, and 8 more. Hopper's has windows whole, of a grid six tiles and the
+        // tables, and four warps that fetch.
+        let beside = |rows: usize, places: usize| 2 * rows * (places + 8);
+        let (rows, threads, shared) = match bias {
+            2 if hopper => (2 * TILE, 256, 8 * TILE * d + beside(2 * TILE, 16)),
+            3 if hopper => {
+                (3 * TILE, 512, 6 * (2 * TILE * d + 8) + 4 * TILE * (d + 8) + beside(3 * TILE, 64))
+            }
+            2 => (2 * TILE, 128, 7 * TILE * (d + 8) + beside(2 * TILE, 16)),
+            3 => {
+                let rows = if d <= 64 { 3 * TILE } else { 2 * TILE };
+                (rows, 128, 4 * TILE * (d + 8) + beside(rows, 64))
+            }
+            _ => (TILE, 128, 4 * TILE * (d + 8)),
         };
         let strides = [(tokens * width) as i64, head as i64, width as i64];
         let others =
@@ -178,22 +191,21 @@ impl Attention {
         };
         let few = tokens <= FEW && keys > TILE && d == 16 && matches!(self.bias, Bias::None);
         let of = name(storage.dtype())?;
-        let function = match few {
-            true => kernel(device, &format!("few_queries_{of}_{d}"))?,
-            false => kernel(device, &format!("attention_{of}_{d}_{bias}"))?,
+        let kernel = |name: String| match hopper {
+            true => kernel_of(device, "autosam-hopper", ptx::HOPPER, &name),
+            false => kernel_of(device, "autosam-attention", ptx::ATTENTION, &name),
+        };
+        let function = match bias {
+            _ if few => kernel(format!("few_queries_{of}_{d}"))?,
+            2 if hopper => kernel(format!("attention_windows_{of}_{d}"))?,
+            3 if hopper => kernel(format!("attention_grid_{of}_{d}"))?,
+            _ => kernel(format!("attention_{of}_{d}_{bias}"))?,
         };
         let shares = keys.div_ceil(FEW_THREADS).min(FEW_PARTS);
         let sums = shares * batch * heads * FEW * (d + 2);
         // SAFETY: the kernel writes what its second half reads.
         let mut sums = few.then(|| unsafe { device.alloc::<f32>(sums) }).transpose()?;
-        // Keys and values twice, a window's queries and tables beside them; distances of each query to 16 or 64 places of a row, and 8
-        // more.
-        let (tiles, distances) = match bias {
-            2 => (7, 2 * rows * (16 + 8)),
-            3 => (4, 2 * rows * (64 + 8)),
-            _ => (4, 0),
-        };
-        let shared = if few { 0 } else { (tiles * TILE * (d + 8) + distances) as u32 * 2 };
+        let shared = if few { 0 } else { shared as u32 * 2 };
         function
             .function
             .set_attribute(
@@ -224,7 +236,7 @@ impl Attention {
                 builder.arg(&mut *sums).arg(&parameters);
                 // SAFETY: the kernel's parameters; sizes were checked above.
                 unsafe { builder.launch(block(shares as u32)) }.w()?;
-                let joined = kernel(device, &format!("few_queries_joined_{of}_{d}"))?;
+                let joined = kernel(format!("few_queries_joined_{of}_{d}"))?;
                 let (mut builder, shares) = (joined.builder(), shares as u32);
                 builder.arg(&*sums).arg(&mut out).arg(&shares).arg(&parameters);
                 // SAFETY: as above.
@@ -240,7 +252,7 @@ impl Attention {
             builder.arg(&mut out).arg(&parameters);
             let config = LaunchConfig {
                 grid_dim: (seen.div_ceil(rows) as u32, (batch * windows * heads) as u32, 1),
-                block_dim: (128, 1, 1),
+                block_dim: (threads, 1, 1),
                 shared_mem_bytes: shared,
             };
             // SAFETY: the kernel's parameters; sizes were checked above.

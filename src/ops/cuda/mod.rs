@@ -1,4 +1,4 @@
-//! Inference on a GPU: kernels (`kernels.cu`) for what candle's operations, composed, pass through memory many times. Activations
+//! Inference on a GPU: kernels (`*.cu` beside this) for what candle's operations, composed, pass through memory many times. Activations
 //! are f32 or, inside [`super::autocast`], 16 bits.
 
 mod attention;
@@ -67,7 +67,7 @@ macro_rules! typed {
 }
 use typed;
 
-/// A function of kernels.cu and where it runs.
+/// A function of a file of kernels and where it runs.
 struct Kernel {
     function: CudaFunction,
     stream: Arc<CudaStream>,
@@ -79,8 +79,14 @@ impl Kernel {
     }
 }
 
+/// A function of kernels.cu.
 fn kernel(device: &CudaDevice, name: &str) -> Result<Kernel> {
-    let function = device.get_or_load_custom_func(name, "autosam", ptx::KERNELS)?.into_cuda_function();
+    kernel_of(device, "autosam", ptx::KERNELS, name)
+}
+
+/// A function of another file, compiled to `ptx`; `module` is what candle knows it by.
+fn kernel_of(device: &CudaDevice, module: &str, ptx: &str, name: &str) -> Result<Kernel> {
+    let function = device.get_or_load_custom_func(name, module, ptx)?.into_cuda_function();
     Ok(Kernel { function, stream: device.cuda_stream() })
 }
 

@@ -125,8 +125,8 @@ fn attention() {
                 crate::ops::attention(&t[0], &t[1], &t[2], 2, (d as f64).powf(-0.5))
             });
         }
-        // A window, SAM's whole grid, and neither.
-        for (h, w) in [(14, 14), (64, 64), (5, 18), (3, 7)] {
+        // A window, SAM's whole grid, and others.
+        for (h, w) in [(14, 14), (64, 64), (5, 18), (64, 17), (3, 7)] {
             let (heads, scale) = (2, (d as f64).powf(-0.5));
             let inputs =
                 [noise(&[1, h * w, 3 * heads * d], 1), noise(&[2 * h - 1, d], 2), noise(&[2 * w - 1, d], 3)];
@@ -135,9 +135,13 @@ fn attention() {
             });
         }
         // Grids and their windows: SAM's, cut by the border, with other sides, the grid itself.
-        for (grid, side) in
-            [((64, 64), (14, 14)), ((20, 33), (14, 14)), ((9, 5), (4, 4)), ((20, 33), (20, 33))]
-        {
+        for (grid, side) in [
+            ((64, 64), (14, 14)),
+            ((20, 33), (14, 14)),
+            ((33, 30), (16, 16)),
+            ((9, 5), (4, 4)),
+            ((20, 33), (20, 33)),
+        ] {
             let (heads, scale) = (2, (d as f64).powf(-0.5));
             let inputs = [
                 noise(&[2, grid.0, grid.1, 3 * heads * d], 1),
