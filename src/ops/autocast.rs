@@ -8,8 +8,8 @@ thread_local! {
     static DTYPE: Cell<Option<DType>> = const { Cell::new(None) };
 }
 
-/// Runs `f`, its products and convolutions on this thread in `dtype`. Meant for a GPU: on a CPU it takes the kernels
-/// of this folder out of use, for candle's, and bf16, in which candle's do not multiply, is f32 with operands and results rounded.
+/// Runs `f`, its products and convolutions on this thread in `dtype`. Meant for a GPU: on a CPU it takes the kernels of this folder out
+/// of use, for candle's, and 16 bits are f32 with operands and results rounded.
 pub fn autocast<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
     /// Puts back what was, also after a panic.
     struct Before(Option<DType>);
@@ -20,6 +20,11 @@ pub fn autocast<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
     }
     let _before = Before(DTYPE.replace(dtype));
     f()
+}
+
+/// Runs `f` in f16 where [`autocast`] asks for bf16: inference whose factors were normalised before, which need digits rather than range.
+pub fn with_digits<R>(f: impl FnOnce() -> R) -> R {
+    autocast(autocast_dtype().map(|_| DType::F16), f)
 }
 
 /// True inside [`autocast`] with a type.
@@ -56,7 +61,7 @@ pub(super) fn lowered(
     f: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     match DTYPE.get() {
-        Some(DType::BF16) if a.device().is_cpu() => rounded(&lowered_sums(a, b, f)?),
+        Some(_) if a.device().is_cpu() => rounded(&lowered_sums(a, b, f)?),
         Some(dtype) => {
             let y = f(&a.to_dtype(dtype)?, &b.to_dtype(dtype)?)?;
             if y.track_op() { y.to_dtype(DType::F32) } else { Ok(y) }

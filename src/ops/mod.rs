@@ -36,7 +36,7 @@ mod winograd;
 
 pub use arrange::{concat, partition, unpartition};
 pub use attention::Packing;
-pub use autocast::{autocast, autocast_dtype};
+pub use autocast::{autocast, autocast_dtype, with_digits};
 pub use batch_norm::BatchNorm;
 pub use conv_norm::ConvNorm;
 #[cfg(feature = "cuda")]

@@ -44,12 +44,14 @@ impl MaskDecoder {
 
     /// Prepares the weights for inference.
     pub fn prepare(&mut self) -> Result<()> {
-        self.transformer.prepare()?;
-        self.hypernetworks
-            .iter_mut()
-            .chain([&mut self.iou_head])
-            .flat_map(|mlp| &mut mlp.0)
-            .try_for_each(Linear::prepare_fused)
+        ops::with_digits(|| {
+            self.transformer.prepare()?;
+            self.hypernetworks
+                .iter_mut()
+                .chain([&mut self.iou_head])
+                .flat_map(|mlp| &mut mlp.0)
+                .try_for_each(Linear::prepare_fused)
+        })
     }
 
     /// Low-resolution logits `[N, M, 4g, 4g]` and predicted overlaps `[N, M]`; M is the number of ambiguous
@@ -64,12 +66,14 @@ impl MaskDecoder {
         dense: &Tensor,
         multimask: bool,
     ) -> Result<(Tensor, Tensor)> {
-        let (tokens, upscaled) = self.attend(embeddings, image_pe, sparse, dense)?;
-        let masks = self.hypernetworks.len();
-        let chosen = if multimask { 1..masks } else { 0..1 };
-        let logits = self.masks(&tokens, &upscaled, chosen.clone())?;
-        let iou = self.iou_head.forward(&tokens.narrow(1, 0, 1)?.squeeze(1)?)?;
-        Ok((logits, iou.narrow(1, chosen.start, chosen.len())?))
+        with_digits(embeddings, dense, || {
+            let (tokens, upscaled) = self.attend(embeddings, image_pe, sparse, dense)?;
+            let masks = self.hypernetworks.len();
+            let chosen = if multimask { 1..masks } else { 0..1 };
+            let logits = self.masks(&tokens, &upscaled, chosen.clone())?;
+            let iou = self.iou_head.forward(&tokens.narrow(1, 0, 1)?.squeeze(1)?)?;
+            Ok((logits, iou.narrow(1, chosen.start, chosen.len())?))
+        })
     }
 
     /// [`Self::forward`]'s single mask alone, `[N, 1, 4g, 4g]`: what AutoSAM uses.
@@ -80,8 +84,10 @@ impl MaskDecoder {
         sparse: &Tensor,
         dense: &Tensor,
     ) -> Result<Tensor> {
-        let (tokens, upscaled) = self.attend(embeddings, image_pe, sparse, dense)?;
-        self.masks(&tokens, &upscaled, 0..1)
+        with_digits(embeddings, dense, || {
+            let (tokens, upscaled) = self.attend(embeddings, image_pe, sparse, dense)?;
+            self.masks(&tokens, &upscaled, 0..1)
+        })
     }
 
     /// Tokens after attention `[N, 1 + masks + T, C]` and image features at 4g × 4g, `[N, C/8, 4g, 4g]`.
@@ -122,6 +128,11 @@ impl MaskDecoder {
         let masks = ops::matmul(&Tensor::cat(&weights, 1)?, &upscaled.reshape((n, c, h * w))?)?;
         masks.reshape((n, which.len(), h, w))
     }
+}
+
+/// [`ops::with_digits`] without gradients, which need range: bf16 has too few digits for small masks (docs/gpu.md).
+fn with_digits<R>(embeddings: &Tensor, dense: &Tensor, f: impl FnOnce() -> R) -> R {
+    if embeddings.track_op() || dense.track_op() { f() } else { ops::with_digits(f) }
 }
 
 /// Linear layers with ReLU between.

@@ -9,7 +9,7 @@
 use super::config::TinyVitConfig;
 use super::layers::{LayerNorm, Linear, Neck};
 use crate::ops::{self, Activation::Gelu, BatchNorm, ConvNorm, Packing};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 #[derive(Debug, Clone)]
@@ -85,7 +85,7 @@ impl TinyVitEncoder {
 
 /// Runs what is no convolution, in inference in f16 if in 16 bits.
 fn multiplied<R>(train: bool, f: impl FnOnce() -> R) -> R {
-    if train { f() } else { ops::autocast(ops::autocast_dtype().map(|_| DType::F16), f) }
+    if train { f() } else { ops::with_digits(f) }
 }
 
 /// Runs convolutions, in inference in f32.
