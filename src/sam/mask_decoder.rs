@@ -66,7 +66,7 @@ impl MaskDecoder {
         dense: &Tensor,
         multimask: bool,
     ) -> Result<(Tensor, Tensor)> {
-        with_digits(embeddings, dense, || {
+        self.with_digits(embeddings, dense, || {
             let (tokens, upscaled) = self.attend(embeddings, image_pe, sparse, dense)?;
             let masks = self.hypernetworks.len();
             let chosen = if multimask { 1..masks } else { 0..1 };
@@ -84,7 +84,7 @@ impl MaskDecoder {
         sparse: &Tensor,
         dense: &Tensor,
     ) -> Result<Tensor> {
-        with_digits(embeddings, dense, || {
+        self.with_digits(embeddings, dense, || {
             let (tokens, upscaled) = self.attend(embeddings, image_pe, sparse, dense)?;
             self.masks(&tokens, &upscaled, 0..1)
         })
@@ -119,6 +119,12 @@ impl MaskDecoder {
         Ok((tokens, x))
     }
 
+    /// [`ops::with_digits`] without gradients, which need range: bf16 has too few digits for small masks (docs/gpu.md).
+    fn with_digits<R>(&self, embeddings: &Tensor, dense: &Tensor, f: impl FnOnce() -> R) -> R {
+        let trained = [embeddings, dense, &self.iou_token].iter().any(|t| t.track_op());
+        if trained { f() } else { ops::with_digits(f) }
+    }
+
     fn masks(&self, tokens: &Tensor, upscaled: &Tensor, which: std::ops::Range<usize>) -> Result<Tensor> {
         let (n, c, h, w) = upscaled.dims4()?;
         let weights = which
@@ -128,11 +134,6 @@ impl MaskDecoder {
         let masks = ops::matmul(&Tensor::cat(&weights, 1)?, &upscaled.reshape((n, c, h * w))?)?;
         masks.reshape((n, which.len(), h, w))
     }
-}
-
-/// [`ops::with_digits`] without gradients, which need range: bf16 has too few digits for small masks (docs/gpu.md).
-fn with_digits<R>(embeddings: &Tensor, dense: &Tensor, f: impl FnOnce() -> R) -> R {
-    if embeddings.track_op() || dense.track_op() { f() } else { ops::with_digits(f) }
 }
 
 /// Linear layers with ReLU between.
