@@ -30,12 +30,8 @@ __device__ void attention(const T *q, const T *k, const T *v, const float *bias,
     q += image * p.q[0] + head * p.q[1];
     k += image * p.k[0] + head * p.k[1];
     v += image * p.v[0] + head * p.v[1];
-    // 16 bytes of a token of a window's `part` (0 queries, 1 keys, 2 values), which begins at `from`.
     auto load_token = [&](T *to, const T *from, long long step, unsigned part, unsigned y, unsigned x, unsigned at) {
-        unsigned token;
-        const bool inside = y < p.h && x < p.w, real = window.find(p, y, x, token);
-        const T *source = real ? from + token * step : padding ? padding + (part * p.heads + head) * D : from;
-        load_async(to, source + at * 8, inside && (real || padding));
+        window.load<T, D>(to, p, from, step, padding, part, head, y, x, at);
     };
     auto load_keys = [&](int tile) {
         for (int i = threadIdx.x; i < TILE * PARTS; i += 128) {

@@ -4,8 +4,7 @@
 
 #include "common.cuh"
 
-// Attention of one head, after FlashAttention-2 (arXiv 2307.08691): a block has 64 queries, of a grid more, walks over 64 keys at a
-// time and never holds more scores than these.
+// Of a launch; a block has some queries of one head.
 struct Attention {
     // Elements from an image, a head, a token to the next.
     long long q[3], k[3], v[3];
@@ -16,6 +15,7 @@ struct Attention {
     unsigned h, w, down, across, columns;
 };
 
+// Keys that a block walks over at a time: it never holds more scores than of these.
 constexpr int TILE = 64;
 constexpr float LOG2E = 1.44269504f;
 
@@ -108,13 +108,23 @@ struct Window {
     }
 
     static __device__ __forceinline__ unsigned inverse_of(unsigned width) { return width > 1 ? 0xffffffffu / width + 1 : 0; }
-    static __device__ __forceinline__ unsigned row_of(unsigned query, unsigned inverse) { return inverse ? __umulhi(query, inverse) : query; }
-    __device__ __forceinline__ unsigned row_of(unsigned query) const { return row_of(query, inverse); }
+    __device__ __forceinline__ unsigned row_of(unsigned query) const { return inverse ? __umulhi(query, inverse) : query; }
 
     // The token's place in the grid; false beyond it.
     __device__ __forceinline__ bool find(const Attention &p, unsigned y, unsigned x, unsigned &token) const {
         token = (top + y) * p.across + left + x;
         return y < p.h && x < p.w && top + y < p.down && left + x < p.across;
+    }
+
+    // 16 bytes, the eighth `at`, of a token's queries, keys or values (`part` 0, 1, 2), which begin at `from`, into shared memory. Beyond the grid they are
+    // those of `padding` [3, heads, D], zeros without.
+    template <typename T, int D, typename To>
+    __device__ __forceinline__ void load(To to, const Attention &p, const T *from, long long step, const T *padding, unsigned part, unsigned head,
+                                         unsigned y, unsigned x, unsigned at) const {
+        unsigned token;
+        const bool inside = y < p.h && x < p.w, real = find(p, y, x, token);
+        const T *source = real ? from + token * step : padding ? padding + (part * p.heads + head) * D : from;
+        load_async(to, source + at * 8, inside && (real || padding));
     }
 };
 

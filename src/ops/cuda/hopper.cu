@@ -105,6 +105,19 @@ struct Sums {
         for (int r = 0; r < 2; r++) highest[r] = -INFINITY, total[r] = 0.0f;
     }
 
+    // c to where products begin: distances across, N places of a row of keys, which lie alike in every row.
+    template <int N>
+    __device__ __forceinline__ void start(const __half2 (&beside)[N][2]) {
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float2 two = __half22float2(beside[n % N][r]);
+                c[n * 4 + 2 * r] = two.x;
+                c[n * 4 + 2 * r + 1] = two.y;
+            }
+    }
+
     // Queries of row `r` from `line`, zeros where there is none.
     __device__ __forceinline__ void load_queries(int r, const T *line, int column) {
 #pragma unroll
@@ -190,6 +203,23 @@ struct Sums {
     }
 };
 
+// Distances of a warp's queries, those across also as this thread begins products with them. A row of distances has `SIDE` places; no other warp
+// needs its own warp's.
+template <typename T, int D, int SIDE, int N>
+__device__ __forceinline__ void relate(__half2 (&beside)[N][2], f16 *by_row, f16 *by_col, const unsigned (&queries)[1][D / 16][4], T (*down)[D + 8],
+                                       T (*across)[D + 8], const Attention &p, const Window &window, unsigned first, int row, int lane) {
+    // Across as the products' scores, down as the powers of two that these become.
+    distances<T, D, 1, 4>(by_row, SIDE, queries, down, p.h, LOG2E, row, lane, [&](int at) { return int(window.row_of(first + at)); });
+    distances<T, D, 1, 4>(by_col, SIDE, queries, across, p.w, 1.0f / p.scale, row, lane,
+                          [&](int at) { return int(first + at - window.row_of(first + at) * p.w); });
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) beside[n][r] = *reinterpret_cast<const __half2 *>(by_col + (row + r * 8) * SIDE + n * 8 + lane % 4 * 2);
+    __syncwarp();
+}
+
 // A whole grid of up to 64 x 64 tokens: 192 queries a block, a row of keys a tile. Four warps fetch keys and values while twelve others work, in
 // groups of four that do not wait for each other: scores of a tile are computed while the weights of the one before meet their values.
 constexpr int GRID_ROWS = 192;
@@ -257,7 +287,7 @@ __device__ void attention_grid(const T *q, const T *k, const T *v, const T *down
     commit_copies();
     // Two threads a query.
     for (unsigned x = p.w + threadIdx.x % 2; x < TILE; x += 2) by_col[threadIdx.x / 2 * SIDE + x] = __float2half(-INFINITY);
-    // This thread's rows: `row` and the eighth after it. No other warp needs its own warp's.
+    // This thread's rows: `row` and the eighth after it.
     const int row = warp * 16 + lane / 4, column = lane % 4 * 2;
     Sums<T, D> sums;
 #pragma unroll
@@ -269,28 +299,11 @@ __device__ void attention_grid(const T *q, const T *k, const T *v, const T *down
     asm volatile("bar.sync 1, %0;\n" ::"n"(2 * GRID_ROWS) : "memory");
     // Groups that have no query of their own.
     if (first + warp / 4 * 64 >= p.tokens) return;
-    const unsigned inverse = Window::inverse_of(p.w);
-    // Across as the products' scores, down as the powers of two that these become.
-    distances<T, D, 1, 4>(by_row, SIDE, sums.queries, tables, p.h, LOG2E, row, lane, [&](int at) { return int(Window::row_of(first + at, inverse)); });
-    distances<T, D, 1, 4>(by_col, SIDE, sums.queries, tables + 2 * TILE, p.w, 1.0f / p.scale, row, lane,
-                          [&](int at) { return int(first + at - Window::row_of(first + at, inverse) * p.w); });
-    __syncwarp();
-    // Every row of keys lies alike, so that these stay.
+    const Window whole = {0, 0, Window::inverse_of(p.w)};
     __half2 beside[8][2];
-#pragma unroll
-    for (int n = 0; n < 8; n++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) beside[n][r] = *reinterpret_cast<const __half2 *>(by_col + (row + r * 8) * SIDE + n * 8 + column);
-    __syncwarp();
+    relate<T, D, SIDE>(beside, by_row, by_col, sums.queries, tables, tables + 2 * TILE, p, whole, first, row, lane);
     auto begin_scores = [&](int tile) {
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const float2 start = __half22float2(beside[n][r]);
-                sums.c[n * 4 + 2 * r] = start.x;
-                sums.c[n * 4 + 2 * r + 1] = start.y;
-            }
+        sums.start(beside);
         barrier_await(full + tile % STAGES * 8, tile / STAGES & 1);
         sums.settle_all();
         sums.begin_scores(stages + tile % STAGES * STAGE);
@@ -357,26 +370,18 @@ __device__ void attention_windows(const T *q, const T *k, const T *v, const T *d
     q += image * p.q[0] + head * p.q[1];
     k += image * p.k[0] + head * p.k[1];
     v += image * p.v[0] + head * p.v[1];
-    // Where a token's queries, keys or values (`which` of them) are that begin at `from`; beyond the grid the padding's, if there is one.
-    auto source = [&](int which, const T *from, long long step, bool real, unsigned token) {
-        return real ? from + token * step : padding ? padding + (which * p.heads + head) * D : from;
-    };
     auto load_keys = [&](int tile) {
         for (int i = threadIdx.x; i < TILE * PARTS; i += THREADS) {
             const unsigned at = i / PARTS, part = i % PARTS, y = tile * 4 + at / 16, x = at % 16;
-            unsigned token;
-            const bool real = window.find(p, y, x, token), there = y < p.h && x < p.w && (real || padding);
             const unsigned to = stages + tile * STAGE + Swizzled<D>::place(at, part);
-            load_async(to, source(1, k, p.k[2], real, token) + part * 8, there);
-            load_async(to + Swizzled<D>::BYTES, source(2, v, p.v[2], real, token) + part * 8, there);
+            window.load<T, D>(to, p, k, p.k[2], padding, 1, head, y, x, part);
+            window.load<T, D>(to + Swizzled<D>::BYTES, p, v, p.v[2], padding, 2, head, y, x, part);
         }
     };
 
     for (int i = threadIdx.x; i < WINDOW_ROWS * PARTS; i += THREADS) {
-        const unsigned query = first + i / PARTS, y = window.row_of(query), x = query - y * p.w, part = i % PARTS;
-        unsigned token;
-        const bool real = window.find(p, y, x, token);
-        load_async(&queried[i / PARTS][part * 8], source(0, q, p.q[2], real, token) + part * 8, y < p.h && (real || padding));
+        const unsigned query = first + i / PARTS, y = window.row_of(query), part = i % PARTS;
+        window.load<T, D>(&queried[i / PARTS][part * 8], p, q, p.q[2], padding, 0, head, y, query - y * p.w, part);
     }
     load_rows<T, D>(tables, down, D, 0, 2 * p.h - 1, 32, THREADS);
     load_rows<T, D>(tables + 32, across, D, 0, 2 * p.w - 1, 32, THREADS);
@@ -395,17 +400,8 @@ __device__ void attention_windows(const T *q, const T *k, const T *v, const T *d
     for (int step = 0; step < D / 16; step++) matrices(sums.queries[0][step], &queried[warp * 16 + (lane & 15)][step * 16 + (lane >> 4) * 8]);
     // This thread's rows: `row` and the eighth after it.
     const int row = warp * 16 + lane / 4, column = lane % 4 * 2;
-    // Across as the products' scores, down as the powers of two that these become.
-    distances<T, D, 1, 4>(by_row, SIDE, sums.queries, tables, p.h, LOG2E, row, lane, [&](int at) { return int(window.row_of(first + at)); });
-    distances<T, D, 1, 4>(by_col, SIDE, sums.queries, tables + 32, p.w, 1.0f / p.scale, row, lane,
-                          [&](int at) { return int(first + at - window.row_of(first + at) * p.w); });
-    __syncthreads();
-    // Every row of keys lies alike, so that these stay.
     __half2 beside[2][2];
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) beside[n][r] = *reinterpret_cast<const __half2 *>(by_col + (row + r * 8) * SIDE + n * 8 + column);
+    relate<T, D, SIDE>(beside, by_row, by_col, sums.queries, tables, tables + 32, p, window, first, row, lane);
     const float scale = p.scale * LOG2E;
 
     // Warps that have no query of their own only load.
@@ -416,14 +412,7 @@ __device__ void attention_windows(const T *q, const T *k, const T *v, const T *d
         if (tile + AHEAD < tiles) load_keys(tile + AHEAD);
         commit_copies();
         if (!busy) continue;
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const float2 start = __half22float2(beside[n % 2][r]);
-                sums.c[n * 4 + 2 * r] = start.x;
-                sums.c[n * 4 + 2 * r + 1] = start.y;
-            }
+        sums.start(beside);
         const unsigned keys = stages + tile * STAGE;
         sums.begin_scores(keys);
         await_products<0>();
