@@ -6,8 +6,11 @@
 
 use candle_core::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
+use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Condvar, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 /// Threads that stay awake; with more, those without work would be in the way of those with some. The others sleep as rayon's do.
 const MOST_AWAKE: usize = 8;
@@ -42,12 +45,80 @@ static POOL: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
 /// Runs `f` on a thread of the pool, and the parallel loops inside on all of them; from any other thread each loop would be handed
 /// over and waited for.
 ///
-/// Nothing inside may wait for other threads or processes: a thread that waits for the end of a loop takes up other work
-/// meanwhile, another call of this perhaps, and could not go on before that.
+/// Nothing inside may wait for other threads or processes: another network may wait for this thread.
 pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    let Some(pool) = &*POOL else { return f() };
-    let _running = Running::begin();
-    pool.install(f)
+    match &*POOL {
+        Some(pool) if pool.current_thread_index().is_none() => {
+            let _running = Running::begin();
+            handed_over(f)
+        }
+        _ => f(),
+    }
+}
+
+/// Calls that wait for a thread. Not rayon's own queue, which takes memory at every 63rd call, and from which a thread that waits for
+/// the end of a loop would take up a whole network meanwhile.
+static CALLS: Mutex<VecDeque<&'static dyn Call>> = Mutex::new(VecDeque::new());
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+trait Call: Sync {
+    fn run(&self);
+}
+
+struct Handed<F, R> {
+    f: Mutex<Option<F>>,
+    result: Mutex<Option<thread::Result<R>>>,
+    /// Its caller's: it outlives the call, which the caller gives up as soon as it hears of its end.
+    ended: Arc<Ended>,
+}
+
+#[derive(Default)]
+struct Ended {
+    yet: Mutex<bool>,
+    news: Condvar,
+}
+
+thread_local! {
+    static ENDED: Arc<Ended> = Arc::default();
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<F: FnOnce() -> R + Send, R: Send> Call for Handed<F, R> {
+    fn run(&self) {
+        let ended = self.ended.clone();
+        if let Some(f) = lock(&self.f).take() {
+            let result = panic::catch_unwind(AssertUnwindSafe(f));
+            *lock(&self.result) = Some(result);
+        }
+        *lock(&ended.yet) = true;
+        ended.news.notify_one();
+    }
+}
+
+/// `f`'s result from a thread that is awake.
+fn handed_over<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    let ended = ENDED.with(Arc::clone);
+    *lock(&ended.yet) = false;
+    let call = Handed { f: Mutex::new(Some(f)), result: Mutex::new(None), ended: ended.clone() };
+    {
+        let call: &dyn Call = &call;
+        // SAFETY: whoever takes it from the queue runs it, and does not touch it once it has said that it ended; until then this
+        // function waits, and nothing in between panics.
+        let call = unsafe { std::mem::transmute::<&dyn Call, &'static dyn Call>(call) };
+        lock(&CALLS).push_back(call);
+        WAITING.fetch_add(1, Ordering::Release);
+    }
+    let guard = lock(&ended.yet);
+    drop(ended.news.wait_while(guard, |yet| !*yet).unwrap_or_else(PoisonError::into_inner));
+    let result = lock(&call.result).take();
+    match result {
+        Some(Ok(result)) => result,
+        Some(Err(payload)) => panic::resume_unwind(payload),
+        None => unreachable!("a call that ended has a result"),
+    }
 }
 
 /// [`in_pool`] for networks on a CPU; those on a GPU are launched from this thread.
@@ -67,7 +138,7 @@ struct Running;
 impl Running {
     fn begin() -> Self {
         {
-            let _nobody_falls_asleep = ASLEEP.lock().unwrap_or_else(PoisonError::into_inner);
+            let _nobody_falls_asleep = lock(&ASLEEP);
             RUNNING.fetch_add(1, Ordering::SeqCst);
         }
         BEGUN.notify_all();
@@ -81,18 +152,32 @@ impl Drop for Running {
     }
 }
 
-/// For as long as the program: works while something runs, sleeps otherwise.
+/// For as long as the program: works while something runs, sleeps otherwise. Helps before it begins something new.
 fn stay_awake() {
     loop {
         while RUNNING.load(Ordering::SeqCst) > 0 {
-            if rayon::yield_now() != Some(Yield::Executed) {
-                std::thread::yield_now();
+            if rayon::yield_now() == Some(Yield::Executed) {
+                continue;
+            }
+            match next() {
+                Some(call) => call.run(),
+                None => thread::yield_now(),
             }
         }
-        let guard = ASLEEP.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = lock(&ASLEEP);
         let nothing = |(): &mut ()| RUNNING.load(Ordering::SeqCst) == 0;
         drop(BEGUN.wait_while(guard, nothing).unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// The call that has waited longest.
+fn next() -> Option<&'static dyn Call> {
+    if WAITING.load(Ordering::Acquire) == 0 {
+        return None;
+    }
+    let call = lock(&CALLS).pop_front()?;
+    WAITING.fetch_sub(1, Ordering::Relaxed);
+    Some(call)
 }
 
 #[cfg(test)]
