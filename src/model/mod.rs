@@ -7,6 +7,7 @@ mod device;
 mod graph;
 mod open;
 mod pixels;
+mod replay;
 #[cfg(feature = "cuda")]
 mod side;
 
@@ -208,7 +209,7 @@ impl AutoSam {
         let logits = self.sam.mask_decoder.mask_logits(embeddings, &self.dense_pe, &sparse, dense_prompt)?;
         let logits = logits.to_dtype(DType::F32)?;
         let Calibration { scale, bias } = self.calibration;
-        Ok(if self.calibration.is_none() { logits } else { logits.affine(scale.into(), bias.into())? })
+        Ok(if self.calibration.is_none() { logits } else { ops::affine(&logits, scale.into(), bias.into())? })
     }
 
     /// Low-resolution logits `[N, 1, 4g, 4g]` of preprocessed images `[N, 3, S, S]`.
@@ -221,7 +222,7 @@ impl AutoSam {
         }
         // On a CPU side by side: where one has nothing for a second thread, the other has.
         let (embeddings, prompt) = if x.device().is_cpu() {
-            rayon::join(|| self.embed(x), || self.dense_prompt(x, false))
+            ops::join(|| self.embed(x), || self.dense_prompt(x, false))
         } else {
             (self.embed(x), self.dense_prompt(x, false))
         };

@@ -4,6 +4,7 @@
 use super::graph;
 #[cfg(feature = "cuda")]
 use super::pixels::{cropped, normalise_bytes, probability_bytes};
+use super::replay::Replay;
 use super::{AutoSam, MaskMode, ModelOptions, Views, checkpoint};
 use crate::engine::segmenter::{ProbMap, Sample, Segmenter};
 use crate::weights::Checkpoint;
@@ -74,6 +75,7 @@ struct AutoSamSegmenter {
     views: Views,
     /// See [`Precision::on`].
     products: Option<DType>,
+    replay: Replay,
     #[cfg(feature = "cuda")]
     recorder: graph::Recorder,
 }
@@ -85,6 +87,7 @@ impl AutoSamSegmenter {
             mask_mode: options.mask_mode,
             views: options.views,
             products,
+            replay: Replay::default(),
             #[cfg(feature = "cuda")]
             recorder: graph::Recorder::default(),
         }
@@ -120,13 +123,11 @@ impl Segmenter for AutoSamSegmenter {
     }
 
     fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> Result<()> {
-        let maps = if self.model.device.is_cpu() {
-            let samples = std::slice::from_ref(sample);
-            ops::in_pool(|| self.model.maps(samples, self.mask_mode, self.views, self.products))?
-        } else {
-            self.on_a_gpu(sample)?
-        };
-        if let Some(map) = maps.into_iter().next_back() {
+        if self.model.device.is_cpu() {
+            let Self { model, mask_mode, views, replay, .. } = self;
+            return ops::in_pool(|| replay.run(model, sample, *mask_mode, *views, out));
+        }
+        if let Some(map) = self.on_a_gpu(sample)?.into_iter().next_back() {
             *out = map;
         }
         Ok(())

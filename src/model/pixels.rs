@@ -1,9 +1,8 @@
 //! From a sample's bytes to the network's input, and from its logits to a map's bytes.
 
 use super::MaskMode;
-use crate::engine::segmenter::{ProbMap, Sample};
+use crate::engine::segmenter::{Mirror, ProbMap, Sample};
 use crate::ops;
-use crate::train::losses::min_max;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -14,6 +13,12 @@ const PIXEL_STD: [f32; 3] = [58.395, 57.12, 57.375];
 /// Normalises by SAM's mean and standard deviation and pads with zeros below and to the right:
 /// samples whose longest side is the image size → `[N, 3, S, S]`.
 pub fn preprocess(samples: &[Sample], size: usize, device: &Device) -> Result<Tensor> {
+    check(samples, size)?;
+    Ok(if device.is_cpu() { normalise(samples, size)? } else { upload(samples, size, device)? })
+}
+
+/// Whether a network of `size` can take `samples`.
+pub(super) fn check(samples: &[Sample], size: usize) -> Result<()> {
     for sample in samples {
         if sample.width > size || sample.height > size || sample.rgb.len() != 3 * sample.width * sample.height
         {
@@ -25,24 +30,40 @@ pub fn preprocess(samples: &[Sample], size: usize, device: &Device) -> Result<Te
             )));
         }
     }
-    Ok(if device.is_cpu() { normalise(samples, size)? } else { upload(samples, size, device)? })
+    Ok(())
 }
 
-/// [`preprocess`] on a CPU, in one pass.
+/// [`preprocess`] on a CPU.
 fn normalise(samples: &[Sample], size: usize) -> candle_core::Result<Tensor> {
-    let s = size;
-    let mut data = vec![0f32; samples.len() * 3 * s * s];
-    for (sample, out) in samples.iter().zip(data.chunks_exact_mut(3 * s * s)) {
-        for (c, plane) in out.chunks_exact_mut(s * s).enumerate() {
-            let (scale, shift) = (1.0 / PIXEL_STD[c], -PIXEL_MEAN[c] / PIXEL_STD[c]);
-            for (row, line) in sample.rgb.chunks_exact(3 * sample.width).zip(plane.chunks_exact_mut(s)) {
-                for (v, px) in line.iter_mut().zip(row.chunks_exact(3)) {
-                    *v = f32::from(px[c]) * scale + shift;
-                }
+    let mut data = vec![0f32; samples.len() * 3 * size * size];
+    for (sample, out) in samples.iter().zip(data.chunks_exact_mut(3 * size * size)) {
+        normalise_into(sample, Mirror { across: false, down: false }, size, out);
+    }
+    Tensor::from_vec(data, (samples.len(), 3, size, size), &Device::Cpu)
+}
+
+/// [`preprocess`] of a sample, mirrored, into `out [3, size, size]`, in one pass.
+pub(super) fn normalise_into(sample: &Sample, mirror: Mirror, size: usize, out: &mut [f32]) {
+    let width = sample.width;
+    for (c, plane) in out.chunks_exact_mut(size * size).enumerate() {
+        let (scale, shift) = (1.0 / PIXEL_STD[c], -PIXEL_MEAN[c] / PIXEL_STD[c]);
+        let value = |px: &[u8]| f32::from(px[c]) * scale + shift;
+        for (y, line) in plane.chunks_exact_mut(size).enumerate() {
+            if y >= sample.height {
+                line.fill(0.0);
+                continue;
             }
+            let y = if mirror.down { sample.height - 1 - y } else { y };
+            let row = &sample.rgb[3 * y * width..][..3 * width];
+            let (pixels, padding) = line.split_at_mut(width);
+            if mirror.across {
+                pixels.iter_mut().zip(row.chunks_exact(3).rev()).for_each(|(v, px)| *v = value(px));
+            } else {
+                pixels.iter_mut().zip(row.chunks_exact(3)).for_each(|(v, px)| *v = value(px));
+            }
+            padding.fill(0.0);
         }
     }
-    Tensor::from_vec(data, (samples.len(), 3, s, s), &Device::Cpu)
 }
 
 /// [`preprocess`] on a GPU: bytes go over, a quarter of what floats would be, and become floats there.
@@ -80,10 +101,36 @@ pub fn probabilities(
 pub(super) fn probability_bytes(logits: &Tensor, size: usize, mode: MaskMode) -> candle_core::Result<Tensor> {
     match mode {
         MaskMode::Sigmoid => ops::probability_bytes(logits, size),
-        MaskMode::MinMax => {
-            let p = ops::resize_bilinear(&min_max(logits)?, size, size, false)?;
-            p.affine(255.0, 0.5)?.to_dtype(DType::U8)
+        MaskMode::MinMax => probability(logits, size, mode)?.affine(255.0, 0.5)?.to_dtype(DType::U8),
+    }
+}
+
+/// Probabilities of `logits [N, 1, 4g, 4g]`, `[N, 1, size, size]`.
+pub(super) fn probability(logits: &Tensor, size: usize, mode: MaskMode) -> candle_core::Result<Tensor> {
+    match mode {
+        MaskMode::Sigmoid => ops::probability(logits, size),
+        MaskMode::MinMax => ops::resize_bilinear(&ops::min_max(logits)?, size, size, false),
+    }
+}
+
+/// The map of `sample` of the probabilities `p [N, size, size]` of its mirror images: their mean, of bytes each.
+pub(super) fn map_of(p: &[f32], size: usize, sample: &Sample, mirrors: &[Mirror], out: &mut ProbMap) {
+    let (width, height) = (sample.width, sample.height);
+    let byte = |p: f32| (p * 255.0 + 0.5) as u8;
+    let at = |reverse: bool, i: usize, side: usize| if reverse { side - 1 - i } else { i };
+    (out.width, out.height) = (width, height);
+    out.data.clear();
+    for y in 0..height {
+        if let [Mirror { across: false, down: false }] = mirrors {
+            out.data.extend(p[y * size..][..width].iter().map(|p| byte(*p)));
+            continue;
         }
+        out.data.extend((0..width).map(|x| {
+            let views = p.chunks_exact(size * size).zip(mirrors);
+            let bytes = views.map(|(p, m)| byte(p[at(m.down, y, height) * size + at(m.across, x, width)]));
+            let n = mirrors.len() as u16;
+            ((bytes.map(u16::from).sum::<u16>() + n / 2) / n) as u8
+        }));
     }
 }
 

@@ -1,9 +1,11 @@
 //! Copies between arrangements: windows of a grid, channels side by side.
 
-use super::cpu::{Elements, Shared, copied, handles, shaped_as, slice, unwritten, written};
+use super::cpu::{Shared, copied, handles, shaped_as, unwritten, written};
+use super::forward::{Args, Elements, Forward, apply, filled, in_storage};
 use super::tape;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// `[N, H, W, C]` → windows `[N·wh·ww, w·w, C]`, padded with zeros below and to the right.
 pub fn partition(x: &Tensor, window: usize) -> Result<Tensor> {
@@ -84,22 +86,25 @@ impl Windows {
         });
     }
 
-    fn take_apart(&self, x: &[f32]) -> Vec<f32> {
+    /// The windows of a grid, all of `out`.
+    fn take_apart(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         let (b, t, c) = self.inside();
-        // Zeros where a window reaches beyond the grid.
-        let mut out = vec![0f32; b * t * c];
-        let shared = Shared::new(&mut out);
+        assert_eq!(out.len(), b * t * c);
+        if b * t != self.n * self.h * self.w {
+            // Where a window reaches beyond the grid.
+            out.fill(MaybeUninit::new(0.0));
+        }
+        let shared = Shared::unwritten(out);
         // SAFETY: no line of the windows is written twice.
         self.lines(|from, to, len| unsafe { copy(&x[from..from + len], shared.at(to)) });
-        out
     }
 
-    fn put_together(&self, x: &[f32]) -> Vec<f32> {
-        let mut out = unwritten(self.n * self.h * self.w * self.c);
-        let shared = Shared::unwritten(&mut out);
+    /// The grid of windows, all of `out`.
+    fn put_together(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        assert_eq!(out.len(), self.n * self.h * self.w * self.c);
+        let shared = Shared::unwritten(out);
         // SAFETY: every line of the grid is written once, which are all there is.
         self.lines(|to, from, len| unsafe { copy(&x[from..from + len], shared.at(to)) });
-        unsafe { written(out) }
     }
 }
 
@@ -111,21 +116,57 @@ unsafe fn copy(from: &[f32], to: *mut f32) {
 
 struct Partition(Windows);
 
+// SAFETY: `take_apart` writes all.
+unsafe impl Forward for Partition {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let (from, to) = (self.0.grid(), self.0.inside());
+        if Shape::from(from).dims() != args.dims(0) {
+            candle_core::bail!("windows: expected {from:?}, found {:?}", args.dims(0));
+        }
+        Ok(Shape::from(to))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        self.0.take_apart(&args.get(0)?, out);
+        Ok(())
+    }
+}
+
 impl CustomOp1 for Partition {
     fn name(&self) -> &'static str {
         "autosam-partition"
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.0.take_apart(slice(s, l)?)), Shape::from(self.0.inside())))
+        in_storage(self, &[(s, l)])
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(shaped_as(self.0.put_together(&Elements::of(&grad.contiguous()?)?), x)?))
+        let grad = grad.contiguous()?;
+        let grad = Elements::of(&grad)?;
+        // SAFETY: `put_together` writes all.
+        let dx = unsafe { filled(x.elem_count(), |out| self.0.put_together(&grad, out)) };
+        Ok(Some(shaped_as(dx, x)?))
     }
 }
 
 struct Unpartition(Windows);
+
+// SAFETY: `put_together` writes all.
+unsafe impl Forward for Unpartition {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let (from, to) = (self.0.inside(), self.0.grid());
+        if Shape::from(from).dims() != args.dims(0) {
+            candle_core::bail!("windows: expected {from:?}, found {:?}", args.dims(0));
+        }
+        Ok(Shape::from(to))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        self.0.put_together(&args.get(0)?, out);
+        Ok(())
+    }
+}
 
 impl CustomOp1 for Unpartition {
     fn name(&self) -> &'static str {
@@ -133,19 +174,26 @@ impl CustomOp1 for Unpartition {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.0.put_together(slice(s, l)?)), Shape::from(self.0.grid())))
+        in_storage(self, &[(s, l)])
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(shaped_as(self.0.take_apart(&Elements::of(&grad.contiguous()?)?), x)?))
+        let grad = grad.contiguous()?;
+        let grad = Elements::of(&grad)?;
+        // SAFETY: `take_apart` writes all.
+        let dx = unsafe { filled(x.elem_count(), |out| self.0.take_apart(&grad, out)) };
+        Ok(Some(shaped_as(dx, x)?))
     }
 }
 
 /// Joins `[N, C, H, W]` along the channels.
 pub fn concat(parts: &[&Tensor]) -> Result<Tensor> {
-    // candle's own join is as good, but its gradients are read element by element.
-    if !handles(parts) || !parts.iter().any(|t| t.track_op()) {
+    if !handles(parts) {
         return Tensor::cat(parts, 1);
+    }
+    if !parts.is_empty() && !parts.iter().any(|t| t.track_op()) {
+        let whole = parts.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+        return apply(Concat, &whole.iter().collect::<Vec<_>>());
     }
     let whole = |t: &Tensor| t.contiguous();
     match parts {
@@ -163,32 +211,39 @@ pub fn concat(parts: &[&Tensor]) -> Result<Tensor> {
 /// Joins what lies side by side in each image.
 struct Concat;
 
-impl Concat {
-    fn forward<const N: usize>(parts: [(&[f32], &Layout); N]) -> Result<(CpuStorage, Shape)> {
-        let (n, _, h, w) = parts[0].1.shape().dims4()?;
+// SAFETY: the parts' channels are all there are.
+unsafe impl Forward for Concat {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let &[n, _, h, w] = args.dims(0) else {
+            candle_core::bail!("concat: expected [N, C, H, W], found {:?}", args.dims(0))
+        };
         let mut channels = 0;
-        for (_, l) in parts {
-            if (l.dims()[0], l.dims()[2], l.dims()[3]) != (n, h, w) {
-                candle_core::bail!("concat: {:?} beside {:?}", l.dims(), parts[0].1.dims());
+        for i in 0..args.len() {
+            match args.dims(i) {
+                &[m, c, y, x] if (m, y, x) == (n, h, w) => channels += c,
+                other => candle_core::bail!("concat: {other:?} beside {:?}", args.dims(0)),
             }
-            channels += l.dims()[1];
         }
-        let mut out = unwritten(n * channels * h * w);
-        if !out.is_empty() {
-            out.par_chunks_mut(channels * h * w).enumerate().for_each(|(image, out)| {
-                let mut at = 0;
-                for (x, l) in parts {
-                    let size = l.dims()[1] * h * w;
-                    copied(&x[image * size..][..size], &mut out[at..at + size]);
-                    at += size;
-                }
-            });
-        }
-        // SAFETY: the parts' channels are all there are.
-        let out = unsafe { written(out) };
-        Ok((CpuStorage::F32(out), Shape::from((n, channels, h, w))))
+        Ok(Shape::from((n, channels, h, w)))
     }
 
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let per_image = out.len() / args.dims(0)[0].max(1);
+        let mut at = 0;
+        for i in 0..args.len() {
+            let part = args.get(i)?;
+            let size = args.dims(i)[1..].iter().product::<usize>();
+            if size > 0 {
+                let images = out.par_chunks_mut(per_image).zip(part.par_chunks(size));
+                images.for_each(|(out, part)| _ = copied(part, &mut out[at..at + size]));
+            }
+            at += size;
+        }
+        Ok(())
+    }
+}
+
+impl Concat {
     fn backward<const N: usize>(parts: [&Tensor; N], grad: &Tensor) -> Result<[Option<Tensor>; N]> {
         let grad = grad.contiguous()?;
         let stride = grad.elem_count() / grad.dim(0)?.max(1);
@@ -223,7 +278,7 @@ impl CustomOp2 for Concat {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Self::forward([(slice(s1, l1)?, l1), (slice(s2, l2)?, l2)])
+        in_storage(self, &[(s1, l1), (s2, l2)])
     }
 
     fn bwd(
@@ -252,7 +307,7 @@ impl CustomOp3 for Concat {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Self::forward([(slice(s1, l1)?, l1), (slice(s2, l2)?, l2), (slice(s3, l3)?, l3)])
+        in_storage(self, &[(s1, l1), (s2, l2), (s3, l3)])
     }
 
     fn bwd(
@@ -265,5 +320,34 @@ impl CustomOp3 for Concat {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [a, b, c] = Self::backward([a, b, c], grad)?;
         Ok((a, b, c))
+    }
+}
+
+/// Token `i` of each image: `[N, T, C]` → `[N, C]`.
+pub fn token(x: &Tensor, i: usize) -> Result<Tensor> {
+    if handles(&[x]) && !x.track_op() {
+        return apply(Token(i), &[&x.contiguous()?]);
+    }
+    x.narrow(1, i, 1)?.squeeze(1)
+}
+
+struct Token(usize);
+
+// SAFETY: every image has its token.
+unsafe impl Forward for Token {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        match args.dims(0) {
+            &[n, t, c] if self.0 < t => Ok(Shape::from((n, c))),
+            other => candle_core::bail!("token {} of {other:?}", self.0),
+        }
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let &[_, t, c] = args.dims(0) else { return Ok(()) };
+        let x = args.get(0)?;
+        for (out, tokens) in out.chunks_exact_mut(c.max(1)).zip(x.chunks_exact((t * c).max(1))) {
+            copied(&tokens[self.0 * c..][..c], out);
+        }
+        Ok(())
     }
 }

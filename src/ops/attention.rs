@@ -1,12 +1,14 @@
 //! Attention of every head on views of what holds its queries, keys and values; scores exist for a block of queries
 //! at a time.
 
-use super::cpu::{Elements, Shared, shaped_as as shaped, simd, slice, unwritten, written};
+use super::cpu::{Shared, shaped_as as shaped, simd};
+use super::forward::{Args, Elements, Forward, in_storage};
 use super::gemm::{Matrix, gemm, scratch};
 use super::linear::SERIAL;
 use super::pointwise::{softmax_grad_row, softmax_row};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Query rows whose scores exist at a time: the second-level cache holds them, and keys are laid out anew for each block.
 fn queries(keys: usize) -> usize {
@@ -173,31 +175,33 @@ impl Problem {
             }
             Bias::Relative { rows: down, cols: across, h, w } => {
                 let (down_width, across_width) = (2 * h - 1, 2 * w - 1);
-                let mut distances = vec![0f32; rows * (down_width + across_width)];
-                let (by_row, by_col) = distances.split_at_mut(rows * down_width);
-                for (table, width, out) in [(down, down_width, by_row), (across, across_width, by_col)] {
-                    let table = Matrix { data: table.as_ptr(), rows: 1, cols: self.d as isize };
-                    unsafe {
-                        gemm(rows, width, self.d, out.as_mut_ptr(), width as isize, false, 1.0, q, table)
-                    };
-                }
-                let (by_row, by_col) = distances.split_at(rows * down_width);
-                simd(
-                    #[inline(always)]
-                    || {
-                        for (i, scores) in scores.chunks_exact_mut(self.keys).enumerate() {
-                            let (y, x) = ((first + i) / w, (first + i) % w);
-                            // A key at (ky, kx) is y - ky + h - 1 down and x - kx + w - 1 across in the tables.
-                            let down = &by_row[i * down_width + y..][..h];
-                            let across = &by_col[i * across_width + x..][..w];
-                            for (line, down) in scores.chunks_exact_mut(w).zip(down.iter().rev()) {
-                                for (s, across) in line.iter_mut().zip(across.iter().rev()) {
-                                    *s += down + across;
+                scratch(rows * (down_width + across_width), |distances| {
+                    let (by_row, by_col) = distances.split_at_mut(rows * down_width);
+                    for (table, width, out) in
+                        [(down, down_width, &mut *by_row), (across, across_width, &mut *by_col)]
+                    {
+                        let table = Matrix { data: table.as_ptr(), rows: 1, cols: self.d as isize };
+                        unsafe {
+                            gemm(rows, width, self.d, out.as_mut_ptr(), width as isize, false, 1.0, q, table)
+                        };
+                    }
+                    simd(
+                        #[inline(always)]
+                        || {
+                            for (i, scores) in scores.chunks_exact_mut(self.keys).enumerate() {
+                                let (y, x) = ((first + i) / w, (first + i) % w);
+                                // A key at (ky, kx) is y - ky + h - 1 down and x - kx + w - 1 across in the tables.
+                                let down = &by_row[i * down_width + y..][..h];
+                                let across = &by_col[i * across_width + x..][..w];
+                                for (line, down) in scores.chunks_exact_mut(w).zip(down.iter().rev()) {
+                                    for (s, across) in line.iter_mut().zip(across.iter().rev()) {
+                                        *s += down + across;
+                                    }
                                 }
                             }
-                        }
-                    },
-                );
+                        },
+                    );
+                });
             }
         }
         simd(
@@ -210,11 +214,16 @@ impl Problem {
         );
     }
 
-    /// → `[B, T, heads · d]`.
-    fn forward(&self, x: Operands, bias: Bias) -> (CpuStorage, Shape) {
+    /// Of the result.
+    fn shape(&self) -> Shape {
+        Shape::from((self.batch, self.tokens, self.heads * self.d))
+    }
+
+    /// All of `out [B, T, heads · d]`.
+    fn forward(&self, x: Operands, bias: Bias, out: &mut [MaybeUninit<f32>]) {
         let out_rows = Rows::alone(self.tokens, self.heads, self.d);
-        let mut out = unwritten(self.batch * out_rows.image);
-        let shared = Shared::unwritten(&mut out);
+        assert_eq!(out.len(), self.batch * out_rows.image);
+        let shared = Shared::unwritten(out);
         let chunks = self.tokens.div_ceil(queries(self.keys));
         let block = self.tokens.div_ceil(chunks.max(1));
         let run = |task: usize| {
@@ -239,9 +248,6 @@ impl Problem {
         } else {
             (0..tasks).into_par_iter().for_each(run);
         }
-        // SAFETY: the tasks' rows are all there are.
-        let out = unsafe { written(out) };
-        (CpuStorage::F32(out), Shape::from((self.batch, self.tokens, self.heads * self.d)))
     }
 
     /// Writes the gradients of q, k and v where `into` says (buffers laid out as the operands), and returns that of a full
@@ -358,13 +364,12 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    fn forward(&self, x: &[f32], l: &Layout, bias: Bias) -> Result<(CpuStorage, Shape)> {
-        let problem = Problem::packed(l.dims(), self.heads, self.packing, self.scale)?;
-        Ok(problem.forward(Operands { q: x, k: x, v: x }, bias))
+    fn problem(&self, dims: &[usize]) -> Result<Problem> {
+        Problem::packed(dims, self.heads, self.packing, self.scale)
     }
 
     fn backward(&self, x: &Tensor, bias: Option<&Tensor>, grad: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let problem = Problem::packed(x.dims(), self.heads, self.packing, self.scale)?;
+        let problem = self.problem(x.dims())?;
         let grad = grad.contiguous()?;
         let (data, grad) = (Elements::of(x)?, Elements::of(&grad)?);
         let held = bias.map(Elements::of).transpose()?;
@@ -379,13 +384,33 @@ impl Packed {
     }
 }
 
+// SAFETY: the tasks of an attention are all of its result.
+unsafe impl Forward for Packed {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let problem = self.problem(args.dims(0))?;
+        if args.len() > 1 && args.dims(1) != [self.heads, problem.tokens, problem.tokens] {
+            let (heads, tokens) = (self.heads, problem.tokens);
+            candle_core::bail!("attention: a bias of {:?} for {heads} heads, {tokens} tokens", args.dims(1));
+        }
+        Ok(problem.shape())
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let x = args.get(0)?;
+        let bias = if args.len() > 1 { Some(args.get(1)?) } else { None };
+        let bias = bias.as_deref().map_or(Bias::None, Bias::Full);
+        self.problem(args.dims(0))?.forward(Operands { q: &x, k: &x, v: &x }, bias, out);
+        Ok(())
+    }
+}
+
 impl CustomOp1 for Packed {
     fn name(&self) -> &'static str {
         "autosam-attention-packed"
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(s, l)?, l, Bias::None)
+        in_storage(self, &[(s, l)])
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -405,15 +430,7 @@ impl CustomOp2 for Packed {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let tokens = l1.dims().get(1).copied().unwrap_or(0);
-        if l2.dims() != [self.heads, tokens, tokens] {
-            candle_core::bail!(
-                "attention: a bias of {:?} for {} heads, {tokens} tokens",
-                l2.dims(),
-                self.heads
-            );
-        }
-        self.forward(slice(s1, l1)?, l1, Bias::Full(slice(s2, l2)?))
+        in_storage(self, &[(s1, l1), (s2, l2)])
     }
 
     fn bwd(
@@ -435,26 +452,23 @@ pub(super) struct Relative {
     pub w: usize,
 }
 
-impl CustomOp3 for Relative {
-    fn name(&self) -> &'static str {
-        "autosam-attention-relative"
+// SAFETY: as for `Packed`.
+unsafe impl Forward for Relative {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let (h, w) = (self.h, self.w);
+        let problem = self.packed.problem(args.dims(0))?;
+        if args.dims(1)[0] != 2 * h - 1 || args.dims(2)[0] != 2 * w - 1 || problem.tokens != h * w {
+            let tables = (args.dims(1), args.dims(2));
+            candle_core::bail!("attention: tables {tables:?} for {h} x {w} of {} tokens", problem.tokens);
+        }
+        Ok(problem.shape())
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (h, w) = (self.h, self.w);
-        if l2.dims()[0] != 2 * h - 1 || l3.dims()[0] != 2 * w - 1 || l1.dims()[1] != h * w {
-            candle_core::bail!("attention: tables {:?} and {:?} for {h} x {w} tokens", l2.dims(), l3.dims());
-        }
-        let bias = Bias::Relative { rows: slice(s2, l2)?, cols: slice(s3, l3)?, h, w };
-        self.packed.forward(slice(s1, l1)?, l1, bias)
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let (x, rows, cols) = (args.get(0)?, args.get(1)?, args.get(2)?);
+        let bias = Bias::Relative { rows: &rows, cols: &cols, h: self.h, w: self.w };
+        self.packed.problem(args.dims(0))?.forward(Operands { q: &x, k: &x, v: &x }, bias, out);
+        Ok(())
     }
 }
 
@@ -462,6 +476,20 @@ impl CustomOp3 for Relative {
 pub(super) struct Apart {
     pub heads: usize,
     pub scale: f32,
+}
+
+// SAFETY: as for `Packed`.
+unsafe impl Forward for Apart {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        Ok(Problem::apart(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?.shape())
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let (q, k, v) = (args.get(0)?, args.get(1)?, args.get(2)?);
+        let problem = Problem::apart(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?;
+        problem.forward(Operands { q: &q, k: &k, v: &v }, Bias::None, out);
+        Ok(())
+    }
 }
 
 impl CustomOp3 for Apart {
@@ -478,9 +506,7 @@ impl CustomOp3 for Apart {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let problem = Problem::apart(l1.dims(), l2.dims(), l3.dims(), self.heads, self.scale)?;
-        let x = Operands { q: slice(s1, l1)?, k: slice(s2, l2)?, v: slice(s3, l3)? };
-        Ok(problem.forward(x, Bias::None))
+        in_storage(self, &[(s1, l1), (s2, l2), (s3, l3)])
     }
 
     fn bwd(

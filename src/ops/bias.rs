@@ -1,13 +1,43 @@
 //! Bias and activation of `[N, C, H, W]` where a gradient is asked for.
 
-use super::cpu::{Elements, Shared, copied, gradient_of, simd, slice, unwritten, written};
+use super::cpu::{Shared, copied, gradient_of, simd, unwritten, written};
+use super::forward::{Args, Elements, Forward, in_storage};
 use super::pointwise::{Activation, plane_sum};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// `activation(x + bias)`, bias `[C]`.
 pub(super) struct Biased {
     pub activation: Option<Activation>,
+}
+
+// SAFETY: every plane is written.
+unsafe impl Forward for Biased {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let &[_, c, _, _] = args.dims(0) else {
+            candle_core::bail!("bias: expected [N, C, H, W], found {:?}", args.dims(0))
+        };
+        if args.dims(1) != [c] {
+            candle_core::bail!("a bias of {:?} numbers for {c} channels", args.dims(1));
+        }
+        Ok(Shape::from(args.dims(0)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let (x, bias) = (args.get(0)?, args.get(1)?);
+        let (x, bias): (&[f32], &[f32]) = (&x, &bias);
+        let pixels = args.dims(0)[2..].iter().product::<usize>().max(1);
+        let planes = out.par_chunks_mut(pixels).zip(x.par_chunks(pixels)).enumerate();
+        planes.with_min_len(4).for_each(|(i, (out, x))| {
+            let out = copied(x, out);
+            simd(
+                #[inline(always)]
+                || Activation::apply_shifted(self.activation, out, bias[i % bias.len()]),
+            );
+        });
+        Ok(())
+    }
 }
 
 impl CustomOp2 for Biased {
@@ -22,23 +52,7 @@ impl CustomOp2 for Biased {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, bias) = (slice(s1, l1)?, slice(s2, l2)?);
-        let (_, c, h, w) = l1.shape().dims4()?;
-        if bias.len() != c {
-            candle_core::bail!("a bias of {} numbers for {c} channels", bias.len());
-        }
-        let mut out = unwritten(x.len());
-        let planes = out.par_chunks_mut(h * w).zip(x.par_chunks(h * w)).enumerate();
-        planes.with_min_len(4).for_each(|(i, (out, x))| {
-            let out = copied(x, out);
-            simd(
-                #[inline(always)]
-                || Activation::apply_shifted(self.activation, out, bias[i % c]),
-            );
-        });
-        // SAFETY: every plane was written.
-        let out = unsafe { written(out) };
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        in_storage(self, &[(s1, l1), (s2, l2)])
     }
 
     fn bwd(

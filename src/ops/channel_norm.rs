@@ -3,6 +3,7 @@
 use super::cpu::{Shared, simd, sum_over_rows, unwritten, written, written_part};
 use super::pointwise::{Activation, plane_sum};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// How the channels of a batch lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,10 +128,16 @@ impl Arrangement {
         })
     }
 
-    /// `activation(norm(x))`.
-    pub fn normalise(self, x: &[f32], channels: &Channels, activation: Option<Activation>) -> Vec<f32> {
+    /// `activation(norm(x))` into all of `out`.
+    pub fn normalise(
+        self,
+        x: &[f32],
+        channels: &Channels,
+        activation: Option<Activation>,
+        out: &mut [MaybeUninit<f32>],
+    ) {
         let (scale, shift) = channels.affine();
-        let mut out = unwritten(x.len());
+        assert_eq!(x.len(), out.len());
         match self {
             Self::Planes { c, pixels, .. } => {
                 out.par_chunks_mut(pixels).zip(x.par_chunks(pixels)).enumerate().with_min_len(4).for_each(
@@ -172,8 +179,6 @@ impl Arrangement {
                 );
             }
         }
-        // SAFETY: every plane or row was written.
-        unsafe { written(out) }
     }
 
     /// Gradients of x (through the batch's own statistics), gain and bias, from that of [`Self::normalise`]'s result.

@@ -1,12 +1,14 @@
 //! Convolution as matrix products over tiles of unfolded columns that stay in cache; 3x3 ones of stride 1 by [`winograd`].
 
 use super::Conv2d;
-use super::cpu::{Elements, Shared, gradient_of, simd, slice, sum_over_images, unwritten, written};
+use super::cpu::{Shared, gradient_of, simd, sum_over_images};
+use super::forward::{Args, Elements, Forward, in_storage};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
 use super::winograd::{self, Winograd};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Floats in a tile of unfolded columns: a share of the second-level cache.
 const TILE: usize = 96 * 1024;
@@ -84,31 +86,30 @@ impl Geometry {
     /// Columns of output rows `y0..y0 + rows` of one image: `[depth, rows · ow]`.
     fn unfold(&self, image: &[f32], y0: usize, rows: usize, out: &mut [f32]) {
         let width = rows * self.ow;
-        for (r, line) in out.chunks_exact_mut(width).enumerate() {
-            let (ch, ky, kx) = (r / (self.k * self.k), r / self.k % self.k, r % self.k);
-            let plane = &image[ch * self.h * self.w..][..self.h * self.w];
-            for (dy, cells) in line.chunks_exact_mut(self.ow).enumerate() {
-                let iy = ((y0 + dy) * self.stride + ky).wrapping_sub(self.padding);
-                if iy >= self.h {
-                    cells.fill(0.0);
-                    continue;
-                }
-                let row = &plane[iy * self.w..][..self.w];
-                let (from, to) = self.span(kx);
-                cells[..from].fill(0.0);
-                cells[to..].fill(0.0);
-                let start = from * self.stride + kx - self.padding;
-                if from >= to {
-                } else if self.stride == 1 {
-                    cells[from..to].copy_from_slice(&row[start..start + to - from]);
-                } else {
-                    for (cell, v) in cells[from..to].iter_mut().zip(row[start..].iter().step_by(self.stride))
-                    {
-                        *cell = *v;
+        simd(
+            #[inline(always)]
+            || {
+                for (r, line) in out.chunks_exact_mut(width).enumerate() {
+                    let (ch, ky, kx) = (r / (self.k * self.k), r / self.k % self.k, r % self.k);
+                    let plane = &image[ch * self.h * self.w..][..self.h * self.w];
+                    for (dy, cells) in line.chunks_exact_mut(self.ow).enumerate() {
+                        let iy = ((y0 + dy) * self.stride + ky).wrapping_sub(self.padding);
+                        if iy >= self.h {
+                            cells.fill(0.0);
+                            continue;
+                        }
+                        let row = &plane[iy * self.w..][..self.w];
+                        let (from, to) = self.span(kx);
+                        cells[..from].fill(0.0);
+                        cells[to..].fill(0.0);
+                        if from < to {
+                            let row = &row[from * self.stride + kx - self.padding..];
+                            stepped(row, self.stride, &mut cells[from..to]);
+                        }
                     }
                 }
-            }
-        }
+            },
+        );
     }
 
     /// Adds columns back to where [`Self::unfold`] took them from.
@@ -142,11 +143,22 @@ impl Geometry {
         (from.min(self.ow), to.min(self.ow))
     }
 
-    /// `x [N, C, H, W]` and `w [O, C, K, K]` → `[N, O, OH, OW]`, finished.
-    pub fn forward(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
+    /// Of the result.
+    pub fn shape(&self) -> [usize; 4] {
+        [self.n, self.o, self.oh, self.ow]
+    }
+
+    /// `x [N, C, H, W]` and `w [O, C, K, K]` → all of `out [N, O, OH, OW]`, finished.
+    pub fn forward(
+        &self,
+        x: &[f32],
+        w: &[f32],
+        finish: Option<&ChannelFinish>,
+        out: &mut [MaybeUninit<f32>],
+    ) {
         match self.winograd() {
-            Some(g) => g.forward(x, &winograd::transformed(w, g.o, g.c), finish),
-            None => self.forward_unfolded(x, w, finish),
+            Some(g) => g.forward(x, &winograd::transformed(w, g.o, g.c), finish, out),
+            None => self.forward_unfolded(x, w, finish, out),
         }
     }
 
@@ -166,10 +178,17 @@ impl Geometry {
         }
     }
 
-    pub(super) fn forward_unfolded(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
+    /// [`Self::forward`] by unfolding.
+    pub fn forward_unfolded(
+        &self,
+        x: &[f32],
+        w: &[f32],
+        finish: Option<&ChannelFinish>,
+        out: &mut [MaybeUninit<f32>],
+    ) {
         let g = self;
-        let mut out = unwritten(g.n * g.o * g.pixels());
-        let shared = Shared::unwritten(&mut out);
+        assert_eq!(out.len(), g.n * g.o * g.pixels());
+        let shared = Shared::unwritten(out);
         (0..g.n * g.tiles()).into_par_iter().for_each(|task| {
             let (image, tile) = (task / g.tiles(), task % g.tiles());
             let (y0, rows) = g.tile(tile);
@@ -202,8 +221,6 @@ impl Geometry {
                 }
             }
         });
-        // SAFETY: the tiles are all there is.
-        unsafe { written(out) }
     }
 
     pub(super) fn grad_input_unfolded(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
@@ -266,11 +283,44 @@ impl Geometry {
     }
 }
 
+/// `to` ← every `step`-th of `from`.
+#[inline(always)]
+fn stepped(from: &[f32], step: usize, to: &mut [f32]) {
+    match step {
+        1 => to.copy_from_slice(&from[..to.len()]),
+        // Pairs, so that it vectorises.
+        2 => {
+            let (pairs, rest) = from[..(2 * to.len()).min(from.len())].as_chunks::<2>();
+            for (to, pair) in to.iter_mut().zip(pairs) {
+                *to = pair[0];
+            }
+            if let ([last], Some(to)) = (rest, to.last_mut()) {
+                *to = *last;
+            }
+        }
+        _ => to.iter_mut().zip(from.iter().step_by(step)).for_each(|(to, v)| *to = *v),
+    }
+}
+
 /// The operation, and its gradients.
 pub(super) struct Conv {
     pub stride: usize,
     pub padding: usize,
     pub finish: Finish,
+}
+
+// SAFETY: the tiles of a convolution are all of its result.
+unsafe impl Forward for Conv {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let g = Geometry::of(args.dims(0), args.dims(1), self.stride, self.padding)?;
+        Ok(Shape::from(&g.shape()))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let g = Geometry::of(args.dims(0), args.dims(1), self.stride, self.padding)?;
+        g.forward(&args.get(0)?, &args.get(1)?, self.finish.per_channel(g.o)?.as_ref(), out);
+        Ok(())
+    }
 }
 
 impl CustomOp2 for Conv {
@@ -285,10 +335,7 @@ impl CustomOp2 for Conv {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(l1.dims(), l2.dims(), self.stride, self.padding)?;
-        let finish = self.finish.per_channel(g.o)?;
-        let out = g.forward(slice(s1, l1)?, slice(s2, l2)?, finish.as_ref());
-        Ok((CpuStorage::F32(out), Shape::from((g.n, g.o, g.oh, g.ow))))
+        in_storage(self, &[(s1, l1), (s2, l2)])
     }
 
     fn bwd(
@@ -304,5 +351,37 @@ impl CustomOp2 for Conv {
         let dx = gradient_of(x, || Ok(g.grad_input(&grad, &Elements::of(w)?)))?;
         let dw = gradient_of(w, || Ok(g.grad_weight(&Elements::of(x)?, &grad)))?;
         Ok((dx, dw))
+    }
+}
+
+/// `a [N, M, K]` · `b [N, K, P]` → `[N, M, P]`, without a gradient.
+pub(super) struct Matmul;
+
+impl Matmul {
+    /// N, M, K, P.
+    fn sizes(args: Args) -> Result<[usize; 4]> {
+        match (args.dims(0), args.dims(1)) {
+            (&[n, m, k], &[images, depth, p]) if (n, k) == (images, depth) => Ok([n, m, k, p]),
+            (a, b) => candle_core::bail!("a product of {a:?} and {b:?}"),
+        }
+    }
+}
+
+// SAFETY: the images' convolutions are all there is.
+unsafe impl Forward for Matmul {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let [n, m, _, p] = Self::sizes(args)?;
+        Ok(Shape::from((n, m, p)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let [n, m, k, p] = Self::sizes(args)?;
+        let image = Geometry::of(&[1, k, 1, p], &[m, k, 1, 1], 1, 0)?;
+        let (a, b) = (args.get(0)?, args.get(1)?);
+        for i in 0..n {
+            let (a, b) = (&a[i * m * k..][..m * k], &b[i * k * p..][..k * p]);
+            image.forward(b, a, None, &mut out[i * m * p..][..m * p]);
+        }
+        Ok(())
     }
 }

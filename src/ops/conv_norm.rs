@@ -3,7 +3,8 @@
 
 use super::batch_norm::BatchNorm;
 use super::channel_norm::{Arrangement, Channels};
-use super::cpu::{Elements, gradient_of, slice};
+use super::cpu::gradient_of;
+use super::forward::{Args, Elements, Forward, apply, filled, in_storage};
 use super::fused::Finish;
 use super::linear::Weights;
 use super::pointwise::Activation;
@@ -11,7 +12,8 @@ use super::{
     Conv, Conv2d, activate, channels_first, channels_last, conv, conv2d, cpu, depthwise, depthwise_last,
     fusible, linear, tape,
 };
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use std::mem::MaybeUninit;
 use std::sync::{Arc, OnceLock};
 
 /// A convolution, its batch norm, and an activation.
@@ -77,8 +79,14 @@ impl ConvNorm {
         }
         match &self.folded {
             Some(folded) if !train && fusible(&[x, &folded.weight]) => {
-                let op = FoldedLast { map, finish: Finish::new(folded.bias.as_ref(), activation) };
-                x.contiguous()?.apply_op2_no_bwd(&folded.weight, &op)
+                let (x, finish) = (x.contiguous()?, Finish::new(folded.bias.as_ref(), activation));
+                match (map, folded.panels()?) {
+                    (Map::Rows, Some(panels)) => apply(linear::Laid { finish, outputs: o }, &[&x, panels]),
+                    _ => {
+                        let op = FoldedLast { map, finish, turned: OnceLock::new() };
+                        apply(op, &[&x, &folded.weight])
+                    }
+                }
             }
             #[cfg(feature = "cuda")]
             Some(folded) if !train && super::cuda::fusible(&[x, &folded.weight]) => match map {
@@ -130,7 +138,7 @@ enum Sized {
     Conv(conv::Geometry),
     DepthWise(depthwise::Geometry),
     DepthWiseLast(depthwise_last::Geometry),
-    Rows { i: usize, o: usize, shape: Vec<usize> },
+    Rows { i: usize, o: usize, shape: [usize; 4] },
 }
 
 impl Map {
@@ -152,19 +160,19 @@ impl Map {
                 if c != i {
                     candle_core::bail!("1x1 convolution: {w:?} does not fit {x:?}");
                 }
-                Sized::Rows { i, o, shape: vec![n, h, width, o] }
+                Sized::Rows { i, o, shape: [n, h, width, o] }
             }
         })
     }
 }
 
 impl Sized {
-    fn shape(&self) -> Vec<usize> {
+    fn shape(&self) -> [usize; 4] {
         match self {
-            Self::Conv(g) => vec![g.n, g.o, g.oh, g.ow],
-            Self::DepthWise(g) => vec![g.n, g.c, g.oh, g.ow],
-            Self::DepthWiseLast(g) => vec![g.n, g.oh, g.ow, g.c],
-            Self::Rows { shape, .. } => shape.clone(),
+            Self::Conv(g) => g.shape(),
+            Self::DepthWise(g) => [g.n, g.c, g.oh, g.ow],
+            Self::DepthWiseLast(g) => [g.n, g.oh, g.ow, g.c],
+            Self::Rows { shape, .. } => *shape,
         }
     }
 
@@ -179,12 +187,14 @@ impl Sized {
     }
 
     fn forward(&self, x: &[f32], w: &[f32]) -> Vec<f32> {
-        match self {
-            Self::Conv(g) => g.forward(x, w, None),
-            Self::DepthWise(g) => g.forward(x, w, None),
-            Self::DepthWiseLast(g) => g.forward(x, w, |_| {}),
-            Self::Rows { i, o, .. } => linear::product(x, Weights::rows(w), *i, *o, |_, _| {}),
-        }
+        let write = |out: &mut [MaybeUninit<f32>]| match self {
+            Self::Conv(g) => g.forward(x, w, None, out),
+            Self::DepthWise(g) => g.forward(x, w, None, out),
+            Self::DepthWiseLast(g) => g.forward(x, &g.turned(w), |_| {}, out),
+            Self::Rows { i, o, .. } => linear::product(x, Weights::Rows(w), *i, *o, |_| {}, out),
+        };
+        // SAFETY: each writes all of its result.
+        unsafe { filled(self.shape().iter().product(), write) }
     }
 
     fn grad_input(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
@@ -226,6 +236,28 @@ struct ConvNormOp {
     kept: Arc<OnceLock<Kept>>,
 }
 
+// SAFETY: `normalise` writes all.
+unsafe impl Forward for ConvNormOp {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        Ok(Shape::from(&self.map.sized(args.dims(0), args.dims(1))?.shape()))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let map = self.map.sized(args.dims(0), args.dims(1))?;
+        let before = map.forward(&args.get(0)?, &args.get(1)?);
+        let arrangement = map.arrangement();
+        let (mean, variance) = arrangement.moments(&before);
+        let norm = args.get(2)?;
+        let (gain, bias) = norm.split_at(mean.len());
+        let inverse = variance.iter().map(|v| (1.0 / (f64::from(*v) + self.eps).sqrt()) as f32).collect();
+        let channels = Channels { mean, inverse, gain: gain.to_vec(), bias: bias.to_vec() };
+        arrangement.normalise(&before, &channels, self.activation, out);
+        // A forward pass happens once.
+        let _ = self.kept.set(Kept { before, channels, variance, count: arrangement.count() });
+        Ok(())
+    }
+}
+
 impl CustomOp3 for ConvNormOp {
     fn name(&self) -> &'static str {
         "autosam-conv-norm"
@@ -240,17 +272,7 @@ impl CustomOp3 for ConvNormOp {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let map = self.map.sized(l1.dims(), l2.dims())?;
-        let before = map.forward(slice(s1, l1)?, slice(s2, l2)?);
-        let arrangement = map.arrangement();
-        let (mean, variance) = arrangement.moments(&before);
-        let (gain, bias) = slice(s3, l3)?.split_at(mean.len());
-        let inverse = variance.iter().map(|v| (1.0 / (f64::from(*v) + self.eps).sqrt()) as f32).collect();
-        let channels = Channels { mean, inverse, gain: gain.to_vec(), bias: bias.to_vec() };
-        let out = arrangement.normalise(&before, &channels, self.activation);
-        // A forward pass happens once.
-        let _ = self.kept.set(Kept { before, channels, variance, count: arrangement.count() });
-        Ok((CpuStorage::F32(out), Shape::from(map.shape())))
+        in_storage(self, &[(s1, l1), (s2, l2), (s3, l3)])
     }
 
     fn bwd(
@@ -278,36 +300,30 @@ impl CustomOp3 for ConvNormOp {
 struct FoldedLast {
     map: Map,
     finish: Finish,
+    /// Weights of a depth-wise convolution as it takes them.
+    turned: OnceLock<Vec<f32>>,
 }
 
-impl CustomOp2 for FoldedLast {
-    fn name(&self) -> &'static str {
-        "autosam-conv-last"
+// SAFETY: each map writes all of its result.
+unsafe impl Forward for FoldedLast {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        Ok(Shape::from(&self.map.sized(args.dims(0), args.dims(1))?.shape()))
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let map = self.map.sized(l1.dims(), l2.dims())?;
-        let (x, w) = (slice(s1, l1)?, slice(s2, l2)?);
-        let channels = map.shape()[3];
-        let finish = self.finish.per_channel(channels)?;
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let map = self.map.sized(args.dims(0), args.dims(1))?;
+        let (x, w) = (args.get(0)?, args.get(1)?);
+        let finish = self.finish.per_channel(args.dims(1)[0])?;
         let finish = |block: &mut [f32]| {
             if let Some(finish) = &finish {
                 finish.rows(block);
             }
         };
-        let out = match &map {
-            Sized::DepthWiseLast(g) => g.forward(x, w, finish),
-            Sized::Rows { i, o, .. } => {
-                linear::product(x, Weights::rows(w), *i, *o, |_, block| finish(block))
-            }
+        match &map {
+            Sized::DepthWiseLast(g) => g.forward(&x, self.turned.get_or_init(|| g.turned(&w)), finish, out),
+            Sized::Rows { i, o, .. } => linear::product(&x, Weights::Rows(&w), *i, *o, finish, out),
             Sized::Conv(_) | Sized::DepthWise(_) => candle_core::bail!("{:?} is not channels last", self.map),
-        };
-        Ok((CpuStorage::F32(out), Shape::from(map.shape())))
+        }
+        Ok(())
     }
 }

@@ -1,9 +1,9 @@
 //! What the CPU kernels share.
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 use rayon::prelude::*;
 use std::mem::{ManuallyDrop, MaybeUninit};
-use std::ops::{Deref, Range};
+use std::ops::Range;
 
 pub(super) use crate::simd::simd;
 
@@ -17,34 +17,6 @@ pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     match layout.contiguous_offsets() {
         Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
         None => candle_core::bail!("a kernel needs a contiguous tensor, not {layout:?}"),
-    }
-}
-
-/// The elements of a contiguous f32 tensor, held for reading.
-pub(super) struct Elements<'a> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
-}
-
-impl<'a> Elements<'a> {
-    pub fn of(tensor: &'a Tensor) -> Result<Self> {
-        let (storage, layout) = tensor.storage_and_layout();
-        let range = match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(_)), Some((from, to))) => from..to,
-            _ => candle_core::bail!("a kernel needs a contiguous f32 tensor on the CPU, not {tensor:?}"),
-        };
-        Ok(Self { storage, range })
-    }
-}
-
-impl Deref for Elements<'_> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(all)) => &all[self.range.clone()],
-            _ => unreachable!("`of` takes no other"),
-        }
     }
 }
 

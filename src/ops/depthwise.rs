@@ -1,9 +1,11 @@
 //! Depth-wise convolution: one kernel a channel, rows at a time.
 
-use super::cpu::{Elements, gradient_of, simd, slice};
+use super::cpu::{gradient_of, simd, written_part};
+use super::forward::{Args, Elements, Forward, in_storage};
 use super::fused::{ChannelFinish, Finish};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Geometry {
@@ -53,15 +55,24 @@ impl Geometry {
         (from.min(to), to, (from * self.stride + kx).saturating_sub(self.padding))
     }
 
-    /// `x [N, C, H, W]` and `w [C, 1, K, K]` → `[N, C, OH, OW]`, finished.
-    pub fn forward(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
+    /// `x [N, C, H, W]` and `w [C, 1, K, K]` → all of `out [N, C, OH, OW]`, finished.
+    pub fn forward(
+        &self,
+        x: &[f32],
+        w: &[f32],
+        finish: Option<&ChannelFinish>,
+        out: &mut [MaybeUninit<f32>],
+    ) {
         let g = self;
-        let mut out = vec![0f32; g.n * g.c * g.oh * g.ow];
+        assert_eq!(out.len(), g.n * g.c * g.oh * g.ow);
         out.par_chunks_mut(g.oh * g.ow).zip(x.par_chunks(g.h * g.w)).enumerate().for_each(|(i, (out, x))| {
             let kernel = &w[i % g.c * g.k * g.k..][..g.k * g.k];
             simd(
                 #[inline(always)]
                 || {
+                    out.fill(MaybeUninit::new(0.0));
+                    // SAFETY: it was, just now.
+                    let out = unsafe { written_part(out) };
                     g.rows(
                         #[inline(always)]
                         |iy, oy, ky| {
@@ -91,7 +102,6 @@ impl Geometry {
                 },
             );
         });
-        out
     }
 
     /// Gradient of the input.
@@ -173,6 +183,20 @@ pub(super) struct DepthWise {
     pub finish: Finish,
 }
 
+// SAFETY: every plane is written.
+unsafe impl Forward for DepthWise {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let g = Geometry::of(args.dims(0), args.dims(1), self.stride, self.padding)?;
+        Ok(Shape::from((g.n, g.c, g.oh, g.ow)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let g = Geometry::of(args.dims(0), args.dims(1), self.stride, self.padding)?;
+        g.forward(&args.get(0)?, &args.get(1)?, self.finish.per_channel(g.c)?.as_ref(), out);
+        Ok(())
+    }
+}
+
 impl CustomOp2 for DepthWise {
     fn name(&self) -> &'static str {
         "autosam-depthwise"
@@ -185,10 +209,7 @@ impl CustomOp2 for DepthWise {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(l1.dims(), l2.dims(), self.stride, self.padding)?;
-        let finish = self.finish.per_channel(g.c)?;
-        let out = g.forward(slice(s1, l1)?, slice(s2, l2)?, finish.as_ref());
-        Ok((CpuStorage::F32(out), Shape::from((g.n, g.c, g.oh, g.ow))))
+        in_storage(self, &[(s1, l1), (s2, l2)])
     }
 
     fn bwd(

@@ -1,6 +1,6 @@
 //! Depth-wise convolution of `[N, H, W, C]`: every step is a line of channels, so that any stride vectorises.
 
-use super::cpu::{simd, unwritten, written, written_part};
+use super::cpu::{simd, written_part};
 use candle_core::Result;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -37,7 +37,7 @@ impl Geometry {
     }
 
     /// Weights `[C, K·K]` → `[K·K, C]`.
-    fn turned(&self, w: &[f32]) -> Vec<f32> {
+    pub fn turned(&self, w: &[f32]) -> Vec<f32> {
         let taps = self.k * self.k;
         (0..taps * self.c).map(|i| w[i % self.c * taps + i / self.c]).collect()
     }
@@ -58,10 +58,15 @@ impl Geometry {
         (at.is_multiple_of(self.stride) && at / self.stride < outputs).then_some(at / self.stride)
     }
 
-    /// → `[N, OH, OW, C]`; `finish` gets each row `[OW, C]` as it is done.
-    pub fn forward(&self, x: &[f32], w: &[f32], finish: impl Fn(&mut [f32]) + Sync) -> Vec<f32> {
-        let weights = self.turned(w);
-        let mut out = unwritten(self.n * self.oh * self.ow * self.c);
+    /// With weights of [`Self::turned`] → all of `out [N, OH, OW, C]`; `finish` gets each row `[OW, C]` as it is done.
+    pub fn forward(
+        &self,
+        x: &[f32],
+        weights: &[f32],
+        finish: impl Fn(&mut [f32]) + Sync,
+        out: &mut [MaybeUninit<f32>],
+    ) {
+        assert_eq!(out.len(), self.n * self.oh * self.ow * self.c);
         out.par_chunks_mut(self.ow * self.c).enumerate().with_min_len(4).for_each(|(line, out)| {
             let image = &x[line / self.oh * self.h * self.w * self.c..][..self.h * self.w * self.c];
             let rows = self.taps(line % self.oh, self.h);
@@ -70,15 +75,13 @@ impl Geometry {
                 || {
                     for (ox, out) in out.chunks_exact_mut(self.c).enumerate() {
                         let columns = self.taps(ox, self.w);
-                        self.cell(image, &weights, rows, columns, out);
+                        self.cell(image, weights, rows, columns, out);
                     }
                     // SAFETY: its cells are all there is.
                     finish(unsafe { written_part(out) });
                 },
             );
         });
-        // SAFETY: every line was written.
-        unsafe { written(out) }
     }
 
     /// All channels of one output.

@@ -1,19 +1,27 @@
 //! Kernels of pooling and resizing, with their gradients.
 
-use super::cpu::{Elements, Shared, shaped_as, slice, unwritten, written};
+use super::cpu::{Shared, shaped_as, written_part};
+use super::forward::{Args, Elements, Forward, in_storage};
 use super::gemm::scratch;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 
 /// Bilinear resize of `[N, C, H, W]`, as [`super::resize_bilinear`].
 pub(super) struct Resize {
     pub height: usize,
     pub width: usize,
     pub align_corners: bool,
+    /// Of rows and columns.
+    taps: OnceLock<[Vec<Tap>; 2]>,
 }
 
+/// See [`taps`].
+type Tap = (usize, usize, f32);
+
 /// The two samples that make an output, and the second's share.
-pub(super) fn taps(from: usize, to: usize, align_corners: bool) -> impl Iterator<Item = (usize, usize, f32)> {
+pub(super) fn taps(from: usize, to: usize, align_corners: bool) -> impl Iterator<Item = Tap> {
     (0..to).map(move |j| {
         let at = if align_corners {
             if to == 1 { 0.0 } else { j as f64 * (from - 1) as f64 / (to - 1) as f64 }
@@ -25,21 +33,37 @@ pub(super) fn taps(from: usize, to: usize, align_corners: bool) -> impl Iterator
     })
 }
 
-impl CustomOp1 for Resize {
-    fn name(&self) -> &'static str {
-        "autosam-resize"
+impl Resize {
+    pub fn new(height: usize, width: usize, align_corners: bool) -> Self {
+        Self { height, width, align_corners, taps: OnceLock::new() }
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(s, l)?;
-        let (n, c, h, w) = l.shape().dims4()?;
-        let down: Vec<_> = taps(h, self.height, self.align_corners).collect();
-        let across: Vec<_> = taps(w, self.width, self.align_corners).collect();
-        let mut out = unwritten(n * c * self.height * self.width);
+    /// From `h × w`.
+    fn taps(&self, h: usize, w: usize) -> &[Vec<Tap>; 2] {
+        self.taps.get_or_init(|| {
+            [(h, self.height), (w, self.width)].map(|(from, to)| taps(from, to, self.align_corners).collect())
+        })
+    }
+}
+
+// SAFETY: the halves are all rows there are.
+unsafe impl Forward for Resize {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        match args.dims(0) {
+            &[n, c, _, _] => Ok(Shape::from((n, c, self.height, self.width))),
+            other => candle_core::bail!("resize: expected [N, C, H, W], found {other:?}"),
+        }
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let x = args.get(0)?;
+        let x: &[f32] = &x;
+        let &[n, c, h, w] = args.dims(0) else { return Ok(()) };
+        let [down, across] = self.taps(h, w);
         // Half a plane a task, so that one plane still feeds two threads.
         let lines = self.height.div_ceil(2);
         let halves = self.height.div_ceil(lines);
-        let shared = Shared::unwritten(&mut out);
+        let shared = Shared::unwritten(out);
         (0..n * c * halves).into_par_iter().with_min_len(2 / halves.max(1)).for_each(|task| {
             let (plane, half) = (task / halves, task % halves);
             let x = &x[plane * h * w..][..h * w];
@@ -53,29 +77,36 @@ impl CustomOp1 for Resize {
                 for (out, (low, high, t)) in out.chunks_exact_mut(self.width).zip(&down[half * lines..]) {
                     let (a, b) = (&x[low * w..][..w], &x[high * w..][..w]);
                     blend.iter_mut().zip(a).zip(b).for_each(|((v, a), b)| *v = a + t * (b - a));
-                    for (o, (low, high, t)) in out.iter_mut().zip(&across) {
+                    for (o, (low, high, t)) in out.iter_mut().zip(across) {
                         *o = blend[*low] + t * (blend[*high] - blend[*low]);
                     }
                 }
             });
         });
-        // SAFETY: the halves are all rows there are.
-        let out = unsafe { written(out) };
-        Ok((CpuStorage::F32(out), Shape::from((n, c, self.height, self.width))))
+        Ok(())
+    }
+}
+
+impl CustomOp1 for Resize {
+    fn name(&self) -> &'static str {
+        "autosam-resize"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        in_storage(self, &[(s, l)])
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (_, _, h, w) = x.dims4()?;
         let grad = grad.contiguous()?;
         let grad = Elements::of(&grad)?;
-        let down: Vec<_> = taps(h, self.height, self.align_corners).collect();
-        let across: Vec<_> = taps(w, self.width, self.align_corners).collect();
+        let [down, across] = self.taps(h, w);
         let mut dx = vec![0f32; x.elem_count()];
         dx.par_chunks_mut(h * w).zip(grad.par_chunks(self.height * self.width)).for_each(|(dx, grad)| {
             scratch(w, |line| {
-                for (grad, (low, high, t)) in grad.chunks_exact(self.width).zip(&down) {
+                for (grad, (low, high, t)) in grad.chunks_exact(self.width).zip(down) {
                     line.fill(0.0);
-                    for (g, (left, right, t)) in grad.iter().zip(&across) {
+                    for (g, (left, right, t)) in grad.iter().zip(across) {
                         line[*left] += (1.0 - t) * g;
                         line[*right] += t * g;
                     }
@@ -97,6 +128,10 @@ pub(super) struct MaxPool {
 }
 
 impl MaxPool {
+    fn size(&self, side: usize) -> usize {
+        (side + 2 * self.padding - self.kernel) / self.stride + 1
+    }
+
     /// First and end input of output `at`.
     fn reach(&self, at: usize, side: usize) -> (usize, usize) {
         let from = at * self.stride;
@@ -104,18 +139,23 @@ impl MaxPool {
     }
 }
 
-impl CustomOp1 for MaxPool {
-    fn name(&self) -> &'static str {
-        "autosam-max-pool"
+// SAFETY: every plane is written.
+unsafe impl Forward for MaxPool {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        match args.dims(0) {
+            &[n, c, h, w] => Ok(Shape::from((n, c, self.size(h), self.size(w)))),
+            other => candle_core::bail!("max pooling: expected [N, C, H, W], found {other:?}"),
+        }
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(s, l)?;
-        let (n, c, h, w) = l.shape().dims4()?;
-        let size = |side: usize| (side + 2 * self.padding - self.kernel) / self.stride + 1;
-        let (oh, ow) = (size(h), size(w));
-        let mut out = vec![0f32; n * c * oh * ow];
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let x = args.get(0)?;
+        let &[_, _, h, w] = args.dims(0) else { return Ok(()) };
+        let (oh, ow) = (self.size(h), self.size(w));
         out.par_chunks_mut(oh * ow).zip(x.par_chunks(h * w)).with_min_len(2).for_each(|(out, x)| {
+            out.fill(MaybeUninit::new(0.0));
+            // SAFETY: it was, just now.
+            let out = unsafe { written_part(out) };
             scratch(w, |tallest| {
                 for (y, out) in out.chunks_exact_mut(ow).enumerate() {
                     let (top, bottom) = self.reach(y, h);
@@ -130,7 +170,17 @@ impl CustomOp1 for MaxPool {
                 }
             });
         });
-        Ok((CpuStorage::F32(out), Shape::from((n, c, oh, ow))))
+        Ok(())
+    }
+}
+
+impl CustomOp1 for MaxPool {
+    fn name(&self) -> &'static str {
+        "autosam-max-pool"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        in_storage(self, &[(s, l)])
     }
 
     /// To the first of the largest, as PyTorch.

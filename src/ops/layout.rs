@@ -1,9 +1,11 @@
 //! Between channels first, `[N, C, H, W]`, and last, `[N, H, W, C]`.
 
-use super::cpu::{Shared, handles, simd, slice, unwritten, written};
+use super::cpu::{Shared, handles, simd};
+use super::forward::{Args, Forward, in_storage};
 use super::tape;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// `[N, C, H, W]` → `[N, H, W, C]`, contiguous.
 pub fn channels_last(x: &Tensor) -> Result<Tensor> {
@@ -41,17 +43,21 @@ struct Transpose;
 
 const SQUARE: usize = 8;
 
-impl CustomOp1 for Transpose {
-    fn name(&self) -> &'static str {
-        "autosam-transpose"
+// SAFETY: the bands are all rows there are.
+unsafe impl Forward for Transpose {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        match args.dims(0) {
+            &[n, a, b] => Ok(Shape::from((n, b, a))),
+            other => candle_core::bail!("transpose: expected [N, A, B], found {other:?}"),
+        }
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(s, l)?;
-        let (n, a, b) = l.shape().dims3()?;
-        let mut out = unwritten(x.len());
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let x = args.get(0)?;
+        let x: &[f32] = &x;
+        let &[n, a, b] = args.dims(0) else { return Ok(()) };
         let bands = b.div_ceil(SQUARE);
-        let shared = Shared::unwritten(&mut out);
+        let shared = Shared::unwritten(out);
         (0..n * bands).into_par_iter().with_min_len((64 / a.div_ceil(SQUARE)).max(1)).for_each(|task| {
             let (image, first) = (task / bands, task % bands * SQUARE);
             let rows = SQUARE.min(b - first);
@@ -84,9 +90,17 @@ impl CustomOp1 for Transpose {
                 },
             );
         });
-        // SAFETY: the bands are all rows there are.
-        let out = unsafe { written(out) };
-        Ok((CpuStorage::F32(out), Shape::from((n, b, a))))
+        Ok(())
+    }
+}
+
+impl CustomOp1 for Transpose {
+    fn name(&self) -> &'static str {
+        "autosam-transpose"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        in_storage(self, &[(s, l)])
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

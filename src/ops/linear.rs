@@ -1,12 +1,13 @@
 //! A linear layer: product, bias and activation in one pass, and the gradients of all three.
 
-use super::cpu::{
-    Elements, Shared, add_all, gradient_of, simd, slice, sum_over_rows, unwritten, written, written_part,
-};
-use super::gemm::{Matrix, gemm};
+use super::cpu::{Shared, add_all, gradient_of, simd, sum_over_rows, unwritten, written, written_part};
+use super::forward::{Args, Elements, Forward, filled, in_storage};
+use super::fused::{Finish, finish_rows};
+use super::gemm::{Matrix, gemm, gemm_laid};
 use super::pointwise::Activation;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 /// Products below this many multiplications stay on one thread: handing over costs more.
@@ -18,82 +19,118 @@ pub(super) fn rows_of_a_task(rows: usize, work: usize) -> usize {
     rows.div_ceil(parts).max(8)
 }
 
-/// Weights `[O, I]` and how they lie.
+/// Weights `[O, I]`.
 #[derive(Clone, Copy)]
-pub(super) struct Weights<'a> {
-    pub data: &'a [f32],
-    /// Column by column: a product takes them as they are, and need not turn them each time.
-    pub turned: bool,
+pub(super) enum Weights<'a> {
+    /// Row by row.
+    Rows(&'a [f32]),
+    /// As [`super::gemm::laid`] gives them, in panels of so many outputs.
+    Laid(&'a [f32], usize),
 }
 
-impl<'a> Weights<'a> {
-    /// Row by row.
-    pub fn rows(data: &'a [f32]) -> Self {
-        Self { data, turned: false }
+impl Weights<'_> {
+    /// Outputs `first..first + count` of rows `x [.., I]`, into columns of `dst [.., O]`.
+    ///
+    /// # Safety
+    /// `dst` has these columns of as many rows, and nobody else does. `first` begins a panel.
+    unsafe fn multiply(self, x: &[f32], i: usize, (first, count): (usize, usize), dst: *mut f32, o: usize) {
+        let rows = x.len() / i;
+        let a = Matrix { data: x.as_ptr(), rows: i as isize, cols: 1 };
+        match self {
+            Self::Rows(w) => {
+                let b = Matrix { data: w[first * i..].as_ptr(), rows: 1, cols: i as isize };
+                // SAFETY: by the function's own condition.
+                unsafe { gemm(rows, count, i, dst, o as isize, false, 1.0, a, b) }
+            }
+            // SAFETY: as above; a panel is I · width floats.
+            Self::Laid(w, _) => unsafe {
+                gemm_laid((rows, count, i), dst, o as isize, a, w[first * i..].as_ptr())
+            },
+        }
     }
 
-    fn of(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
-        let (o, i) = layout.shape().dims2()?;
-        match layout.stride() {
-            [1, step] if *step == o => {
-                let from = layout.start_offset();
-                Ok(Self { data: &storage.as_slice::<f32>()?[from..from + o * i], turned: true })
-            }
-            _ => Ok(Self::rows(slice(storage, layout)?)),
+    /// Outputs that a task may begin at multiples of.
+    fn step(self) -> usize {
+        match self {
+            Self::Rows(_) => 1,
+            Self::Laid(_, width) => width,
         }
     }
 }
 
-/// Whether `w [O, I]` lies column by column.
-pub(super) fn is_turned(w: &Tensor) -> bool {
-    matches!((w.stride(), w.dims()), ([1, step], [o, _]) if step == o)
-}
-
-/// `x [rows, I] · w [O, I]ᵀ`; `finish` gets the first row and each block of rows as it is done.
+/// `x [rows, I] · w [O, I]ᵀ` into all of `out [rows, O]`; `finish` gets each block of rows as it is done.
 pub(super) fn product(
     x: &[f32],
     w: Weights,
     i: usize,
     o: usize,
-    finish: impl Fn(usize, &mut [f32]) + Sync,
-) -> Vec<f32> {
-    assert_eq!(w.data.len(), o * i, "weights of [{o}, {i}]");
+    finish: impl Fn(&mut [f32]) + Sync,
+    out: &mut [MaybeUninit<f32>],
+) {
+    let (Weights::Rows(data) | Weights::Laid(data, _)) = w;
+    assert!(data.len() == o.next_multiple_of(w.step()) * i, "weights of [{o}, {i}]");
     let rows = x.len() / i;
-    let mut out = unwritten(rows * o);
+    assert_eq!(out.len(), rows * o);
     let block = rows_of_a_task(rows, rows * i * o);
-    let (down, across) = if w.turned { (o, 1) } else { (1, i) };
     if block >= rows && rows * i * o >= SERIAL {
         // Few rows, many weights: each task reads weights of its own.
-        let share = o.div_ceil(rayon::current_num_threads());
-        let shared = Shared::unwritten(&mut out);
+        let share = o.div_ceil(rayon::current_num_threads()).next_multiple_of(w.step());
+        let shared = Shared::unwritten(out);
         (0..o.div_ceil(share)).into_par_iter().for_each(|part| {
             let first = part * share;
-            let a = Matrix { data: x.as_ptr(), rows: i as isize, cols: 1 };
-            let b = Matrix {
-                data: w.data[first * across..].as_ptr(),
-                rows: down as isize,
-                cols: across as isize,
-            };
             // SAFETY: a task writes its own columns of every row.
-            unsafe { gemm(rows, share.min(o - first), i, shared.at(first), o as isize, false, 1.0, a, b) };
+            unsafe { w.multiply(x, i, (first, share.min(o - first)), shared.at(first), o) };
         });
         // SAFETY: every column of every row was written.
-        let mut out = unsafe { written(out) };
-        finish(0, &mut out);
-        return out;
+        finish(unsafe { written_part(out) });
+        return;
     }
-    out.par_chunks_mut(block * o).zip(x.par_chunks(block * i)).enumerate().for_each(|(at, (out, x))| {
-        let a = Matrix { data: x.as_ptr(), rows: i as isize, cols: 1 };
-        let b = Matrix { data: w.data.as_ptr(), rows: down as isize, cols: across as isize };
+    out.par_chunks_mut(block * o).zip(x.par_chunks(block * i)).for_each(|(out, x)| {
         // SAFETY: the slices are as long as the product's operands and its result, of which it writes all.
         let out = unsafe {
-            gemm(x.len() / i, o, i, out.as_mut_ptr().cast(), o as isize, false, 1.0, a, b);
+            w.multiply(x, i, (0, o), out.as_mut_ptr().cast(), o);
             written_part(out)
         };
-        finish(at * block, out);
+        finish(out);
     });
-    // SAFETY: every chunk was written.
-    unsafe { written(out) }
+}
+
+/// A linear layer of weights that [`super::gemm::laid`] has laid out, without a gradient: of `x [.., I]` and these, `[panels, I, width]`.
+pub(super) struct Laid {
+    pub finish: Finish,
+    pub outputs: usize,
+}
+
+// SAFETY: a product writes all of its result.
+unsafe impl Forward for Laid {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        with_last(args.dims(0), args.dims(1)[1], self.outputs)
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let finish = self.finish.per_channel(self.outputs)?;
+        let &[_, i, width] = args.dims(1) else {
+            candle_core::bail!("linear: expected [panels, I, width], found {:?}", args.dims(1))
+        };
+        let (x, w) = (args.get(0)?, args.get(1)?);
+        let rows = |block: &mut [f32]| {
+            if let Some(finish) = &finish {
+                finish.rows(block);
+            }
+        };
+        product(&x, Weights::Laid(&w, width), i, self.outputs, rows, out);
+        Ok(())
+    }
+}
+
+/// `dims`, whose last is `i`, with `o` in its place.
+fn with_last(dims: &[usize], i: usize, o: usize) -> Result<Shape> {
+    let mut shape = dims.to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == i => *last = o,
+        _ => candle_core::bail!("linear: {dims:?} for weights of [{o}, {i}]"),
+    }
+    Ok(Shape::from(shape))
 }
 
 /// Gradient of [`product`]'s x: `grad [rows, O] · w [O, I]`.
@@ -175,50 +212,6 @@ impl Linear {
         Self { activation, train, before: OnceLock::new() }
     }
 
-    fn forward(
-        &self,
-        x: &[f32],
-        w: Weights,
-        bias: Option<&[f32]>,
-        lx: &Layout,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (o, i) = lw.shape().dims2()?;
-        let mut shape = lx.dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == i => *last = o,
-            _ => candle_core::bail!("linear: {:?} for weights of [{o}, {i}]", lx.dims()),
-        }
-        let keep = self.activation.filter(|_| self.train);
-        let out = product(x, w, i, o, |_, block| {
-            simd(
-                #[inline(always)]
-                || {
-                    if let Some(bias) = bias {
-                        for row in block.chunks_exact_mut(o) {
-                            for (v, b) in row.iter_mut().zip(bias) {
-                                *v += b;
-                            }
-                        }
-                    }
-                    if self.activation.is_some() && keep.is_none() {
-                        Activation::apply_shifted(self.activation, block, 0.0);
-                    }
-                },
-            );
-        });
-        let out = match keep {
-            Some(activation) => {
-                let after = activation.of(&out);
-                // A forward pass happens once.
-                let _ = self.before.set(out);
-                after
-            }
-            None => out,
-        };
-        Ok((CpuStorage::F32(out), Shape::from(shape)))
-    }
-
     /// Gradients of x, w and bias, each where it is asked for.
     fn backward(&self, x: &Tensor, w: &Tensor, bias: bool, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let (o, i) = w.dims2()?;
@@ -239,6 +232,42 @@ impl Linear {
     }
 }
 
+// SAFETY: a product writes all of its result, and so does an activation.
+unsafe impl Forward for Linear {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        match args.dims(1) {
+            &[o, i] => with_last(args.dims(0), i, o),
+            other => candle_core::bail!("linear: weights of {other:?}"),
+        }
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let &[o, i] = args.dims(1) else { candle_core::bail!("linear: weights of {:?}", args.dims(1)) };
+        let (x, w) = (args.get(0)?, args.get(1)?);
+        let bias = if args.len() > 2 { Some(args.get(2)?) } else { None };
+        let bias = bias.as_deref().unwrap_or_default();
+        if !bias.is_empty() && bias.len() != o {
+            candle_core::bail!("a bias of {} numbers for {o} channels", bias.len());
+        }
+        match self.activation.filter(|_| self.train) {
+            Some(activation) => {
+                let len = out.len();
+                let biased = |block: &mut [f32]| finish_rows(block, bias, None);
+                // SAFETY: as above.
+                let before = unsafe { filled(len, |out| product(&x, Weights::Rows(&w), i, o, biased, out)) };
+                activation.of(&before, out);
+                // A forward pass happens once.
+                let _ = self.before.set(before);
+            }
+            None => {
+                let finish = |block: &mut [f32]| finish_rows(block, bias, self.activation);
+                product(&x, Weights::Rows(&w), i, o, finish, out);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
         "autosam-linear"
@@ -251,7 +280,7 @@ impl CustomOp2 for Linear {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(s1, l1)?, Weights::of(s2, l2)?, None, l1, l2)
+        in_storage(self, &[(s1, l1), (s2, l2)])
     }
 
     fn bwd(
@@ -280,7 +309,7 @@ impl CustomOp3 for Linear {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(s1, l1)?, Weights::of(s2, l2)?, Some(slice(s3, l3)?), l1, l2)
+        in_storage(self, &[(s1, l1), (s2, l2), (s3, l3)])
     }
 
     fn bwd(

@@ -17,12 +17,14 @@ mod cpu;
 mod cuda;
 mod depthwise;
 mod depthwise_last;
+mod forward;
 mod fused;
 mod gemm;
 mod grid;
 mod layout;
 mod linear;
 mod norm;
+mod plan;
 mod pointwise;
 mod pool;
 mod prepared;
@@ -34,7 +36,7 @@ pub(crate) mod tests;
 mod update;
 mod winograd;
 
-pub use arrange::{concat, partition, unpartition};
+pub use arrange::{concat, partition, token, unpartition};
 pub use attention::Packing;
 pub use autocast::{autocast, autocast_dtype, with_digits};
 pub use batch_norm::BatchNorm;
@@ -42,10 +44,11 @@ pub use conv_norm::ConvNorm;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::WORKSPACE;
 pub use layout::{channels_first, channels_last};
+pub use plan::{Plan, join};
 pub use pointwise::Activation;
 pub(crate) use pool::on_each_thread;
 pub use pool::{in_pool, in_pool_of};
-pub use prepared::Conv;
+pub use prepared::{Conv, Linear};
 pub use spatial::{max_pool2d, resize_bilinear};
 pub use tape::{reshape, taped};
 pub use update::{AdamStep, blend, blend_square, sum_of_squares};
@@ -54,6 +57,7 @@ use autocast::{lowered, lowered_sums, widened};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{D, Result, Tensor};
+use forward::apply;
 use fused::Finish;
 
 /// Pixels `[H, W, 3]`, bytes, as `[1, 3, size, size]`: channel c times `scale[c]` plus `shift[c]`, and zeros below and to the right.
@@ -107,9 +111,9 @@ pub fn conv2d_then(
     if ours && fusible(&[x, w]) && bias.is_none_or(|b| fusible(&[b])) {
         let (x, w, finish) = (x.contiguous()?, w.contiguous()?, Finish::new(bias, activation));
         return if depth_wise {
-            x.apply_op2_no_bwd(&w, &depthwise::DepthWise { stride, padding, finish })
+            apply(depthwise::DepthWise { stride, padding, finish }, &[&x, &w])
         } else {
-            x.apply_op2_no_bwd(&w, &conv::Conv { stride, padding, finish })
+            apply(conv::Conv { stride, padding, finish }, &[&x, &w])
         };
     }
     #[cfg(feature = "cuda")]
@@ -203,7 +207,7 @@ pub fn conv_transpose2d_then(
     let (n, _, height, width) = x.dims4()?;
     if k == stride && fusible(&[x, w]) && bias.is_none_or(|b| fusible(&[b])) {
         let op = spread::Spread { finish: Finish::new(bias, activation) };
-        return x.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &op);
+        return apply(op, &[&x.contiguous()?, &w.contiguous()?]);
     }
     let y =
         if k == stride && cpu::handles(&[x, w]) {
@@ -231,13 +235,10 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let y = conv2d(&b.reshape((1, k, 1, p))?, &a.reshape((m, k, 1, 1))?, None, Conv2d::default())?;
         return y.reshape((1, m, p));
     }
+    if fusible(&[a, b]) {
+        return apply(conv::Matmul, &[&a.contiguous()?, &b.contiguous()?]);
+    }
     a.matmul(b)
-}
-
-/// The weights `[O, I]` of [`linear`] for inference: on a CPU the same tensor lying column by column, which its product would
-/// otherwise turn each time; on a GPU see [`prepared`].
-pub fn prepared_linear(w: &Tensor) -> Result<Tensor> {
-    if cpu::handles(&[w]) { w.t()?.contiguous()?.t() } else { prepared(w) }
 }
 
 /// Weights for inference on a GPU inside [`autocast`]: in its type, which every product would otherwise bring them to.
@@ -259,8 +260,7 @@ pub fn linear_then(
 ) -> Result<Tensor> {
     if cpu::handles(&[x, w]) && bias.is_none_or(|b| cpu::handles(&[b])) {
         let train = x.track_op() || w.track_op() || bias.is_some_and(Tensor::track_op);
-        let w = if !train && linear::is_turned(w) { w.clone() } else { w.contiguous()? };
-        let (x, op) = (x.contiguous()?, linear::Linear::new(activation, train));
+        let (x, w, op) = (x.contiguous()?, w.contiguous()?, linear::Linear::new(activation, train));
         return match bias {
             Some(bias) => tape::apply3(&x, &w, &bias.contiguous()?, op),
             None => tape::apply2(&x, &w, op),
@@ -463,7 +463,7 @@ pub fn relative_attention(
     if fusible(&[qkv, rows, cols]) {
         let packed = attention::Packed { heads, packing: Packing::Parts, scale: scale as f32 };
         let op = attention::Relative { packed, h, w };
-        return qkv.contiguous()?.apply_op3_no_bwd(&rows.contiguous()?, &cols.contiguous()?, &op);
+        return apply(op, &[&qkv.contiguous()?, &rows.contiguous()?, &cols.contiguous()?]);
     }
     #[cfg(feature = "cuda")]
     if let Some(y) = fused_relative_attention(qkv, None, heads, scale, ((h, w), (h, w)), (rows, cols))? {
@@ -565,7 +565,8 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 
 /// `a + b` in f32, whatever their types; `b` may be broadcast along the batch.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if cpu::handles(&[a, b]) && a.dims() == b.dims() {
+    let one_image = a.dims() != b.dims() && a.dims().get(1..) == b.dims().get(1..) && b.dim(0)? == 1;
+    if cpu::handles(&[a, b]) && a.dims() == b.dims() || fusible(&[a, b]) && one_image {
         return tape::apply2(&a.contiguous()?, &b.contiguous()?, fused::Add);
     }
     #[cfg(feature = "cuda")]
@@ -573,6 +574,15 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         return cuda::add(a, b, None, DType::F32);
     }
     widened(a)?.broadcast_add(&widened(b)?)
+}
+
+/// `x · scale + shift`.
+pub fn affine(x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
+    if fusible(&[x]) {
+        let op = pointwise::Affine { scale: scale as f32, shift: shift as f32 };
+        return apply(op, &[&x.contiguous()?]);
+    }
+    x.affine(scale, shift)
 }
 
 /// [`add`] whose result only products read: in their type, where [`autocast`] gives one.
@@ -590,8 +600,24 @@ pub fn probability_bytes(logits: &Tensor, size: usize) -> Result<Tensor> {
     if cuda::fusible(&[logits]) && logits.dtype() == DType::F32 {
         return cuda::probability_bytes(logits, size);
     }
-    let p = activate(&resize_bilinear(logits, size, size, false)?, Activation::Sigmoid)?;
-    p.affine(255.0, 0.5)?.to_dtype(candle_core::DType::U8)
+    probability(logits, size)?.affine(255.0, 0.5)?.to_dtype(candle_core::DType::U8)
+}
+
+/// `sigmoid` of logits `[N, C, h, w]` enlarged bilinearly to `[N, C, size, size]`.
+pub fn probability(logits: &Tensor, size: usize) -> Result<Tensor> {
+    activate(&resize_bilinear(logits, size, size, false)?, Activation::Sigmoid)
+}
+
+/// Stretches each image of `[N, ...]` to [0, 1]: `(x - min) / (max - min + 1e-6)`.
+pub fn min_max(x: &Tensor) -> Result<Tensor> {
+    if fusible(&[x]) {
+        return apply(pointwise::MinMax, &[&x.contiguous()?]);
+    }
+    let flat = x.reshape((x.dim(0)?, ()))?;
+    let min = flat.min_keepdim(D::Minus1)?;
+    let max = flat.max_keepdim(D::Minus1)?;
+    let range = ((max - &min)? + 1e-6)?;
+    flat.broadcast_sub(&min)?.broadcast_div(&range)?.reshape(x.shape())
 }
 
 /// An activation, element by element.

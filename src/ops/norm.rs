@@ -1,9 +1,11 @@
 //! Layer norm over the last dimension or over channels.
 
-use super::cpu::{Elements, GRAIN, Shared, add_all, simd, slice, sum_over_images, unwritten, written};
+use super::cpu::{GRAIN, Shared, add_all, simd, slice, sum_over_images, unwritten, written};
+use super::forward::{Args, Elements, Forward, in_storage};
 use super::pointwise::sum;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Layer norm over the last dimension.
 pub(super) struct LayerNorm {
@@ -31,6 +33,38 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
+// SAFETY: rows are as wide as gains and biases are many, and the blocks are all rows.
+unsafe impl Forward for LayerNorm {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let width = args.dims(1).iter().product();
+        if args.dims(2) != args.dims(1) || width == 0 || args.dims(0).last() != Some(&width) {
+            candle_core::bail!("layer norm: {:?}, {width} gains, biases {:?}", args.dims(0), args.dims(2));
+        }
+        Ok(Shape::from(args.dims(0)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let (x, w, b) = (args.get(0)?, args.get(1)?, args.get(2)?);
+        let (w, b): (&[f32], &[f32]) = (&w, &b);
+        let width = w.len();
+        let block = (GRAIN / width).max(1) * width;
+        out.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(o, x)| {
+            simd(
+                #[inline(always)]
+                || {
+                    for (o, x) in o.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let (mean, inv) = moments(x, self.eps);
+                        for (((o, x), w), b) in o.iter_mut().zip(x).zip(w).zip(b) {
+                            o.write((x - mean) * inv * w + b);
+                        }
+                    }
+                },
+            )
+        });
+        Ok(())
+    }
+}
+
 impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
         "autosam-layer-norm"
@@ -45,29 +79,7 @@ impl CustomOp3 for LayerNorm {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, w, b) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
-        let width = w.len();
-        let block = (GRAIN / width).max(1) * width;
-        if b.len() != width || width == 0 || x.len() % width != 0 {
-            candle_core::bail!("layer norm: {:?}, {} gains, {} biases", l1.dims(), width, b.len());
-        }
-        let mut out = unwritten(x.len());
-        out.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(o, x)| {
-            simd(
-                #[inline(always)]
-                || {
-                    for (o, x) in o.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        let (mean, inv) = moments(x, self.eps);
-                        for (((o, x), w), b) in o.iter_mut().zip(x).zip(w).zip(b) {
-                            o.write((x - mean) * inv * w + b);
-                        }
-                    }
-                },
-            )
-        });
-        // SAFETY: rows are as wide as gains and biases are many, and the blocks are all rows.
-        let out = unsafe { written(out) };
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        in_storage(self, &[(s1, l1), (s2, l2), (s3, l3)])
     }
 
     fn bwd(
@@ -234,25 +246,24 @@ fn moments_2d(
     (mean, square)
 }
 
-impl CustomOp3 for LayerNorm2d {
-    fn name(&self) -> &'static str {
-        "autosam-layer-norm-2d"
+// SAFETY: the tiles are all pixels there are.
+unsafe impl Forward for LayerNorm2d {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let &[_, c, _, _] = args.dims(0) else {
+            candle_core::bail!("layer norm: expected [N, C, H, W], found {:?}", args.dims(0))
+        };
+        if args.dims(1) != [c] || args.dims(2) != [c] {
+            candle_core::bail!("layer norm: gains {:?}, biases {:?} of {c}", args.dims(1), args.dims(2));
+        }
+        Ok(Shape::from(args.dims(0)))
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, w, b) = (slice(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
-        let (n, c, h, width) = l1.shape().dims4()?;
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let (x, w, b) = (args.get(0)?, args.get(1)?, args.get(2)?);
+        let (x, w, b): (&[f32], &[f32], &[f32]) = (&x, &w, &b);
+        let &[n, c, h, width] = args.dims(0) else { return Ok(()) };
         let pixels = h * width;
-        let mut out = unwritten(x.len());
-        let shared = Shared::unwritten(&mut out);
+        let shared = Shared::unwritten(out);
         tiles(n, pixels, |image, at, count| {
             let x = &x[image * c * pixels..][..c * pixels];
             simd(
@@ -275,9 +286,25 @@ impl CustomOp3 for LayerNorm2d {
                 },
             )
         });
-        // SAFETY: the tiles are all pixels there are.
-        let out = unsafe { written(out) };
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        Ok(())
+    }
+}
+
+impl CustomOp3 for LayerNorm2d {
+    fn name(&self) -> &'static str {
+        "autosam-layer-norm-2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        in_storage(self, &[(s1, l1), (s2, l2), (s3, l3)])
     }
 
     fn bwd(

@@ -1,8 +1,10 @@
 //! Activations, forward and backward in one pass each.
 
-use super::cpu::{Elements, GRAIN, shaped_as, simd, slice};
+use super::cpu::{GRAIN, copied, shaped_as, simd, slice};
+use super::forward::{Args, Elements, Forward, in_storage};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// What is applied to each element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,9 +105,9 @@ impl Activation {
         }
     }
 
-    /// `out ← f(x)`.
+    /// `out ← f(x)`, all of it.
     #[inline(always)]
-    pub(super) fn apply(self, x: &[f32], out: &mut [f32]) {
+    fn apply(self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         match self {
             Self::Gelu => map(x, out, |x| Self::Gelu.value(x)),
             Self::Relu => map(x, out, |x| Self::Relu.value(x)),
@@ -130,16 +132,15 @@ impl Activation {
         }
     }
 
-    /// `f(x)`.
-    pub(super) fn of(self, x: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; x.len()];
+    /// `f(x)` into all of `out`.
+    pub(super) fn of(self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        assert_eq!(x.len(), out.len());
         out.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(o, x)| {
             simd(
                 #[inline(always)]
                 || self.apply(x, o),
             )
         });
-        out
     }
 
     /// `grad · f'(x)`.
@@ -190,9 +191,9 @@ impl Activation {
 // own, which the compiler may leave outside `simd`, built for the plainest CPU.
 
 #[inline(always)]
-fn map(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
+fn map(x: &[f32], out: &mut [MaybeUninit<f32>], f: impl Fn(f32) -> f32) {
     for (o, x) in out.iter_mut().zip(x) {
-        *o = f(*x);
+        o.write(f(*x));
     }
 }
 
@@ -211,19 +212,76 @@ fn map_with(x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) 
     }
 }
 
+// SAFETY: element by element.
+unsafe impl Forward for Activation {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        Ok(Shape::from(args.dims(0)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        self.of(&args.get(0)?, out);
+        Ok(())
+    }
+}
+
 impl CustomOp1 for Activation {
     fn name(&self) -> &'static str {
         "autosam-activation"
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let out = self.of(slice(s, l)?);
-        Ok((CpuStorage::F32(out), l.shape().clone()))
+        in_storage(self, &[(s, l)])
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         Ok(Some(shaped_as(self.times_slope(&Elements::of(x)?, &Elements::of(&grad)?), x)?))
+    }
+}
+
+/// `x · scale + shift`, without a gradient.
+pub(super) struct Affine {
+    pub scale: f32,
+    pub shift: f32,
+}
+
+// SAFETY: element by element.
+unsafe impl Forward for Affine {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        Ok(Shape::from(args.dims(0)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let x = args.get(0)?;
+        out.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(out, x)| {
+            simd(
+                #[inline(always)]
+                || map(x, out, |x| x * self.scale + self.shift),
+            )
+        });
+        Ok(())
+    }
+}
+
+/// As [`super::min_max`], without a gradient.
+pub(super) struct MinMax;
+
+// SAFETY: image by image.
+unsafe impl Forward for MinMax {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        Ok(Shape::from(args.dims(0)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let x = args.get(0)?;
+        let size = args.dims(0).iter().skip(1).product::<usize>().max(1);
+        for (out, x) in out.chunks_exact_mut(size).zip(x.chunks_exact(size)) {
+            let min = x.iter().copied().fold(f32::INFINITY, f32::min);
+            let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let range = max - min + 1e-6;
+            map(x, out, |x| (x - min) / range);
+        }
+        Ok(())
     }
 }
 
@@ -251,28 +309,33 @@ pub(super) fn softmax_grad_row(y: &[f32], grad: &mut [f32]) {
 /// Softmax over the last dimension.
 pub(super) struct Softmax;
 
+// SAFETY: the blocks are all rows.
+unsafe impl Forward for Softmax {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        Ok(Shape::from(args.dims(0)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let x = args.get(0)?;
+        let width = args.dims(0).last().copied().unwrap_or(1).max(1);
+        let block = (GRAIN / width).max(1) * width;
+        out.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(o, x)| {
+            simd(
+                #[inline(always)]
+                || copied(x, o).chunks_exact_mut(width).for_each(softmax_row),
+            )
+        });
+        Ok(())
+    }
+}
+
 impl CustomOp1 for Softmax {
     fn name(&self) -> &'static str {
         "autosam-softmax"
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(s, l)?;
-        let width = l.dims().last().copied().unwrap_or(1).max(1);
-        let block = (GRAIN / width).max(1) * width;
-        let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(o, x)| {
-            simd(
-                #[inline(always)]
-                || {
-                    for (o, x) in o.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        o.copy_from_slice(x);
-                        softmax_row(o);
-                    }
-                },
-            )
-        });
-        Ok((CpuStorage::F32(out), l.shape().clone()))
+        in_storage(self, &[(s, l)])
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

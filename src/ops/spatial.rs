@@ -68,7 +68,7 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize, align_corners: b
         return Ok(x.clone());
     }
     if handles(&[x]) {
-        return tape::apply1(&x.contiguous()?, Resize { height, width, align_corners });
+        return tape::apply1(&x.contiguous()?, Resize::new(height, width, align_corners));
     }
     if x.device().is_cuda() && !x.track_op() {
         return x.contiguous()?.upsample_bilinear2d(height, width, align_corners);

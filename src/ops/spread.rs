@@ -1,11 +1,13 @@
 //! Transposed convolution whose kernels do not overlap (kernel = stride): one matrix product, its rows spread over k × k
 //! pixels.
 
-use super::cpu::{Elements, Shared, shaped_as, simd, slice, unwritten, written};
+use super::cpu::{Shared, shaped_as, simd};
+use super::forward::{Args, Elements, Forward, in_storage};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// `x [N, C, H, W]`, weights `[C, O, K, K]`.
 struct Geometry {
@@ -47,13 +49,13 @@ impl Geometry {
         }
     }
 
-    fn forward(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
+    fn forward(&self, x: &[f32], w: &[f32], finish: Option<&ChannelFinish>, out: &mut [MaybeUninit<f32>]) {
         let (cells, square, o) = (self.cells(), self.square(), self.o);
-        let mut out = unwritten(self.n * o * cells * square);
+        assert_eq!(out.len(), self.n * o * cells * square);
         // Four channels a task: rows enough for the product, tasks enough for the threads.
         let group = 4.min(o);
         let groups = o.div_ceil(group);
-        let shared = Shared::unwritten(&mut out);
+        let shared = Shared::unwritten(out);
         (0..self.n * groups).into_par_iter().for_each(|task| {
             let (image, first) = (task / groups, task % groups * group);
             let channels = group.min(o - first);
@@ -84,8 +86,6 @@ impl Geometry {
                 }
             });
         });
-        // SAFETY: every plane was written.
-        unsafe { written(out) }
     }
 
     /// Gradients of x and of the weights, each where it is asked for.
@@ -158,6 +158,20 @@ pub(super) struct Spread {
     pub finish: Finish,
 }
 
+// SAFETY: every plane is written.
+unsafe impl Forward for Spread {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let g = Geometry::of(args.dims(0), args.dims(1))?;
+        Ok(Shape::from((g.n, g.o, g.h * g.k, g.w * g.k)))
+    }
+
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let g = Geometry::of(args.dims(0), args.dims(1))?;
+        g.forward(&args.get(0)?, &args.get(1)?, self.finish.per_channel(g.o)?.as_ref(), out);
+        Ok(())
+    }
+}
+
 impl CustomOp2 for Spread {
     fn name(&self) -> &'static str {
         "autosam-spread"
@@ -170,10 +184,7 @@ impl CustomOp2 for Spread {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let g = Geometry::of(l1.dims(), l2.dims())?;
-        let finish = self.finish.per_channel(g.o)?;
-        let out = g.forward(slice(s1, l1)?, slice(s2, l2)?, finish.as_ref());
-        Ok((CpuStorage::F32(out), Shape::from((g.n, g.o, g.h * g.k, g.w * g.k))))
+        in_storage(self, &[(s1, l1), (s2, l2)])
     }
 
     fn bwd(

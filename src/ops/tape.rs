@@ -6,6 +6,7 @@
 //! gradients themselves go from [`Record`] to [`Record`]. What comes from candle's own operations or from a variable enters with
 //! [`Entered`], and what they use of a result leaves with [`Computed`], so that both kinds mix freely.
 
+use super::forward::{Forward, apply};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
     TensorId,
@@ -32,29 +33,38 @@ pub fn taped<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// `x` through `op`, tracked.
-pub(super) fn apply1<C: CustomOp1 + Send + Sync + 'static>(x: &Tensor, op: C) -> Result<Tensor> {
+/// `x` through `op`, tracked where it is.
+pub(super) fn apply1<C: CustomOp1 + Forward + 'static>(x: &Tensor, op: C) -> Result<Tensor> {
+    if !x.track_op() {
+        return apply(op, &[x]);
+    }
     if !records(&[x]) {
         return x.apply_op1(op);
     }
     record(Unary(op), &[x])
 }
 
-/// Two tensors through `op`, tracked.
-pub(super) fn apply2<C: CustomOp2 + Send + Sync + 'static>(a: &Tensor, b: &Tensor, op: C) -> Result<Tensor> {
+/// Two tensors through `op`, tracked where one is.
+pub(super) fn apply2<C: CustomOp2 + Forward + 'static>(a: &Tensor, b: &Tensor, op: C) -> Result<Tensor> {
+    if ![a, b].iter().any(|x| x.track_op()) {
+        return apply(op, &[a, b]);
+    }
     if !records(&[a, b]) {
         return a.apply_op2(b, op);
     }
     record(Binary(op), &[a, b])
 }
 
-/// Three tensors through `op`, tracked.
-pub(super) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
+/// Three tensors through `op`, tracked where one is.
+pub(super) fn apply3<C: CustomOp3 + Forward + 'static>(
     a: &Tensor,
     b: &Tensor,
     c: &Tensor,
     op: C,
 ) -> Result<Tensor> {
+    if ![a, b, c].iter().any(|x| x.track_op()) {
+        return apply(op, &[a, b, c]);
+    }
     if !records(&[a, b, c]) {
         return a.apply_op3(b, c, op);
     }
@@ -341,9 +351,11 @@ impl Kernel for Reshaped {
 
 #[cfg(test)]
 mod tests {
+    use super::super::forward::{Args, in_storage};
     use super::super::{self as ops, Activation};
     use super::*;
     use candle_core::Var;
+    use std::mem::MaybeUninit;
 
     fn numbers(shape: &[usize], seed: usize) -> Tensor {
         let count = shape.iter().product();
@@ -424,13 +436,25 @@ mod tests {
     /// The same, and something whose end can be seen.
     struct Witness(#[expect(dead_code, reason = "held")] Arc<()>);
 
+    // SAFETY: a copy.
+    unsafe impl Forward for Witness {
+        fn shape(&self, args: Args) -> Result<Shape> {
+            Ok(Shape::from(args.dims(0)))
+        }
+
+        fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+            super::super::cpu::copied(&args.get(0)?, out);
+            Ok(())
+        }
+    }
+
     impl CustomOp1 for Witness {
         fn name(&self) -> &'static str {
             "witness"
         }
 
         fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-            Ok((s.clone(), l.shape().clone()))
+            in_storage(self, &[(s, l)])
         }
 
         fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

@@ -75,7 +75,9 @@ proptest! {
         agrees("linear", &inputs, |t| linear_then(&t[0], &t[1], Some(&t[2]), Some(Activation::Relu)));
         agrees("linear without bias", &inputs[..2], |t| linear(&t[0], &t[1], None));
         agrees("linear, prepared", &inputs, |t| {
-            linear_then(&t[0], &prepared_linear(&t[1])?, Some(&t[2]), Some(Activation::Gelu))
+            let mut layer = Linear::new(t[1].clone(), Some(t[2].clone()));
+            layer.prepare()?;
+            layer.forward(&t[0], Some(Activation::Gelu))
         });
     }
 
@@ -480,8 +482,11 @@ fn tails_are_nothing_rather_than_subnormal() {
 fn few_rows_of_many_weights() {
     let (x, w, bias) = (noise(&[3, 700], 60), noise(&[501, 700], 61), noise(&[501], 62));
     let many = Tensor::cat(&[&x; 20], 0).unwrap();
-    for w in [w.clone(), prepared_linear(&w).unwrap()] {
-        let of = |x: &Tensor| linear_then(x, &w, Some(&bias), Some(Activation::Gelu)).unwrap();
+    let plain = Linear::new(w, Some(bias));
+    let mut prepared = plain.clone();
+    prepared.prepare().unwrap();
+    for layer in [plain, prepared] {
+        let of = |x: &Tensor| layer.forward(x, Some(Activation::Gelu)).unwrap();
         let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (few, many) = (values(of(&x)), values(of(&many).narrow(0, 30, 3).unwrap()));
         for (a, b) in few.iter().zip(&many) {

@@ -1,6 +1,7 @@
 //! What an optimiser does to its state: element by element, in place on a CPU.
 
-use super::cpu::{Elements, GRAIN, handles, simd, slice, sum_over_rows};
+use super::cpu::{GRAIN, handles, simd, slice, sum_over_rows};
+use super::forward::Elements;
 use super::pointwise::plane_sum;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 use rayon::prelude::*;

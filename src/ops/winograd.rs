@@ -6,11 +6,13 @@
 //! the output is `Aᵀ M A`. The gradient of the kernel is the adjoint of that: `Gᵀ ((A dY Aᵀ) Vᵀ) G`.
 
 use super::Conv2d;
-use super::cpu::{Shared, simd, slice, sum_over_images, unwritten, written};
+use super::cpu::{Shared, simd, sum_over_images};
+use super::forward::{Args, Forward, filled};
 use super::fused::{ChannelFinish, Finish};
 use super::gemm::{Matrix, gemm, scratch};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
+use candle_core::{Result, Shape};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Numbers of a transformed tile.
 pub(super) const POINTS: usize = 16;
@@ -176,10 +178,16 @@ impl Winograd {
         });
     }
 
-    /// `x [N, C, H, W]` and `u [16, O, C]` of [`transformed`] → `[N, O, H, W]`, finished.
-    pub fn forward(&self, x: &[f32], u: &[f32], finish: Option<&ChannelFinish>) -> Vec<f32> {
-        let mut out = unwritten(self.n * self.o * self.h * self.w);
-        let shared = Shared::unwritten(&mut out);
+    /// `x [N, C, H, W]` and `u [16, O, C]` of [`transformed`] → all of `out [N, O, H, W]`, finished.
+    pub fn forward(
+        &self,
+        x: &[f32],
+        u: &[f32],
+        finish: Option<&ChannelFinish>,
+        out: &mut [MaybeUninit<f32>],
+    ) {
+        assert_eq!(out.len(), self.n * self.o * self.h * self.w);
+        let shared = Shared::unwritten(out);
         let tasks = self.n * self.blocks();
         // Few blocks are shared out step by step, many each as a whole.
         let inside = tasks < 2 * rayon::current_num_threads();
@@ -238,14 +246,14 @@ impl Winograd {
                 each(inside, self.o.div_ceil(CHANNELS), |part| self.parted(|rows| finished(part, rows)));
             });
         });
-        // SAFETY: every row of every plane was written.
-        unsafe { written(out) }
     }
 
     /// Gradient of the input, from the output's gradient and the kernels `[O, C, 3, 3]`.
     pub fn grad_input(&self, grad: &[f32], kernels: &[f32]) -> Vec<f32> {
         let back = Self { c: self.o, o: self.c, ..*self };
-        back.forward(grad, &transformed_back(kernels, self.o, self.c), None)
+        let kernels = transformed_back(kernels, self.o, self.c);
+        // SAFETY: `forward` writes all.
+        unsafe { filled(self.n * self.c * self.h * self.w, |out| back.forward(grad, &kernels, None, out)) }
     }
 
     /// Gradient of the kernels, `[O, C, 3, 3]`, from the input and the output's gradient.
@@ -443,31 +451,30 @@ impl Winograd {
 }
 
 /// The convolution of `x [N, C, H, W]` and kernels that are transformed already, `[16, O, C]`; for inference.
-pub(super) struct Forward {
+pub(super) struct Transformed {
     pub finish: Finish,
 }
 
-impl CustomOp2 for Forward {
-    fn name(&self) -> &'static str {
-        "autosam-winograd"
+impl Winograd {
+    fn of(args: Args) -> Result<Self> {
+        match (args.dims(0), args.dims(1)) {
+            (&[n, c, h, w], &[POINTS, o, ci]) if c == ci => Ok(Self { n, c, o, h, w }),
+            (x, u) => candle_core::bail!("expected [N, C, H, W] and [16, O, C], found {x:?} and {u:?}"),
+        }
+    }
+}
+
+// SAFETY: every row of every plane is a task's.
+unsafe impl Forward for Transformed {
+    fn shape(&self, args: Args) -> Result<Shape> {
+        let Winograd { n, o, h, w, .. } = Winograd::of(args)?;
+        Ok(Shape::from((n, o, h, w)))
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (&[n, c, h, w], &[POINTS, o, ci]) = (l1.dims(), l2.dims()) else {
-            candle_core::bail!("expected [N, C, H, W] and [16, O, C], found {l1:?} and {l2:?}")
-        };
-        if c != ci {
-            candle_core::bail!("kernels {l2:?} do not fit {l1:?}");
-        }
-        let finish = self.finish.per_channel(o)?;
-        let out = Winograd { n, c, o, h, w }.forward(slice(s1, l1)?, slice(s2, l2)?, finish.as_ref());
-        Ok((CpuStorage::F32(out), Shape::from((n, o, h, w))))
+    fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
+        let g = Winograd::of(args)?;
+        g.forward(&args.get(0)?, &args.get(1)?, self.finish.per_channel(g.o)?.as_ref(), out);
+        Ok(())
     }
 }
 
@@ -518,8 +525,10 @@ mod tests {
             let unfolded = Geometry::of(&[n, c, h, w], &[o, c, 3, 3], 1, 1).unwrap();
             let (x, kernels, grad) = (noise(n * c * h * w, 1), noise(o * c * 9, 2), noise(n * o * h * w, 3));
             let shape = format!("{win:?}");
-            let forward = win.forward(&x, &transformed(&kernels, o, c), None);
-            assert_close(&shape, &forward, &unfolded.forward_unfolded(&x, &kernels, None));
+            let result = |f: &dyn Fn(&mut [MaybeUninit<f32>])| unsafe { filled(n * o * h * w, f) };
+            let forward = result(&|out| win.forward(&x, &transformed(&kernels, o, c), None, out));
+            let by_products = result(&|out| unfolded.forward_unfolded(&x, &kernels, None, out));
+            assert_close(&shape, &forward, &by_products);
             assert_close(
                 &shape,
                 &win.grad_input(&grad, &kernels),

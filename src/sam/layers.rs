@@ -6,44 +6,39 @@ use candle_nn::VarBuilder;
 
 /// `nn.Linear`.
 #[derive(Debug, Clone)]
-pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
+pub(crate) struct Linear(ops::Linear);
 
 impl Linear {
     pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
-        Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: Some(vb.get(outputs, "bias")?) })
+        Ok(Self(ops::Linear::new(vb.get((outputs, inputs), "weight")?, Some(vb.get(outputs, "bias")?))))
     }
 
-    /// See [`ops::prepared_linear`].
+    /// See [`ops::Linear::prepare`].
     pub fn prepare(&mut self) -> Result<()> {
-        self.weight = ops::prepared_linear(&self.weight)?;
-        Ok(())
+        self.0.prepare()
     }
 
-    /// [`Self::prepare`] of one whose result is its bare product's, bias and activation included: the bias is in its type too.
+    /// See [`ops::Linear::prepare_fused`].
     pub fn prepare_fused(&mut self) -> Result<()> {
-        self.bias = self.bias.as_ref().map(ops::prepared).transpose()?;
-        self.prepare()
+        self.0.prepare_fused()
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+        self.0.forward(x, None)
     }
 
     /// What it makes of zeros.
     pub fn of_zeros(&self) -> Option<&Tensor> {
-        self.bias.as_ref()
+        self.0.bias()
     }
 
     /// `residual` and what [`Self::forward`] gives.
     pub fn add_to(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
-        ops::add_linear(residual, x, &self.weight, self.bias.as_ref())
+        self.0.add_to(residual, x)
     }
 
     pub fn forward_then(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        ops::linear_then(x, &self.weight, self.bias.as_ref(), Some(activation))
+        self.0.forward(x, Some(activation))
     }
 }
 

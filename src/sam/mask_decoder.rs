@@ -71,7 +71,7 @@ impl MaskDecoder {
             let masks = self.hypernetworks.len();
             let chosen = if multimask { 1..masks } else { 0..1 };
             let logits = self.masks(&tokens, &upscaled, chosen.clone())?;
-            let iou = self.iou_head.forward(&tokens.narrow(1, 0, 1)?.squeeze(1)?)?;
+            let iou = self.iou_head.forward(&ops::token(&tokens, 0)?)?;
             Ok((logits, iou.narrow(1, chosen.start, chosen.len())?))
         })
     }
@@ -99,9 +99,12 @@ impl MaskDecoder {
         dense: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
         let (n, c, h, w) = embeddings.dims4()?;
-        let output = Tensor::cat(&[&self.iou_token, &self.mask_tokens], 0)?.unsqueeze(0)?;
-        let count = output.dim(1)?;
-        let output = output.broadcast_as((n, count, c))?.contiguous()?;
+        let count = 1 + self.mask_tokens.dim(0)?;
+        let output = ops::concat(&[
+            &self.iou_token.reshape((1, 1, 1, c))?,
+            &self.mask_tokens.reshape((1, count - 1, 1, c))?,
+        ])?;
+        let output = ops::reshape(&ops::concat(&vec![&output; n])?, (n, count, c))?;
         let tokens = if sparse.dim(1)? == 0 { output } else { Tensor::cat(&[&output, sparse], 1)? };
         let flat = |t: &Tensor| ops::reshape(&ops::channels_last(t)?, (t.dim(0)?, h * w, c));
         let (tokens, image) =
@@ -129,7 +132,7 @@ impl MaskDecoder {
         let (n, c, h, w) = upscaled.dims4()?;
         let weights = which
             .clone()
-            .map(|i| self.hypernetworks[i].forward(&tokens.narrow(1, 1 + i, 1)?.squeeze(1)?)?.unsqueeze(1))
+            .map(|i| self.hypernetworks[i].forward(&ops::token(tokens, 1 + i)?)?.unsqueeze(1))
             .collect::<Result<Vec<_>>>()?;
         let masks = ops::matmul(&Tensor::cat(&weights, 1)?, &upscaled.reshape((n, c, h * w))?)?;
         masks.reshape((n, which.len(), h, w))

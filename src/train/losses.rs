@@ -1,7 +1,8 @@
 //! AutoSAM's loss: binary cross-entropy plus Dice, on SAM's low-resolution mask (arXiv 2306.06370, §3).
 
 use crate::model::MaskMode;
-use candle_core::{D, Result, Tensor};
+use crate::ops::min_max;
+use candle_core::{Result, Tensor};
 
 /// Smoothing in numerator and denominator of the Dice loss, as published.
 const DICE_SMOOTH: f64 = 1.0;
@@ -35,16 +36,6 @@ pub fn segmentation_loss(logits: &Tensor, target: &Tensor, mode: MaskMode) -> Re
             Ok(Loss { bce: binary_cross_entropy(&p, target)?, dice: dice_loss(&p, target)? })
         }
     }
-}
-
-/// Stretches each image of `[N, ...]` to [0, 1]: `(x - min) / (max - min + 1e-6)`.
-pub fn min_max(x: &Tensor) -> Result<Tensor> {
-    let n = x.dim(0)?;
-    let flat = x.reshape((n, ()))?;
-    let min = flat.min_keepdim(D::Minus1)?;
-    let max = flat.max_keepdim(D::Minus1)?;
-    let range = ((max - &min)? + 1e-6)?;
-    flat.broadcast_sub(&min)?.broadcast_div(&range)?.reshape(x.shape())
 }
 
 /// Elementwise `max(x, 0) - x·y + ln(1 + e^-|x|)`, stable for any logit.
