@@ -4,19 +4,27 @@ use libmimalloc_sys::{mi_option_set, mi_option_t};
 use mimalloc::MiMalloc;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+static ALL_ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+fn count() {
+    ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+    ALL_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// mimalloc, to be declared as `#[global_allocator]`; it counts. Tensors of megabytes come and go with every layer; glibc gives
 /// each back to the system and takes it again, page by page.
 pub struct Allocator;
 
-// SAFETY: mimalloc's own, but for a number of this thread's, which neither allocates nor panics.
+// SAFETY: mimalloc's own, but for two numbers, which neither allocate nor panic.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+        count();
         unsafe { MiMalloc.alloc(layout) }
     }
 
@@ -25,14 +33,19 @@ unsafe impl GlobalAlloc for Allocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+        count();
         unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get().wrapping_add(1));
+        count();
         unsafe { MiMalloc.realloc(at, layout, size) }
     }
+}
+
+/// How often the threads of this process have asked [`Allocator`] for memory.
+pub fn all_allocations() -> u64 {
+    ALL_ALLOCATIONS.load(Ordering::Relaxed)
 }
 
 /// How often this thread has asked [`Allocator`] for memory.

@@ -292,6 +292,7 @@ fn the_model_benchmark_gives_the_figures_that_scripts_read() {
         assert!(figures[name].as_f64() > Some(0.0), "{name}: {figures}");
     }
     assert!(figures["fresh_pages_per_frame"].as_f64() >= Some(0.0), "{figures}");
+    assert!(figures["allocations_per_inference"].as_f64() >= Some(0.0), "{figures}");
     assert!(figures["stages_ms"]["decoder"].as_f64() > Some(0.0), "{figures}");
     assert!(bad(&["bench", "model", "--input", "/no/such/folder"]).contains("/no/such/folder"));
 }

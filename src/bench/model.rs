@@ -2,13 +2,14 @@
 
 use super::{Percentiles, fresh_pages, peak_memory_mb, pictures};
 use crate::engine::mask::{Mask, MaskSettings};
-use crate::engine::segmenter::Sample;
+use crate::engine::segmenter::{ProbMap, Sample};
 use crate::engine::{Engine, Pending, Settings};
 use crate::frame::Frame;
 use crate::frame::sample::Sampler;
 use crate::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
 use crate::ops;
 use crate::overlay::{Mark, OverlayMode};
+use crate::process;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 use candle_core::Device;
@@ -50,6 +51,9 @@ pub struct ModelReport {
     pub peak_memory_mb: Option<f64>,
     /// Pages of memory that a frame, after the first few, takes from the system: what it needs it has, where there are none.
     pub fresh_pages_per_frame: Option<f64>,
+    /// How often all threads ask [`process::Allocator`] for memory from a sample to its map, after the first few; `None` where the
+    /// program has another.
+    pub allocations_per_inference: Option<f64>,
     pub frames: usize,
     pub size: String,
     pub device: &'static str,
@@ -111,6 +115,7 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         stages_ms: stages(bench, &checkpoint, &pictures, &device)?,
         peak_memory_mb,
         fresh_pages_per_frame: pages.map(|pages| pages as f64 / bench.frames as f64),
+        allocations_per_inference: allocations(bench, &checkpoint, &options, &pictures)?,
         frames: times.len(),
         size: format!("{width}x{height}"),
         device: if device.is_cpu() { "cpu" } else { "cuda" },
@@ -134,6 +139,32 @@ fn overlapped(engine: &mut Engine, pictures: &[image::RgbImage], frames: usize) 
         pending.wait()?;
     }
     Ok(frames as f64 / begin.elapsed().as_secs_f64())
+}
+
+/// See [`ModelReport::allocations_per_inference`]. Nothing else runs meanwhile.
+fn allocations(
+    bench: &ModelBench,
+    checkpoint: &Checkpoint,
+    options: &ModelOptions,
+    pictures: &[image::RgbImage],
+) -> Result<Option<f64>> {
+    if process::all_allocations() == 0 {
+        return Ok(None);
+    }
+    let mut segmenter = model::open_checkpoint(checkpoint, options)?;
+    let mut sampler = Sampler::new(segmenter.input_size());
+    let mut sample = Sample::default();
+    let mut map = ProbMap::default();
+    let (mut asked, frames) = (0, bench.frames.min(50));
+    for (i, picture) in pictures.iter().cycle().take(WARM_UP + frames).enumerate() {
+        sampler.sample(&Frame::rgb_image(picture), &mut sample)?;
+        let before = process::all_allocations();
+        segmenter.segment(&sample, &mut map)?;
+        if i >= WARM_UP {
+            asked += process::all_allocations() - before;
+        }
+    }
+    Ok(Some(asked as f64 / frames as f64))
 }
 
 fn stages(

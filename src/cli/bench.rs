@@ -139,6 +139,9 @@ fn run_model(args: ModelArgs) -> anyhow::Result<()> {
     if let Some(pages) = report.fresh_pages_per_frame {
         println!("{pages:.2} pages of memory a frame taken from the system");
     }
+    if let Some(asked) = report.allocations_per_inference {
+        println!("{asked:.2} allocations an inference, from a sample to its map");
+    }
     write_json(args.json.as_deref(), &report)
 }
 
