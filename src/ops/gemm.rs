@@ -427,13 +427,9 @@ unsafe fn lay(from: Matrix, deep: usize, wide: usize, width: usize, to: *mut f32
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::noise;
     use super::*;
     use proptest::prelude::*;
-
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mixed = |i: u32| (i ^ seed).wrapping_mul(0x9E37_79B9).rotate_left(13).wrapping_mul(0x85EB_CA6B);
-        (0..n as u32).map(|i| mixed(i) as f32 / 2f32.powi(31) - 1.0).collect()
-    }
 
     /// `[rows, cols]`, row by row with `gap` floats between rows, or column by column.
     fn strided(data: &[f32], rows: usize, cols: usize, turned: bool, gap: usize) -> Matrix {

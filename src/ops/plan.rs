@@ -146,12 +146,7 @@ impl Plan {
     pub fn record(shape: impl Into<Shape>, network: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
         let shape = shape.into();
         let input = Tensor::from_vec(noise(shape.elem_count(), 1), &shape, &Device::Cpu)?;
-        let mut recording = Recording::default();
-        recording.value(&input);
-        let before = RECORDING.replace(Some(recording));
-        let output = network(&input);
-        let recording = RECORDING.replace(before);
-        let output = output?;
+        let (output, recording) = recorded(&input, &network)?;
         let made = recording.filter(|_| output.is_contiguous()).map(|r| (r.operand(&output), r));
         let Some((Operand { place: Place::Value(value, 0), .. }, recording)) = made else {
             candle_core::bail!("what comes last was not recorded");
@@ -211,8 +206,27 @@ impl Plan {
     }
 }
 
+/// The result of `network`, and what was noted meanwhile; `None` where that was lost.
+fn recorded(
+    input: &Tensor,
+    network: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<(Tensor, Option<Recording>)> {
+    /// Puts back what was, also after a panic.
+    struct Before(Option<Recording>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            RECORDING.set(self.0.take());
+        }
+    }
+    let mut recording = Recording::default();
+    recording.value(input);
+    let _before = Before(RECORDING.replace(Some(recording)));
+    let output = network(input)?;
+    Ok((output, RECORDING.take()))
+}
+
 /// Numbers in [-1, 1).
-fn noise(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noise(n: usize, seed: u32) -> Vec<f32> {
     let mixed = |i: u32| (i ^ seed).wrapping_mul(0x9E37_79B9).rotate_left(13).wrapping_mul(0x85EB_CA6B);
     (0..n as u32).map(|i| mixed(i) as f32 / 2f32.powi(31) - 1.0).collect()
 }
@@ -450,6 +464,8 @@ mod tests {
         assert!(text.contains("what comes last was not recorded"), "{text}");
         let text = Plan::record((1, 8), |_| candle_core::bail!("of its own")).err().unwrap().to_string();
         assert!(text.contains("of its own"), "{text}");
+        let panics = || Plan::record((1, 8), |x| ops::gelu(x).map(|_| panic!("of its own"))).map(drop);
+        assert!(std::panic::catch_unwind(panics).is_err());
         RECORDING.with_borrow(|recording| assert!(recording.is_none()));
     }
 }

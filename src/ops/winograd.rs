@@ -502,12 +502,8 @@ fn each(parallel: bool, n: usize, f: impl Fn(usize) + Sync + Send) {
 #[cfg(test)]
 mod tests {
     use super::super::conv::Geometry;
+    use super::super::plan::noise;
     use super::*;
-
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mixed = |i: u32| (i ^ seed).wrapping_mul(0x9E37_79B9).rotate_left(13).wrapping_mul(0x85EB_CA6B);
-        (0..n as u32).map(|i| mixed(i) as f32 / 2f32.powi(31) - 1.0).collect()
-    }
 
     fn assert_close(what: &str, ours: &[f32], theirs: &[f32]) {
         let scale = theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
