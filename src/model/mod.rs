@@ -237,37 +237,20 @@ impl AutoSam {
         views: Views,
         products: Option<DType>,
     ) -> Result<Vec<ProbMap>> {
-        let answer = |samples: &[Sample]| {
-            let x = self.preprocess(samples)?;
-            let logits = ops::autocast(products, || self.forward(&x))?;
-            probabilities(&logits, samples, self.image_size, mode)
-        };
         let mirrors = views.mirrors();
-        if let [_] = mirrors {
-            return answer(samples);
-        }
         let mirrored = |sample: &Sample| {
             let &Sample { width, height, ref rgb } = sample;
             let (pixels, _) = rgb.as_chunks::<3>();
             let rgb = |m: &Mirror| m.of(pixels, width).into_flattened();
             mirrors.iter().map(|m| Sample { width, height, rgb: rgb(m) }).collect::<Vec<_>>()
         };
-        let maps = answer(&samples.iter().flat_map(mirrored).collect::<Vec<_>>())?;
-        Ok(maps.chunks_exact(mirrors.len()).map(|maps| mean(maps, mirrors)).collect())
+        let x = match mirrors {
+            [_] => self.preprocess(samples)?,
+            _ => self.preprocess(&samples.iter().flat_map(mirrored).collect::<Vec<_>>())?,
+        };
+        let logits = ops::autocast(products, || self.forward(&x))?;
+        pixels::mean_probabilities(&logits, samples, self.image_size, mode, mirrors)
     }
-}
-
-/// The mean of the maps of a sample's mirror images.
-fn mean(maps: &[ProbMap], mirrors: &[Mirror]) -> ProbMap {
-    let mut sums: Vec<u16> = maps[0].data.iter().map(|_| 0).collect();
-    for (map, mirror) in maps.iter().zip(mirrors) {
-        for (sum, p) in sums.iter_mut().zip(mirror.of(&map.data, map.width)) {
-            *sum += u16::from(p);
-        }
-    }
-    let n = mirrors.len() as u16;
-    let data = sums.iter().map(|sum| ((sum + n / 2) / n) as u8).collect();
-    ProbMap { data, ..maps[0] }
 }
 
 /// The checkpoint at `location`, or the shipped one where there is none.

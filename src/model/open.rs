@@ -3,7 +3,7 @@
 #[cfg(feature = "cuda")]
 use super::graph;
 #[cfg(feature = "cuda")]
-use super::pixels::{cropped, normalise_bytes, probability_bytes};
+use super::pixels::{map_of, normalise_bytes, probability_bytes};
 use super::replay::Replay;
 use super::{AutoSam, MaskMode, ModelOptions, Views, checkpoint};
 use crate::engine::segmenter::{ProbMap, Sample, Segmenter};
@@ -106,7 +106,11 @@ impl AutoSamSegmenter {
                 let x = normalise_bytes(rgb, size)?;
                 Ok(probability_bytes(&ops::autocast(products, || model.forward(&x))?, size, mode)?)
             };
-            let read = |map: &[u8]| vec![cropped(map, size, sample)];
+            let read = |p: &[u8]| {
+                let mut map = ProbMap::default();
+                map_of(p, |p| p, size, sample, self.views.mirrors(), &mut map);
+                vec![map]
+            };
             return self.recorder.run(device, &sample.rgb, (sample.width, sample.height), compute, read);
         }
         model.maps(std::slice::from_ref(sample), self.mask_mode, self.views, self.products)

@@ -1,6 +1,6 @@
 //! From a sample's bytes to the network's input, and from its logits to a map's bytes.
 
-use super::MaskMode;
+use super::{MaskMode, Views};
 use crate::engine::segmenter::{Mirror, ProbMap, Sample};
 use crate::ops;
 use crate::{Error, Result};
@@ -88,12 +88,24 @@ pub fn probabilities(
     size: usize,
     mode: MaskMode,
 ) -> Result<Vec<ProbMap>> {
+    mean_probabilities(logits, samples, size, mode, Views::One.mirrors())
+}
+
+/// [`probabilities`] of samples each of which gave logits for each of its `mirrors`' images, one after the other: their mean.
+pub(super) fn mean_probabilities(
+    logits: &Tensor,
+    samples: &[Sample],
+    size: usize,
+    mode: MaskMode,
+    mirrors: &[Mirror],
+) -> Result<Vec<ProbMap>> {
     let all = probability_bytes(logits, size, mode)?.flatten_all()?.to_vec1::<u8>()?;
-    Ok(samples
-        .iter()
-        .zip(all.chunks_exact(size * size))
-        .map(|(sample, p)| cropped(p, size, sample))
-        .collect())
+    let map = |(sample, p): (&Sample, &[u8])| {
+        let mut map = ProbMap::default();
+        map_of(p, |p| p, size, sample, mirrors, &mut map);
+        map
+    };
+    Ok(samples.iter().zip(all.chunks_exact(mirrors.len() * size * size)).map(map).collect())
 }
 
 /// Probabilities of `logits [N, 1, 4g, 4g]`, `[N, 1, size, size]`, 255 for 1. Rounded to bytes where they are: what comes over from a
@@ -113,10 +125,21 @@ pub(super) fn probability(logits: &Tensor, size: usize, mode: MaskMode) -> candl
     }
 }
 
+/// A probability as a byte, 255 for 1.
+pub(super) fn byte(p: f32) -> u8 {
+    (p * 255.0 + 0.5) as u8
+}
+
 /// The map of `sample` of the probabilities `p [N, size, size]` of its mirror images: their mean, of bytes each.
-pub(super) fn map_of(p: &[f32], size: usize, sample: &Sample, mirrors: &[Mirror], out: &mut ProbMap) {
+pub(super) fn map_of<T: Copy>(
+    p: &[T],
+    byte: impl Fn(T) -> u8,
+    size: usize,
+    sample: &Sample,
+    mirrors: &[Mirror],
+    out: &mut ProbMap,
+) {
     let (width, height) = (sample.width, sample.height);
-    let byte = |p: f32| (p * 255.0 + 0.5) as u8;
     let at = |reverse: bool, i: usize, side: usize| if reverse { side - 1 - i } else { i };
     (out.width, out.height) = (width, height);
     out.data.clear();
@@ -132,15 +155,6 @@ pub(super) fn map_of(p: &[f32], size: usize, sample: &Sample, mirrors: &[Mirror]
             ((bytes.map(u16::from).sum::<u16>() + n / 2) / n) as u8
         }));
     }
-}
-
-/// The part of a map `p`, `size` pixels a side, that belongs to `sample`.
-pub(super) fn cropped(p: &[u8], size: usize, sample: &Sample) -> ProbMap {
-    let mut data = Vec::with_capacity(sample.width * sample.height);
-    for row in p.chunks_exact(size).take(sample.height) {
-        data.extend_from_slice(&row[..sample.width]);
-    }
-    ProbMap { width: sample.width, height: sample.height, data }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! One inference on a CPU recorded as a plan and replayed in memory that stays, as [`super::graph`] does on a GPU.
 
-use super::pixels::{map_of, normalise_into, probability};
+use super::pixels::{byte, check, map_of, normalise_into, probability};
 use super::{AutoSam, MaskMode, Views};
 use crate::Result;
 use crate::engine::segmenter::{ProbMap, Sample};
@@ -37,7 +37,7 @@ impl Replay {
         let (size, mirrors) = (model.image_size, views.mirrors());
         let shape = (mirrors.len(), 3, size, size);
         let network = |x: &Tensor| -> Result<Tensor> { Ok(probability(&model.forward(x)?, size, mode)?) };
-        super::pixels::check(std::slice::from_ref(sample), size)?;
+        check(std::slice::from_ref(sample), size)?;
         if self.plan.is_none() && self.seen >= WARM_UP && !self.gave_up {
             match Plan::record(shape, |x| network(x).map_err(candle_core::Error::wrap)) {
                 Ok(plan) => {
@@ -57,12 +57,12 @@ impl Replay {
             }
         };
         match &mut self.plan {
-            Some(plan) => plan.run(fill, |p| map_of(p, size, sample, mirrors, out))?,
+            Some(plan) => plan.run(fill, |p| map_of(p, byte, size, sample, mirrors, out))?,
             None => {
                 let mut x = vec![0f32; mirrors.len() * 3 * size * size];
                 fill(&mut x);
                 let p = network(&Tensor::from_vec(x, shape, &Device::Cpu)?)?.flatten_all()?.to_vec1()?;
-                map_of(&p, size, sample, mirrors, out);
+                map_of(&p, byte, size, sample, mirrors, out);
             }
         }
         Ok(())
