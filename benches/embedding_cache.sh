@@ -1,6 +1,6 @@
 #!/bin/sh
 # How much faster is an epoch whose embeddings are cached? ViT-B's shapes, random weights, synthetic frames, the shipped
-# model's small generator. Prints seconds a picture of the first epoch (which fills the cache) and of those after it.
+# model's small generator. Prints the seconds per image of the first epoch (which fills the cache) and of those after it.
 #   benches/embedding_cache.sh [PICTURES]
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,5 +16,5 @@ awk -v n="$pictures" -F'"seconds":' '
     { split($2, v, /[,}]/); NR <= n / 2 ? first += v[1] : later += v[1] }
     END {
         first /= n; later /= 2 * NR - n
-        printf "first epoch %.2f s a picture, cached %.2f s: %.1f times as fast\n", first, later, first / later
+        printf "first epoch %.2f s per image, cached %.2f s: %.1f times as fast\n", first, later, first / later
     }' "$out/run/log.jsonl"

@@ -4,22 +4,22 @@
 //!     cargo bench --bench networks -- generator       # cases whose name holds a word
 //!     cargo bench --bench networks -- --serve         # one run for each case named on a line of standard input
 //!     cargo bench --bench networks -- --dump DIR      # weights, input and output of each network, as safetensors
+//!     AUTOSAM_BENCH_MODEL=FILE AUTOSAM_BENCH_PRECISION=int8 cargo bench --bench networks -- shipped
 //!     AUTOSAM_BENCH_DEVICE=cuda AUTOSAM_BENCH_PRECISION=bf16 cargo bench --features cuda --bench networks
 //!
-//! `benches/pytorch.py` runs the same cases in PyTorch beside this program.
+//! `benches/pytorch.py` runs the same cases in PyTorch beside this program, `benches/openvino.py` the shipped network in other engines.
 
+use autosam::bench;
 use autosam::data::loader::Batch;
-use autosam::engine::segmenter::{ProbMap, Sample, Segmenter};
+use autosam::engine::segmenter::{ModelInput, ProbMap, Segmenter};
 use autosam::generator::{Generator, GeneratorConfig};
-use autosam::model::{
-    self, AutoSam, Calibration, DeviceChoice, MaskMode, ModelConfig, ModelOptions, Precision,
-};
+use autosam::model::{self, AutoSam, DeviceChoice, MaskMode, ModelConfig, ModelOptions, Precision};
 use autosam::ops;
 use autosam::sam::{Prompts, Sam, SamConfig};
-use autosam::train::params::initialise;
+use autosam::train::config::GeneratorKind;
 use autosam::train::prompts::PromptMix;
 use autosam::train::{Stage, TrainConfig, Trainer};
-use autosam::weights::{Checkpoint, Dtype, recorder::shapes_of, save_safetensors};
+use autosam::weights::{Checkpoint, Dtype, init::initialise, recorder::shapes_of, save_safetensors};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use std::collections::HashMap;
@@ -136,8 +136,8 @@ fn place() -> Outcome<(Device, Option<DType>)> {
     let products = match std::env::var("AUTOSAM_BENCH_PRECISION").as_deref() {
         Ok("bf16") => Some(DType::BF16),
         Ok("f16") => Some(DType::F16),
-        Ok("f32") | Err(_) => None,
-        Ok(other) => return Err(format!("AUTOSAM_BENCH_PRECISION={other}: f32, f16 or bf16").into()),
+        Ok("f32" | "int8") | Err(_) => None,
+        Ok(other) => return Err(format!("AUTOSAM_BENCH_PRECISION={other}: f32, f16, bf16 or int8").into()),
     };
     Ok((device, products))
 }
@@ -148,6 +148,7 @@ fn options() -> Outcome<ModelOptions> {
     Ok(ModelOptions {
         device: if device.is_cpu() { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) },
         precision: match products {
+            None if std::env::var("AUTOSAM_BENCH_PRECISION").is_ok_and(|p| p == "int8") => Precision::Int8,
             None => Precision::F32,
             Some(DType::BF16) => Precision::Bf16,
             Some(_) => Precision::F16,
@@ -156,11 +157,16 @@ fn options() -> Outcome<ModelOptions> {
     })
 }
 
+/// Weights of the shipped network, if not its own (`AUTOSAM_BENCH_MODEL`).
+fn weights() -> Option<PathBuf> {
+    std::env::var_os("AUTOSAM_BENCH_MODEL").map(PathBuf::from)
+}
+
 /// One network on one input, or one training step.
 enum Case {
     Network { run: Box<Run>, x: Tensor },
-    Shipped(Box<dyn Segmenter>, Sample),
-    Batch(Box<AutoSam>, Vec<Sample>),
+    Shipped(Box<dyn Segmenter>, ModelInput),
+    Batch(Box<AutoSam>, Vec<ModelInput>),
     Step(Box<Trainer>, Vec<Batch>),
 }
 
@@ -169,7 +175,7 @@ impl Case {
     fn open(name: &str, scratch: &Path) -> Outcome<Self> {
         match name {
             "shipped" => {
-                let segmenter = model::open(None, &options()?)?;
+                let segmenter = model::open(weights().as_deref(), &options()?)?;
                 Ok(Self::Shipped(segmenter, frames(1, side()?).samples.remove(0)))
             }
             "shipped_x4" => {
@@ -177,7 +183,15 @@ impl Case {
                 Ok(Self::Batch(Box::new(model), frames(4, side()?).samples))
             }
             "train_generator" => {
-                let config = TrainConfig { batch: BATCH, views: 1, ..TrainConfig::default() };
+                let config = TrainConfig {
+                    batch: BATCH,
+                    views: 1,
+                    generator: GeneratorKind::EfficientNetLite0,
+                    generator_input: side()?,
+                    overlap_weight: 0.0,
+                    own_weight: 0.0,
+                    ..TrainConfig::default()
+                };
                 let mut trainer = Trainer::new(&config, None, &place()?.0)?;
                 trainer.cache_embeddings(&scratch.join("cache"), BATCH, 1 << 30)?;
                 Ok(Self::Step(Box::new(trainer), vec![frames(BATCH, side()?)]))
@@ -190,6 +204,7 @@ impl Case {
                     batch: BATCH,
                     image_size,
                     prompts,
+                    overlap_weight: 0.0,
                     ..TrainConfig::default()
                 };
                 Ok(Self::Step(
@@ -199,10 +214,10 @@ impl Case {
             }
             "frame_vit_h" | "frame_vit_b" => {
                 let segmenter =
-                    model::open_checkpoint(&model::untrained(&name["frame_".len()..])?, &options()?)?;
+                    model::open_checkpoint(&bench::model::untrained(&name["frame_".len()..])?, &options()?)?;
                 let frame = frames(1, 1024).samples.remove(0);
                 let rgb = frame.rgb[..576 * 1024 * 3].to_vec();
-                Ok(Self::Shipped(segmenter, Sample { width: 1024, height: 576, rgb }))
+                Ok(Self::Shipped(segmenter, ModelInput { width: 1024, height: 576, rgb }))
             }
             _ => {
                 let (run, x, _) = network(name)?;
@@ -247,7 +262,7 @@ fn frames(n: usize, size: usize) -> Batch {
         let inside =
             |i: usize| ((i % size) as f32 - centre).hypot((i / size) as f32 - centre) < 0.2 * size as f32;
         let pixel = |i: usize| if inside(i) { [200, 120, 110] } else { [90 + (i % 17) as u8, 40, k as u8] };
-        batch.samples.push(Sample {
+        batch.samples.push(ModelInput {
             width: size,
             height: size,
             rgb: (0..size * size).flat_map(pixel).collect(),
@@ -315,17 +330,17 @@ fn network(name: &str) -> Outcome<Network> {
 fn dump(name: &str, dir: &Path) -> Outcome<()> {
     let path: PathBuf = dir.join(format!("{name}.safetensors"));
     let tensors = if name == "shipped" {
-        let checkpoint: Checkpoint = model::checkpoint(None)?;
+        // The network's own logits: PyTorch's side knows neither calibration nor presence.
+        let mut checkpoint: Checkpoint = model::checkpoint(None)?;
+        let config = ModelConfig::of(&checkpoint)?;
+        ModelConfig::new(config.sam, config.generator).note(&mut checkpoint)?;
         let model = AutoSam::from_checkpoint(&checkpoint, &Device::Cpu)?;
-        let Calibration { scale, bias } = ModelConfig::of(&checkpoint)?.calibration;
         let side = side()?;
         let samples = frames(1, side).samples;
         let mut tensors = checkpoint.tensors;
         let rgb: Vec<f32> = samples[0].rgb.iter().map(|v| f32::from(*v)).collect();
         tensors.insert("x".into(), Tensor::from_vec(rgb, (side, side, 3), &Device::Cpu)?);
-        // The network's own logits: PyTorch's side does not know the calibration.
-        let logits = model.forward(&model.preprocess(&samples)?)?;
-        tensors.insert("y".into(), ((logits - f64::from(bias))? / f64::from(scale))?);
+        tensors.insert("y".into(), model.forward(&model.preprocess(&samples)?)?);
         tensors
     } else {
         let (run, x, mut tensors) = network(name)?;

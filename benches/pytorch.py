@@ -27,8 +27,11 @@ from torch import nn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BATCH = 8
-# Of the shipped model: sides in pixels of its input and of its generator's.
-SIDE, GENERATOR = 288, 64
+# Of the shipped model: the side of its input in pixels, and of its embedding's cells.
+SIDE, STRIDE = 256, 8
+
+sys.path.insert(0, os.path.join(ROOT, "tests/data"))
+from make_efficientnet_lite_goldens import STAGES, Lite, published  # noqa: E402
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -247,10 +250,6 @@ class TinyVit(nn.Module):
         return self.neck(x)
 
 
-def tiny_sam_encoder():
-    return TinyVit((32, 64, 128, 160), (1, 2, 4, 1), (1, 2, 4, 5), (8, 9, SIDE // 16, SIDE // 16))
-
-
 class Attention(nn.Module):
     def __init__(self, c, heads, down=1):
         super().__init__()
@@ -310,14 +309,14 @@ class Head(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    def __init__(self, mlp=2048, c=256):
+    def __init__(self, mlp=2048, c=256, heads=8, hidden=256):
         super().__init__()
-        self.transformer = TwoWay(c, 8, mlp)
+        self.transformer = TwoWay(c, heads, mlp)
         self.iou_token, self.mask_tokens = nn.Embedding(1, c), nn.Embedding(4, c)
         self.output_upscaling = nn.Sequential(nn.ConvTranspose2d(c, c // 4, 2, 2), LayerNorm2d(c // 4, 1e-6), nn.GELU(),
                                               nn.ConvTranspose2d(c // 4, c // 8, 2, 2), nn.GELU())
         self.output_hypernetworks_mlps = nn.ModuleList(Head(c, c, c // 8) for _ in range(4))
-        self.iou_prediction_head = Head(c, c, 4)
+        self.iou_prediction_head = Head(c, hidden, 4)
 
     def forward(self, image, pe, dense):
         """The first token's mask, without sparse prompts."""
@@ -472,19 +471,64 @@ class Whole(nn.Module):
         return self.sam.mask_decoder(self.sam.image_encoder(x), self.pe, self.generator(small, 64))
 
 
-class Shipped(nn.Module):
-    """Generator and small SAM of the shipped model; `side` is the generator's input in pixels."""
-
-    def __init__(self, side=GENERATOR):
+class NormedConv(nn.Module):
+    def __init__(self, i, o, k):
         super().__init__()
-        self.side = side
+        self.weight, self.norm = nn.Parameter(torch.randn(o, i, k, k) * 0.02), nn.BatchNorm2d(o)
+
+    def forward(self, x):
+        return self.norm(F.conv2d(x, self.weight, padding=self.weight.shape[2] // 2))
+
+
+class Pyramid(nn.Module):
+    """Features at strides 8 and on, finest first, to the finest level."""
+
+    def __init__(self, features, c):
+        super().__init__()
+        self.lateral = nn.ModuleList(NormedConv(i, c, 1) for i in features)
+        self.smooth = nn.ModuleList(NormedConv(c, c, 3) for _ in features[1:])
+
+    def forward(self, features):
+        x = self.lateral[-1](features[-1])
+        for n in reversed(range(len(self.smooth))):
+            fine = self.lateral[n](features[n])
+            x = F.interpolate(x, fine.shape[2:], mode="bilinear", align_corners=False) + fine
+            x = F.relu(self.smooth[n](x))
+        return x
+
+
+class LiteEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.pyramid, self.neck = Lite(0, stages=STAGES[:5]), Pyramid([40, 112], 64), neck(64, 128)
+
+    def forward(self, x):
+        return self.neck(self.pyramid(self.backbone.features(published(x))[2:]))
+
+
+class LiteGenerator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.decoder = Lite(0), nn.Module()
+        self.decoder.pyramid, self.decoder.final = Pyramid([40, 112, 320], 96), nn.Module()
+        self.decoder.final.conv2, self.decoder.own = nn.Conv2d(96, 128, 3, padding=1), nn.Conv2d(96, 1, 1)
+
+    def forward(self, x):
+        return torch.tanh(self.decoder.final.conv2(self.decoder.pyramid(self.backbone.features(published(x))[2:])))
+
+
+class Shipped(nn.Module):
+    """Generator and small SAM of the shipped model."""
+
+    def __init__(self):
+        super().__init__()
         self.sam = nn.Module()
-        self.sam.image_encoder, self.sam.mask_decoder = tiny_sam_encoder(), MaskDecoder(1024)
-        self.generator = generator("tiny")
-        self.pe = dense_pe(torch.randn(2, 128), SIDE // 16)
+        self.sam.image_encoder, self.sam.mask_decoder = LiteEncoder(), MaskDecoder(512, 128, 4, 128)
+        self.generator = LiteGenerator()
+        self.pe = dense_pe(torch.randn(2, 64), SIDE // STRIDE)
 
     def prompt(self, x):
-        return self.generator(F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=True), SIDE // 16)
+        return self.generator(x)
 
     def forward(self, x):
         return self.sam.mask_decoder(self.sam.image_encoder(x), self.pe, self.prompt(x))
@@ -513,7 +557,7 @@ class Step:
     """One training step as `train` takes it: loss, backward, clipping, AdamW, moving average."""
 
     def __init__(self, stage):
-        model = Shipped(192).train()  # the default of `train`, as beside it
+        model = Shipped().train()
         self.stage, self.model = stage, model
         self.rgb, self.masks = frames(BATCH)
         if stage == "generator":
@@ -523,7 +567,7 @@ class Step:
                 self.embeddings = model.sam.image_encoder(preprocess(self.rgb)).half()
         else:
             self.trained = model.sam
-            self.no_mask = nn.Parameter(torch.zeros(1, 256, 1, 1))
+            self.no_mask = nn.Parameter(torch.zeros(1, 128, 1, 1))
         self.parameters = [p for p in self.trained.parameters()]
         self.average = [p.detach().clone() for p in self.trained.state_dict().values() if p.is_floating_point()]
         self.adam = torch.optim.AdamW(self.parameters, lr=1e-4, weight_decay=1e-2)
@@ -535,10 +579,10 @@ class Step:
             prompt = model.prompt(x)
             embeddings = self.embeddings.float()
         else:
-            prompt = self.no_mask.expand(BATCH, -1, SIDE // 16, SIDE // 16)
+            prompt = self.no_mask.expand(BATCH, -1, SIDE // STRIDE, SIDE // STRIDE)
             embeddings = model.sam.image_encoder(x)
         logits = model.sam.mask_decoder(embeddings, model.pe, prompt)
-        target = F.avg_pool2d(torch.from_numpy(self.masks)[:, None].float() / 255, 4)
+        target = F.avg_pool2d(torch.from_numpy(self.masks)[:, None].float() / 255, STRIDE // 4)
         p = logits.sigmoid()
         sums = lambda t: t.flatten(1).sum(1)
         dice = 1 - ((2 * sums(p * target) + 2) / (sums(p) + sums(target) + 2)).mean()
@@ -669,7 +713,7 @@ def compare(names):
                 if name == "mask_decoder_64":
                     got = net(x[:1], dense_pe(gaussian[0], 64), x[1:])
                 elif name == "shipped":
-                    net.pe = dense_pe(gaussian[0], SIDE // 16)
+                    net.pe = dense_pe(gaussian[0], SIDE // STRIDE)
                     got = net(preprocess(x.numpy().astype(np.uint8)[None]))
                 else:
                     got = net(x, 64) if name.startswith("hardnet") else net(x)

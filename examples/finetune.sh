@@ -1,7 +1,7 @@
 #!/bin/sh
-# Fine-tunes the shipped model on a folder of pictures with masks, then marks a clip with the result:
-#   examples/finetune.sh OUT [FOLDER]     FOLDER: images/ and masks/; without, synthetic pictures
-# STEPS (default 200) says how long.
+# Fine-tunes the shipped model on a folder of images with masks, then segments a clip with the result:
+#   examples/finetune.sh OUT [FOLDER]     FOLDER: images/ and masks/; synthetic images by default
+# STEPS (default 200) is the number of training steps.
 set -eu
 out="$1"
 data="${2:-}"

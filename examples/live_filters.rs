@@ -12,13 +12,13 @@ use autosam::data::{Dataset, Pair};
 use autosam::engine::flow::Flow;
 use autosam::engine::mask::{Mask, MaskSettings};
 use autosam::engine::motion::{self, Extent};
-use autosam::engine::segmenter::{ProbMap, Sample, Segmenter};
+use autosam::engine::segmenter::{ModelInput, ProbMap, Segmenter};
 use autosam::engine::temporal::{TemporalFilter, TemporalSettings};
 use autosam::engine::{Engine, Settings};
 use autosam::eval::dice;
 use autosam::eval::live::{Live, Observed};
 use autosam::frame::region::Region;
-use autosam::frame::sample::Sampler;
+use autosam::frame::resize::Resizer;
 use autosam::frame::{Frame, Luma};
 use autosam::model::{self, ModelOptions};
 use autosam::synth::{Sequence, SequenceConfig};
@@ -72,19 +72,19 @@ struct Set {
 
 /// A sequence as the network sees it.
 struct Clip {
-    samples: Vec<Sample>,
+    samples: Vec<ModelInput>,
     truth: Vec<Vec<u8>>,
     small: Vec<Luma>,
     maps: Vec<ProbMap>,
 }
 
 fn clip(model: &mut dyn Segmenter, frames: impl Iterator<Item = Pair>) -> Result<Clip> {
-    let (mut sampler, mut small) = (Sampler::new(model.input_size()), Sampler::new(motion::SIDE));
+    let (mut sampler, mut small) = (Resizer::new(model.input_size()), Resizer::new(motion::SIDE));
     let mut clip = Clip { samples: vec![], truth: vec![], small: vec![], maps: vec![] };
     for Pair { rgb, mask } in frames {
         let frame = Frame::rgb_image(&rgb);
-        let (mut sample, mut luma, mut map) = (Sample::default(), Luma::default(), ProbMap::default());
-        sampler.sample(&frame, &mut sample)?;
+        let (mut sample, mut luma, mut map) = (ModelInput::default(), Luma::default(), ProbMap::default());
+        sampler.resize(&frame, &mut sample)?;
         small.luma(&frame, &mut luma)?;
         model.segment(&sample, &mut map)?;
         let (w, h) = (sample.width as u32, sample.height as u32);

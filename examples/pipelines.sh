@@ -1,10 +1,10 @@
 #!/bin/sh
-# Pipelines around the element autosam, one word each:
+# Example pipelines with the element autosam, chosen by a word:
 #   examples/pipelines.sh file clip.mp4
 #   examples/pipelines.sh webcam [/dev/video0]
 #   examples/pipelines.sh rtsp rtsp://127.0.0.1:8554/endo
-#   examples/pipelines.sh record clip.mp4 out.mkv        shows and records at once
-# SINK=fakesink where there is no display. The plugin is found where it is installed, or in GST_PLUGIN_PATH.
+#   examples/pipelines.sh record clip.mp4 out.mkv        shows and records at the same time
+# Set SINK=fakesink if there is no display. The plugin must be installed or in GST_PLUGIN_PATH.
 set -eu
 sink="${SINK:-autovideosink}"
 what="${1:-}"
@@ -19,7 +19,7 @@ rtsp)
     exec gst-launch-1.0 rtspsrc location="$2" latency=0 ! decodebin ! videoconvert ! autosam ! videoconvert ! "$sink"
     ;;
 record)
-    # The recording branch has a queue of its own, which drops rather than hold up the picture on the screen.
+    # The recording branch has its own queue, which drops frames instead of delaying the display.
     exec gst-launch-1.0 -e filesrc location="$2" ! decodebin ! videoconvert ! clocksync ! autosam ! tee name=t \
         t. ! queue ! videoconvert ! "$sink" \
         t. ! queue leaky=downstream max-size-buffers=60 max-size-bytes=0 max-size-time=0 ! videoconvert \

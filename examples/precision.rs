@@ -6,10 +6,10 @@
 //! On a CPU what a GPU computes in 16 bits goes through the same casts, one product at a time.
 
 use autosam::data::Dataset;
-use autosam::engine::segmenter::{ProbMap, Sample};
+use autosam::engine::segmenter::{ModelInput, ProbMap};
 use autosam::eval;
 use autosam::frame::region::Region;
-use autosam::frame::{Frame, sample::Sampler};
+use autosam::frame::{Frame, resize::Resizer};
 use autosam::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision};
 use autosam::ops;
 use candle_core::Device;
@@ -33,18 +33,18 @@ struct Args {
 }
 
 /// Probabilities of `samples`' pixels, 0 to 255, with products in `precision`.
-fn maps(args: &Args, samples: &[Sample], precision: Precision) -> anyhow::Result<Vec<Vec<u8>>> {
+fn maps(args: &Args, samples: &[ModelInput], precision: Precision) -> anyhow::Result<Vec<Vec<u8>>> {
     if args.cuda {
         let options = ModelOptions { device: DeviceChoice::Cuda(0), precision, ..ModelOptions::default() };
         let mut segmenter = model::open(args.model.as_deref(), &options)?;
-        let mut map_of = |sample: &Sample| {
+        let mut map_of = |sample: &ModelInput| {
             let mut map = ProbMap::default();
             segmenter.segment(sample, &mut map).map(|()| map.data)
         };
         return Ok(samples.iter().map(&mut map_of).collect::<Result<_, _>>()?);
     }
     let model = AutoSam::from_checkpoint(&model::checkpoint(args.model.as_deref())?, &Device::Cpu)?;
-    let map_of = |sample: &Sample| {
+    let map_of = |sample: &ModelInput| {
         let sample = std::slice::from_ref(sample);
         let x = model.preprocess(sample)?;
         let logits = ops::autocast(precision.dtype(), || {
@@ -61,13 +61,13 @@ fn main() -> anyhow::Result<()> {
     unsafe { autosam::process::settle() };
     let args = Args::parse();
     let config = model::ModelConfig::of(&model::checkpoint(args.model.as_deref())?)?;
-    let mut sampler = Sampler::new(config.sam.image_size);
+    let mut sampler = Resizer::new(config.sam.image_size);
     let mut samples = Vec::new();
     for item in Dataset::open(&args.data)?.items {
         let picture = item.load()?.rgb;
         let frame = Frame::rgb_image(&picture);
-        let mut sample = Sample::default();
-        sampler.sample(&frame.crop(Region::Auto.of(&frame)?), &mut sample)?;
+        let mut sample = ModelInput::default();
+        sampler.resize(&frame.crop(Region::Auto.of(&frame)?), &mut sample)?;
         samples.push(sample);
     }
     let full = maps(&args, &samples, Precision::F32)?;

@@ -5,8 +5,7 @@
 
 use autosam::model::SAM_CONFIG_KEY;
 use autosam::sam::{Sam, SamConfig};
-use autosam::train::params::initialise;
-use autosam::weights::{self, Dtype, recorder::shapes_of};
+use autosam::weights::{self, Dtype, init::initialise, recorder::shapes_of};
 use std::collections::HashMap;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

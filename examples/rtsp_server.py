@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""A clip over RTSP, on loopback: a camera to try things with, or with --marked the picture with marks for other rooms.
+"""Serves a clip over RTSP on loopback, as a test camera or, with --marked, with the overlay for other rooms.
 
     apt install python3-gi gir1.2-gst-rtsp-server-1.0
     examples/rtsp_server.py clip.mp4                                   # then: examples/pipelines.sh rtsp rtsp://127.0.0.1:8554/endo
     GST_PLUGIN_PATH=target/release examples/rtsp_server.py clip.mp4 --marked
 
-Each client gets the clip from its beginning, at its own speed; with --marked all share one picture and one network.
+Each client gets the clip from its beginning, at its own speed; with --marked all share one video and one network.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main():
     usage = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usage.add_argument("clip", type=Path)
     usage.add_argument("--marked", action="store_true", help="through the element autosam")
-    usage.add_argument("--port", default="8554", help="0 takes any that is free")
+    usage.add_argument("--port", default="8554", help="0 chooses a free port")
     args = usage.parse_args()
     if not args.clip.is_file():
         sys.exit(f"{args.clip}: no such file")
@@ -39,7 +39,7 @@ def main():
     )
     factory.set_shared(args.marked)
     server = GstRtspServer.RTSPServer()
-    # Loopback only: patients' pictures leave the machine when somebody decides so.
+    # Loopback only: patients' video leaves the machine only if the user decides so.
     server.set_address("127.0.0.1")
     server.set_service(args.port)
     server.get_mount_points().add_factory("/endo", factory)

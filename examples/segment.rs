@@ -3,8 +3,8 @@
 //!     cargo run --release --example segment -- frame.png mask.png
 
 use autosam::engine::mask::{Mask, MaskSettings};
-use autosam::engine::segmenter::{ProbMap, Sample};
-use autosam::frame::{Frame, region::Region, sample::Sampler};
+use autosam::engine::segmenter::{ModelInput, ProbMap};
+use autosam::frame::{Frame, region::Region, resize::Resizer};
 use autosam::model::{self, ModelOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,11 +15,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // The shipped model; give a path for another.
     let mut model = model::open(None, &ModelOptions::default())?;
-    let (mut sample, mut map) = (Sample::default(), ProbMap::default());
+    let (mut sample, mut map) = (ModelInput::default(), ProbMap::default());
     // The network sees what the endoscope shows, without black borders and text.
     let frame = Frame::rgb_image(&picture);
     let area = Region::Auto.of(&frame)?;
-    Sampler::new(model.input_size()).sample(&frame.crop(area), &mut sample)?;
+    Resizer::new(model.input_size()).resize(&frame.crop(area), &mut sample)?;
     model.segment(&sample, &mut map)?;
 
     let mask = Mask::new(map.embedded(area, width, height), &MaskSettings::default());

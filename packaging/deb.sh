@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds autosam-video_VERSION_ARCH.deb: program, plugin, model, manual pages, completions.
 #   packaging/deb.sh [OUT]     OUT: folder for the package, default target/deb
+# Build it on the oldest release that it is for: a package built on Debian 12 installs on 13, not the other way round.
 # Needs ./setup.sh's packages and dpkg-dev. CUDA=1 builds with --features cuda.
 set -eu
 cd "$(dirname "$0")/.."
@@ -21,8 +22,8 @@ doc="$root/usr/share/doc/autosam-video"
 
 install -D -m 755 -s "$target/autosam-video" "$root/usr/bin/autosam-video"
 install -D -m 644 -s "$target/libgstautosam.so" "$root/usr/lib/$multiarch/gstreamer-1.0/libgstautosam.so"
-install -D -m 644 models/autosam-tiny.safetensors "$root/usr/share/autosam-video/models/autosam-tiny.safetensors"
-install -D -m 644 models/autosam-tiny.md "$root/usr/share/autosam-video/models/autosam-tiny.md"
+install -D -m 644 models/autosam-lite.safetensors "$root/usr/share/autosam-video/models/autosam-lite.safetensors"
+install -D -m 644 models/autosam-lite.md "$root/usr/share/autosam-video/models/autosam-lite.md"
 # Where the card's link leads.
 install -D -m 644 docs/calibration.svg "$root/usr/share/autosam-video/docs/calibration.svg"
 install -D -m 644 README.md "$doc/README.md"

@@ -6,7 +6,7 @@ mod cli;
 static ALLOCATOR: autosam::process::Allocator = autosam::process::Allocator;
 
 fn main() -> std::process::ExitCode {
-    // SAFETY: nothing has run before.
+    // SAFETY: this is the first action of the process; no other thread exists.
     unsafe { autosam::process::settle() };
     cli::main()
 }

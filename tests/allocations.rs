@@ -1,16 +1,40 @@
 //! What the program's allocator is asked for in the steady state.
 
-use autosam::engine::segmenter::{ProbMap, Sample};
-use autosam::model::{self, DeviceChoice, ModelOptions, Views};
+use autosam::engine::segmenter::{ModelInput, ProbMap};
+use autosam::model::{
+    self, AutoSam, DeviceChoice, ModelConfig, ModelOptions, Precision, Quantisation, Trunk, Views,
+};
 use autosam::process::{self, Allocator};
+use autosam::weights::Checkpoint;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-fn sample(side: usize, at: usize) -> Sample {
+fn sample(side: usize, at: usize) -> ModelInput {
     let (width, height) = (side, side * 9 / 16);
     let rgb = (0..3 * width * height).map(|i| ((i * 7 + at * 31) % 251) as u8).collect();
-    Sample { width, height, rgb }
+    ModelInput { width, height, rgb }
+}
+
+/// The shipped model with ranges that its activations may have.
+fn quantised() -> Checkpoint {
+    let mut file = model::checkpoint(None).unwrap();
+    let mut model = AutoSam::from_checkpoint(&file, &candle_core::Device::Cpu).unwrap();
+    let x = model.preprocess(&[sample(model.image_size(), 0)]).unwrap();
+    let mut ranges = |trunk| {
+        let mut count = 0;
+        let mut see = |_: &candle_core::Tensor| {
+            count += 1;
+            Ok(())
+        };
+        model.observe(trunk, &x, &mut see).unwrap();
+        // What a depth-wise convolution reads has to begin at 0; which those are does not matter here.
+        Some(vec![[0.0, 6.0]; count])
+    };
+    let quantisation = Quantisation { encoder: ranges(Trunk::Encoder), generator: ranges(Trunk::Generator) };
+    let config = ModelConfig { quantisation: Some(quantisation), ..ModelConfig::of(&file).unwrap() };
+    config.note(&mut file).unwrap();
+    file
 }
 
 /// From a sample to its probability map: nothing, on any thread. (One test a process: whatever else ran would be counted.)
@@ -23,10 +47,15 @@ fn inference_takes_no_memory() {
     if !has_kernels {
         return eprintln!("SKIPPED: products take memory here, this is no x86 with FMA");
     }
-    for (views, frames) in [(Views::One, 100), (Views::Four, 10)] {
-        let options = ModelOptions { device: DeviceChoice::Cpu, views, ..ModelOptions::default() };
-        let mut segmenter = model::open(None, &options).unwrap();
-        let samples: Vec<Sample> = (0..4).map(|at| sample(segmenter.input_size(), at)).collect();
+    let file = quantised();
+    for (views, precision, frames) in [
+        (Views::One, Precision::F32, 100),
+        (Views::Four, Precision::F32, 10),
+        (Views::One, Precision::Int8, 100),
+    ] {
+        let options = ModelOptions { device: DeviceChoice::Cpu, views, precision, ..ModelOptions::default() };
+        let mut segmenter = model::open_checkpoint(&file, &options).unwrap();
+        let samples: Vec<ModelInput> = (0..4).map(|at| sample(segmenter.input_size().side, at)).collect();
         let mut map = ProbMap::default();
         let mut asked_by = |frames: usize| {
             let before = process::all_allocations();
@@ -38,6 +67,6 @@ fn inference_takes_no_memory() {
         asked_by(8);
         // Which buffers a thread needs depends on what it takes up from others: after a few more there are enough.
         let asked: Vec<u64> = (0..5).map(|_| asked_by(frames)).collect();
-        assert!(asked.contains(&0), "in {frames} inferences of {views:?} each: {asked:?}");
+        assert!(asked.contains(&0), "in {frames} inferences of {views:?} each, {precision:?}: {asked:?}");
     }
 }

@@ -86,9 +86,9 @@ fn every_format_tells_the_same_masks() {
     let dir = tempfile::tempdir().unwrap();
     let input = videos(dir.path(), 1, "8");
     let output = dir.path().join("out");
-    // Half the picture at the least: the shipped model's own threshold may mark nothing in so small a clip.
+    // Half the image at the least: the shipped model's own threshold may mark nothing in so small a clip.
     let said = good(&input, &output, &["--write", "png,coco,dicom-seg", "--mask-mode", "minmax"]);
-    assert!(said.contains("1 videos done, 0 were done before"), "{said}");
+    assert!(said.contains("1 videos done, 0 done before"), "{said}");
     let folder = output.join("room0/v0.webm");
     let summary = json(&folder.join("summary.json"));
     assert_eq!((summary["frames"].as_u64(), summary["marked_frames"].as_u64()), (Some(8), Some(8)));
@@ -130,14 +130,14 @@ fn a_bad_file_is_told_and_what_is_done_is_not_done_twice() {
     std::fs::write(input.join("room0/broken.mp4"), b"not a video").unwrap();
     let output = dir.path().join("out");
     let said = bad(&input, &output, &["--jobs", "2"]);
-    assert!(said.contains("2 videos done, 0 were done before, 0 in other hands, 1 failed"), "{said}");
+    assert!(said.contains("2 videos done, 0 done before, 0 processed elsewhere, 1 failed"), "{said}");
     assert!(said.contains("failed: room0/broken.mp4: video: "), "{said}");
     let csv = std::fs::read_to_string(output.join("summary.csv")).unwrap();
     assert_eq!((csv.matches(",done,").count(), csv.matches(",failed,").count()), (2, 1), "{csv}");
     let first = std::fs::metadata(output.join("room0/v0.webm/summary.json")).unwrap().modified().unwrap();
     std::fs::remove_file(input.join("room0/broken.mp4")).unwrap();
     let said = good(&input, &output, &[]);
-    assert!(said.contains("0 videos done, 2 were done before"), "{said}");
+    assert!(said.contains("0 videos done, 2 done before"), "{said}");
     assert_eq!(
         std::fs::metadata(output.join("room0/v0.webm/summary.json")).unwrap().modified().unwrap(),
         first
@@ -186,7 +186,7 @@ fn of_several_processes_one_is_killed_and_nothing_is_lost_or_done_twice() {
     // Who comes next finishes what is left.
     let said = good(&input, &output, &["--write", "png"]);
     let left = COUNT - there.len();
-    assert!(said.contains(&format!("{left} videos done, {} were done before", there.len())), "{said}");
+    assert!(said.contains(&format!("{left} videos done, {} done before", there.len())), "{said}");
     assert_eq!(summaries(&output).len(), COUNT);
     for folder in summaries(&output) {
         assert_eq!(json(&folder.join("summary.json"))["frames"], 12);

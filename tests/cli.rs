@@ -1,5 +1,6 @@
 //! The program as a user types it: what it writes, and what it says where something is wrong.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -138,7 +139,7 @@ fn input_that_is_none_is_named_with_the_reason() {
     std::fs::write(frames.join("2.png"), "not a picture").unwrap();
     let masks = dir.path().join("masks");
     let said = bad(&["run", "--input", path(&frames), "--masks", path(&masks)]);
-    assert!(said.contains("2.png: cannot read the picture") && said.contains("1 frames in"), "{said}");
+    assert!(said.contains("2.png: cannot read the image") && said.contains("1 frames in"), "{said}");
     assert!(masks.join("1.png").exists(), "the good picture's mask was lost");
     let said = bad(&["run", "--input", path(&frames), "--output", path(&dir.path().join("x.avi"))]);
     assert!(said.contains(".mp4, .mkv or .webm"), "{said}");
@@ -166,8 +167,8 @@ fn a_full_disk_is_said_with_the_path() {
 
 #[test]
 fn the_shipped_model_is_listed_shown_and_whole() {
-    assert!(good(&["models", "list"]).contains("autosam-tiny"));
-    assert!(good(&["models", "show"]).contains("AutoSAM: SAM at 288 px"));
+    assert!(good(&["models", "list"]).contains("autosam-lite"));
+    assert!(good(&["models", "show"]).contains("AutoSAM: SAM at 256 px"));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("copy.safetensors");
     std::fs::write(&file, autosam::model::SHIPPED).unwrap();
@@ -223,7 +224,7 @@ fn eval_measures_the_model_on_a_data_set() {
     ]);
     let json = dir.path().join("figures.json");
     let said = good(&["eval", "--sunseg", path(&data), "--json", path(&json)]);
-    assert!(said.contains("not there") && said.contains("TestHardDataset/Unseen"), "{said}");
+    assert!(said.contains("not found") && said.contains("TestHardDataset/Unseen"), "{said}");
     let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!((figures["frames"].as_u64(), figures["splits"].as_object().unwrap().len()), (Some(3), 1));
     assert!(figures["metrics"]["MAE"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
@@ -233,11 +234,13 @@ fn eval_measures_the_model_on_a_data_set() {
     // Every mode that needs no further weights, in one table, and the pages.
     let report = dir.path().join("report");
     let said = good(&["eval", "--sunseg", path(&data), "--mode", "all", "--report", path(&report)]);
-    for mode in ["autosam", "gt-point", "gt-mask", "autosam-as-mask-prompt"] {
+    let modes =
+        ["autosam", "gt-point", "gt-box", "gt-mask", "autosam-as-mask-prompt", "no-prompt", "random-prompt"];
+    for mode in modes {
         assert!(said.contains(&format!("| TestEasyDataset/Unseen, {mode} | 3 |")), "{said}");
     }
     let page = std::fs::read_to_string(report.join("report.html")).unwrap();
-    assert_eq!(page.matches("data:image/png;base64,").count(), 4);
+    assert_eq!(page.matches("data:image/png;base64,").count(), modes.len());
     assert!(page.contains("data:image/svg+xml;base64,") && page.contains("Published"));
     assert!(std::fs::read_to_string(report.join("report.md")).unwrap().contains("polyps found"));
     let said = bad(&["eval", "--sunseg", path(&data), "--mode", "lightweight"]);
@@ -253,6 +256,63 @@ fn eval_measures_the_model_on_a_data_set() {
     assert!(bad(&["data", "check", "--strict", path(&data)]).contains("--strict"));
     let said = good(&["eval", "--sunseg", path(&data)]);
     assert!(said.contains("left out") && said.contains("2 frames"), "{said}");
+}
+
+#[test]
+fn convert_takes_a_part_by_its_key_and_prints_what_it_took() {
+    use autosam::weights::{Dtype, load, save_safetensors};
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("two.safetensors"), dir.path().join("one.safetensors"));
+    let tensor = |v: f32| candle_core::Tensor::new(&[v], &candle_core::Device::Cpu).unwrap();
+    let names = [("student.module.w", 1.0), ("teacher.module.w", 2.0), ("teacher.module.b", 3.0)];
+    let tensors = names.map(|(name, v)| (name.to_owned(), tensor(v))).into();
+    save_safetensors(&from, &tensors, &Default::default(), Dtype::F32).unwrap();
+    let said = good(&["models", "convert", path(&from), "--key", "teacher", "--out", path(&to)]);
+    let taken =
+        "2 tensors, taken from teacher, without the prefix module.; not taken: the top level (1 tensor)";
+    assert!(said.contains(taken), "{said}");
+    assert_eq!(load(&to).unwrap().tensors["w"].to_vec1::<f32>().unwrap(), [2.0]);
+    assert!(!good(&["models", "convert", path(&to), "--out", path(&to)]).contains("taken"));
+    let said = bad(&["models", "convert", path(&from), "--key", "ema", "--out", path(&to)]);
+    assert!(
+        said.contains("no part ema") && said.contains("student (1 tensor), teacher (2 tensors)"),
+        "{said}"
+    );
+}
+
+#[test]
+fn eval_counts_false_alarms_of_polyp_free_sequences_and_shows_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("SUN-Negative");
+    for (case, frames) in [("case1", 6), ("case2", 3)] {
+        (0..frames).for_each(|i| picture(&data.join(case).join(format!("{i:04}.png")), 96, 80));
+    }
+    let (json, report) = (dir.path().join("figures.json"), dir.path().join("report"));
+    // Stretched to its own minimum and maximum, every map has an overlay: one alarm of 0.6 s, one of 0.3 s.
+    let stretched =
+        ["--mask-mode", "minmax", "--rate", "10", "--json", path(&json), "--report", path(&report)];
+    let said = good(&[&["eval", "--data", path(&data)][..], &stretched].concat());
+    assert!(said.contains("polyp-free video: 2 sequences, 9 frames"), "{said}");
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let found = &figures["polyp_free_video"];
+    assert_eq!((found["frames"].as_u64(), found["frames_per_second"].as_f64()), (Some(9), Some(10.0)));
+    let each = &found["each_frame"];
+    assert_eq!(each["frames_with_overlay"], 1.0, "{found}");
+    let counts = |way: &str| -> Vec<u64> {
+        let by_duration = found[way]["by_duration"].as_array().unwrap();
+        by_duration.iter().map(|d| d["alarms"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(counts("each_frame"), [2, 1, 0]);
+    let rate = each["by_duration"][0]["per_minute"].as_f64().unwrap();
+    assert!((rate - 2.0 / (0.9 / 60.0)).abs() < 1e-6, "{rate}");
+    // The filter takes away, it adds nothing; what it leaves has a sheet.
+    let live = counts("live_filter");
+    assert!(live.iter().zip([2, 1, 0]).all(|(live, each)| *live <= each), "{found}");
+    assert_eq!(found["live_filter"]["frames_with_overlay"].as_f64() > Some(0.0), live[0] > 0);
+    assert_eq!(report.join("live-alarms-1-0.png").exists(), live[0] > 0);
+    assert!(image::open(report.join("alarms-1-0.png")).unwrap().width() > 1000);
+    let page = std::fs::read_to_string(report.join("report.md")).unwrap();
+    assert!(page.contains("1 to 2 of 2") && page.contains("| through the live filter |"), "{page}");
 }
 
 #[test]
@@ -303,6 +363,27 @@ fn the_monitor_says_where_it_could_show_something() {
 }
 
 #[test]
+fn a_token_file_of_the_monitor_that_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    let said = |more: &[&str]| {
+        bad(&[&["monitor", "--input", "clip.mp4", "--no-window", "--token-file", path(&file)][..], more]
+            .concat())
+    };
+    assert!(said(&[]).contains("--http"), "a token opens a page, and there is none");
+    let page = ["--http", "127.0.0.1:0"];
+    assert!(said(&page).contains(path(&file)));
+    std::fs::write(&file, "0123456789abcdef").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let text = said(&page);
+    assert!(text.contains(path(&file)) && text.contains("chmod 600"), "{text}");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&file, "too short").unwrap();
+    let text = said(&page);
+    assert!(text.contains(path(&file)) && text.contains("openssl rand"), "{text}");
+}
+
+#[test]
 fn settings_come_from_flags_environment_and_file_in_this_order() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("settings.toml");
@@ -320,7 +401,7 @@ fn settings_come_from_flags_environment_and_file_in_this_order() {
     assert!(said.contains("threshold = 0.6") && said.contains("min-area = 0.01"), "{said}");
     let said = printed(&[("AUTOSAM_RUN_THRESHOLD", "0.7")]);
     assert!(said.contains("threshold = 0.7") && said.contains("min-area = 0.01"), "{said}");
-    assert!(good(&["config", "check", "--settings", path(&file)]).contains("can be used"));
+    assert!(good(&["config", "check", "--settings", path(&file)]).contains(": valid"));
     let schema: serde_json::Value = serde_json::from_str(&good(&["config", "schema"])).unwrap();
     assert!(schema["properties"]["train"]["properties"]["out"].is_object());
     std::fs::write(&file, "[run]\ntreshold = 0.6\n").unwrap();
@@ -345,11 +426,12 @@ fn weights_are_converted_and_fetched_by_name() {
     let (file, half) = (dir.path().join("w.safetensors"), dir.path().join("half.safetensors"));
     std::fs::write(&file, autosam::model::SHIPPED).unwrap();
     good(&["models", "convert", path(&file), "--out", path(&half), "--dtype", "bf16"]);
-    assert!(good(&["models", "verify", path(&half)]).contains("AutoSAM: SAM at 288 px"));
+    assert!(good(&["models", "verify", path(&half)]).contains("AutoSAM: SAM at 256 px"));
     good(&["models", "convert", path(&half), "--out", path(&half), "--image-size", "192"]);
     assert!(good(&["models", "verify", path(&half)]).contains("AutoSAM: SAM at 192 px"));
     assert!(
-        bad(&["models", "convert", path(&file), "--out", path(&half), "--image-size", "100"]).contains("16")
+        bad(&["models", "convert", path(&file), "--out", path(&half), "--image-size", "100"])
+            .contains("multiple of 32")
     );
     assert!(
         bad(&["models", "convert", path(&file), "--out", path(&dir.path().join("x.pth"))])
@@ -381,7 +463,7 @@ fn weights_are_converted_and_fetched_by_name() {
     let log: serde_json::Value = serde_json::from_str(line).unwrap();
     assert_eq!(
         (log["level"].as_str(), log["target"].as_str()),
-        (Some("INFO"), Some("autosam::weights::fetch"))
+        (Some("INFO"), Some("autosam_model::weights::fetch"))
     );
     let listed = good(&["models", "list"]);
     assert!(listed.contains("hardnet-85") && listed.contains("no published hash"), "{listed}");
@@ -409,7 +491,7 @@ fn a_model_is_calibrated_on_labelled_frames() {
     let said = good(&[&calibrate[..], &[path(&train)]].concat());
     assert!(said.contains("on 4 frames"), "{said}");
     let losses: Vec<f64> = said
-        .split("loss a pixel ")
+        .split("loss per pixel ")
         .nth(1)
         .unwrap()
         .split(" on ")

@@ -9,7 +9,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// One test at a time: cameras and pipelines run in real time, and a reader that others slow down loses pictures.
+/// One test at a time: cameras and pipelines run in real time, and a reader that others slow down loses frames.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -180,7 +180,7 @@ fn a_camera_that_goes_silent_ends_the_run() {
     assert!(Command::new("kill").args(["-STOP", &server.0.id().to_string()]).status().unwrap().success());
     let ended = run.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr);
-    assert!(!ended.status.success() && said.contains("no picture for 20 s"), "{said}");
+    assert!(!ended.status.success() && said.contains("no frame for 20 s"), "{said}");
     assert!(output.metadata().unwrap().len() > 500);
 }
 

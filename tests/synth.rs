@@ -78,8 +78,8 @@ fn masks_are_binary_and_polyps_come_in_a_realistic_range_of_sizes() {
 #[test]
 fn masks_fit_the_picture() {
     // The same bowel with and without polyps: outside the mask nothing but exposure and compression may differ.
-    // Here the weaker claim that needs no knowledge of either: the mask's edge lies where the picture's own
-    // contrast is higher than at the same edge moved away by a fifth of the picture.
+    // Here the weaker claim that needs no knowledge of either: the mask's edge lies where the image's own
+    // contrast is higher than at the same edge moved away by a fifth of the image.
     let (mut at_edge, mut elsewhere) = (0.0f64, 0.0f64);
     for seed in 20..32 {
         let sequence = Sequence::new(seed, config(30)).unwrap();
@@ -217,5 +217,5 @@ fn command_line() {
 
     let size = binary(&["--out", path, "--size", "640"]);
     assert!(!size.status.success());
-    assert!(String::from_utf8_lossy(&size.stderr).contains("is not WIDTHxHEIGHT, such as 640x512"));
+    assert!(String::from_utf8_lossy(&size.stderr).contains("expected WIDTHxHEIGHT, e.g. 640x512"));
 }

@@ -4,13 +4,16 @@
 use autosam::data::augment::Augment;
 use autosam::data::loader::{Loader, LoaderConfig};
 use autosam::data::{Dataset, Pair};
-use autosam::engine::segmenter::Sample;
+use autosam::engine::segmenter::ModelInput;
 use autosam::eval::predictor::{Mode, Predictor, Way};
 use autosam::frame::region::Region;
+use autosam::frame::resize::InputSize;
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
 use autosam::train::config::Schedule;
-use autosam::train::params::initialise;
+use autosam::train::objects::ObjectMix;
+use autosam::train::prompts::PromptMix;
 use autosam::train::{Job, Observer, Place, Stage, StepReport, TrainConfig, Trainer, Validation, fit};
+use autosam::weights::init::initialise;
 use autosam::weights::recorder::shapes_of;
 use autosam::weights::{self, Dtype};
 use autosam::{Error, Result};
@@ -50,7 +53,7 @@ fn small_sam(dir: &Path) -> PathBuf {
         mlp_ratio: 2,
     });
     let decoder = DecoderConfig { mlp_dim: 32, ..DecoderConfig::default() };
-    let config = SamConfig { image_size: 64, encoder, embed_channels: 32, decoder };
+    let config = SamConfig { image_size: 64, stretch: false, encoder, embed_channels: 32, decoder };
     let tensors = initialise(&shapes_of(|vb| autosam::sam::Sam::load(&config, vb)).unwrap(), 3).unwrap();
     let path = dir.join("sam.safetensors");
     let metadata =
@@ -83,7 +86,7 @@ struct Watch<'a> {
 impl Observer for Watch<'_> {
     fn started(&mut self, _: &Trainer, _: usize) {}
     fn stepped(&mut self, report: &StepReport) {
-        self.losses.push(report.bce + report.dice_loss);
+        self.losses.push(report.bce + report.dice_loss + report.auxiliary);
         if report.step == self.at {
             self.stop.store(true, Ordering::Relaxed);
         }
@@ -109,6 +112,7 @@ fn job(config: TrainConfig, dir: &Path, out: &str) -> Job {
         config,
         sam: Some(small_sam(dir)),
         teacher: None,
+        init: None,
         train: vec![(pictures(&dir.join("data")), 1.0)],
         validation: vec![],
         out: dir.join(out),
@@ -133,6 +137,25 @@ fn bytes(dir: &Path, out: &str) -> Vec<u8> {
 }
 
 #[test]
+fn a_model_trained_on_stretched_images_stretches_frames() {
+    let dir = tempfile::tempdir().unwrap();
+    let stretched = TrainConfig { stretch: true, ..config(2) };
+    run_with(stretched, dir.path(), "stretched", 0, false).result.unwrap();
+    run(dir.path(), "padded", 2, 0, false).result.unwrap();
+    let size = |file: &Path| {
+        let options = autosam::model::ModelOptions::default();
+        autosam::model::open(Some(file), &options).unwrap().input_size()
+    };
+    let file = dir.path().join("stretched/model.safetensors");
+    assert_eq!(size(&file), InputSize { side: 64, stretch: true });
+    assert_eq!(size(&dir.path().join("padded/model.safetensors")), InputSize { side: 64, stretch: false });
+    // A run that goes on from it stretches without being told to.
+    let on = Job { sam: Some(file), ..job(config(1), dir.path(), "on") };
+    fit_until(&on, 0).result.unwrap();
+    assert_eq!(size(&dir.path().join("on/model.safetensors")), InputSize { side: 64, stretch: true });
+}
+
+#[test]
 fn the_same_seed_gives_the_same_weights_and_sam_stays_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (run(dir.path(), "a", 4, 0, false), run(dir.path(), "b", 4, 0, false));
@@ -151,7 +174,7 @@ fn the_same_seed_gives_the_same_weights_and_sam_stays_as_it_was() {
     .unwrap();
     let loader = Loader::new(
         &[(pictures(&dir.path().join("data")), 1.0)],
-        LoaderConfig::new(trainer.image_size(), 2, 0, Augment::default()),
+        LoaderConfig::new(trainer.input_size(), 2, 0, Augment::default()),
     )
     .unwrap();
     trainer.save_model(&saved, Dtype::F32).unwrap();
@@ -225,12 +248,12 @@ fn cached_embeddings_train_alike_and_are_found_again() {
     let sets = [(pictures(&dir.path().join("data")), 1.0)];
     let loader = LoaderConfig {
         views: 2,
-        ..LoaderConfig::new(trainer.image_size(), config.batch, config.seed, config.augment.clone())
+        ..LoaderConfig::new(trainer.input_size(), config.batch, config.seed, config.augment.clone())
     };
     let loader = Loader::new(&sets, loader).unwrap();
     for (batch, cached) in loader.batches_from(0, 1).zip(&first.losses) {
         let report = trainer.step(&[batch.unwrap()]).unwrap();
-        let loss = report.bce + report.dice_loss;
+        let loss = report.bce + report.dice_loss + report.auxiliary;
         assert!((loss - cached).abs() < 2e-3 * loss, "{loss} without a cache, {cached} with");
     }
 
@@ -302,8 +325,8 @@ fn free_port() -> u16 {
 fn a_teacher_s_answers_are_learned_beside_the_masks() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), "autosam", 2, 0, false).result.unwrap();
-    let sam = |teacher: Option<PathBuf>, teacher_weight: f64, out: &str| {
-        let config = TrainConfig { stage: Stage::Sam, teacher_weight, ..config(1) };
+    let taught = |teacher: Option<PathBuf>, teacher_weight: f64, out: &str| {
+        let config = TrainConfig { teacher_weight, ..config(1) };
         fit_until(&Job { teacher, ..job(config, dir.path(), out) }, 0)
     };
     let teacher = Some(dir.path().join("autosam/model.safetensors"));
@@ -312,16 +335,21 @@ fn a_teacher_s_answers_are_learned_beside_the_masks() {
         run.losses[0]
     };
     let (alone, unheard, heard) = (
-        first(sam(None, 1.0, "alone")),
-        first(sam(teacher.clone(), 0.0, "unheard")),
-        first(sam(teacher, 1.0, "heard")),
+        first(taught(None, 1.0, "alone")),
+        first(taught(teacher.clone(), 0.0, "unheard")),
+        first(taught(teacher.clone(), 1.0, "heard")),
     );
     assert_eq!(alone, unheard);
     assert!(heard > alone + 0.1, "{heard} beside {alone}");
     let other = dir.path().join("other.safetensors");
     std::fs::write(&other, autosam::model::SHIPPED).unwrap();
-    let text = sam(Some(other), 1.0, "refused").result.unwrap_err().to_string();
+    let text = taught(Some(other), 1.0, "refused").result.unwrap_err().to_string();
     assert!(text.contains("other.safetensors") && text.contains("--image-size"), "{text}");
+    // A SAM is asked for objects of every kind, of which no teacher knows.
+    let config = TrainConfig { stage: Stage::Sam, ..config(1) };
+    let text =
+        fit_until(&Job { teacher, ..job(config, dir.path(), "sam") }, 0).result.unwrap_err().to_string();
+    assert!(text.contains("stage sam"), "{text}");
 }
 
 #[test]
@@ -434,7 +462,7 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let (first, last) = (mean(&run.losses[..8]), mean(&run.losses[52..]));
     assert!(last < 0.9 * first, "{first} to {last}");
 
-    // Every way of prompting answers on the same picture.
+    // Every way of prompting answers on the same image.
     let item = &job.train[0].0.items[2];
     let pair = item.load().unwrap();
     let h = dir.path().join("h/model.safetensors");
@@ -471,7 +499,8 @@ fn a_fresh_generator_begins_with_sams_own_answer() {
     trainer.save_model(&path, Dtype::F32).unwrap();
     let file = weights::load(&path).unwrap();
     let model = autosam::model::AutoSam::from_checkpoint(&file, &candle_core::Device::Cpu).unwrap();
-    let sample = Sample { width: 64, height: 64, rgb: (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect() };
+    let sample =
+        ModelInput { width: 64, height: 64, rgb: (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect() };
     let x = model.preprocess(&[sample]).unwrap();
     let prompt = model.dense_prompt(&x, false).unwrap();
     let none = model.sam().prompt_encoder.no_mask_dense().unwrap();
@@ -484,10 +513,68 @@ fn a_fresh_generator_begins_with_sams_own_answer() {
 #[test]
 fn a_small_sam_learns() {
     let dir = tempfile::tempdir().unwrap();
-    let config =
-        TrainConfig { stage: Stage::Sam, learning_rate: 3e-3, augment: Augment::none(), ..config(60) };
+    let prompts = PromptMix { none: 0.0, point: 0.0, bbox: 0.0, mask: 1.0 };
+    let objects = ObjectMix { labelled: 1.0, shape: 0.0, region: 0.0, nothing: 0.0 };
+    let config = TrainConfig {
+        stage: Stage::Sam,
+        learning_rate: 3e-3,
+        augment: Augment::none(),
+        prompts,
+        objects,
+        ..config(60)
+    };
     let losses = run_with(config, dir.path(), "long", 0, false).losses;
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&losses[..8]), mean(&losses[52..]));
     assert!(last < 0.85 * first, "{first} to {last}");
+}
+
+/// What keeps a run from going on is named, and the rest may change.
+#[test]
+fn resume_names_what_differs_and_lets_harmless_keys_change() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(run(dir.path(), "out", 4, 2, false).result, Err(Error::Interrupted)));
+    let refused = |job: Job| fit_until(&Job { resume: true, ..job }, 0).result.unwrap_err().to_string();
+    let augment = Augment { rotation: 10.0, ..Augment::default() };
+    let other = TrainConfig { batch: 3, augment, ..config(4) };
+    let text = refused(job(other, dir.path(), "out"));
+    assert!(
+        text.contains("batch was 2, not 3") && text.contains("augment.rotation was 90.0, not 10.0"),
+        "{text}"
+    );
+    assert!(!text.contains("learning_rate was"), "{text}");
+
+    // Another SAM, whose untrained part is not in the checkpoint.
+    let sam = weights::load(&small_sam(dir.path())).unwrap();
+    let tensors = sam.tensors.iter().map(|(n, t)| (n.clone(), (t * 1.5).unwrap())).collect();
+    let other_sam = dir.path().join("other.safetensors");
+    weights::save_safetensors(&other_sam, &tensors, &sam.metadata, Dtype::F32).unwrap();
+    let text = refused(Job { sam: Some(other_sam), ..job(config(4), dir.path(), "out") });
+    assert!(text.contains("frozen weights (--sam)"), "{text}");
+
+    // Other data: an image less, another mask of the same name, another weight.
+    let with = |change: &dyn Fn(&mut Dataset, &mut f32)| {
+        let mut changed = job(config(4), dir.path(), "out");
+        let (set, weight) = &mut changed.train[0];
+        change(set, weight);
+        refused(changed)
+    };
+    let text = with(&|set, _| drop(set.items.pop()));
+    assert!(text.contains("6 images then, 5 now"), "{text}");
+    let text = with(&|set, _| {
+        let noise = GrayImage::from_fn(64, 56, |x, y| Luma([if (x * y) % 7 < 3 { 255 } else { 0 }]));
+        noise.save(set.items[0].mask.as_ref().unwrap()).unwrap();
+    });
+    assert!(text.contains("different files"), "{text}");
+    let text = with(&|_, weight| *weight = 2.0);
+    assert!(text.contains("was 1, not 2"), "{text}");
+
+    // More steps, other intervals, and the data moved elsewhere.
+    let more = TrainConfig { steps: 6, validate_every: 5, checkpoint_every: 5, ..config(4) };
+    let moved = job(more, dir.path(), "out");
+    std::fs::rename(dir.path().join("data"), dir.path().join("moved")).unwrap();
+    let train = vec![(Dataset::open(&dir.path().join("moved")).unwrap(), 1.0)];
+    let goes_on = fit_until(&Job { resume: true, train, ..moved }, 0);
+    goes_on.result.unwrap();
+    assert_eq!(goes_on.losses.len(), 4);
 }

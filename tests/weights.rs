@@ -1,7 +1,7 @@
 //! Weight files: what is read and written, and what is said of files that are none.
 
 use autosam::generator::{Generator, GeneratorConfig};
-use autosam::model;
+use autosam::model::{self, ModelOptions};
 use autosam::weights::recorder::shapes_of;
 use autosam::weights::{Checkpoint, Dtype, average, load, load_bytes, save_safetensors};
 use candle_core::{DType, Device, Tensor};
@@ -257,7 +257,9 @@ fn the_mean_of_files_is_that_of_their_tensors() {
     let uneven = average(&[a.clone(), b.clone()], &[3.0, 1.0]).unwrap();
     assert_eq!(uneven.tensors["w"].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap(), [1.5, 1.0]);
     for shares in [&[1.0][..], &[1.0, 0.0], &[1.0, f64::NAN]] {
-        assert!(average(&[a.clone(), b.clone()], shares).unwrap_err().to_string().contains("shares"));
+        assert!(
+            average(&[a.clone(), b.clone()], shares).unwrap_err().to_string().contains("weights above 0")
+        );
     }
     let said = average(&[a, other], &[1.0, 1.0]).unwrap_err().to_string();
     assert!(said.contains("other") && said.contains('w'), "{said}");
@@ -295,4 +297,17 @@ fn a_sam_alone_counts_for_the_sam_of_an_average() {
     let mut other = sam.clone();
     model::complete(&mut other, &sam);
     assert_eq!(other.shapes(), sam.shapes());
+}
+
+#[test]
+fn a_model_that_is_not_finite_is_not_opened() {
+    let mut file = load_bytes(Path::new("nan.safetensors"), model::SHIPPED).unwrap();
+    let open = |file: &Checkpoint| model::open_checkpoint(file, &ModelOptions::default()).map(drop);
+    open(&file).unwrap();
+    let name = "generator.backbone._blocks.0._bn1.running_mean";
+    let broken = (&file.tensors[name] * f64::NAN).unwrap();
+    file.tensors.insert(name.to_owned(), broken);
+    let error = open(&file).unwrap_err().to_string();
+    assert!(error.contains("nan.safetensors: 1 tensors hold values that are not finite"), "{error}");
+    assert!(error.contains(name), "{error}");
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A folder of videos over the nodes of a Slurm cluster:
 #   sbatch --array=0-15 examples/jobs/slurm-array.sh /archive/videos /archive/masks
-# Each task takes every sixteenth video. A preempted task is given back to the queue and goes on; after its time limit submit
+# Each task takes every sixteenth video. A preempted task is requeued and continues; after its time limit submit
 # it again: what is done is not done again. A task fails at its end where a video could not be read; the others are done.
 #SBATCH --job-name=autosam-archive
 #SBATCH --cpus-per-task=4

@@ -1,7 +1,7 @@
 #!/bin/sh
 # One training run over the GPUs of several Slurm nodes, a process each:
 #   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 examples/jobs/slurm-train.sh --sunseg /data/SUN-SEG --out /shared/run1
-# A preempted job is given back to the queue and goes on from its checkpoint; after its time limit submit it again.
+# A preempted job is requeued and continues from its checkpoint; after its time limit submit it again.
 #SBATCH --job-name=autosam-train
 #SBATCH --cpus-per-task=8
 #SBATCH --time=08:00:00

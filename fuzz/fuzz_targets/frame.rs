@@ -2,8 +2,8 @@
 #![no_main]
 
 use autosam::engine::mask::{Mask, MaskSettings};
-use autosam::engine::segmenter::{ProbMap, Sample};
-use autosam::frame::sample::Sampler;
+use autosam::engine::segmenter::{ProbMap, ModelInput};
+use autosam::frame::resize::Resizer;
 use autosam::frame::{ColorMatrix, Frame, FrameInfo, PixelFormat, Plane};
 
 libfuzzer_sys::fuzz_target!(|input: (u8, u16, u16, bool, [u16; 3], Vec<u8>)| {
@@ -14,13 +14,16 @@ libfuzzer_sys::fuzz_target!(|input: (u8, u16, u16, bool, [u16; 3], Vec<u8>)| {
         height: usize::from(height % 512),
         matrix: if full_range { ColorMatrix::Bt709 } else { ColorMatrix::Bt601 },
         full_range,
+        pixel_aspect: (u32::from(format) + 1, 1 + u32::from(strides[0] % 64)),
+        field: false,
     };
     let third = bytes.len() / 3;
     let plane = |i: usize| Plane { data: &bytes[i * third..], stride: usize::from(strides[i]) };
     if let Ok(frame) = Frame::new(info, [plane(0), plane(1), plane(2)]) {
-        let mut sample = Sample::default();
-        Sampler::new(32).sample(&frame, &mut sample).expect("a frame that passed its checks");
+        let mut sample = ModelInput::default();
+        Resizer::new(32).resize(&frame, &mut sample).expect("a frame that passed its checks");
         assert_eq!(sample.rgb.len(), 3 * sample.width * sample.height);
+        Resizer::new(32).resize(&frame.top_field(), &mut sample).expect("a field of such a frame");
     }
     let side = (bytes.len() as f64).sqrt() as usize;
     let map = ProbMap { width: side, height: side, data: bytes[..side * side].to_vec() };

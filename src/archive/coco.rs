@@ -8,20 +8,31 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Writes annotations as they come; what is kept in memory does not grow with the video.
+/// Writes annotations as they arrive; memory does not grow with the video's length.
 pub(super) struct Writer {
     file: BufWriter<File>,
     path: PathBuf,
+    /// Number of the first frame, less one; see `Archive::first_id`.
+    first_id: u64,
+    video: String,
     annotations: u64,
     frames: u64,
-    /// Frames from which on pictures have a size.
+    /// Index of the first frame of each size.
     sizes: Vec<(u64, (u32, u32))>,
 }
 
 impl Writer {
-    pub fn create(path: &Path, summary: &Summary) -> Result<Self> {
+    pub fn create(path: &Path, summary: &Summary, first_id: u64) -> Result<Self> {
         let file = BufWriter::new(File::create(path).map_err(|e| Error::io(path, e))?);
-        let mut writer = Self { file, path: path.to_owned(), annotations: 0, frames: 0, sizes: Vec::new() };
+        let mut writer = Self {
+            file,
+            path: path.to_owned(),
+            first_id,
+            video: summary.video.clone(),
+            annotations: 0,
+            frames: 0,
+            sizes: Vec::new(),
+        };
         let info = json!({"description": summary.video, "version": summary.program});
         let categories = json!([{"id": 1, "name": "polyp"}]);
         writer.put(&format!("{{\"info\":{info},\"categories\":{categories},\"annotations\":["))?;
@@ -32,7 +43,7 @@ impl Writer {
         self.file.write_all(text.as_bytes()).map_err(|e| Error::io(&self.path, e))
     }
 
-    /// One annotation for the frame's whole mask (`width × height` bytes, above 0 polyp); none where it is empty.
+    /// One annotation for the frame's whole mask (`width × height` bytes, above 0 polyp); none if it is empty.
     pub fn write(&mut self, frame: u64, (w, h): (u32, u32), mask: &[u8], score: f32) -> Result<()> {
         if self.sizes.last().is_none_or(|(_, size)| *size != (w, h)) {
             self.sizes.push((frame, (w, h)));
@@ -43,8 +54,9 @@ impl Writer {
         let area: u64 = runs.iter().skip(1).step_by(2).map(|n| u64::from(*n)).sum();
         self.annotations += 1;
         let annotation = json!({
-            "id": self.annotations,
-            "image_id": frame + 1,
+            // There is at most one per frame.
+            "id": self.first_id + frame + 1,
+            "image_id": self.first_id + frame + 1,
             "category_id": 1,
             "segmentation": {"size": [h, w], "counts": compressed(&runs)},
             "area": area,
@@ -64,8 +76,11 @@ impl Writer {
             if let Some((_, new)) = sizes.next_if(|(from, _)| *from == frame) {
                 size = new;
             }
-            let name = format!("{frame:06}.png");
-            let image = json!({"id": frame + 1, "file_name": name, "width": size.0, "height": size.1});
+            // CVAT's name of a video's frame.
+            let name = format!("frame_{frame:06}.png");
+            let id = self.first_id + frame + 1;
+            let image =
+                json!({"id": id, "file_name": name, "width": size.0, "height": size.1, "video": self.video});
             let comma = if frame > 0 { ",\n" } else { "\n" };
             self.put(&format!("{comma}{image}"))?;
         }
@@ -74,8 +89,8 @@ impl Writer {
     }
 }
 
-/// Left, top, right, bottom (the latter two excluded) of what is above 0.
-fn bounds(mask: &[u8], width: usize) -> Option<[usize; 4]> {
+/// Left, top, right, bottom (the latter two exclusive) of the pixels above 0.
+pub(super) fn bounds(mask: &[u8], width: usize) -> Option<[usize; 4]> {
     let mut found: Option<[usize; 4]> = None;
     for (y, row) in mask.chunks_exact(width.max(1)).enumerate() {
         let Some(first) = row.iter().position(|v| *v > 0) else { continue };
@@ -86,7 +101,7 @@ fn bounds(mask: &[u8], width: usize) -> Option<[usize; 4]> {
     found
 }
 
-/// Lengths of the runs of 0 and of not 0 by turns, beginning with 0, down the columns.
+/// Alternating lengths of the runs of 0 and of other values, beginning with 0, down the columns.
 fn runs(mask: &[u8], width: usize, height: usize) -> Vec<u32> {
     let (mut out, mut run, mut inside) = (Vec::new(), 0u32, false);
     for x in 0..width {

@@ -1,26 +1,32 @@
-//! Archives: a folder of videos to masks on disk, by as many processes on as many machines as one likes.
+//! Archives: converts a folder of videos to masks on disk, with any number of processes and machines.
 //!
-//! Each video becomes a folder of its own below the output, under the video's path, which appears by one rename when it is
-//! complete: what is there is done. Who works on a video holds a lock on a file for it; the kernel lets go of the lock when
-//! the process ends, however it ends, so a killed process costs the video in its hands and nothing else, and the next to
-//! come begins that one anew. A video that cannot be read is told and the others go on.
+//! Each video gets a folder with its relative path below the output. The folder appears by one rename when it is
+//! complete: an existing folder is finished, unless the video has changed since. A process that works on a video holds a lock on a file for it.
+//! The kernel releases the lock when the process ends in any way, so a killed process loses only its current video, which
+//! another process starts from the beginning. A video that cannot be read is reported and the others continue. If a video is cut short or
+//! damaged, its readable frames are processed, and its summary says what is missing.
+//!
+//! Times are in seconds since a video's first frame, by the container's timestamps, in every file that is written.
 //!
 //! ```text
 //! OUT/index.html, OUT/summary.csv     every video of the input: done, failed with the reason, or open
-//! OUT/a/b.mp4/summary.json            how it was made and what was found; OUT/a/b.mp4/frames.csv: frame by frame
-//! OUT/a/b.mp4/masks/000000.png        by choice: PNG, COCO RLE (coco.json), DICOM SEG (segmentation-0001.dcm, …)
-//! OUT/.autosam                        locks, work in hand, reasons of failures; may be deleted when nobody works
+//! OUT/a/b.mp4/summary.json            settings and results; OUT/a/b.mp4/frames.csv: frame by frame
+//! OUT/a/b.mp4/masks/000000.png        optional: PNG, COCO RLE (coco.json), DICOM SEG (segmentation-0001.dcm, …), CVAT (cvat.xml)
+//! OUT/.autosam                        locks, unfinished work, reasons of failures; may be deleted when no process runs
 //! ```
 
 mod coco;
+mod cvat;
+mod find;
 mod page;
 mod segmentation;
+mod summary;
 
 use crate::engine::{Detection, Engine};
 use crate::frame::Frame;
 use crate::frame::region::Region;
-use crate::video::Reader;
-use crate::weights::{self, sha256_of};
+use crate::video::{Reader, Shape};
+use crate::weights;
 use crate::{Error, Result, write_atomically, write_png};
 use image::{DynamicImage, GrayImage};
 use serde::{Deserialize, Serialize};
@@ -31,25 +37,26 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
+pub use find::{Found, LeftOut, find};
 pub use page::{State, write_pages};
+pub use summary::Summary;
+use summary::seconds;
 
-/// Endings of what is taken for video.
-const ENDINGS: [&str; 13] =
-    ["mp4", "m4v", "mkv", "webm", "mov", "avi", "mpg", "mpeg", "ts", "mts", "m2ts", "wmv", "ogv"];
-
-/// What is written of each video beside `frames.csv` and `summary.json`.
+/// Files written for each video in addition to `frames.csv` and `summary.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// `masks/NNNNNN.png`, one a frame, 255 polyp, 0 not.
+    /// `masks/NNNNNN.png`, one per frame, 255 polyp, 0 background.
     Png,
     /// `coco.json`: COCO's annotations, masks as compressed run lengths.
     Coco,
-    /// `segmentation-NNNN.dcm`: DICOM Segmentation objects of the frames with a mark.
+    /// `segmentation-NNNN.dcm`: DICOM Segmentation objects of the frames with a detection.
     DicomSeg,
+    /// `cvat.xml`: CVAT's "CVAT for video 1.1".
+    Cvat,
 }
 
-/// What the masks were made with; a video's folder tells it, and a folder made otherwise is not taken for done.
+/// Model and settings of the masks. They are stored in a video's folder; a folder made with others does not count as finished.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Making {
     /// SHA-256 of the weights.
@@ -61,28 +68,6 @@ pub struct Making {
     pub mask_mode: String,
     pub roi: Region,
     pub formats: Vec<Format>,
-}
-
-/// A video's `summary.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Its path below the input.
-    pub video: String,
-    pub bytes: u64,
-    pub sha256: String,
-    /// Of the first picture.
-    pub width: u32,
-    pub height: u32,
-    pub frames_per_second: f64,
-    pub frames: u64,
-    pub marked_frames: u64,
-    /// First and last frame of each stretch of frames with a mark.
-    pub stretches: Vec<(u64, u64)>,
-    /// The largest region of any frame, as part of the picture, 0 to 1.
-    pub largest_area: f32,
-    pub seconds_taken: f64,
-    pub program: String,
-    pub making: Making,
 }
 
 /// One video of the input.
@@ -98,39 +83,12 @@ impl Video {
         self.relative.to_string_lossy().into_owned()
     }
 
-    /// The name of its files in `.autosam`: short, whatever the path.
+    /// The name of its files in `.autosam`: short for any path.
     fn id(&self) -> String {
         let mut id = weights::sha256(self.relative.as_os_str().as_encoded_bytes());
         id.truncate(24);
         id
     }
-}
-
-/// The videos in `dir` and the folders in it, sorted by path; hidden ones and linked folders left out.
-pub fn find(dir: &Path) -> Result<Vec<Video>> {
-    let mut found = Vec::new();
-    let mut folders = vec![dir.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))? {
-            let entry = entry.map_err(|e| Error::io(&folder, e))?;
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            let path = entry.path();
-            let kind = entry.file_type().map_err(|e| Error::io(&path, e))?;
-            if kind.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-            if ENDINGS.contains(&ending.as_str()) && path.is_file() {
-                let relative = path.strip_prefix(dir).unwrap_or(&path).to_owned();
-                found.push(Video { path, relative });
-            }
-        }
-    }
-    found.sort_by(|a, b| a.relative.cmp(&b.relative));
-    Ok(found)
 }
 
 /// Part `index` (from 0) of `count`.
@@ -143,41 +101,43 @@ pub struct Shard {
 impl std::str::FromStr for Shard {
     type Err = String;
 
-    /// `i/n` with i from 0, as array and indexed jobs count.
+    /// Parses `i/n` with i from 0, as used by array and indexed jobs.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match parsed {
             Some((index, count)) if index < count => Ok(Self { index, count }),
-            _ => Err(format!("{text:?} is not i/n with i from 0 to n-1, such as 0/4")),
+            _ => Err(format!("invalid shard {text:?}: expected i/n with i from 0 to n-1, e.g. 0/4")),
         }
     }
 }
 
-/// Work on a folder of videos.
+/// The processing of a folder of videos.
 pub struct Archive {
     pub videos: Vec<Video>,
+    /// Files of the input that are not videos; the overview lists them.
+    pub left_out: Vec<LeftOut>,
     pub output: PathBuf,
     pub making: Making,
-    /// Which of `videos` this process takes.
+    /// This process's share of `videos`.
     pub shard: Option<Shard>,
-    /// Do again what is there.
+    /// Process finished videos again.
     pub redo: bool,
 }
 
-/// What became of a video.
+/// Outcome of a video.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     Done(Box<Summary>),
-    /// It was there already.
-    Skipped,
-    /// Another process has it in hand.
+    /// It was finished already.
+    Skipped(Box<Summary>),
+    /// Another process works on it.
     Elsewhere,
     Failed(String),
-    /// Ctrl-C came first; the next run begins it anew.
+    /// Interrupted by Ctrl-C; the next run starts it from the beginning.
     Interrupted,
 }
 
-/// Counts of [`Outcome`]s, and what failed and why.
+/// Counts of [`Outcome`]s, and failures with their reasons.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub done: usize,
@@ -185,14 +145,16 @@ pub struct Tally {
     pub elsewhere: usize,
     pub interrupted: usize,
     pub failed: Vec<(String, String)>,
+    /// Finished but incomplete videos, and what is missing.
+    pub incomplete: Vec<(String, String)>,
 }
 
 impl Archive {
-    /// Works on this process's videos with `jobs` engines beside each other; `tell` hears of each outcome. The pages are
+    /// Processes this process's videos with `jobs` parallel engines; `tell` is called with each outcome. The overview is
     /// written at the end.
     ///
     /// # Errors
-    /// Where nothing can be done at all: an engine that does not start, an output that cannot be written.
+    /// If an engine does not start or the output cannot be written.
     pub fn run(
         &self,
         jobs: usize,
@@ -219,14 +181,19 @@ impl Archive {
                     self.claimed(video, &mut worker, stop).unwrap_or_else(|e| Outcome::Failed(e.to_string()))
                 };
                 if matches!(outcome, Outcome::Failed(_)) {
-                    // Where it was the model that failed, the next video shall not find it resting.
+                    // If the model failed, the next video must not start during the pause after the failure.
                     worker = engine()?;
                 }
                 tell(video, &outcome);
                 let mut tally = tally.lock().unwrap_or_else(|e| e.into_inner());
+                if let Outcome::Done(summary) | Outcome::Skipped(summary) = &outcome
+                    && !summary.problems.is_empty()
+                {
+                    tally.incomplete.push((video.name(), summary.problems.join("; ")));
+                }
                 match outcome {
                     Outcome::Done(_) => tally.done += 1,
-                    Outcome::Skipped => tally.skipped += 1,
+                    Outcome::Skipped(_) => tally.skipped += 1,
                     Outcome::Elsewhere => tally.elsewhere += 1,
                     Outcome::Interrupted => tally.interrupted += 1,
                     Outcome::Failed(reason) => tally.failed.push((video.name(), reason)),
@@ -238,15 +205,15 @@ impl Archive {
             let threads: Vec<_> = (0..jobs.clamp(1, mine.len().max(1))).map(|_| scope.spawn(work)).collect();
             threads.into_iter().try_for_each(|t| match t.join() {
                 Ok(result) => result,
-                Err(_) => Err(Error::invalid("a job panicked; the videos that are there are complete")),
+                Err(_) => Err(Error::invalid("a job panicked; the videos in the output are complete")),
             })
         })?;
-        // Several processes may end at once; each writes what is on disk by then.
+        // Several processes may end at the same time; each writes the current state of the disk.
         let lock = self.output.join(".autosam/locks/pages");
         let file =
             OpenOptions::new().create(true).append(true).open(&lock).map_err(|e| Error::io(&lock, e))?;
         file.lock().map_err(|e| Error::io(&lock, e))?;
-        write_pages(&self.videos, &self.output)?;
+        write_pages(&self.videos, &self.left_out, &self.output)?;
         Ok(tally.into_inner().unwrap_or_else(|e| e.into_inner()))
     }
 
@@ -254,7 +221,7 @@ impl Archive {
         self.output.join(".autosam").join(folder).join(video.id())
     }
 
-    /// Takes the video's lock and works on it, unless it is done or in other hands.
+    /// Locks and processes the video, unless it is finished or locked by another process.
     fn claimed(&self, video: &Video, engine: &mut Engine, stop: &AtomicBool) -> Result<Outcome> {
         let lock = self.hidden("locks", video);
         let file =
@@ -265,24 +232,26 @@ impl Archive {
             Err(fs::TryLockError::Error(e)) => return Err(Error::io(&lock, e)),
         }
         self.held(video, engine, stop).inspect_err(|error| {
-            // For the pages, also those of other processes. Who cannot write it is told the reason all the same.
+            // For the overview, also of other processes. The reason is returned even if this file cannot be written.
             let _ = write_atomically(&self.hidden("failed", video), error.to_string().as_bytes());
         })
     }
 
-    /// Works on a video whose lock is held.
+    /// Processes a video whose lock is held.
     fn held(&self, video: &Video, engine: &mut Engine, stop: &AtomicBool) -> Result<Outcome> {
-        // Only now: who held the lock until a moment ago may have finished it.
+        // Checked after locking: the previous holder of the lock may have finished it.
         let place = self.output.join(&video.relative);
         if place.exists() && !self.redo {
             let summary = page::summary(&place)?;
             if summary.making != self.making {
                 return Err(Error::data(
                     &place,
-                    "made with another model or other settings; --redo does it again, another --output keeps both",
+                    "made with another model or other settings; use --redo to replace it, or another --output to keep both",
                 ));
             }
-            return Ok(Outcome::Skipped);
+            if !summary.outdated(&video.path)? {
+                return Ok(Outcome::Skipped(Box::new(summary)));
+            }
         }
         let work = self.hidden("work", video);
         clear(&work)?;
@@ -301,16 +270,15 @@ impl Archive {
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         }
-        if self.redo {
-            clear(&place)?;
-        }
+        // Remove the results of the previous version of the file.
+        clear(&place)?;
         fs::rename(&work, &place).map_err(|e| Error::io(&place, e))?;
-        // There is nothing to remove where it did not fail before.
+        // The file exists only if the video failed before.
         let _ = fs::remove_file(self.hidden("failed", video));
         Ok(Outcome::Done(Box::new(summary)))
     }
 
-    /// Every frame with its own mask, into `work`. `None` where it was interrupted.
+    /// Writes every frame's mask to `work`. Returns `None` if interrupted.
     fn segment(
         &self,
         video: &Video,
@@ -319,52 +287,60 @@ impl Archive {
         stop: &AtomicBool,
     ) -> Result<Option<Summary>> {
         let begin = Instant::now();
-        let bytes = fs::metadata(&video.path).map_err(|e| Error::io(&video.path, e))?.len();
-        let sha256 = sha256_of(&video.path)?;
         let path = video.path.to_str().ok_or_else(|| Error::data(&video.path, "its name is not UTF-8"))?;
         let mut reader = Reader::open(path)?;
-        let rate = reader.rate();
-        let (width, height) = reader.size();
-        engine.control().flush();
-        let mut summary = Summary {
-            video: video.name(),
-            bytes,
-            sha256,
-            width,
-            height,
-            frames_per_second: f64::from(rate.numerator) / f64::from(rate.denominator.max(1)),
-            frames: 0,
-            marked_frames: 0,
-            stretches: Vec::new(),
-            largest_area: 0.0,
-            seconds_taken: 0.0,
-            program: format!("autosam-video {}", env!("CARGO_PKG_VERSION")),
-            making: self.making.clone(),
-        };
-        let mut out = Outputs::create(work, &summary)?;
-        while let Some((rgb, pts)) = reader.next_picture()? {
+        let mut summary = Summary::begun(video, &reader, &self.making)?;
+        let (mut out, mut shape) = (None, None);
+        while let Some(frame) = reader.next_frame()? {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let detection = engine.segment(&Frame::rgb_image(&rgb), pts)?;
-            let frame = summary.frames;
-            summary.frames += 1;
-            if let Some(largest) = detection.mask.regions.first() {
-                summary.marked_frames += 1;
-                summary.largest_area = summary.largest_area.max(largest.area);
-                match summary.stretches.last_mut() {
-                    Some((_, last)) if *last + 1 == frame => *last = frame,
-                    _ => summary.stretches.push((frame, frame)),
-                }
+            if shape != Some(Shape::of(&frame)) {
+                // State from another video or frame size must not carry over.
+                engine.control().flush();
+                shape = Some(Shape::of(&frame));
             }
-            let time = pts.unwrap_or_else(|| rate.time(frame));
-            out.write(frame, time, rgb.dimensions(), &detection)?;
+            let out = match &mut out {
+                Some(out) => out,
+                None => {
+                    summary.pixel_aspect = frame.pixel_aspect;
+                    out.insert(Outputs::create(work, &summary, self.first_id(video))?)
+                }
+            };
+            let seen = Frame::rgb_image(&frame.rgb).with_pixel_aspect(frame.pixel_aspect);
+            let detection = engine.segment(&seen, Some(frame.time))?;
+            let number = summary.frames;
+            summary.count(frame.time, &detection);
+            out.write(number, frame.time, frame.rgb.dimensions(), &detection)?;
         }
-        out.finish()?;
+        summary.frames_per_second = reader.measured_rate();
+        (summary.start_s, summary.seconds) = (seconds(reader.start()), seconds(reader.end()));
+        summary.problems = reader.problems();
+        summary.notes = reader.notes();
+        if let Some(out) = out {
+            summary.notes.extend(out.finish()?);
+        }
         summary.seconds_taken = begin.elapsed().as_secs_f64();
         let text = serde_json::to_vec_pretty(&summary).map_err(|e| Error::invalid(e.to_string()))?;
         write_atomically(&work.join("summary.json"), &text)?;
         Ok(Some(summary))
+    }
+
+    /// First frame id of the video in COCO files, unique across the archive so that files can be merged. It is derived from the
+    /// video's path and incremented if another video has the same. Each video has room for two million frames.
+    fn first_id(&self, video: &Video) -> u64 {
+        // 31 bits of FNV-1a: together with 21 bits for frames they fit into the 53 bits of a JSON float.
+        let hash =
+            |v: &Video| {
+                let all =
+                    v.relative.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+                        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
+                    });
+                (all ^ all >> 32) & 0x7fff_ffff
+            };
+        let mine = hash(video);
+        let before = self.videos.iter().take_while(|v| v.relative != video.relative);
+        (mine + before.filter(|v| hash(v) == mine).count() as u64) << 21
     }
 }
 
@@ -375,17 +351,19 @@ fn clear(dir: &Path) -> Result<()> {
     }
 }
 
-/// The files that a video's frames go to.
+/// The output files of a video.
 struct Outputs {
     csv: BufWriter<File>,
     csv_path: PathBuf,
     masks: Option<PathBuf>,
     coco: Option<coco::Writer>,
     seg: Option<segmentation::Writer>,
+    cvat: Option<cvat::Writer>,
 }
 
 impl Outputs {
-    fn create(work: &Path, summary: &Summary) -> Result<Self> {
+    /// `first_id`: see [`Archive::first_id`].
+    fn create(work: &Path, summary: &Summary, first_id: u64) -> Result<Self> {
         let csv_path = work.join("frames.csv");
         let mut csv = BufWriter::new(File::create(&csv_path).map_err(|e| Error::io(&csv_path, e))?);
         csv.write_all(b"frame,time_s,regions,area,confidence,left,top,right,bottom\n")
@@ -396,22 +374,25 @@ impl Outputs {
             csv_path,
             masks: wants(Format::Png).then(|| work.join("masks")),
             coco: wants(Format::Coco)
-                .then(|| coco::Writer::create(&work.join("coco.json"), summary))
+                .then(|| coco::Writer::create(&work.join("coco.json"), summary, first_id))
                 .transpose()?,
             seg: wants(Format::DicomSeg).then(|| segmentation::Writer::new(work, summary)),
+            cvat: wants(Format::Cvat)
+                .then(|| cvat::Writer::create(&work.join("cvat.xml"), summary))
+                .transpose()?,
         })
     }
 
-    /// `frames.csv` tells the largest region: its area and place as parts of the picture, its mean probability.
+    /// Describes the largest region in `frames.csv`: area and position as fractions of the frame, mean probability.
     fn write(&mut self, frame: u64, time: u64, size: (u32, u32), detection: &Detection) -> Result<()> {
         let regions = &detection.mask.regions;
         let place = regions.first().map_or(",,,,,".to_owned(), |r| {
             let (area, sure) = (r.area, r.confidence);
             format!("{area:.6},{sure:.4},{:.5},{:.5},{:.5},{:.5}", r.left, r.top, r.right, r.bottom)
         });
-        writeln!(self.csv, "{frame},{:.6},{},{place}", time as f64 / 1e9, regions.len())
+        writeln!(self.csv, "{frame},{:.6},{},{place}", seconds(time), regions.len())
             .map_err(|e| Error::io(&self.csv_path, e))?;
-        if self.masks.is_none() && self.coco.is_none() && self.seg.is_none() {
+        if self.masks.is_none() && self.coco.is_none() && self.seg.is_none() && self.cvat.is_none() {
             return Ok(());
         }
         let mask = detection.mask.enlarge(size.0 as usize, size.1 as usize);
@@ -419,20 +400,25 @@ impl Outputs {
             coco.write(frame, size, &mask, regions.first().map_or(0.0, |r| r.confidence))?;
         }
         if let Some(seg) = &mut self.seg {
-            seg.write(frame, size, &mask)?;
+            seg.write(frame, time, size, &mask)?;
+        }
+        if let Some(cvat) = &mut self.cvat {
+            cvat.write(frame, size, &mask)?;
         }
         if let Some(dir) = &self.masks {
             let image = GrayImage::from_raw(size.0, size.1, mask)
-                .ok_or_else(|| Error::Video("a mask of another size than its picture".into()))?;
+                .ok_or_else(|| Error::Video("a mask differs in size from its frame".into()))?;
             write_png(&dir.join(format!("{frame:06}.png")), &DynamicImage::ImageLuma8(image))?;
         }
         Ok(())
     }
 
-    fn finish(mut self) -> Result<()> {
+    /// Remarks on the written files.
+    fn finish(mut self) -> Result<Option<String>> {
         self.csv.flush().map_err(|e| Error::io(&self.csv_path, e))?;
         self.coco.map_or(Ok(()), coco::Writer::finish)?;
-        self.seg.map_or(Ok(()), segmentation::Writer::finish)
+        self.cvat.map_or(Ok(()), cvat::Writer::finish)?;
+        self.seg.map_or(Ok(None), segmentation::Writer::finish)
     }
 }
 
@@ -454,17 +440,5 @@ mod tests {
         for bad in ["4/4", "1", "a/b", "-1/2", "0/0", ""] {
             assert!(bad.parse::<Shard>().unwrap_err().contains("0/4"), "{bad}");
         }
-    }
-
-    #[test]
-    fn videos_are_found_at_any_depth_and_by_their_endings() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["b/c/x.MP4", "a.mkv", "note.txt", ".hidden/y.mp4", "b/.z.mp4"] {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, b"").unwrap();
-        }
-        let names: Vec<_> = find(dir.path()).unwrap().iter().map(Video::name).collect();
-        assert_eq!(names, ["a.mkv", "b/c/x.MP4"]);
     }
 }

@@ -1,12 +1,11 @@
-//! What an archive's folder tells people: `index.html` and `summary.csv` over all its videos. No picture of a patient is in
-//! them.
+//! The overview of an archive: `index.html` and `summary.csv` of all its videos. They contain no image of a patient.
 
-use super::{Summary, Video};
+use super::{LeftOut, Summary, Video};
 use crate::{Error, Result, write_atomically};
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// How far a video is.
+/// Progress of a video.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
     Done(Box<Summary>),
@@ -17,7 +16,7 @@ pub enum State {
 /// The `summary.json` of a video's folder.
 ///
 /// # Errors
-/// Where there is none: the folder is not of an archive.
+/// If there is none: the folder does not belong to an archive.
 pub(super) fn summary(place: &Path) -> Result<Summary> {
     let path = place.join("summary.json");
     let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
@@ -33,45 +32,22 @@ fn state(video: &Video, output: &Path) -> Result<State> {
     Ok(std::fs::read_to_string(failed).map_or(State::Open, State::Failed))
 }
 
-/// Writes `index.html` and `summary.csv` from what is on disk, so that any of several processes may write them last.
-pub fn write_pages(videos: &[Video], output: &Path) -> Result<()> {
+/// Writes `index.html` and `summary.csv` from what is on disk, so that any of several processes can write them last.
+pub fn write_pages(videos: &[Video], left_out: &[LeftOut], output: &Path) -> Result<()> {
     let mut csv = String::from(
         "video,state,frames,seconds,marked_frames,marked_part,stretches,first_mark_s,largest_area,reason\n",
     );
     let mut rows = String::new();
-    let (mut done, mut failed) = (0, 0);
+    let (mut done, mut failed, mut incomplete) = (0, 0, 0);
     for video in videos {
         let name = video.name();
         let state = state(video, output).unwrap_or_else(|e| State::Failed(e.to_string()));
-        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\"").replace('\n', " "));
         // Writing to a String cannot fail.
         let _ = match &state {
             State::Done(s) => {
                 done += 1;
-                let at = |frame: u64| frame as f64 / s.frames_per_second;
-                let first =
-                    s.stretches.first().map_or(String::new(), |(from, _)| format!("{:.2}", at(*from)));
-                let part = s.marked_frames as f64 / s.frames.max(1) as f64;
-                let (stretches, seconds) = (s.stretches.len(), at(s.frames));
-                let _ = writeln!(
-                    csv,
-                    "{},done,{},{seconds:.2},{},{part:.4},{stretches},{first},{:.6},",
-                    quoted(&name),
-                    s.frames,
-                    s.marked_frames,
-                    s.largest_area
-                );
-                writeln!(
-                    rows,
-                    "<tr><td><a href=\"{}/\">{}</a><td>{}<td>{seconds:.1}<td>{}<td>{:.1} %<td>{first}<td>{:.2} %<td>{}",
-                    link(video),
-                    escaped(&name),
-                    s.frames,
-                    s.marked_frames,
-                    100.0 * part,
-                    100.0 * s.largest_area,
-                    strip(s)
-                )
+                incomplete += usize::from(!s.problems.is_empty());
+                row(&mut csv, &mut rows, video, s)
             }
             State::Failed(reason) => {
                 failed += 1;
@@ -84,24 +60,77 @@ pub fn write_pages(videos: &[Video], output: &Path) -> Result<()> {
             }
         };
     }
+    let mut others = String::new();
+    for file in left_out {
+        let name = file.relative.to_string_lossy();
+        let _ = writeln!(csv, "{},left out,,,,,,,,{}", quoted(&name), quoted(&file.reason));
+        let _ = write!(others, "<li>{}: {}", escaped(&name), escaped(&file.reason));
+    }
+    if !others.is_empty() {
+        others = format!(
+            "<details><summary>{} files left out</summary><ul>{others}</ul></details>",
+            left_out.len()
+        );
+    }
     let page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>autosam-video</title>{STYLE}<body>\
-         <h1>{done} of {} videos done, {failed} failed</h1>\
-         <p>For research only; not a medical device. The strip shows where a video has marks.</p>\
-         <table><tr><th>video<th>frames<th>seconds<th>with a mark<th>part<th>first mark, s<th>largest<th>marks\n{rows}</table></html>\n",
-        videos.len()
+         <h1>{done} of {} videos done, {failed} failed{}</h1>\
+         <p>For research only; not a medical device. The bar shows where a video has detections.</p>\
+         <table><tr><th>video<th>frames<th>seconds<th>with a detection<th>fraction<th>first detection, s<th>largest<th>detections\n{rows}</table>{others}</html>\n",
+        videos.len(),
+        if incomplete > 0 { format!(", {incomplete} incomplete") } else { String::new() }
     );
     write_atomically(&output.join("summary.csv"), csv.as_bytes())?;
     write_atomically(&output.join("index.html"), page.as_bytes())
 }
 
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\"").replace('\n', " "))
+}
+
+/// A finished video's row in both files.
+fn row(csv: &mut String, rows: &mut String, video: &Video, s: &Summary) -> std::fmt::Result {
+    let name = video.name();
+    // Summaries of earlier versions contain no times.
+    let at = |frame: u64| frame as f64 / s.frames_per_second;
+    let seconds = if s.seconds > 0.0 { s.seconds } else { at(s.frames) };
+    let first =
+        s.stretches_s.first().map(|(from, _)| *from).or(s.stretches.first().map(|(from, _)| at(*from)));
+    let first = first.map_or(String::new(), |first| format!("{first:.2}"));
+    let part = s.marked_frames as f64 / s.frames.max(1) as f64;
+    let (stretches, problems) = (s.stretches.len(), s.problems.join("; "));
+    let (state, reason) =
+        if problems.is_empty() { ("done", String::new()) } else { ("not whole", quoted(&problems)) };
+    writeln!(
+        csv,
+        "{},{state},{},{seconds:.2},{},{part:.4},{stretches},{first},{:.6},{reason}",
+        quoted(&name),
+        s.frames,
+        s.marked_frames,
+        s.largest_area
+    )?;
+    let class = if problems.is_empty() { "" } else { " class=bad" };
+    writeln!(
+        rows,
+        "<tr{class}><td><a href=\"{}/\">{}</a>{}<td>{}<td>{seconds:.1}<td>{}<td>{:.1} %<td>{first}<td>{:.2} %<td>{}",
+        link(video),
+        escaped(&name),
+        if problems.is_empty() { String::new() } else { format!("<br>incomplete: {}", escaped(&problems)) },
+        s.frames,
+        s.marked_frames,
+        100.0 * part,
+        100.0 * s.largest_area,
+        strip(s)
+    )
+}
+
 const STYLE: &str = "<style>body{font:15px/1.5 sans-serif;max-width:80rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:right}td:first-child,th:first-child,.bad td{text-align:left}.bad{background:#fdecea}svg{display:block;background:#eee}</style>";
 
-/// The video's length as a line, its stretches with a mark in green.
+/// A bar of the video's length with its detections in green.
 fn strip(s: &Summary) -> String {
     const WIDTH: u64 = 240;
     let scale = WIDTH as f64 / s.frames.max(1) as f64;
-    // What falls on the same column is drawn once.
+    // Stretches on the same column are drawn once.
     let mut columns: Vec<(u64, u64)> = Vec::new();
     for (from, to) in &s.stretches {
         let (left, right) = ((*from as f64 * scale) as u64, ((*to + 1) as f64 * scale).ceil() as u64);
@@ -119,11 +148,11 @@ fn strip(s: &Summary) -> String {
     format!("<svg width=\"{WIDTH}\" height=\"14\">{bars}</svg>")
 }
 
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A relative address of the video's folder.
+/// The relative URL of the video's folder.
 fn link(video: &Video) -> String {
     let mut out = String::new();
     for byte in video.relative.as_os_str().as_encoded_bytes() {
@@ -148,7 +177,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let name = "<script>\"x\" & y, z.mp4";
         let video = Video { path: name.into(), relative: name.into() };
-        write_pages(&[video], dir.path()).unwrap();
+        write_pages(&[video], &[], dir.path()).unwrap();
         let page = std::fs::read_to_string(dir.path().join("index.html")).unwrap();
         assert!(!page.contains("<script") && page.contains("0 of 1 videos done"), "{page}");
         let csv = std::fs::read_to_string(dir.path().join("summary.csv")).unwrap();

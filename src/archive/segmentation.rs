@@ -1,8 +1,9 @@
-//! DICOM Segmentation objects (PS3.3 A.51, binary): the frames of a video that have a mark, one bit a pixel.
+//! DICOM Segmentation objects (PS3.3 A.51, binary): the frames of a video with a detection, one bit per pixel.
 //!
-//! The video itself is no DICOM object, so its frames are referred to by numbers in a Video Endoscopic Image whose UID is
-//! made from the file's SHA-256: whoever stores the video under that UID has the masks match it. There is no scale in an
-//! endoscope's picture, so no place or spacing in the patient is claimed. No name, number or date of a patient is written.
+//! The video itself is not a DICOM object, so the masks refer to its frames by number in a Video Endoscopic Image whose UID is
+//! derived from the file's SHA-256. If the video is stored under that UID, the masks match it. Each frame also has its time in
+//! seconds since the video's first frame. Endoscope images have no scale, so the objects
+//! contain no position or spacing. No name, number or date of a patient is written.
 
 use super::Summary;
 use crate::{Error, Result};
@@ -14,7 +15,7 @@ use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// Bytes of pixels after which a further object is begun, so that neither memory nor DICOM's 4 GB are outgrown.
+/// Bytes of pixels after which a further object is started, to limit memory and to stay below DICOM's 4 GB.
 const LARGEST: usize = 128 << 20;
 
 /// Objects of one video, one after another.
@@ -24,9 +25,11 @@ pub(super) struct Writer {
     program: String,
     model: String,
     size: (u32, u32),
-    /// Numbers of the frames in hand, from 0.
-    frames: Vec<u64>,
-    /// Their pixels, one after another without gaps, lowest bit first.
+    /// Pixel aspect ratio, width to height.
+    pixel_aspect: (u32, u32),
+    /// Indices of the buffered frames, from 0, and their times in nanoseconds.
+    frames: Vec<(u64, u64)>,
+    /// Their pixels, consecutive without gaps, lowest bit first.
     bits: Bits,
     parts: u32,
 }
@@ -76,12 +79,12 @@ fn code(value: &str, scheme: &str, meaning: &str) -> Vec<Object> {
     ])]
 }
 
-/// A UID of the form 2.25 (PS3.5 B.2) that is always the same for the same words.
+/// A UID of the form 2.25 (PS3.5 B.2) that is derived from the given words.
 fn uid(words: &[&str]) -> String {
     let hash = Sha256::digest(words.join("\n").as_bytes());
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
-    // UUID version 8 (made by a rule of one's own), variant 1.
+    // UUID version 8 (custom rule), variant 1.
     bytes[6] = bytes[6] & 0x0f | 0x80;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     format!("2.25.{}", u128::from_be_bytes(bytes))
@@ -94,15 +97,17 @@ impl Writer {
             video: summary.sha256.clone(),
             program: summary.program.clone(),
             model: format!("{:?}", summary.making),
-            size: (0, 0),
+            size: (summary.width, summary.height),
+            pixel_aspect: summary.pixel_aspect,
             frames: Vec::new(),
             bits: Bits::default(),
             parts: 0,
         }
     }
 
-    /// `mask`: `width × height` bytes, above 0 polyp. Frames without a mark are left out, as the standard allows.
-    pub fn write(&mut self, frame: u64, size: (u32, u32), mask: &[u8]) -> Result<()> {
+    /// `mask`: `width × height` bytes, above 0 polyp. Frames without a detection are left out, as the standard allows.
+    /// `time`: nanoseconds since the first frame.
+    pub fn write(&mut self, frame: u64, time: u64, size: (u32, u32), mask: &[u8]) -> Result<()> {
         if mask.iter().all(|v| *v == 0) {
             return Ok(());
         }
@@ -110,16 +115,26 @@ impl Writer {
             self.flush()?;
         }
         self.size = size;
-        self.frames.push(frame);
+        self.frames.push((frame, time));
         mask.iter().for_each(|v| self.bits.push(*v > 0));
         Ok(())
     }
 
-    pub fn finish(mut self) -> Result<()> {
-        self.flush()
+    /// Writes the buffered frames. For a video without a detection it writes one empty frame, because DICOM requires at least
+    /// one, and returns a remark.
+    pub fn finish(mut self) -> Result<Option<String>> {
+        let none = self.parts == 0 && self.frames.is_empty();
+        if none {
+            self.frames.push((0, 0));
+            (0..self.size.0 as usize * self.size.1 as usize).for_each(|_| self.bits.push(false));
+        }
+        self.flush()?;
+        Ok(none.then(|| {
+            "no frame has a detection: segmentation-0001.dcm contains frame 1, without a polyp".to_owned()
+        }))
     }
 
-    /// Writes the object in hand, where there is one.
+    /// Writes the current object, if there is one.
     fn flush(&mut self) -> Result<()> {
         if self.frames.is_empty() {
             return Ok(());
@@ -142,7 +157,7 @@ impl Writer {
         let part = self.parts.to_string();
         let number = |n: u32| {
             u16::try_from(n)
-                .map_err(|_| Error::invalid(format!("DICOM has no pictures of {n} pixels a side")))
+                .map_err(|_| Error::invalid(format!("DICOM does not support frames {n} pixels wide or high")))
         };
         let study = uid(&[&self.video, "study"]);
         let series = uid(&[&self.video, &self.model, "series"]);
@@ -194,6 +209,11 @@ impl Writer {
         ] {
             put(&mut o, tag, VR::US, value);
         }
+        if self.pixel_aspect.0 != self.pixel_aspect.1 {
+            // Vertical first.
+            let aspect = format!("{}\\{}", self.pixel_aspect.1, self.pixel_aspect.0);
+            put(&mut o, tags::PIXEL_ASPECT_RATIO, VR::IS, aspect);
+        }
 
         let mut segment = item(&[
             (tags::SEGMENT_LABEL, VR::LO, "Polyp"),
@@ -242,7 +262,7 @@ impl Writer {
         sequence(&mut shared, tags::SEGMENT_IDENTIFICATION_SEQUENCE, vec![identification]);
         sequence(&mut o, tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared]);
 
-        let per_frame = (1u32..).zip(&self.frames).map(|(position, frame)| {
+        let per_frame = (1u32..).zip(&self.frames).map(|(position, (frame, time))| {
             // DICOM counts a video's frames from 1.
             let nth = u32::try_from(frame + 1).unwrap_or(u32::MAX);
             let mut content = Object::new_empty();
@@ -259,6 +279,9 @@ impl Writer {
             sequence(&mut derivation, tags::DERIVATION_CODE_SEQUENCE, code("113076", "DCM", "Segmentation"));
             let mut group = Object::new_empty();
             sequence(&mut group, tags::FRAME_CONTENT_SEQUENCE, vec![content]);
+            let mut offset = Object::new_empty();
+            put(&mut offset, tags::TEMPORAL_POSITION_TIME_OFFSET, VR::FD, super::seconds(*time));
+            sequence(&mut group, tags::TEMPORAL_POSITION_SEQUENCE, vec![offset]);
             sequence(&mut group, tags::DERIVATION_IMAGE_SEQUENCE, vec![derivation]);
             group
         });

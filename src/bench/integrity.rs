@@ -1,9 +1,7 @@
-//! Whether a picture is, outside the mask, bit for bit what it was.
+//! Checks that a frame is unchanged, bit for bit, outside the overlay.
 
+use super::shown::ShownMask;
 use gst_video::prelude::*;
-
-/// Name of the element's custom meta that holds the mask it drew.
-const MASK_META: &str = "GstAutoSamMaskMeta";
 
 /// Where the element may have drawn: the mask of its meta, one pixel of the network wider all around, because marks follow
 /// the enlarged probabilities between the network's pixels.
@@ -16,21 +14,9 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// What the meta of `buffer` allows: nothing where it has none.
-    pub fn of(buffer: &gst::BufferRef) -> Self {
-        Self::read(buffer).unwrap_or_default()
-    }
-
-    fn read(buffer: &gst::BufferRef) -> Option<Self> {
-        let meta = gst::meta::CustomMeta::from_buffer(buffer, MASK_META).ok()?;
-        let s = meta.structure();
-        let number = |name| s.get::<i32>(name).ok();
-        let (width, height) = (number("width")?, number("height")?);
-        let (width, height) = (usize::try_from(width).ok()?, usize::try_from(height).ok()?);
-        let shift = (number("x-shift").unwrap_or(0).into(), number("y-shift").unwrap_or(0).into());
-        let mask = s.get::<gst::Buffer>("mask").ok()?;
-        let mask = mask.map_readable().ok()?;
-        (mask.len() == width * height).then(|| Self::new(&mask, width, height, shift))
+    /// What is shown allows: nothing if nothing is.
+    pub fn of(shown: Option<&ShownMask>) -> Self {
+        shown.map(|s| Self::new(&s.cells, s.width, s.height, s.shift)).unwrap_or_default()
     }
 
     fn new(mask: &[u8], width: usize, height: usize, shift: (i64, i64)) -> Self {
@@ -46,7 +32,7 @@ impl Allowed {
         Self { width, height, shift, cells }
     }
 
-    /// For reading which pixels of a `width × height` picture may differ.
+    /// Reader for the pixels of a `width × height` frame that may differ.
     fn rows(&self, width: usize, height: usize) -> Rows<'_> {
         let columns = (0..width).map(|x| cells(x, self.shift.0, width, self.width)).collect();
         Rows { allowed: self, height, columns, last: 0..0, row: vec![false; width] }
@@ -59,7 +45,7 @@ struct Rows<'a> {
     height: usize,
     /// The cells of each column of pixels.
     columns: Vec<std::ops::Range<usize>>,
-    /// The cells that `row` was read of.
+    /// The cells that `row` was computed from.
     last: std::ops::Range<usize>,
     row: Vec<bool>,
 }
@@ -80,8 +66,8 @@ impl Rows<'_> {
     }
 }
 
-/// The cells of `count` along `side` pixels that belong to pixel `at`, its 2 × 2 block and the next: marks are made of such
-/// blocks, and move by whole ones.
+/// The cells of `count` along `side` pixels that belong to pixel `at`, its 2 × 2 block and the next: overlays consist of such
+/// blocks and move by whole blocks.
 fn cells(at: usize, shift: i64, side: usize, count: usize) -> std::ops::Range<usize> {
     let (at, last) = (at as i64 - shift, side as i64 - 1);
     let (low, high) = (at.div_euclid(2) * 2 - 2, at.div_euclid(2) * 2 + 3);
@@ -118,14 +104,25 @@ pub fn changed_outside(
                 if y >= height {
                     continue;
                 }
-                let (step, offset) = (format.pixel_stride()[*c] as usize, format.poffset()[*c] as usize);
                 let allowed = rows.at(y);
+                let outside =
+                    |at: &usize| allowed.get(*at << format.w_sub()[*c]).is_some_and(|allowed| !allowed);
+                let step = format.pixel_stride()[*c] as usize;
+                if step == 0 {
+                    changed += triples(old, new, *c).filter(outside).count() as u64;
+                    continue;
+                }
+                let bytes = format.depth()[*c].div_ceil(8) as usize;
+                // GStreamer 1.22 gives 1 for P010's Cr, which begins at byte 2.
+                let offset = (format.poffset()[*c] as usize).next_multiple_of(bytes);
+                let mut last = None;
                 changed += differing(old, new)
                     .filter_map(|at| at.checked_sub(offset))
-                    .filter(|at| at % step == 0)
-                    .filter(|at| {
-                        allowed.get((at / step) << format.w_sub()[*c]).is_some_and(|allowed| !allowed)
-                    })
+                    .filter(|at| at % step < bytes)
+                    .map(|at| at / step)
+                    // Of the bytes of a sample the first counts.
+                    .filter(|at| last.replace(*at) != Some(*at))
+                    .filter(outside)
                     .count() as u64;
             }
         }
@@ -133,7 +130,23 @@ pub fn changed_outside(
     changed
 }
 
-/// Where two lines differ. Most of them is equal: looked through many bytes at a time, because this runs on the picture's thread.
+/// The samples of component `c` that differ in two lines of v210, the one format whose samples begin within bytes: three in each word,
+/// in the order Cb, Y', Cr, Y'.
+fn triples<'a>(old: &'a [u8], new: &'a [u8], c: usize) -> impl Iterator<Item = usize> + 'a {
+    let (old, new) = (old.as_chunks::<4>().0, new.as_chunks::<4>().0);
+    let words = old.iter().zip(new).map(|(a, b)| u32::from_le_bytes(*a) ^ u32::from_le_bytes(*b)).enumerate();
+    let parts = words.filter(|(_, differ)| *differ != 0).flat_map(|(i, differ)| {
+        let part = move |part: usize| (differ >> (10 * part) & 1023 != 0).then_some(3 * i + part);
+        (0..3).filter_map(part)
+    });
+    parts.filter_map(move |at| match (at % 4, c) {
+        (1 | 3, 0) => Some(at / 2),
+        (0, 1) | (2, 2) => Some(at / 4),
+        _ => None,
+    })
+}
+
+/// Positions where two lines differ. Most bytes are equal, so many are compared at a time: this runs on the streaming thread.
 fn differing<'a>(old: &'a [u8], new: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
     const PART: usize = 64;
     let parts = old.chunks(PART).zip(new.chunks(PART)).enumerate().filter(|(_, (old, new))| old != new);
@@ -183,6 +196,19 @@ mod tests {
         // UYVY: luma of pixel 5 lies at byte 11 of its row.
         assert_eq!(changed(gst_video::VideoFormat::Uyvy, &[(5 * 64 + 11, 0)], &allowed), 0);
         assert_eq!(changed(gst_video::VideoFormat::Uyvy, &[(15 * 64 + 63, 0)], &allowed), 1);
+        eprintln!(
+            "{:?}",
+            gst_video::VideoFormatInfo::from_format(gst_video::VideoFormat::P01010le).poffset()
+        );
+        // P010: both bytes of a luma at (31, 15), and one of the Cr pair at (4, 4), which the mask covers.
+        let touched = [(15 * 64 + 62, 0), (15 * 64 + 63, 0), (32 * 32 + 2 * 64 + 11, 0)];
+        assert_eq!(changed(gst_video::VideoFormat::P01010le, &touched, &allowed), 1);
+        assert_eq!(changed(gst_video::VideoFormat::P01010le, &touched, &nothing), 2);
+        // v210, lines of 128 bytes: all three of the word 1 of pixel 30's group, Y' of pixel 31 and its neighbours.
+        let v210 = 15 * 128 + 16 * 5;
+        assert_eq!(changed(gst_video::VideoFormat::V210, &[(v210, 0)], &nothing), 1);
+        assert_eq!(changed(gst_video::VideoFormat::V210, &[(v210 + 4, 0), (v210 + 6, 0)], &allowed), 1);
+        assert_eq!(changed(gst_video::VideoFormat::V210, &[(5 * 128, 0)], &allowed), 0);
     }
 
     #[test]

@@ -1,62 +1,67 @@
-//! The element in a pipeline with a source that does not wait, at its own rate, and inference that never rests.
+//! Benchmark of the element in a pipeline with a live source and saturated inference.
 
 use super::integrity::{Allowed, changed_outside};
-use super::{Percentiles, pictures};
+use super::shown::{self, ShownMask};
+use super::{Percentiles, labelled};
 use crate::video::{self, FrameRate};
 use crate::{Error, Result};
 use gst::prelude::*;
+use image::GrayImage;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What is measured.
+/// Settings of the benchmark.
 #[derive(Debug, Clone)]
 pub struct LiveBench {
-    /// A raw video format that the element takes, as GStreamer names it.
+    /// A raw video format of the element, by its GStreamer name.
     pub format: String,
     pub size: (u32, u32),
-    /// Frames a second.
+    /// Frames per second.
     pub rate: u32,
-    /// Frames that count, of each stream.
+    /// Number of measured frames per stream.
     pub frames: u64,
-    /// Frames before these, which do not count.
+    /// Number of warm-up frames, which are not measured.
     pub warm_up: u64,
-    /// Pipelines side by side in this process.
+    /// Number of parallel pipelines in this process.
     pub streams: usize,
-    /// Folder of pictures; without, synthetic ones.
+    /// Folder of images; synthetic frames if `None`.
     pub input: Option<PathBuf>,
-    /// Every which frame's pixels are compared with the source's, on the picture's thread: it takes time from what is measured.
+    /// Every Nth frame's pixels are compared with the source's, on the streaming thread, which slows down what is measured.
     pub check_every: u64,
-    /// Properties of the element, as `gst-launch-1.0` takes them.
+    /// Properties of the element, in the syntax of `gst-launch-1.0`.
     pub properties: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LiveReport {
-    /// From the element's sink pad to its source pad.
+    /// Delay from the element's sink pad to its source pad.
     pub video_delay_ms: Option<Percentiles>,
-    /// Age of each drawn mask; `None` where none was drawn.
+    /// Age of each drawn mask; `None` if none was drawn.
     pub annotation_delay_ms: Option<Percentiles>,
     pub frames_in: u64,
     pub frames_out: u64,
     pub inferred: u64,
     pub skipped: u64,
-    /// Samples that differ from the source's outside the mask; `None` where the element cannot tell its mask (no property
+    /// Samples that differ from the source's outside the overlay; `None` if the element does not report its mask (no property
     /// `attach-meta`).
     pub pixels_changed_outside_mask: Option<u64>,
-    /// Frames that this was looked for in.
+    /// Number of frames checked for this.
     pub frames_checked: u64,
+    /// Mean intersection over union of the shown mask with the frame's own true mask, over the checked frames with a polyp: one
+    /// without a mask counts 0. `None` if no true masks are known.
+    pub mask_iou: Option<f64>,
     /// Frames due at the source that did not leave the element.
     pub dropped: u64,
-    /// Frames with a mark.
+    /// Frames with a detection.
     pub marked: u64,
-    /// Of picture memory between the pads: 0 where the element works in place.
+    /// Bytes of frame memory copied between the pads: 0 if the element works in place.
     pub bytes_copied_per_frame: f64,
-    /// Picture buffers that left with another memory than they came with, a frame.
+    /// Buffers per frame that left with a different memory than they came with.
     pub buffers_allocated_per_frame: f64,
-    /// Heap allocations of the element's own code on the pictures' thread; `None` where the element does not count them
-    /// (GStreamer's, for metadata, are not among them).
+    /// Heap allocations of the element's own code on the streaming thread; `None` if the element does not count them
+    /// (allocations by GStreamer, for metadata, are not included).
     pub allocations_per_frame: Option<f64>,
     pub inferences_per_s: f64,
     pub format: String,
@@ -72,30 +77,33 @@ pub struct Delays {
     pub annotation: Vec<Duration>,
 }
 
-/// Memory for different pictures, in bytes.
-const PICTURE_MEMORY: usize = 256 << 20;
-const MOST_PICTURES: usize = 48;
+/// Memory for different frames, in bytes.
+const FRAME_MEMORY: usize = 256 << 20;
+const MOST_FRAMES: usize = 48;
 
-/// How long the last pictures may take.
+/// Time limit for the last frames.
 const PATIENCE: gst::ClockTime = gst::ClockTime::from_seconds(20);
 
 /// Runs the pipelines in real time.
 ///
 /// # Errors
-/// For a format, size, folder or property that cannot be used, where the element is missing, and the pipeline's own.
+/// If a format, size, folder or property is invalid, if the element is missing, and the pipeline's own errors.
 pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
     if bench.rate == 0 || bench.frames == 0 || bench.streams == 0 {
-        return Err(Error::invalid("a live benchmark needs a rate, frames and streams of at least 1"));
+        return Err(Error::invalid(
+            "a live benchmark needs a rate, a number of frames and a number of streams of at least 1",
+        ));
     }
-    // Before pictures are made: what is wrong is known at once.
+    // Before frames are made, so that errors appear at once.
     drop(video::autosam_element()?);
     let (width, height) = bench.size;
     let rate = FrameRate { numerator: i32::try_from(bench.rate).unwrap_or(i32::MAX), denominator: 1 };
     let info = video::info(&bench.format, width, height, rate)?;
-    let most = (PICTURE_MEMORY / info.size().max(1)).clamp(2, MOST_PICTURES);
-    let pictures = pictures(bench.input.as_deref(), width, height, most)?;
-    let pictures = Arc::new(video::convert(&pictures, &info)?);
-    let streams = (0..bench.streams).map(|_| Stream::new(bench, rate, &info, pictures.clone()));
+    let most = (FRAME_MEMORY / info.size().max(1)).clamp(2, MOST_FRAMES);
+    let (frames, truths): (Vec<_>, Vec<_>) =
+        labelled(bench.input.as_deref(), width, height, most)?.into_iter().unzip();
+    let frames = Arc::new(TestFrames { buffers: video::convert(&frames, &info)?, truths });
+    let streams = (0..bench.streams).map(|_| Stream::new(bench, rate, &info, frames.clone()));
     let streams = streams.collect::<Result<Vec<_>>>()?;
     let begin = Instant::now();
     let ran: Vec<Result<Tally>> = std::thread::scope(|scope| {
@@ -118,6 +126,7 @@ pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
         skipped: sum.skipped,
         pixels_changed_outside_mask: streams.iter().all(|s| s.tells_mask).then_some(sum.changed),
         frames_checked: sum.checked,
+        mask_iou: (sum.labelled > 0).then(|| sum.iou / sum.labelled as f64),
         dropped: (bench.frames * bench.streams as u64).saturating_sub(sum.frames_out),
         marked: sum.delays.annotation.len() as u64,
         bytes_copied_per_frame: per_frame(sum.copied * info.size() as u64),
@@ -132,6 +141,13 @@ pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
     Ok((report, sum.delays))
 }
 
+/// What the source gives, again and again.
+struct TestFrames {
+    buffers: Vec<gst::Buffer>,
+    /// Their true masks, as far as they are known.
+    truths: Vec<Option<GrayImage>>,
+}
+
 /// What one stream counted, warm-up left out.
 #[derive(Default)]
 struct Tally {
@@ -142,6 +158,9 @@ struct Tally {
     skipped: u64,
     changed: u64,
     checked: u64,
+    /// Checked frames that have a polyp, and the sum of what [`LiveReport::mask_iou`] is the mean of.
+    labelled: u64,
+    iou: f64,
     copied: u64,
     allocations: Option<u64>,
 }
@@ -156,19 +175,21 @@ impl Tally {
         self.skipped += other.skipped;
         self.changed += other.changed;
         self.checked += other.checked;
+        self.labelled += other.labelled;
+        self.iou += other.iou;
         self.copied += other.copied;
         self.allocations = other.allocations.map(|n| n + self.allocations.unwrap_or(0));
     }
 }
 
-/// The picture between the element's pads, and what is known of those before it.
+/// The frame between the element's pads, and counts of the previous ones.
 #[derive(Default)]
 struct Passing {
     since: Option<Instant>,
     memory: usize,
-    /// When the first frame came that counts.
+    /// When the first measured frame arrived.
     before: Option<Counted>,
-    /// The annotation delay last seen: another one is another drawn mask.
+    /// The last annotation delay; a different value means a newly drawn mask.
     drawn: u64,
     tally: Tally,
 }
@@ -178,7 +199,7 @@ struct Stream {
     source: gst_app::AppSrc,
     element: gst::Element,
     pool: gst::BufferPool,
-    pictures: Arc<Vec<gst::Buffer>>,
+    frames: Arc<TestFrames>,
     passing: Arc<Mutex<Passing>>,
     tells_mask: bool,
 }
@@ -188,11 +209,11 @@ impl Stream {
         bench: &LiveBench,
         rate: FrameRate,
         info: &gst_video::VideoInfo,
-        pictures: Arc<Vec<gst::Buffer>>,
+        frames: Arc<TestFrames>,
     ) -> Result<Self> {
         let failed = |e: gst::glib::BoolError| Error::Video(e.to_string());
         let caps = info.to_caps().map_err(failed)?;
-        // As a capture card: what is not fetched in time gives way to what comes.
+        // Like a capture card: frames that are not fetched in time are replaced by newer ones.
         let source = gst_app::AppSrc::builder()
             .caps(&caps)
             .format(gst::Format::Time)
@@ -225,7 +246,7 @@ impl Stream {
             source,
             element,
             pool: pool.upcast(),
-            pictures,
+            frames,
             passing: Arc::default(),
             tells_mask,
         };
@@ -233,7 +254,7 @@ impl Stream {
         Ok(stream)
     }
 
-    /// Puts the probes on the element's pads. Both run on the streaming thread, one picture after another.
+    /// Adds probes to the element's pads. Both run on the streaming thread, one frame after another.
     fn watch(&self, bench: &LiveBench, rate: FrameRate, info: &gst_video::VideoInfo) -> Result<()> {
         let (warm_up, check_every) = (bench.warm_up, bench.check_every.max(1));
         let pad = |name| {
@@ -258,8 +279,8 @@ impl Stream {
             }
             gst::PadProbeReturn::Ok
         });
-        let (passing, pictures, info, tells) =
-            (self.passing.clone(), self.pictures.clone(), info.clone(), self.tells_mask);
+        let (passing, frames, info, tells) =
+            (self.passing.clone(), self.frames.clone(), info.clone(), self.tells_mask);
         pad("src")?.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
             let end = Instant::now();
             let Some(buffer) = probe.buffer() else { return gst::PadProbeReturn::Ok };
@@ -280,11 +301,17 @@ impl Stream {
                 now.tally.delays.annotation.push(Duration::from_nanos(drawn));
             }
             if tells && buffer.offset().is_multiple_of(check_every) {
-                let index = buffer.offset() as usize % pictures.len();
+                let index = buffer.offset() as usize % frames.buffers.len();
+                let shown = ShownMask::of(buffer);
                 let frame = |b| gst_video::VideoFrameRef::from_buffer_ref_readable(b, &info);
-                if let (Ok(before), Ok(after)) = (frame(pictures[index].as_ref()), frame(buffer.as_ref())) {
+                let before = frame(frames.buffers[index].as_ref());
+                if let (Ok(before), Ok(after)) = (before, frame(buffer.as_ref())) {
                     now.tally.checked += 1;
-                    now.tally.changed += changed_outside(&before, &after, &Allowed::of(buffer));
+                    now.tally.changed += changed_outside(&before, &after, &Allowed::of(shown.as_ref()));
+                }
+                if let Some(iou) = frames.truths[index].as_ref().and_then(|t| shown::iou(shown.as_ref(), t)) {
+                    now.tally.labelled += 1;
+                    now.tally.iou += iou;
                 }
             }
             gst::PadProbeReturn::Ok
@@ -295,7 +322,7 @@ impl Stream {
     /// Plays all frames at their rate.
     fn run(&self, bench: &LiveBench, rate: FrameRate) -> Result<Tally> {
         let failure = || {
-            let otherwise = || Error::Video("the live pipeline does not play".into());
+            let otherwise = || Error::Video("the live pipeline does not reach PLAYING".into());
             video::error_on(&self.pipeline, "live pipeline").unwrap_or_else(otherwise)
         };
         self.pipeline.set_state(gst::State::Playing).map_err(|_| failure())?;
@@ -305,7 +332,7 @@ impl Stream {
             if let Some(rest) = due.checked_sub(begin.elapsed()) {
                 std::thread::sleep(rest);
             }
-            let buffer = self.picture(i, rate)?;
+            let buffer = self.buffer(i, rate)?;
             self.source.push_buffer(buffer).map_err(|_| failure())?;
         }
         self.source.end_of_stream().map_err(|_| failure())?;
@@ -326,11 +353,12 @@ impl Stream {
         Ok(tally)
     }
 
-    /// Frame `i` in memory of its own, from a pool as a capture card's.
-    fn picture(&self, i: u64, rate: FrameRate) -> Result<gst::Buffer> {
-        let failed = || Error::Video("no memory for a picture".into());
+    /// Frame `i` in its own memory, from a pool as with a capture card.
+    fn buffer(&self, i: u64, rate: FrameRate) -> Result<gst::Buffer> {
+        let failed = || Error::Video("no memory for a frame".into());
         let mut buffer = self.pool.acquire_buffer(None).map_err(|_| failed())?;
-        let from = &self.pictures[i as usize % self.pictures.len()];
+        let buffers = &self.frames.buffers;
+        let from = &buffers[i as usize % buffers.len()];
         let b = buffer.get_mut().ok_or_else(failed)?;
         b.set_pts(gst::ClockTime::from_nseconds(rate.time(i)));
         b.set_duration(gst::ClockTime::from_nseconds(rate.time(i + 1) - rate.time(i)));
@@ -348,13 +376,13 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Nothing can be done about a pipeline that does not stop.
+        // A pipeline that does not stop cannot be helped.
         let _ = self.pipeline.set_state(gst::State::Null);
         let _ = self.pool.set_active(false);
     }
 }
 
-/// What the element counts, by its statistics.
+/// The element's statistics.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counted {
     inferred: u64,
@@ -374,7 +402,7 @@ impl Counted {
     }
 }
 
-/// Where the picture lies.
+/// Address of the frame's memory.
 fn place(buffer: &gst::BufferRef) -> usize {
     buffer.map_readable().map_or(0, |m| m.as_ptr() as usize)
 }

@@ -1,21 +1,23 @@
-//! How fast it is: the model alone ([`model`]), and the element in a live pipeline ([`live`]).
+//! Benchmarks: the model ([`model`]), and the element in a live pipeline ([`live`]).
 
 #[cfg(feature = "video")]
 mod integrity;
 #[cfg(feature = "video")]
 pub mod live;
 pub mod model;
+#[cfg(feature = "video")]
+mod shown;
 
 use crate::data;
 use crate::report::Curve;
 use crate::synth::{Sequence, SequenceConfig};
 use crate::{Error, Result};
-use image::{RgbImage, imageops};
+use image::{GrayImage, RgbImage, imageops};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
 
-/// Of measured times, in milliseconds, by nearest rank.
+/// Percentiles of measured times in milliseconds, by nearest rank.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Percentiles {
     pub p50: f64,
@@ -26,7 +28,7 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
-    /// `None` where nothing was measured.
+    /// `None` if nothing was measured.
     pub fn of(times: &[Duration]) -> Option<Self> {
         let mut ms: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
         ms.sort_by(f64::total_cmp);
@@ -44,7 +46,7 @@ pub fn distribution(label: &str, times: &[Duration]) -> Curve {
     Curve { label: label.to_owned(), points: ms.iter().enumerate().map(|(i, t)| (*t, share(i))).collect() }
 }
 
-/// The most this process has held in memory, in MB (10⁶ bytes); `None` where the system does not tell.
+/// Peak memory of this process in MB (10⁶ bytes); `None` if the OS does not report it.
 fn peak_memory_mb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
@@ -52,35 +54,56 @@ fn peak_memory_mb() -> Option<f64> {
     Some(kib * 1024.0 / 1e6)
 }
 
-/// Pages that this process, all its threads, was given by the system so far (minor faults, proc(5)); `None` where it does not tell.
+/// Memory pages that all threads of this process got from the OS so far (minor faults, proc(5)); `None` if unknown.
 fn fresh_pages() -> Option<u64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // Behind the name in brackets, which may hold blanks, comes field 3; this is field 10.
+    // After the name in brackets, which may contain blanks, comes field 3; this is field 10.
     stat.rsplit(')').next()?.split_whitespace().nth(7)?.parse().ok()
 }
 
-/// At most `most` pictures at `width × height`: the first of the folder `input` (pictures in name order, or any data set's
-/// layout), or synthetic endoscopy where there is none.
+/// At most `most` images at `width × height`: the first of the folder `input` (images in name order, or a data set), or
+/// synthetic endoscopy if it is `None`.
 ///
 /// # Errors
-/// For a folder without pictures, or one that cannot be read.
+/// If the folder has no images or cannot be read.
 pub fn pictures(input: Option<&Path>, width: u32, height: u32, most: usize) -> Result<Vec<RgbImage>> {
-    let fitted = |picture: RgbImage| match picture.dimensions() {
-        same if same == (width, height) => picture,
-        _ => imageops::resize(&picture, width, height, imageops::FilterType::Triangle),
+    Ok(labelled(input, width, height, most)?.into_iter().map(|(picture, _)| picture).collect())
+}
+
+/// The same with each image's true mask, if there is one.
+fn labelled(
+    input: Option<&Path>,
+    width: u32,
+    height: u32,
+    most: usize,
+) -> Result<Vec<(RgbImage, Option<GrayImage>)>> {
+    let fitted = |picture: RgbImage, mask: Option<GrayImage>| match picture.dimensions() {
+        same if same == (width, height) => (picture, mask),
+        _ => (
+            imageops::resize(&picture, width, height, imageops::FilterType::Triangle),
+            mask.map(|m| imageops::resize(&m, width, height, imageops::FilterType::Nearest)),
+        ),
     };
     let Some(dir) = input else {
         let sequence = Sequence::new(8, SequenceConfig { frames: most, ..SequenceConfig::default() })?;
-        return Ok((0..most).map(|i| fitted(sequence.frame(i).0)).collect());
+        let frame = |i| {
+            let (picture, mask) = sequence.frame(i);
+            fitted(picture, Some(mask))
+        };
+        return Ok((0..most).map(frame).collect());
     };
     let mut items = data::pictures_in(dir)?;
     if items.is_empty() {
         items = data::Dataset::open(dir)?.items;
     }
-    let pictures = items.iter().take(most).map(|i| i.load().map(|pair| fitted(pair.rgb)));
+    let load = |item: &data::Item| {
+        let pair = item.load()?;
+        Ok(fitted(pair.rgb, item.mask.is_some().then_some(pair.mask)))
+    };
+    let pictures = items.iter().take(most).map(load);
     let pictures = pictures.collect::<Result<Vec<_>>>()?;
     if pictures.is_empty() {
-        return Err(Error::data(dir, "no pictures in it (.jpg, .png, .bmp, .tif)"));
+        return Err(Error::data(dir, "no images in it (.jpg, .png, .bmp, .tif)"));
     }
     Ok(pictures)
 }

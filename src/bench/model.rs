@@ -1,62 +1,71 @@
-//! The whole way from a frame to its mask, and how long each stage of it takes.
+//! Benchmark of the model from frame to mask, and of each stage.
 
 use super::{Percentiles, fresh_pages, peak_memory_mb, pictures};
 use crate::engine::mask::{Mask, MaskSettings};
-use crate::engine::segmenter::{ProbMap, Sample};
+use crate::engine::segmenter::{ModelInput, ProbMap};
 use crate::engine::{Engine, Pending, Settings};
 use crate::frame::Frame;
-use crate::frame::sample::Sampler;
-use crate::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
+use crate::frame::resize::Resizer;
+use crate::generator::GeneratorConfig;
+use crate::model::{
+    self, Arithmetic, AutoSam, Calibration, DeviceChoice, MaskMode, ModelConfig, ModelOptions, Precision,
+    Views,
+};
 use crate::ops;
 use crate::overlay::{Mark, OverlayMode};
 use crate::process;
+use crate::sam::SamConfig;
+use crate::train::TrainConfig;
 use crate::weights::Checkpoint;
+use crate::weights::init::initialise;
 use crate::{Error, Result};
 use candle_core::Device;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What is measured.
+/// Settings of the benchmark.
 #[derive(Debug, Clone)]
 pub struct ModelBench {
-    /// Weights; without, the shipped model.
+    /// Weights; the shipped model if `None`.
     pub model: Option<PathBuf>,
-    /// Instead of it, see [`model::untrained`].
+    /// Random weights instead, see [`untrained`].
     pub untrained: Option<String>,
     pub device: DeviceChoice,
     pub precision: Precision,
     pub views: Views,
-    /// Frames to time, after a few that are not.
+    /// Number of timed frames, after a few untimed ones.
     pub frames: usize,
-    /// Of the frames, in pixels.
+    /// Size of the frames in pixels.
     pub size: (u32, u32),
-    /// Folder of pictures; without, synthetic ones.
+    /// Folder of images; synthetic frames if `None`.
     pub input: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelReport {
-    /// One frame after another.
+    /// Times of frames, one after another.
     pub frames_per_s: f64,
-    /// The next frame sent while the one before it is made.
+    /// Rate if the next frame is submitted during inference.
     pub overlapped_frames_per_s: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// Median of each stage alone, of one view. On a CPU encoder and generator run side by side, so the whole is less than the sum.
+    /// Median time of each stage, run separately with one view. On a CPU encoder and generator run in parallel, so the total is less than the sum.
     pub stages_ms: BTreeMap<&'static str, f64>,
-    /// Of the process, frames included, GPU memory not.
+    /// Peak memory of the process, including frames, without GPU memory.
     pub peak_memory_mb: Option<f64>,
-    /// Pages of memory that a frame, after the first few, takes from the system: what it needs it has, where there are none.
+    /// Memory pages per frame, after the first few, that come from the OS; 0 if all memory is reused.
     pub fresh_pages_per_frame: Option<f64>,
-    /// How often all threads ask [`process::Allocator`] for memory from a sample to its map, after the first few; `None` where the
-    /// program has another.
+    /// Allocations of all threads from an input to its map, after the first few; `None` if the program does not use
+    /// [`process::Allocator`] or was built without `count-allocations`.
     pub allocations_per_inference: Option<f64>,
     pub frames: usize,
     pub size: String,
     pub device: &'static str,
+    /// What the model computed in: `f32`, `f16`, `bf16` or `int8`.
+    pub precision: &'static str,
 }
 
 /// Stages in the order they run.
@@ -66,10 +75,37 @@ pub const STAGES: [&str; 7] =
 const WARM_UP: usize = 5;
 const MOST_PICTURES: usize = 16;
 
-/// Times the engine's way (frame in, mask and mark out, one frame after another), then each stage alone.
+/// A published SAM architecture and `train`'s default generator with random weights, which are as fast as trained ones.
 ///
 /// # Errors
-/// For a model, device or folder that cannot be used.
+/// If the name is not `vit_h`, `vit_l`, `vit_b` or `mobile_sam`.
+pub fn untrained(sam: &str) -> Result<Checkpoint> {
+    let sam = match sam {
+        "vit_h" => SamConfig::vit_h(),
+        "vit_l" => SamConfig::vit_l(),
+        "vit_b" => SamConfig::vit_b(),
+        "mobile_sam" => SamConfig::mobile_sam(),
+        other => {
+            return Err(Error::invalid(format!(
+                "unknown SAM {other:?}: expected vit_h, vit_l, vit_b or mobile_sam"
+            )));
+        }
+    };
+    let generator = GeneratorConfig::tiny(TrainConfig::default().generator_input, sam.embed_channels);
+    // No mask: a noise mask with a thousand regions would take unrealistically long to draw.
+    let calibration = Calibration { scale: 0.0, bias: -8.0 };
+    let config = ModelConfig { calibration, ..ModelConfig::new(sam, generator) };
+    let tensors = initialise(&config.parameter_shapes()?, 0)?;
+    let path = PathBuf::from("untrained weights");
+    let mut checkpoint = Checkpoint { path, tensors, metadata: HashMap::new(), taken: Default::default() };
+    config.note(&mut checkpoint)?;
+    Ok(checkpoint)
+}
+
+/// Times the engine (from frame to mask and overlay, one frame after another), then each stage separately.
+///
+/// # Errors
+/// If the model, device or folder cannot be used.
 pub fn run(bench: &ModelBench) -> Result<ModelReport> {
     if bench.frames == 0 {
         return Err(Error::invalid("a benchmark needs at least 1 frame"));
@@ -83,7 +119,7 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         views: bench.views,
     };
     let checkpoint = Arc::new(match &bench.untrained {
-        Some(sam) => model::untrained(sam)?,
+        Some(sam) => untrained(sam)?,
         None => model::checkpoint(bench.model.as_deref())?,
     });
     let weights = checkpoint.clone();
@@ -119,10 +155,17 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         frames: times.len(),
         size: format!("{width}x{height}"),
         device: if device.is_cpu() { "cpu" } else { "cuda" },
+        precision: Arithmetic::of(
+            bench.precision,
+            &device,
+            &ModelConfig::of(&checkpoint)?,
+            &checkpoint.path,
+        )?
+        .name(),
     })
 }
 
-/// Frames a second where the next is reduced while the worker has one.
+/// Frames per second if the next frame is resized during inference.
 fn overlapped(engine: &mut Engine, pictures: &[image::RgbImage], frames: usize) -> Result<f64> {
     let mut before: Option<Pending> = None;
     let mut begin = Instant::now();
@@ -130,7 +173,7 @@ fn overlapped(engine: &mut Engine, pictures: &[image::RgbImage], frames: usize) 
         if i == WARM_UP {
             begin = Instant::now();
         }
-        let next = engine.begin(&Frame::rgb_image(picture), None)?;
+        let next = engine.submit(&Frame::rgb_image(picture), None)?;
         if let Some(pending) = before.replace(next) {
             pending.wait()?;
         }
@@ -141,7 +184,7 @@ fn overlapped(engine: &mut Engine, pictures: &[image::RgbImage], frames: usize) 
     Ok(frames as f64 / begin.elapsed().as_secs_f64())
 }
 
-/// See [`ModelReport::allocations_per_inference`]. Nothing else runs meanwhile.
+/// See [`ModelReport::allocations_per_inference`]. Nothing else runs at the same time.
 fn allocations(
     bench: &ModelBench,
     checkpoint: &Checkpoint,
@@ -152,12 +195,12 @@ fn allocations(
         return Ok(None);
     }
     let mut segmenter = model::open_checkpoint(checkpoint, options)?;
-    let mut sampler = Sampler::new(segmenter.input_size());
-    let mut sample = Sample::default();
+    let mut sampler = Resizer::new(segmenter.input_size());
+    let mut sample = ModelInput::default();
     let mut map = ProbMap::default();
     let (mut asked, frames) = (0, bench.frames.min(50));
     for (i, picture) in pictures.iter().cycle().take(WARM_UP + frames).enumerate() {
-        sampler.sample(&Frame::rgb_image(picture), &mut sample)?;
+        sampler.resize(&Frame::rgb_image(picture), &mut sample)?;
         let before = process::all_allocations();
         segmenter.segment(&sample, &mut map)?;
         if i >= WARM_UP {
@@ -173,17 +216,16 @@ fn stages(
     pictures: &[image::RgbImage],
     device: &Device,
 ) -> Result<BTreeMap<&'static str, f64>> {
-    let products = bench.precision.on(device);
-    let model = AutoSam::prepared(checkpoint, device, products)?;
+    let (model, Arithmetic { products, .. }) = AutoSam::with_precision(checkpoint, device, bench.precision)?;
     let size = model.image_size();
-    let mut sampler = Sampler::new(size);
+    let mut sampler = Resizer::new(size);
     sampler.spread(!device.is_cpu());
-    let mut samples = [Sample::default()];
+    let mut samples = [ModelInput::default()];
     let mut clock = Clock { device, times: vec![Vec::new(); STAGES.len()] };
     for picture in pictures.iter().cycle().take(WARM_UP + bench.frames.min(50)) {
         let frame = Frame::rgb_image(picture);
         let stages = || -> Result<()> {
-            clock.time(0, || sampler.sample(&frame, &mut samples[0]))?;
+            clock.time(0, || sampler.resize(&frame, &mut samples[0]))?;
             let x = clock.time(1, || model.preprocess(&samples))?;
             let embedding = clock.time(2, || ops::autocast(products, || model.embed(&x)))?;
             let prompt = clock.time(3, || ops::autocast(products, || model.dense_prompt(&x, false)))?;
@@ -214,7 +256,7 @@ impl Clock<'_> {
     fn time<T>(&mut self, stage: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let begin = Instant::now();
         let result = work();
-        // A GPU is asked only; it has not answered yet.
+        // Launches on a GPU are asynchronous: wait for the result.
         self.device.synchronize()?;
         self.times[stage].push(begin.elapsed());
         result

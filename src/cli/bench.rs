@@ -22,73 +22,73 @@ enum Command {
     Live(LiveArgs),
 }
 
-/// The whole way from a frame to its mask, one frame after another, and each of its stages alone.
+/// Times the model from frame to mask, one frame after another, and each stage separately.
 #[derive(clap::Args)]
 struct ModelArgs {
-    /// Weights made by `train`; without, the model that comes with the program
+    /// Weights made by `train` [default: the built-in model]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Instead of weights, random ones for a SAM as published (vit_h, vit_l, vit_b, mobile_sam) with the generator that `train` makes:
-    /// they take as long
+    /// Random weights for a published SAM (vit_h, vit_l, vit_b, mobile_sam) and `train`'s default generator; the speed is the
+    /// same as with trained weights
     #[arg(long, value_name = "SAM", conflicts_with = "model")]
     untrained: Option<String>,
-    /// auto, cpu, cuda or cuda:N
+    /// Processor: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: DeviceChoice,
-    /// Of matrix products and convolutions on a GPU; a CPU computes in f32
+    /// Number format of matrix products and convolutions on a GPU; a CPU computes in f32
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     precision: PrecisionArg,
-    /// Answer so many mirror images of each frame, 1, 2 or 4, and take the mean: better masks for as many times the work
+    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional cost
     #[arg(long, value_name = "N", default_value = "1")]
     views: Views,
-    /// Frames to time
+    /// Number of timed frames
     #[arg(long, value_name = "N", default_value_t = 100)]
     frames: usize,
-    /// Of the frames
+    /// Frame size
     #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = parse_size)]
     size: (u32, u32),
-    /// Folder of pictures; without, synthetic ones
+    /// Folder of images [default: synthetic frames]
     #[arg(long, value_name = "DIR")]
     input: Option<PathBuf>,
-    /// Figures as JSON
+    /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// The element in a live pipeline: what it adds to the picture's way, how old its masks are, and whether a bit outside them
-/// changes. Takes real time: frames / fps.
+/// Measures the element in a live pipeline: the video delay it adds, the age of its masks, and whether bits outside the
+/// overlay change. Runs in real time: frames / fps.
 #[derive(clap::Args)]
 struct LiveArgs {
-    /// NV12, I420, UYVY, RGBA, BGRx, …
+    /// Video format that the element accepts: NV12, I420, UYVY, YUY2, v210, P010_10LE, RGBA, …
     #[arg(long, default_value = "NV12")]
     format: String,
     #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = parse_size)]
     size: (u32, u32),
-    /// Frames a second
+    /// Frames per second
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1000))]
     fps: u32,
-    /// Frames that count, of each stream
+    /// Number of measured frames per stream
     #[arg(long, value_name = "N", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
     frames: u64,
-    /// Frames before these, which do not count
+    /// Number of warm-up frames, which are not measured
     #[arg(long, value_name = "N", default_value_t = 60)]
     warm_up: u64,
-    /// Pipelines side by side
+    /// Number of parallel pipelines
     #[arg(long, value_name = "N", default_value_t = 1)]
     streams: usize,
-    /// Folder of pictures; without, synthetic ones
+    /// Folder of images [default: synthetic frames]
     #[arg(long, value_name = "DIR")]
     input: Option<PathBuf>,
-    /// Looks for changed pixels outside the mask in every N-th frame; it takes time from what is measured
+    /// Check every Nth frame for changed pixels outside the overlay; checking slows down what is measured
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     check_every: u64,
-    /// Sets a property of the element, for example --set model-location=FILE
+    /// Set a property of the element, for example --set model-location=FILE
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_property)]
     set: Vec<(String, String)>,
-    /// Figures as JSON
+    /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Distribution of the video delay; that of the annotation delay goes beside it
+    /// Plot of the video delay's distribution; a second file next to it shows the annotation delay
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 }
@@ -96,12 +96,12 @@ struct LiveArgs {
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
     let size = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
     size.filter(|(w, h)| (32..=16_384).contains(w) && (32..=16_384).contains(h))
-        .ok_or_else(|| format!("{text:?} is no size such as 1920x1080"))
+        .ok_or_else(|| format!("invalid size {text:?}: expected WIDTHxHEIGHT, e.g. 1920x1080"))
 }
 
 pub fn parse_property(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-    pair.map(|(n, v)| (n.to_owned(), v.to_owned())).ok_or_else(|| format!("{text:?} is no NAME=VALUE"))
+    pair.map(|(n, v)| (n.to_owned(), v.to_owned())).ok_or_else(|| format!("{text:?}: expected NAME=VALUE"))
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -124,10 +124,10 @@ fn run_model(args: ModelArgs) -> anyhow::Result<()> {
     };
     let report = model::run(&bench)?;
     println!(
-        "{} on {}: {:.1} frames/s, p50 {:.2} ms, p99 {:.2} ms a frame",
-        report.size, report.device, report.frames_per_s, report.p50_ms, report.p99_ms
+        "{} on {} in {}: {:.1} frames/s, p50 {:.2} ms, p99 {:.2} ms per frame",
+        report.size, report.device, report.precision, report.frames_per_s, report.p50_ms, report.p99_ms
     );
-    println!("{:.1} frames/s where the next frame is reduced meanwhile", report.overlapped_frames_per_s);
+    println!("{:.1} frames/s if the next frame is resized during inference", report.overlapped_frames_per_s);
     for name in STAGES {
         if let Some(ms) = report.stages_ms.get(name) {
             println!("  {name:<14} {ms:>8.2} ms");
@@ -137,10 +137,10 @@ fn run_model(args: ModelArgs) -> anyhow::Result<()> {
         println!("peak memory {mb:.0} MB");
     }
     if let Some(pages) = report.fresh_pages_per_frame {
-        println!("{pages:.2} pages of memory a frame taken from the system");
+        println!("{pages:.2} memory pages per frame requested from the OS");
     }
     if let Some(asked) = report.allocations_per_inference {
-        println!("{asked:.2} allocations an inference, from a sample to its map");
+        println!("{asked:.2} allocations per inference, from input to probability map");
     }
     write_json(args.json.as_deref(), &report)
 }
@@ -177,7 +177,7 @@ fn run_live(args: LiveArgs) -> anyhow::Result<()> {
     row("video", &report.video_delay_ms);
     row("annotation", &report.annotation_delay_ms);
     println!(
-        "  {} frames in, {} out, {} dropped; {} inferred ({:.1}/s), {} skipped; {} with a mark",
+        "  {} frames in, {} out, {} dropped; {} inferred ({:.1}/s), {} skipped; {} with a detection",
         report.frames_in,
         report.frames_out,
         report.dropped,
@@ -188,14 +188,19 @@ fn run_live(args: LiveArgs) -> anyhow::Result<()> {
     );
     print!("  {:.0} bytes copied", report.bytes_copied_per_frame);
     match report.allocations_per_frame {
-        Some(n) => println!(", {n:.1} allocations of the element's own on the picture's thread a frame"),
-        None => println!(" a frame"),
+        Some(n) => println!(", {n:.1} allocations by the element on the streaming thread per frame"),
+        None => println!(" per frame"),
     }
     match report.pixels_changed_outside_mask {
         Some(n) => {
-            println!("  {n} pixels changed outside the mask, in {} frames looked at", report.frames_checked);
+            println!("  {n} pixels changed outside the overlay, in {} frames checked", report.frames_checked);
         }
-        None => println!("  pixels outside the mask not checked: this element has no property attach-meta"),
+        None => {
+            println!("  pixels outside the overlay not checked: this element has no property attach-meta")
+        }
+    }
+    if let Some(iou) = report.mask_iou {
+        println!("  IoU of the shown mask with the frame's own truth {iou:.3} (mean)");
     }
     if let Some(file) = &args.plot {
         let title = format!("{} {} at {} frames/s", report.format, report.size, report.fps);

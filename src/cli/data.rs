@@ -1,12 +1,13 @@
 //! `autosam-video data`.
 
+use super::sets::open_each;
 use anyhow::bail;
 use autosam::data::split::{SplitConfig, split};
-use autosam::data::{Dataset, check, reorganize};
+use autosam::data::{Dataset, check, layout, reorganize};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
-/// Looks after data sets: checks them, splits them, puts SUN-SEG together.
+/// Checks and splits data sets, and assembles SUN-SEG.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -15,43 +16,47 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Decodes every picture and mask and prints a table: clips, frames, polyp-free frames, polyp area, problems
+    /// Decodes every image and mask and prints a table: clips, frames, polyp-free frames, polyp area, interpretation of masks,
+    /// problems
     Check {
-        /// Data sets, in any layout that `train --data` knows, or folders of such
+        /// Data sets in any layout that `train --data` supports, or folders that contain such
         #[arg(required = true, value_name = "DIR")]
         sets: Vec<PathBuf>,
-        /// End with an error where anything cannot be used
+        /// End with an error if any file cannot be used
         #[arg(long)]
         strict: bool,
     },
-    /// Keeps a part of stills aside for validation. Look-alikes stay on one side, and what resembles a picture of --apart
-    /// is left out. Makes OUT/train, OUT/val (links) and OUT/split.md
+    /// Holds out a fraction of a set of stills for validation. Look-alikes stay on one side, and images that resemble one of
+    /// --apart are left out. Creates OUT/train, OUT/val (links) and OUT/split.md
     Split {
         /// Data sets with masks
         #[arg(required = true, value_name = "DIR")]
         sets: Vec<PathBuf>,
-        /// A new folder
+        /// New folder to create
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Other validation and test sets
+        /// Other validation and test sets, whose look-alikes are left out
         #[arg(long, value_name = "DIR")]
         apart: Vec<PathBuf>,
-        /// The part that is kept aside, 0 to 1
+        /// Fraction to hold out, 0 to 1
         #[arg(long, default_value_t = SplitConfig::default().part)]
         part: f64,
-        /// Pictures whose perceptual hashes differ in so many of 144 bits or fewer are look-alikes
+        /// Maximum difference between the perceptual hashes of look-alikes, in bits of 144
         #[arg(long, value_name = "BITS", default_value_t = SplitConfig::default().distance)]
         distance: u32,
     },
-    /// Puts the SUN database's frames beside SUN-SEG's annotations (the data set's reorganisation step)
+    /// Prints the supported data set layouts
+    Layouts,
+    /// Combines the SUN database's frames with SUN-SEG's annotations (the data set's reorganisation step)
     SunsegReorganize {
-        /// The database's SUN-Positive, with case1, case2, ...
-        #[arg(long, value_name = "DIR")]
-        positive: PathBuf,
+        /// The database's frames: SUN-Positive with case1, case2, ..., or its parts as downloaded
+        /// (sundatabase_positive_part1 and _part2, or the folder that contains them)
+        #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
+        positive: Vec<PathBuf>,
         /// The annotation archive, unpacked: TrainDataset/GT, TestEasyDataset/Seen/GT, ...
         #[arg(long, value_name = "DIR")]
         annotations: PathBuf,
-        /// Where the joined data set goes; beside the annotations where nothing is given
+        /// Folder for the combined data set [default: next to the annotations]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
@@ -62,23 +67,27 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Check { sets, strict } => check_sets(&sets, strict),
         Command::Split { sets, out, apart, part, distance } => {
             if !(0.0..=1.0).contains(&part) {
-                bail!("--part {part}: expected a number within 0 and 1");
+                bail!("--part {part}: expected a number between 0 and 1");
             }
-            let (sets, apart) = (open_all(&sets)?, open_all(&apart)?);
+            let (sets, apart) = (open_each(&sets)?, open_each(&apart)?);
             let count = sets.iter().chain(&apart).map(|s| s.items.len() as u64).sum();
             let bar = ProgressBar::new(count)
-                .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} pictures  {eta} left")?);
+                .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} images  {eta} left")?);
             let split = split(&sets, &apart, SplitConfig { part, distance }, || bar.inc(1))?;
             bar.finish_and_clear();
             split.write(&out)?;
             println!(
-                "{}: {} to train on, {} to validate on, {} left out; {} groups of look-alikes (split.md)",
+                "{}: {} for training, {} for validation, {} left out; {} groups of look-alikes (split.md)",
                 out.display(),
                 split.train.len(),
                 split.val.len(),
                 split.left_out.len(),
                 split.groups.len()
             );
+            Ok(())
+        }
+        Command::Layouts => {
+            print!("{}", layout::table());
             Ok(())
         }
         Command::SunsegReorganize { positive, annotations, out } => {
@@ -92,12 +101,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             for line in report.missing.iter().take(10) {
                 eprintln!("left out: {line}");
             }
-            println!("{}: {} clips, {} frames", out.display(), report.clips, report.frames);
+            println!(
+                "{}: {} clips, {} frames; {} cases of the SUN database were found",
+                out.display(),
+                report.clips,
+                report.frames,
+                report.cases
+            );
             if !report.missing.is_empty() {
+                let given: Vec<String> = positive.iter().map(|p| p.display().to_string()).collect();
                 bail!(
-                    "{} masks have no frame; is {} the whole of it?",
+                    "{} masks have no frame; is {} complete? The database has two parts, and --positive needs both",
                     report.missing.len(),
-                    positive.display()
+                    given.join(" and ")
                 );
             }
             Ok(())
@@ -105,13 +121,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn open_all(dirs: &[PathBuf]) -> autosam::Result<Vec<Dataset>> {
-    let sets: Vec<_> = dirs.iter().map(|dir| Dataset::open_all(dir)).collect::<Result<_, _>>()?;
-    Ok(sets.concat())
-}
-
 fn check_sets(dirs: &[PathBuf], strict: bool) -> anyhow::Result<()> {
-    let sets = open_all(dirs)?;
+    let (mut sets, mut unreadable) = (Vec::new(), Vec::new());
+    for dir in dirs {
+        match Dataset::open_all(dir) {
+            Ok(found) => {
+                sets.extend(found.sets);
+                unreadable.extend(found.unreadable);
+            }
+            // Check the other folders as well.
+            Err(e) if dirs.len() > 1 => unreadable.push(e.to_string()),
+            Err(e) => return Err(e.into()),
+        }
+    }
     let bar = ProgressBar::new(sets.iter().map(|s| s.items.len() as u64).sum())
         .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {eta} left")?);
     let lines: Vec<check::Census> = sets.iter().map(|s| s.census(|| bar.inc(1))).collect();
@@ -124,8 +146,24 @@ fn check_sets(dirs: &[PathBuf], strict: bool) -> anyhow::Result<()> {
     for problem in &problems {
         println!("{problem}");
     }
-    if strict && !problems.is_empty() {
-        bail!("{} pictures cannot be used (--strict)", problems.len());
+    for folder in &unreadable {
+        println!("not read: {folder}");
+    }
+    for warning in lines.iter().flat_map(|l| &l.warnings) {
+        println!("warning: {warning}");
+    }
+    for note in lines.iter().flat_map(|l| &l.notes) {
+        println!("note: {note}");
+    }
+    if strict && !(problems.is_empty() && unreadable.is_empty()) {
+        bail!(
+            "{} images cannot be used, {} folders cannot be read as a data set (--strict)",
+            problems.len(),
+            unreadable.len()
+        );
+    }
+    if sets.is_empty() {
+        bail!("found no data set in the given folders");
     }
     Ok(())
 }

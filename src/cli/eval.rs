@@ -1,14 +1,15 @@
 //! `autosam-video eval`.
 
-use super::run::{MaskModeArg, parse_device, parse_part};
+use super::run::{MaskModeArg, PrecisionArg, parse_device, parse_part};
 use anyhow::bail;
 use autosam::data::{Dataset, SPLITS};
+use autosam::eval::alarms::Alarm;
+use autosam::eval::maps;
 use autosam::eval::measure::{self, Evaluation, Sequence};
 use autosam::eval::predictor::{Mode, Predictor, Way};
 use autosam::frame::region::Region;
 use autosam::model::{DeviceChoice, Views};
-use autosam::report::{self, Case, Report};
-use image::RgbImage;
+use autosam::report::{self, Case, Report, Sheet};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
@@ -16,89 +17,104 @@ use std::path::{Path, PathBuf};
 const COLUMNS: usize = 6;
 /// Worst frames on a contact sheet.
 const WORST: usize = 24;
+/// Frames a second, if nothing else is said.
+const RATE: f64 = 25.0;
+/// Alarms on a contact sheet.
+const ALARMS: usize = 60;
 
-/// Measures masks as the field does: the SUN-SEG (VPS) toolbox's figures, Dice and IoU at 0.5 with bootstrap intervals,
-/// and what counts on a monitor (docs/metrics.md).
+/// Evaluates masks: the SUN-SEG (VPS) toolbox's metrics, Dice and IoU at 0.5 with bootstrap intervals, and metrics of live
+/// video (docs/metrics.md).
 ///
-/// Either of maps on disk (--pred and --gt), or of a model on labelled pictures (--sunseg or --data). Sequences follow the
-/// toolbox: the first and last frame of each is left out, figures are averaged over frames, then over sequences. Stills
-/// follow PraNet: every picture counts alike. For GlaS and MoNuSeg as AutoSAM has it, add --mask-mode minmax.
+/// Evaluates maps on disk (--pred and --gt) or a model on labelled images (--sunseg or --data). Sequences follow the
+/// toolbox: the first and last frame of each are ignored, metrics are averaged over frames, then over sequences. Stills
+/// follow PraNet: every image has the same weight. For AutoSAM's protocol on GlaS and MoNuSeg add --mask-mode minmax.
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["pred", "data", "sunseg"])))]
 pub struct Args {
-    /// Folder of predicted maps, a folder a sequence
+    /// Folder of predicted maps: one folder per sequence, or stills of one set or in one folder per set
     #[arg(long, value_name = "DIR", requires = "gt", conflicts_with_all = ["data", "sunseg"])]
     pred: Option<PathBuf>,
-    /// Folder of masks with the same names
+    /// Folder of masks with the same names, or of data sets with masks (PraNet's TestDataset)
     #[arg(long, value_name = "DIR", requires = "pred")]
     gt: Option<PathBuf>,
-    /// Folder with images/ and masks/, any layout that `train --data` knows, or a folder of such; several may be given
+    /// Folder with images/ and masks/, in any layout that `train --data` supports, or a folder of such; may be repeated
     #[arg(long, value_name = "DIR")]
     data: Vec<PathBuf>,
-    /// SUN-SEG folder; every test split that is there
+    /// SUN-SEG folder; all test splits in it are evaluated
     #[arg(long, value_name = "DIR")]
     sunseg: Option<PathBuf>,
-    /// This split only, such as TestEasyDataset/Unseen
+    /// Evaluate only this split, e.g. TestEasyDataset/Unseen
     #[arg(long, value_name = "NAME", requires = "sunseg")]
     split: Option<String>,
-    /// Weights made by `train`; without, the model that comes with the program
+    /// Weights made by `train` [default: the built-in model]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// What prompts SAM; several, or `all`, are compared in one table
+    /// Source of SAM's prompt; several, or `all`, are compared in one table
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [ModeArg::Autosam])]
     mode: Vec<ModeArg>,
     /// The decoder of `train --stage lightweight`, for --mode lightweight
     #[arg(long, value_name = "FILE")]
     lightweight: Option<PathBuf>,
-    /// sigmoid knows "no polyp"; minmax is the paper's and marks something in every frame
+    /// Conversion of logits to probabilities: sigmoid allows empty masks; minmax, from the paper, finds something in every frame
     #[arg(long, value_enum, default_value_t = MaskModeArg::Sigmoid)]
     mask_mode: MaskModeArg,
-    /// Leave out regions without a pixel this far above 0.5, 0 to 1 [default: 0.27; 0 with minmax]
+    /// Margin above 0.5 that a region must reach in at least one pixel, 0 to 1 [default: 0.27; 0 with minmax]
     #[arg(long, value_name = "P", value_parser = parse_part, conflicts_with = "pred")]
     hysteresis: Option<f32>,
-    /// Answer so many mirror images of each frame, 1, 2 or 4, and take the mean: better masks for as many times the work
+    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional cost
     #[arg(long, value_name = "N", default_value = "1", conflicts_with = "pred")]
     views: Views,
-    /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
+    /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
     roi: Region,
-    /// Measure on polyp-free parts alone: of each picture the largest square beside its polyps, as false alarms are where
-    /// a data set has few pictures without a polyp
+    /// Evaluate only polyp-free parts: the largest square without polyp pixels of each image. Use it to measure false alarms on
+    /// a data set with few polyp-free images
     #[arg(long, conflicts_with_all = ["tile", "pred"])]
     polyp_free: bool,
-    /// Cut pictures into tiles of so many pixels a side (MoNuSeg: 512)
+    /// Cut images into square tiles of this size in pixels (MoNuSeg: 512)
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(32..))]
     tile: Option<u32>,
-    /// Frames a second of the sequences, for what is measured in time
-    #[arg(long, value_name = "N", default_value_t = 25.0)]
+    /// Frame rate of the sequences, for metrics measured in time
+    #[arg(long, value_name = "N", default_value_t = RATE)]
     rate: f64,
-    /// auto, cpu, cuda or cuda:N
+    /// Processor: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: DeviceChoice,
-    /// Write the figures as JSON
+    /// Number format of inference: f32; int8 on a CPU, for models of `models quantize`; auto is int8 if the model and the CPU
+    /// support it, else f32; f16 or bf16 on a GPU
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32, conflicts_with = "pred")]
+    precision: PrecisionArg,
+    /// Write the metrics as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write report.md and report.html with plots and the worst, median and best frames. These hold pictures of the data
+    /// Write report.md and report.html with plots, the worst, median and best frames, and every false alarm. They contain frames
+    /// of the data
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// Stop at pictures that cannot be used, instead of leaving them out
+    /// Stop if an image cannot be used, instead of skipping it
     #[arg(long)]
     strict: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum ModeArg {
-    /// The generator's dense prompt: the method
+    /// The generator's dense prompt (AutoSAM)
     Autosam,
-    /// A small decoder in SAM's place
+    /// A small decoder instead of SAM
     Lightweight,
-    /// One point of the truth
+    /// One point of the ground truth
     GtPoint,
-    /// The truth as a mask prompt
+    /// The box of the ground truth
+    GtBox,
+    /// The ground truth as a mask prompt
     GtMask,
     /// AutoSAM's mask as a mask prompt
     AutosamAsMaskPrompt,
-    /// Each of these (lightweight where --lightweight is given)
+    /// No prompt
+    NoPrompt,
+    /// A dense prompt of random numbers
+    RandomPrompt,
+    /// All modes (lightweight only with --lightweight)
     All,
 }
 
@@ -108,8 +124,11 @@ impl ModeArg {
             Self::Autosam | Self::All => Mode::AutoSam,
             Self::Lightweight => Mode::Lightweight,
             Self::GtPoint => Mode::GtPoint,
+            Self::GtBox => Mode::GtBox,
             Self::GtMask => Mode::GtMask,
             Self::AutosamAsMaskPrompt => Mode::AutoSamAsMaskPrompt,
+            Self::NoPrompt => Mode::NoPrompt,
+            Self::RandomPrompt => Mode::RandomPrompt,
         }
     }
 
@@ -118,12 +137,12 @@ impl ModeArg {
     }
 }
 
-/// Something measured: its name, its sequences, whether first and last frames count.
+/// One evaluated set: its name, its sequences, whether first and last frames count.
 struct Part {
     name: String,
     sequences: Vec<Sequence>,
     ends: bool,
-    sheet: Option<RgbImage>,
+    sheets: Vec<Sheet>,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -133,22 +152,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let parts = match (&args.pred, &args.gt) {
         (Some(pred), Some(gt)) => {
             let bar = progress(0);
-            let sequences = measure::score_maps(pred, gt, || bar.inc(1))?;
+            let scored = maps::score_maps(pred, gt, || bar.inc(1))?;
             bar.finish_and_clear();
-            vec![Part { name: pred.display().to_string(), sequences, ends: true, sheet: None }]
+            for note in &scored.notes {
+                eprintln!("warning: {note}");
+            }
+            let part = |set: maps::ScoredSet| Part {
+                name: set.name,
+                sequences: set.sequences,
+                ends: true,
+                sheets: Vec::new(),
+            };
+            scored.sets.into_iter().map(part).collect()
         }
         _ => models(&args)?,
     };
     let evaluations: Vec<(String, Evaluation)> =
         parts.iter().map(|p| (p.name.clone(), Evaluation::new(&p.sequences, args.rate, p.ends))).collect();
     if evaluations.iter().all(|(_, e)| e.summary.frames == 0) {
-        bail!("nothing to measure: no sequence of three frames or more");
+        bail!("nothing to evaluate: no sequence has three frames or more");
     }
     for (name, evaluation) in &evaluations {
         print(name, evaluation);
     }
     let several_modes = args.modes().len() > 1;
-    // Over modes there is nothing to add up: they saw the same frames.
+    // Modes are not added up: they saw the same frames.
     let all = (!several_modes).then(|| {
         let sequences: Vec<Sequence> = parts.iter().flat_map(|p| p.sequences.clone()).collect();
         Evaluation::new(&sequences, args.rate, parts.iter().all(|p| p.ends))
@@ -174,7 +202,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     if let Some(dir) = &args.report {
         let model =
-            args.model.as_ref().map_or("the shipped autosam-tiny".to_owned(), |m| m.display().to_string());
+            args.model.as_ref().map_or("the shipped autosam-lite".to_owned(), |m| m.display().to_string());
         let about = match &args.pred {
             Some(pred) => vec![format!("maps: {}", pred.display())],
             None => vec![
@@ -185,7 +213,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         };
         let mut page = Report::new("Evaluation", about);
         for ((name, evaluation), part) in evaluations.into_iter().zip(parts) {
-            page.add(&name, evaluation, part.sheet);
+            page.add(&name, evaluation, part.sheets);
         }
         page.write(dir)?;
         println!("report: {}", dir.join("report.html").display());
@@ -202,8 +230,11 @@ impl Args {
             ModeArg::Autosam,
             ModeArg::Lightweight,
             ModeArg::GtPoint,
+            ModeArg::GtBox,
             ModeArg::GtMask,
             ModeArg::AutosamAsMaskPrompt,
+            ModeArg::NoPrompt,
+            ModeArg::RandomPrompt,
         ];
         all.into_iter().filter(|m| *m != ModeArg::Lightweight || self.lightweight.is_some()).collect()
     }
@@ -211,7 +242,8 @@ impl Args {
     fn sets(&self) -> anyhow::Result<Vec<(String, Dataset)>> {
         let mut sets = Vec::new();
         for dir in &self.data {
-            sets.extend(Dataset::open_all(dir)?.into_iter().map(|set| (set.name.clone(), set)));
+            let found = super::sets::open(dir, self.strict)?;
+            sets.extend(found.into_iter().map(|set| (set.name.clone(), set)));
         }
         if let Some(root) = &self.sunseg {
             let splits: Vec<&str> = match &self.split {
@@ -220,14 +252,14 @@ impl Args {
                     let (there, missing): (Vec<&str>, Vec<&str>) =
                         SPLITS.into_iter().skip(1).partition(|s| root.join(s).join("Frame").is_dir());
                     for split in missing {
-                        eprintln!("not there: {}", root.join(split).display());
+                        eprintln!("not found: {}", root.join(split).display());
                     }
                     there
                 }
             };
             if splits.is_empty() {
                 bail!(
-                    "{}: no test split is there; expected one of {}",
+                    "{}: contains no test split; expected one of {}",
                     root.display(),
                     SPLITS[1..].join(", ")
                 );
@@ -237,13 +269,7 @@ impl Args {
             }
         }
         for (_, set) in &mut sets {
-            set.verify();
-            for problem in &set.problems {
-                eprintln!("left out: {problem}");
-            }
-            if self.strict && !set.problems.is_empty() {
-                bail!("{}: {} pictures cannot be used (--strict)", set.root.display(), set.problems.len());
-            }
+            super::sets::verify(set, self.strict)?;
             if self.polyp_free {
                 *set = set.clone().polyp_free()?;
             }
@@ -271,20 +297,29 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
                     region: args.roi,
                     hysteresis: args.mask_mode.hysteresis(args.hysteresis),
                     views: args.views,
+                    precision: args.precision.precision(),
                 },
                 &device,
             )?;
-            let sequences = measure::measure(&mut predictor, set, || bar.inc(1))?;
-            let sheet = match args.report {
-                Some(_) => Some(sheet(&mut predictor, set, &sequences)?),
-                None => None,
+            let mut damaged = 0;
+            let left_out = |e: &autosam::Error| {
+                damaged += 1;
+                bar.suspend(|| eprintln!("left out: {e}"));
+            };
+            let sequences = measure::measure(&mut predictor, set, || bar.inc(1), left_out)?;
+            if args.strict && damaged > 0 {
+                bail!("{}: {damaged} images cannot be used (--strict)", set.root.display());
+            }
+            let sheets = match args.report {
+                Some(_) => sheets(&mut predictor, set, &sequences, args.rate)?,
+                None => Vec::new(),
             };
             parts.push(Part {
                 name: if modes.len() > 1 { format!("{name}, {}", mode.name()) } else { name.clone() },
                 // Stills have no first and last frame.
                 ends: set.items.iter().all(|i| i.sequence.is_empty()),
                 sequences,
-                sheet,
+                sheets,
             });
         }
     }
@@ -292,13 +327,28 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// The worst frames with a polyp, then a row of the median ones and one of the best.
-pub fn sheet(predictor: &mut Predictor, set: &Dataset, sequences: &[Sequence]) -> anyhow::Result<RgbImage> {
+/// Contact sheets of the frames with a polyp and of the alarms without one.
+fn sheets(
+    predictor: &mut Predictor,
+    set: &Dataset,
+    sequences: &[Sequence],
+    rate: f64,
+) -> anyhow::Result<Vec<Sheet>> {
+    let mut sheets: Vec<Sheet> = cases(predictor, set, sequences)?.into_iter().collect();
+    sheets.extend(alarms(set, sequences, rate)?);
+    Ok(sheets)
+}
+
+/// The worst frames with a polyp, then a row of the median ones and one of the best; `None` without any.
+fn cases(predictor: &mut Predictor, set: &Dataset, sequences: &[Sequence]) -> anyhow::Result<Option<Sheet>> {
     let mut order: Vec<(f64, usize)> = sequences
         .iter()
         .flat_map(|s| &s.frames)
         .filter_map(|f| Some((f.metrics.dice_at_half?, f.item)))
         .collect();
+    if order.is_empty() {
+        return Ok(None);
+    }
     order.sort_by(|a, b| a.0.total_cmp(&b.0));
     let from = |start: usize, count: usize| order.iter().skip(start).take(count);
     let (middle, end) = ((order.len() / 2).saturating_sub(COLUMNS / 2), order.len().saturating_sub(COLUMNS));
@@ -307,12 +357,49 @@ pub fn sheet(predictor: &mut Predictor, set: &Dataset, sequences: &[Sequence]) -
     for (_, item) in shown {
         let pair = set.items[*item].load()?;
         let map = predictor.answer(&pair)?;
-        cases.push(Case { rgb: pair.rgb, truth: pair.mask, map });
+        cases.push(Case { label: String::new(), rgb: pair.rgb, truth: pair.mask, map });
     }
-    Ok(report::contact_sheet(&cases, COLUMNS)?)
+    Ok(Some(Sheet {
+        file: "cases".into(),
+        caption: "The 24 worst frames by Dice, then six around the median and the six best. Green: the model's overlay; white: outline of the ground truth.".into(),
+        image: report::contact_sheet(&cases, COLUMNS)?,
+    }))
 }
 
-/// The contact sheet of the model at `model` on `sets`, and their figures, into `dir`: what `train` ends with.
+/// Every alarm of the polyp-free sequences in order, by its frame with the largest overlay.
+fn alarms(set: &Dataset, sequences: &[Sequence], rate: f64) -> anyhow::Result<Vec<Sheet>> {
+    let mut sheets = Vec::new();
+    for (way, (file, how)) in
+        [("alarms", "with each frame by itself"), ("live-alarms", "through the live filter")]
+            .into_iter()
+            .enumerate()
+    {
+        let all: Vec<(&str, &Alarm)> =
+            sequences.iter().flat_map(|s| s.alarms[way].iter().map(|a| (s.name.as_str(), a))).collect();
+        for (page, part) in all.chunks(ALARMS).enumerate() {
+            let case = |(sequence, alarm): &(&str, &Alarm)| {
+                let pair = set.items[alarm.item].load()?;
+                let label = format!("{sequence}/{} {:.2}s", alarm.name, alarm.frames as f64 / rate);
+                Ok(Case { label, rgb: pair.rgb, truth: pair.mask, map: alarm.map.clone() })
+            };
+            let cases = part.iter().map(case).collect::<anyhow::Result<Vec<_>>>()?;
+            let first = page * ALARMS;
+            sheets.push(Sheet {
+                file: format!("{file}-{}", page + 1),
+                caption: format!(
+                    "Alarms in polyp-free video {how}, {} to {} of {}: the frame with the largest overlay, its name and the alarm's duration.",
+                    first + 1,
+                    first + part.len(),
+                    all.len()
+                ),
+                image: report::contact_sheet(&cases, COLUMNS)?,
+            });
+        }
+    }
+    Ok(sheets)
+}
+
+/// The contact sheet of the model at `model` on `sets`, and their metrics, written to `dir`; `train` ends with it.
 pub fn look(
     model: &Path,
     sets: &[Dataset],
@@ -324,9 +411,9 @@ pub fn look(
     let mut predictor = Predictor::open(Some(model), None, way, &device.resolve()?)?;
     let mut page = Report::new("Validation", vec![format!("model: {}", model.display())]);
     for set in sets {
-        let sequences = measure::measure(&mut predictor, set, || {})?;
-        let sheet = sheet(&mut predictor, set, &sequences)?;
-        page.add(&set.name, Evaluation::new(&sequences, 25.0, true), Some(sheet));
+        let sequences = measure::measure(&mut predictor, set, || {}, |e| eprintln!("left out: {e}"))?;
+        let sheets = sheets(&mut predictor, set, &sequences, RATE)?;
+        page.add(&set.name, Evaluation::new(&sequences, RATE, true), sheets);
     }
     Ok(page.write(dir)?)
 }
@@ -377,7 +464,7 @@ fn print(name: &str, e: &Evaluation) {
         f(m.max_sensitivity)
     );
     println!(
-        "  {} of {} frames without a polyp have a mark",
+        "  {} of {} frames without a polyp have an overlay",
         e.summary.negatives.with_mask, e.summary.negatives.frames
     );
     if let Some(live) = &e.live {
@@ -396,7 +483,10 @@ fn print(name: &str, e: &Evaluation) {
                 .iter()
                 .map(|a| format!("{} of {}+ frames", f(a.per_minute), a.hold_off))
                 .collect();
-            println!("  false alarms a minute of polyp-free video: {}", alarms.join(", "));
+            println!("  false alarms per minute of polyp-free video: {}", alarms.join(", "));
         }
+    }
+    if let Some(polyp_free) = &e.polyp_free_video {
+        println!("{polyp_free}");
     }
 }

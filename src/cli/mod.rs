@@ -1,4 +1,4 @@
-//! One file a subcommand: each parses, calls the library and prints.
+//! The command line, one file per subcommand: each parses its flags, calls the library and prints.
 
 use clap::{Parser, Subcommand};
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ mod eval;
 mod models;
 mod monitor;
 mod run;
+mod sets;
 mod settings;
 mod shipping;
 mod synth;
@@ -25,7 +26,7 @@ struct Cli {
     /// TOML file with defaults for every command's flags [default: $XDG_CONFIG_HOME/autosam-video/settings.toml]
     #[arg(long, global = true, value_name = "FILE", env = "AUTOSAM_SETTINGS", hide_env_values = true)]
     settings: Option<PathBuf>,
-    /// How logs (AUTOSAM_LOG=info, debug, …) are written to stderr
+    /// Format of logs on stderr (set AUTOSAM_LOG=info, debug, … for their level)
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "AUTOSAM_LOG_FORMAT")]
     log_format: LogFormat,
     #[command(subcommand)]
@@ -35,7 +36,7 @@ struct Cli {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum LogFormat {
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -54,7 +55,7 @@ enum Command {
     Manual(shipping::Manual),
 }
 
-/// Serves the process's figures where --metrics asks for it.
+/// Serves Prometheus metrics if --metrics is given.
 fn serve_metrics(address: Option<SocketAddr>) -> anyhow::Result<()> {
     if let Some(address) = address {
         eprintln!("http://{}/metrics", autosam::serve::metrics::serve(address)?);
@@ -73,7 +74,7 @@ pub fn main() -> ExitCode {
     if let Command::Monitor(args) = &cli.command
         && let Some((name, value)) = args.environment()
     {
-        // SAFETY: the process has one thread yet, so nobody reads the environment meanwhile.
+        // SAFETY: the process has only one thread so far, so nothing reads the environment at the same time.
         unsafe { std::env::set_var(name, value) };
     }
     let log = tracing_subscriber::fmt()

@@ -1,9 +1,12 @@
 //! `autosam-video models`.
 
 use super::run::parse_device;
+use super::sets::open_each;
 use anyhow::bail;
 use autosam::data::Dataset;
 use autosam::eval::calibrate::calibrate;
+use autosam::eval::presence;
+use autosam::eval::quantise::quantise;
 use autosam::frame::region::Region;
 use autosam::generator::{HarDNet, HarDNetConfig};
 use autosam::model::{self, CONFIG_KEY, Calibration, DeviceChoice, ModelConfig};
@@ -13,7 +16,7 @@ use autosam::weights::{self, Checkpoint, Dtype, fetch, recorder};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
-/// Lists, fetches, shows, verifies, converts, averages and calibrates weights.
+/// Lists, fetches, shows, verifies, converts, averages, calibrates and quantizes weights.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,77 +25,101 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// The model that comes with the program, and published weights that it can load
+    /// Lists the built-in model and the published weights that can be loaded
     List,
-    /// Downloads published weights into the cache, checks them and prints where they are
+    /// Downloads published weights into the cache, verifies them and prints the path
     ///
-    /// A download that was cut goes on where it stopped. `train --sam "$(autosam-video models fetch sam-vit-b)"`.
+    /// An interrupted download is resumed. Example: `train --sam "$(autosam-video models fetch sam-vit-b)"`.
     Fetch {
-        /// As `models list` has it
+        /// Name as printed by `models list`
         name: String,
         /// Folder to keep them in [default: $XDG_CACHE_HOME/autosam-video/weights]
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
-        /// A mirror of the file; the hash stays the published one
+        /// Mirror of the file; it must have the published hash
         #[arg(long, value_name = "URL")]
         url: Option<String>,
     },
-    /// Writes the tensors of a .pth, .pt or .safetensors file as .safetensors; of a pickled module too. No code in it is run
+    /// Converts a .pth, .pt or .safetensors file, also a pickled module, to .safetensors. No code in it is run
+    ///
+    /// From a training checkpoint the model is used: the tensors below state_dict, model, net, ema and other usual keys, without
+    /// a prefix such as `module.` that all names share. The used and unused parts are printed.
     Convert {
+        /// .pth, .pt or .ckpt of any PyTorch, .safetensors, or a wheel or zip with one such file in it
         file: PathBuf,
+        #[command(flatten)]
+        part: Part,
         #[arg(long, value_name = "FILE.safetensors")]
         out: PathBuf,
         /// Number format of the floats written
         #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
         dtype: DtypeArg,
-        /// Another side of a TinyViT SAM's input, a multiple of 16: attention's biases are stretched to the windows that this needs
+        /// New input size of a TinyViT or EfficientNet-Lite SAM, a multiple of 16 or 32; attention biases are resized to it
         #[arg(long, value_name = "PIXELS")]
         image_size: Option<usize>,
     },
-    /// Averages the weights of models that were trained from the same beginning
+    /// Averages the weights of models trained from the same starting point
     ///
-    /// A "model soup": often better than each of them, most where the data is unlike the training's. Calibrate it anew. After an
-    /// AutoSAM a SAM alone counts for its SAM.
+    /// A "model soup" is often better than each of its models, mostly on data unlike the training data. Calibrate it again. A
+    /// SAM-only file after an AutoSAM contributes to the SAM only.
     Average {
         #[arg(required = true, num_args = 2.., value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// What each file counts for, in their order; alike without
+        /// Weight of each file, in their order [default: equal]
         #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
         weights: Vec<f64>,
-        /// The first file's calibration is the mean's; without, it has none
+        /// Keep the first file's calibration; otherwise the result has none
         #[arg(long)]
         keep_calibration: bool,
         #[arg(long, value_name = "FILE.safetensors")]
         out: PathBuf,
     },
-    /// Fits a model's probabilities to labelled frames that it was not trained on
+    /// Calibrates a model's probabilities on labelled frames that it was not trained on
     ///
-    /// Two numbers (Platt scaling) that go into the file: a scale and a bias of its logits. The masks change where the bias moves
-    /// what 0.5 means; --mask-mode minmax does not.
+    /// Fits a scale and a bias of the logits (Platt scaling) and stores them in the file. The bias also changes the masks, because
+    /// it moves the meaning of 0.5; --mask-mode minmax is not affected. Each --data has the same weight.
     Calibrate {
-        /// Made by `train`; without, the model that comes with the program
-        #[arg(long, value_name = "FILE")]
-        model: Option<PathBuf>,
-        /// Folder with images/ and masks/, any layout that `train --data` knows, or a folder of such; several may be given, and
-        /// count alike
-        #[arg(long, value_name = "DIR", required = true)]
-        data: Vec<PathBuf>,
-        /// Every Nth frame only
+        #[command(flatten)]
+        frames: Frames,
+        /// Use only every Nth frame
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         every: u32,
-        /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
-        #[arg(long, value_name = "PART", default_value = "auto")]
-        roi: Region,
-        /// auto, cpu, cuda or cuda:N
+        /// Processor: auto, cpu, cuda or cuda:N
         #[arg(long, default_value = "auto", value_parser = parse_device)]
         device: DeviceChoice,
-        #[arg(long, value_name = "FILE.safetensors")]
-        out: PathBuf,
     },
-    /// What a weights file holds
+    /// Fits the minimum mask quality, as predicted by SAM's IoU head, for a frame to keep its overlay
+    ///
+    /// Stores one number in the file: the lowest limit at which at most --alarms of the polyp-free frames keep an overlay. Calibrate
+    /// first. Use frames that the model was not trained on; at least one set must have polyp-free ones.
+    Presence {
+        #[command(flatten)]
+        frames: Frames,
+        /// Maximum fraction of polyp-free frames that keep an overlay, 0 to 1
+        #[arg(long, value_name = "PART", default_value_t = 0.05)]
+        alarms: f64,
+        /// Processor: auto, cpu, cuda or cuda:N
+        #[arg(long, default_value = "auto", value_parser = parse_device)]
+        device: DeviceChoice,
+    },
+    /// Measures a model's activations for int8 inference on a CPU (--precision int8 or auto)
+    ///
+    /// Stores their ranges in the file; weights stay as they are, and f32 inference is not affected. Use frames of the training
+    /// data: some hundred are enough. Weights that are trained or averaged later must be quantized again. For models with an
+    /// EfficientNet-Lite.
+    Quantize {
+        #[command(flatten)]
+        frames: Frames,
+        /// Use only every Nth frame
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        every: u32,
+    },
+    /// Shows the contents of a weights file
     Show {
-        /// .safetensors, .pth or .pt; without, the model that comes with the program
+        /// .safetensors, .pth or .pt [default: the built-in model]
         file: Option<PathBuf>,
+        #[command(flatten)]
+        part: Part,
         /// Print every tensor's name and shape
         #[arg(long)]
         tensors: bool,
@@ -101,7 +128,59 @@ enum Command {
     Verify {
         /// .safetensors, .pth or .pt
         file: PathBuf,
+        #[command(flatten)]
+        part: Part,
     },
+}
+
+/// A model, the frames that something of it is measured on, and where the result goes.
+#[derive(clap::Args)]
+struct Frames {
+    /// Weights made by `train` [default: the built-in model]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Folder with images/ and masks/, in any layout that `train --data` supports, or a folder of such; may be repeated
+    #[arg(long, value_name = "DIR", required = true)]
+    data: Vec<PathBuf>,
+    /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
+    #[arg(long, value_name = "PART", default_value = "auto")]
+    roi: Region,
+    #[arg(long, value_name = "FILE.safetensors")]
+    out: PathBuf,
+}
+
+impl Frames {
+    /// The model, every `every`th frame of each set, and a bar that counts them.
+    fn open(&self, every: u32) -> anyhow::Result<(Checkpoint, Vec<Dataset>, ProgressBar)> {
+        safetensors_name(&self.out)?;
+        let checkpoint = model::checkpoint(self.model.as_deref())?;
+        let mut sets = open_each(&self.data)?;
+        sets.iter_mut().for_each(|set| set.keep_every(every as usize));
+        let bar = ProgressBar::new(sets.iter().map(|s| s.items.len() as u64).sum());
+        Ok((checkpoint, sets, bar))
+    }
+}
+
+#[derive(clap::Args)]
+struct Part {
+    /// Part to use of a file with several models (ema, state_dict.model), or prefix of the tensor names to use
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+}
+
+impl Part {
+    /// Reads the chosen part and prints it if it is not the whole file.
+    fn load(&self, file: &Path) -> anyhow::Result<Checkpoint> {
+        let checkpoint = weights::load_part(file, self.key.as_deref())?;
+        let taken = &checkpoint.taken;
+        if !taken.is_plain() {
+            println!("{}: {} tensors, {taken}", file.display(), checkpoint.tensors.len());
+        }
+        if self.key.is_none() && taken.others.iter().any(|(name, _)| !name.is_empty()) {
+            println!("Select another part with --key NAME.");
+        }
+        Ok(checkpoint)
+    }
 }
 
 fn safetensors_name(out: &Path) -> anyhow::Result<()> {
@@ -122,10 +201,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::List => {
             println!(
-                "autosam-tiny  {:.1} MB, comes with the program: AutoSAM at small scale, trained by this project (not Meta's weights)",
+                "autosam-lite  {:.1} MB, built in: AutoSAM at small scale, trained by this project (not Meta's weights)",
                 model::SHIPPED.len() as f64 / 1e6
             );
-            println!("\nFrom their authors, by `models fetch NAME`:");
+            println!("\nDownloaded from their authors by `models fetch NAME`:");
             for known in KNOWN {
                 let size = known.bytes.map_or("".to_owned(), |b| format!("{:.0} MB", b as f64 / 1e6));
                 let hash = match known.sha256 {
@@ -138,7 +217,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Fetch { name, dir, url } => {
             let Some(known) = known::find(&name) else {
                 let names: Vec<_> = KNOWN.iter().map(|k| k.name).collect();
-                bail!("{name}: not in the manifest; there are {}", names.join(", "));
+                bail!("unknown weights {name:?}; available: {}", names.join(", "));
             };
             let dir = dir.map_or_else(fetch::cache_dir, Ok)?;
             let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
@@ -151,9 +230,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             bar.finish_and_clear();
             println!("{}", path?.display());
         }
-        Command::Convert { file, out, dtype, image_size } => {
+        Command::Convert { file, part, out, dtype, image_size } => {
             safetensors_name(&out)?;
-            let mut checkpoint = weights::load(&file)?;
+            let mut checkpoint = part.load(&file)?;
             if let Some(size) = image_size {
                 model::resize(&mut checkpoint, size)?;
             }
@@ -173,30 +252,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
             let shares = if shares.is_empty() { vec![1.0; files.len()] } else { shares };
             let mut mean = weights::average(&models, &shares)?;
-            if !keep_calibration && mean.metadata.contains_key(CONFIG_KEY) {
-                // That of one of them is not that of their mean.
-                let config = ModelConfig { calibration: Calibration::default(), ..ModelConfig::of(&mean)? };
+            if mean.metadata.contains_key(CONFIG_KEY) {
+                // Neither the calibration nor the activations of one model are those of their mean.
+                let mut config = ModelConfig { quantisation: None, ..ModelConfig::of(&mean)? };
+                if !keep_calibration {
+                    config.calibration = Calibration::default();
+                }
                 config.note(&mut mean)?;
             }
             mean.save(&out)?;
-            println!("{}: the mean of {} files", out.display(), files.len());
+            println!("{}: mean of {} files", out.display(), files.len());
         }
-        Command::Calibrate { model, data, every, roi, device, out } => {
-            safetensors_name(&out)?;
-            let mut checkpoint = model::checkpoint(model.as_deref())?;
-            let mut sets = Vec::new();
-            for dir in &data {
-                sets.extend(Dataset::open_all(dir)?);
-            }
-            sets.iter_mut().for_each(|set| set.keep_every(every as usize));
-            let bar = ProgressBar::new(sets.iter().map(|s| s.items.len() as u64).sum());
-            let found = calibrate(&mut checkpoint, &device.resolve()?, &sets, roi, || bar.inc(1));
+        Command::Calibrate { frames, every, device } => {
+            let (mut checkpoint, sets, bar) = frames.open(every)?;
+            let found = calibrate(&mut checkpoint, &device.resolve()?, &sets, frames.roi, || bar.inc(1));
             bar.finish_and_clear();
             let found = found?;
-            checkpoint.save(&out)?;
+            checkpoint.save(&frames.out)?;
             println!(
-                "{}: scale {:.4}, bias {:.4}; loss a pixel {:.4} to {:.4} on {} frames",
-                out.display(),
+                "{}: scale {:.4}, bias {:.4}; loss per pixel {:.4} to {:.4} on {} frames",
+                frames.out.display(),
                 found.calibration.scale,
                 found.calibration.bias,
                 found.loss.0,
@@ -204,8 +279,44 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 found.frames
             );
         }
-        Command::Show { file, tensors } => {
-            let checkpoint = model::checkpoint(file.as_deref())?;
+        Command::Presence { frames, alarms, device } => {
+            if !(0.0..=1.0).contains(&alarms) {
+                bail!("--alarms {alarms}: expected a fraction of the polyp-free frames, 0 to 1");
+            }
+            let (mut checkpoint, sets, bar) = frames.open(1)?;
+            let device = device.resolve()?;
+            let found = presence::fit(&mut checkpoint, &device, &sets, frames.roi, alarms, || bar.inc(1))?;
+            bar.finish_and_clear();
+            checkpoint.save(&frames.out)?;
+            match found.presence {
+                Some(p) => {
+                    println!("{}: minimum predicted IoU of a mask {:.3}", frames.out.display(), p.least)
+                }
+                None => println!(
+                    "{}: not changed, few enough polyp-free frames have an overlay already",
+                    frames.out.display()
+                ),
+            }
+            for (what, [all, before, after]) in
+                [("polyp-free frames", found.polyp_free), ("frames with a polyp", found.polyps)]
+            {
+                println!("{what}: {all}; with an overlay: {before} before, {after} after");
+            }
+        }
+        Command::Quantize { frames, every } => {
+            let (mut checkpoint, sets, bar) = frames.open(every)?;
+            let found = quantise(&mut checkpoint, &sets, frames.roi, || bar.inc(1));
+            bar.finish_and_clear();
+            let activations = found?;
+            checkpoint.save(&frames.out)?;
+            let count = sets.iter().map(|s| s.items.len()).sum::<usize>();
+            println!("{}: ranges of {activations} activations, from {count} frames", frames.out.display());
+        }
+        Command::Show { file, part, tensors } => {
+            let checkpoint = match file {
+                Some(file) => part.load(&file)?,
+                None => model::checkpoint(None)?,
+            };
             println!("{}\n{}", checkpoint.path.display(), kind(&checkpoint)?.0);
             let count: usize = checkpoint.tensors.values().map(|t| t.elem_count()).sum();
             println!("{} tensors, {count} values", checkpoint.tensors.len());
@@ -217,42 +328,43 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 }
             }
         }
-        Command::Verify { file } => verify(&file)?,
+        Command::Verify { file, part } => verify(&file, &part)?,
     }
     Ok(())
 }
 
-fn verify(file: &Path) -> anyhow::Result<()> {
-    let checkpoint = weights::load(file)?;
+fn verify(file: &Path, part: &Part) -> anyhow::Result<()> {
+    let checkpoint = part.load(file)?;
     let (what, expected) = kind(&checkpoint)?;
     checkpoint.check(&expected)?;
-    let bad = checkpoint.not_finite()?;
-    if let Some(first) = bad.first() {
-        bail!(
-            "{}: {} tensors hold values that are not finite, the first is {first}",
-            file.display(),
-            bad.len()
-        );
-    }
+    checkpoint.check_finite()?;
     let hash = weights::sha256_of(file)?;
     let origin =
         KNOWN.iter().find(|k| k.sha256 == Some(&hash)).map(|k| format!(" ({}, as published)", k.name));
-    println!("{}: {what}; all tensors are as they should be", file.display());
+    println!("{}: {what}; all tensors are valid", file.display());
     println!("sha256 {hash}{}", origin.unwrap_or_default());
     Ok(())
 }
 
-/// In words, and the tensors that such a file has.
+/// Description of the model, and the tensors expected in such a file.
 fn kind(checkpoint: &Checkpoint) -> anyhow::Result<(String, recorder::Shapes)> {
     if checkpoint.metadata.contains_key(CONFIG_KEY) {
         let config = ModelConfig::of(checkpoint)?;
         let mut what = format!(
-            "AutoSAM: SAM at {} px, generator at {} px",
-            config.sam.image_size, config.generator.input_size
+            "AutoSAM: SAM at {} px{}, generator at {} px",
+            config.sam.image_size,
+            if config.sam.stretch { ", frames stretched" } else { "" },
+            config.generator.input_size
         );
         let calibration = config.calibration;
         if calibration != Calibration::default() {
             what += &format!("; calibrated: scale {}, bias {}", calibration.scale, calibration.bias);
+        }
+        if config.quantisation.is_some() {
+            what += "; quantized for int8";
+        }
+        if let Some(presence) = config.presence {
+            what += &format!("; minimum predicted IoU of a mask {:.3}", presence.least);
         }
         return Ok((what, config.parameter_shapes()?));
     }
@@ -264,7 +376,7 @@ fn kind(checkpoint: &Checkpoint) -> anyhow::Result<(String, recorder::Shapes)> {
     Ok((format!("SAM at {} px", config.image_size), shapes))
 }
 
-/// A HarDNet alone, as its authors publish it: by the tensors that it has. Its classifier is not used here.
+/// A HarDNet classifier as its authors publish it, recognised by its tensors. The classifier itself is not used.
 fn hardnet(checkpoint: &Checkpoint) -> anyhow::Result<Option<(String, recorder::Shapes)>> {
     for (name, config) in [
         ("HarDNet-39DS", HarDNetConfig::hardnet39ds()),

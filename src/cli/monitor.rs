@@ -5,34 +5,43 @@ use anyhow::{Context, bail};
 use autosam::monitor::{Monitor, MonitorOptions};
 use autosam::serve::metrics;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Shows a live picture with its masks: in a window, and on a page with --http. No picture is kept.
+/// Shows live video with its masks in a window, and on a web page with --http. No frame is stored.
 #[derive(clap::Args)]
 pub struct Args {
     /// Video file, URI (rtsp://, https://), folder of frames, /dev/videoN, or decklink[:N]
     #[arg(long, value_name = "FILE|URI|DIR|DEVICE")]
     input: String,
-    /// Serve a page with the live picture and its figures. Whoever reaches the address sees the picture
+    /// Serve a page with live video and statistics. At any address except loopback it requires an access token, which is
+    /// part of the printed link
     #[arg(long, value_name = "ADDRESS:PORT")]
     http: Option<SocketAddr>,
+    /// File with the page's access token (16 to 256 letters and digits); the token is required on loopback too
+    #[arg(long, value_name = "FILE", requires = "http")]
+    token_file: Option<PathBuf>,
+    /// Further host name of the page, for example a proxy's, besides addresses and this machine's own name. The access token is
+    /// then required on loopback too
+    #[arg(long, value_name = "NAME", requires = "http")]
+    http_name: Vec<String>,
     /// Open no window
     #[arg(long)]
     no_window: bool,
-    /// Begin a file or folder anew at its end
+    /// Restart a file or folder at its end
     #[arg(long)]
     repeat: bool,
-    /// Sets a property of the element, for example --set model-location=FILE
+    /// Set a property of the element, for example --set model-location=FILE
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_property)]
     set: Vec<(String, String)>,
-    /// Serve figures for Prometheus at /metrics
+    /// Serve Prometheus metrics at /metrics
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
 }
 
 impl Args {
-    /// The variable that the plugin takes its address from: it counts in its own copy of the library.
+    /// The environment variable with the plugin's metrics address. The plugin has its own copy of the metrics library.
     pub fn environment(&self) -> Option<(&'static str, String)> {
         self.metrics.map(|address| (metrics::VARIABLE, address.to_string()))
     }
@@ -43,20 +52,27 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|v| std::env::var_os(v).is_some_and(|v| !v.is_empty()));
     let window = display && !args.no_window;
     if !window && args.http.is_none() {
-        bail!("there is no window to show it in; give --http 127.0.0.1:8080 for a page");
+        bail!("found no display for a window; use --http 127.0.0.1:8080 for a web page");
     }
     let options = MonitorOptions {
         input: args.input,
         http: args.http,
+        token_file: args.token_file.clone(),
+        names: args.http_name,
         window,
         repeat: args.repeat,
         properties: args.set,
     };
     let monitor = Monitor::start(&options)?;
-    if let Some(address) = monitor.address() {
-        println!("http://{address}/");
-        if !address.ip().is_loopback() {
-            eprintln!("everybody who reaches this address sees the picture");
+    if let Some(link) = monitor.link() {
+        println!("{link}");
+        if let Some(file) = &args.token_file {
+            eprintln!("the link needs ?token= with the token in {}", file.display());
+        }
+        if args.http.is_some_and(|a| !a.ip().is_loopback()) {
+            eprintln!(
+                "video and token are sent unencrypted; docs/howto/monitor.md explains how to protect them"
+            );
         }
     }
     if let Some(address) = args.metrics {
@@ -64,7 +80,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot catch Ctrl-C")?;
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .context("cannot install the Ctrl-C handler")?;
     monitor.run(&stop, |text| eprintln!("{text}"))?;
     Ok(())
 }

@@ -1,16 +1,19 @@
 //! `autosam-video run`.
 
+mod launch;
+mod output;
+mod source;
+
 use anyhow::{Context, bail};
-use autosam::data::{self, Dataset, Item};
+use autosam::data;
 use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Pending, Settings};
 use autosam::frame::region::Region;
 use autosam::frame::{Frame, FrameMut};
 use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
 use autosam::overlay::{OverlayMode, Style};
-use autosam::video::{FrameRate, Reader, Writer, is_uri};
 use autosam::{archive, eval, weights, write_png};
-use image::{DynamicImage, GrayImage, RgbImage};
+use image::{DynamicImage, GrayImage};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,87 +21,77 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Segments a video file, a stream, a folder of frames or a folder of videos, every frame with its own mask.
+use output::Output;
+use source::{Source, SourceFrame};
+
+/// Segments a video file, a stream, a folder of frames or a folder of videos, each frame with its own mask.
 ///
-/// Folders: pictures in name order, or a data set (Frame/ and GT/, images/ and masks/), whose masks are then
-/// compared with (mean Dice). Nothing is written unless --output or --masks asks for it.
-/// Folders of videos: each video gets a folder below --output, complete or not there; what is done is skipped, what cannot
-/// be read is told at the end. The same command, on as many machines as there are, shares the work.
+/// A folder of images is processed in name order, after all of them were decoded once: damaged ones are printed first, left out,
+/// and make the exit status 1. For a data set (Frame/ and GT/, images/ and masks/) the masks are also
+/// compared with its own (mean Dice). Nothing is written unless --output or --masks is given.
+/// In a folder of videos each video gets a folder below --output, which appears once it is complete. Finished videos are
+/// skipped; videos that cannot be read, or only in part, are listed at the end. Start the same command on several machines to
+/// share the work. If a video is cut short or damaged, its readable part is processed, the problem is printed, and the exit
+/// status is 1.
 #[derive(clap::Args)]
 pub struct Args {
     /// Video file, URI (rtsp:// over TCP, rtspu:// over UDP, https://, v4l2://), or folder of frames
     #[arg(long, value_name = "FILE|URI|DIR")]
     input: String,
-    /// Overlaid video (.mp4, .mkv, .webm) or folder of overlaid pictures
+    /// Kind of files to use from a folder that contains both videos and images
+    #[arg(long, value_enum)]
+    only: Option<Only>,
+    /// Video track of a file that has several, from 1
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    track: u16,
+    /// Video with overlay (.mp4, .mkv, .webm; frames keep their timestamps) or folder for images with overlay
     #[arg(long, value_name = "FILE|DIR")]
     output: Option<PathBuf>,
-    /// Folder for the masks, one PNG a frame (255 polyp, 0 not)
+    /// Folder for the masks, one PNG per frame (255 polyp, 0 background)
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
-    /// Weights made by `train`; without, the model that comes with the program
+    /// Weights made by `train` [default: the built-in model]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// auto, cpu, cuda or cuda:N
+    /// Processor: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: DeviceChoice,
-    /// Of matrix products and convolutions on a GPU; a CPU computes in f32
+    /// Number format of inference: f32; f16 or bf16 on a GPU; int8 on a CPU, for models of `models quantize`; auto is int8 if the
+    /// model and the CPU support it, else f32
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     precision: PrecisionArg,
-    /// Answer so many mirror images of each frame, 1, 2 or 4, and take the mean: better masks for as many times the work
+    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional cost
     #[arg(long, value_name = "N", default_value = "1")]
     views: Views,
-    /// Probability from which a pixel is marked, 0 to 1
+    /// Minimum probability of a polyp pixel, 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = parse_part)]
     threshold: f32,
-    /// Leave out regions smaller than this part of the picture, 0 to 1
+    /// Minimum size of a region as a fraction of the frame, 0 to 1
     #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = parse_part)]
     min_area: f32,
-    /// Leave out regions without a pixel this far above the threshold, 0 to 1 [default: 0.27; 0 with minmax]
+    /// Margin above the threshold that a region must reach in at least one pixel, 0 to 1 [default: 0.27; 0 with minmax]
     #[arg(long, value_name = "P", value_parser = parse_part)]
     hysteresis: Option<f32>,
-    /// What of a frame the network sees: auto (the endoscope's picture), full, or X,Y,WIDTH,HEIGHT in pixels
+    /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
     roi: Region,
-    /// What is drawn
+    /// Style of the overlay
     #[arg(long, value_enum, default_value_t = Overlay::MaskContour)]
     overlay: Overlay,
-    /// sigmoid knows "no polyp"; minmax is the paper's and marks something in every frame
+    /// Conversion of logits to probabilities: sigmoid allows empty masks; minmax, from the paper, finds something in every frame
     #[arg(long, value_enum, default_value_t = MaskModeArg::Sigmoid)]
     mask_mode: MaskModeArg,
-    /// Serve figures for Prometheus at /metrics
+    /// Serve Prometheus metrics at /metrics
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
     #[command(flatten)]
     archive: super::archive::Options,
 }
 
-/// What masks are made with.
-pub struct Making {
-    model: Option<PathBuf>,
-    mask: MaskSettings,
-    mask_mode: MaskModeArg,
-    roi: Region,
-}
-
-impl Making {
-    /// As an archive keeps it.
-    pub fn archive(
-        &self,
-        formats: Vec<autosam::archive::Format>,
-    ) -> anyhow::Result<autosam::archive::Making> {
-        Ok(autosam::archive::Making {
-            model: match &self.model {
-                Some(path) => weights::sha256_of(path)?,
-                None => weights::sha256(model::SHIPPED),
-            },
-            threshold: self.mask.threshold,
-            min_area: self.mask.min_area,
-            hysteresis: self.mask.hysteresis,
-            mask_mode: self.mask_mode.name().to_owned(),
-            roi: self.roi,
-            formats,
-        })
-    }
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    Videos,
+    Images,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -110,7 +103,7 @@ enum Overlay {
     Box,
 }
 
-/// How logits become masks.
+/// Conversion of logits to probabilities.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum MaskModeArg {
     Sigmoid,
@@ -132,7 +125,7 @@ impl MaskModeArg {
         }
     }
 
-    /// [`MaskSettings::hysteresis`] as given, else what suits the mode: the paper's masks are cut at the threshold alone.
+    /// [`MaskSettings::hysteresis`] as given, otherwise the mode's default: the paper's masks use only the threshold.
     pub fn hysteresis(self, given: Option<f32>) -> f32 {
         given.unwrap_or(match self {
             Self::Sigmoid => MaskSettings::default().hysteresis,
@@ -147,6 +140,8 @@ pub enum PrecisionArg {
     F32,
     F16,
     Bf16,
+    Int8,
+    Auto,
 }
 
 impl PrecisionArg {
@@ -155,6 +150,8 @@ impl PrecisionArg {
             Self::F32 => Precision::F32,
             Self::F16 => Precision::F16,
             Self::Bf16 => Precision::Bf16,
+            Self::Int8 => Precision::Int8,
+            Self::Auto => Precision::Auto,
         }
     }
 }
@@ -168,12 +165,12 @@ pub fn parse_device(text: &str) -> Result<DeviceChoice, String> {
             .strip_prefix("cuda:")
             .and_then(|n| n.parse().ok())
             .map(DeviceChoice::Cuda)
-            .ok_or_else(|| format!("{text:?} is none of auto, cpu, cuda, cuda:N")),
+            .ok_or_else(|| format!("unknown device {text:?}: expected auto, cpu, cuda or cuda:N")),
     }
 }
 
 pub fn parse_part(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    let value: f32 = text.parse().map_err(|_| format!("invalid number {text:?}"))?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("{text} is not within 0 and 1")) }
 }
 
@@ -210,83 +207,83 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Box::new(|_| ()),
         )
     };
-    let videos = videos_in(&args.input)?;
-    if !videos.is_empty() {
+    if let Some(found) = videos_in(&args.input, args.only)? {
         if args.masks.is_some() {
-            bail!(
-                "--masks is for one video; of a folder of videos --write says what is kept, below --output"
-            );
+            bail!("--masks applies to a single video; for a folder of videos choose the files with --write");
         }
-        let making =
-            Making { model: args.model, mask: settings.mask, mask_mode: args.mask_mode, roi: args.roi };
-        return super::archive::run(&args.archive, videos, args.output, &making, &start);
+        if args.track > 1 {
+            bail!("--track applies to a single video; of a folder's videos the first track is used");
+        }
+        let making = making(&args, settings.mask)?;
+        return super::archive::run(&args.archive, found, args.output, making, &start);
     }
     if args.archive.given() {
-        bail!("{}: holds no videos, which --jobs, --shard and --redo are for", args.input);
+        bail!(
+            "{}: contains no videos; --jobs, --shard and --redo apply only to a folder of videos",
+            args.input
+        );
     }
-    let source = Source::open(&args.input)?;
-    let mut engine = start()?;
+    let source = Source::open(&args.input, args.track.into())?;
+    let engine = start()?;
     if let Source::Video(_) = &source {
-        eprintln!("the same, live: {}", launch_line(&args));
+        match launch::line(&args) {
+            Some(line) => eprintln!("live equivalent: {line}"),
+            None => eprintln!(
+                "there is no live equivalent: the element does not support --mask-mode minmax, nor decodebin --track"
+            ),
+        }
     }
+    segment(&args, source, engine)
+}
+
+/// What masks are made with, as an archive keeps it.
+fn making(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Making> {
+    Ok(archive::Making {
+        model: match &args.model {
+            Some(path) => weights::sha256_of(path)?,
+            None => weights::sha256(model::SHIPPED),
+        },
+        threshold: mask.threshold,
+        min_area: mask.min_area,
+        hysteresis: mask.hysteresis,
+        mask_mode: args.mask_mode.name().to_owned(),
+        roi: args.roi,
+        formats: args.archive.formats(),
+    })
+}
+
+/// Every frame of `source` with its own mask, to where `args` says. Whatever ends it, what was written is closed and kept.
+fn segment(args: &Args, mut source: Source, mut engine: Engine) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot catch Ctrl-C")?;
-
-    let output = match &args.output {
-        None => Output::Nothing,
-        Some(path) if path.extension().is_some() && !path.is_dir() => {
-            Output::Video(path.clone(), None, source.rate())
-        }
-        Some(path) => Output::Folder(path.clone()),
-    };
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .context("cannot install the Ctrl-C handler")?;
     let bar = match source.expected() {
         Some(count) => ProgressBar::new(count)
             .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")?),
         None => ProgressBar::new_spinner()
             .with_style(ProgressStyle::with_template("{spinner} {pos} frames  {per_sec}")?),
     };
-    let mut results = Results { tally: Tally::default(), output, masks: args.masks.clone(), bar };
-    // One picture's mask is made while the one before it is written.
-    let mut before: Option<(Picture, Pending)> = None;
-    let mut last_scene = None;
+    let output = Output::new(args.output.as_deref(), source.rate(), matches!(source, Source::Video(_)))?;
+    let tally = Tally { unreadable: source.unreadable(), ..Tally::default() };
+    let mut results = Results { tally, output, masks: args.masks.clone(), bar };
     let begin = Instant::now();
-    for picture in source {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let picture = match picture {
-            Ok(picture) => picture,
-            // A broken picture in a folder is left out; a broken stream ends here, what is written stays.
-            Err(e) => {
-                results.bar.suspend(|| eprintln!("left out: {e:#}"));
-                results.tally.unreadable += 1;
-                continue;
-            }
-        };
-        if picture.scene != last_scene {
-            if let Some(before) = before.take() {
-                results.take(before)?;
-            }
-            engine.control().flush();
-            last_scene.clone_from(&picture.scene);
-        }
-        let pending = engine.begin(&Frame::rgb_image(&picture.rgb), picture.pts);
-        if let Some(before) = before.take() {
-            results.take(before)?;
-        }
-        let pending = pending.with_context(|| picture.name.clone())?;
-        before = Some((picture, pending));
-    }
-    if let Some(before) = before {
-        results.take(before)?;
-    }
+    let ended = results.all(&mut source, &mut engine, &stop);
     let Results { tally, output, bar, .. } = results;
     bar.finish_and_clear();
-    output.finish()?;
+    let begun = output.has_begun() || args.masks.as_ref().is_some_and(|dir| dir.is_dir());
+    let closed = output.finish();
     tally.print(begin.elapsed().as_secs_f64());
+    if let Err(e) = ended.and(closed) {
+        let kept = format!("stopped after {} frames; the output up to there is kept", tally.frames);
+        return Err(if tally.frames > 0 && begun { e.context(kept) } else { e });
+    }
     if stop.load(Ordering::Relaxed) {
-        bail!("interrupted; what was written so far is complete");
+        bail!("interrupted; the output so far is complete");
+    }
+    let problems = source.problems();
+    if !problems.is_empty() {
+        bail!("{}: {}", args.input, problems.join("; "));
     }
     if tally.unreadable > 0 {
         bail!("{} of {} could not be read", tally.unreadable, args.input);
@@ -294,7 +291,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where pictures go once they have their masks.
+/// Destination of frames with their masks.
 struct Results {
     tally: Tally,
     output: Output,
@@ -303,9 +300,44 @@ struct Results {
 }
 
 impl Results {
-    /// Waits for the picture's mask; counts and writes.
-    fn take(&mut self, (picture, pending): (Picture, Pending)) -> anyhow::Result<()> {
-        let Picture { name, mut rgb, truth, .. } = picture;
+    /// Every frame of `source`, to its end or until `stop`.
+    fn all(&mut self, source: &mut Source, engine: &mut Engine, stop: &AtomicBool) -> anyhow::Result<()> {
+        // One frame's mask is computed while the previous one is written.
+        let mut before: Option<(SourceFrame, Pending)> = None;
+        let mut last = None;
+        while let Some(frame) = source.next().filter(|_| !stop.load(Ordering::Relaxed)) {
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(e) => {
+                    self.bar.suspend(|| eprintln!("left out: {e:#}"));
+                    self.tally.unreadable += 1;
+                    continue;
+                }
+            };
+            // State from another sequence or frame size must not carry over.
+            let scene = (frame.scene.clone(), frame.shape());
+            if last.as_ref() != Some(&scene) {
+                if let Some(before) = before.take() {
+                    self.take(before)?;
+                }
+                engine.control().flush();
+                last = Some(scene);
+            }
+            let seen = Frame::rgb_image(&frame.frame.rgb).with_pixel_aspect(frame.frame.pixel_aspect);
+            let pending = engine.submit(&seen, frame.timed.then_some(frame.frame.time));
+            if let Some(before) = before.take() {
+                self.take(before)?;
+            }
+            let pending = pending.with_context(|| frame.name.clone())?;
+            before = Some((frame, pending));
+        }
+        before.map_or(Ok(()), |before| self.take(before))
+    }
+
+    /// Waits for the frame's mask; counts and writes.
+    fn take(&mut self, (frame, pending): (SourceFrame, Pending)) -> anyhow::Result<()> {
+        let SourceFrame { name, mut frame, truth, .. } = frame;
+        let rgb = &mut frame.rgb;
         let detection = pending.wait().with_context(|| name.clone())?;
         self.tally.frames += 1;
         self.tally.marked += u64::from(!detection.mask.regions.is_empty());
@@ -315,27 +347,36 @@ impl Results {
                 self.tally.compare(&mask, truth.as_raw(), !detection.mask.regions.is_empty());
             }
             if let Some(dir) = &self.masks {
-                let mask =
-                    GrayImage::from_raw(rgb.width(), rgb.height(), mask).context("a mask of another size")?;
+                let mask = GrayImage::from_raw(rgb.width(), rgb.height(), mask)
+                    .context("the mask's size differs from the frame's")?;
                 write_png(&dir.join(format!("{name}.png")), &DynamicImage::ImageLuma8(mask))?;
             }
         }
         if !matches!(self.output, Output::Nothing) {
-            detection.mark.draw(&mut FrameMut::rgb_image(&mut rgb), &Style::default());
-            self.output.write(&name, rgb)?;
+            detection.mark.draw(&mut FrameMut::rgb_image(rgb), &Style::default());
+            self.output.write(&name, frame)?;
         }
         self.bar.inc(1);
         Ok(())
     }
 }
 
-/// The videos in a folder that holds no pictures itself.
-fn videos_in(input: &str) -> anyhow::Result<Vec<archive::Video>> {
+/// The videos in a folder; `None` where `input` is no folder, or one of images.
+fn videos_in(input: &str, only: Option<Only>) -> anyhow::Result<Option<archive::Found>> {
     let path = Path::new(input);
-    if !path.is_dir() || !data::pictures_in(path)?.is_empty() {
-        return Ok(Vec::new());
+    if !path.is_dir() || only == Some(Only::Images) {
+        return Ok(None);
     }
-    Ok(archive::find(path)?)
+    let (found, images) = (archive::find(path)?, data::pictures_in(path)?.len());
+    match (found.videos.len(), only) {
+        (0, Some(Only::Videos)) => bail!("{input}: contains no videos"),
+        (0, _) => Ok(None),
+        (videos, None) if images > 0 => bail!(
+            "{input}: contains {images} images and {videos} videos ({}, …); choose with --only videos or --only images",
+            found.videos[0].name()
+        ),
+        _ => Ok(Some(found)),
+    }
 }
 
 #[derive(Default)]
@@ -362,7 +403,7 @@ impl Tally {
 
     fn print(&self, seconds: f64) {
         println!(
-            "{} frames in {seconds:.1} s ({:.1} frames/s), {} with a mark",
+            "{} frames in {seconds:.1} s ({:.1} frames/s), {} with a detection",
             self.frames,
             self.frames as f64 / seconds.max(1e-9),
             self.marked
@@ -375,150 +416,7 @@ impl Tally {
             );
         }
         if self.negatives > 0 {
-            println!("{} of {} frames without a polyp have a mark", self.alarms, self.negatives);
+            println!("{} of {} frames without a polyp have a detection", self.alarms, self.negatives);
         }
-    }
-}
-
-/// The pipeline that shows the input live. `%` and quotes in names are left to the reader.
-fn launch_line(args: &Args) -> String {
-    let source = if is_uri(&args.input) {
-        format!("uridecodebin uri=\"{}\"", args.input)
-    } else {
-        format!("filesrc location=\"{}\" ! decodebin", args.input)
-    };
-    let model =
-        args.model.as_ref().map(|m| format!(" model-location=\"{}\"", m.display())).unwrap_or_default();
-    format!(
-        "gst-launch-1.0 {source} ! videoconvert ! autosam threshold={} roi={}{model} ! videoconvert ! autovideosink",
-        args.threshold, args.roi
-    )
-}
-
-struct Picture {
-    /// Without ending; with its sequence's folder where it has one.
-    name: String,
-    rgb: RgbImage,
-    pts: Option<u64>,
-    truth: Option<GrayImage>,
-    /// The sequence it belongs to, or itself where it stands alone: what was learnt of another scene does not count.
-    /// `None` for a video, which is one.
-    scene: Option<String>,
-}
-
-enum Source {
-    Video(Box<VideoSource>),
-    Files { items: std::vec::IntoIter<Item>, labelled: bool },
-}
-
-struct VideoSource {
-    reader: Reader,
-    index: u64,
-    ended: bool,
-}
-
-impl Source {
-    fn open(input: &str) -> anyhow::Result<Self> {
-        let path = Path::new(input);
-        if !path.is_dir() {
-            let reader = Reader::open(input)?;
-            return Ok(Self::Video(Box::new(VideoSource { reader, index: 0, ended: false })));
-        }
-        let plain = data::pictures_in(path)?;
-        if !plain.is_empty() {
-            return Ok(Self::Files { items: plain.into_iter(), labelled: false });
-        }
-        let set =
-            Dataset::open(path).with_context(|| format!("{input} holds no pictures and is no data set"))?;
-        for problem in &set.problems {
-            eprintln!("left out: {problem}");
-        }
-        Ok(Self::Files { items: set.items.into_iter(), labelled: true })
-    }
-
-    fn rate(&self) -> FrameRate {
-        match self {
-            Self::Video(v) => v.reader.rate(),
-            Self::Files { .. } => FrameRate::DEFAULT,
-        }
-    }
-
-    fn expected(&self) -> Option<u64> {
-        match self {
-            Self::Video(v) => v.reader.expected(),
-            Self::Files { items, .. } => Some(items.len() as u64),
-        }
-    }
-}
-
-impl Iterator for Source {
-    type Item = anyhow::Result<Picture>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        match self {
-            Self::Video(v) => {
-                if v.ended {
-                    return None;
-                }
-                let picture = v.reader.next_picture();
-                v.ended = !matches!(picture, Ok(Some(_)));
-                v.index += 1;
-                let name = format!("{:06}", v.index - 1);
-                picture
-                    .map(|p| p.map(|(rgb, pts)| Picture { name, rgb, pts, truth: None, scene: None }))
-                    .map_err(Into::into)
-                    .transpose()
-            }
-            Self::Files { items, labelled } => {
-                let item = items.next()?;
-                let name = if item.sequence.is_empty() {
-                    item.name.clone()
-                } else {
-                    format!("{}/{}", item.sequence, item.name)
-                };
-                let scene = Some(if item.sequence.is_empty() { &item.name } else { &item.sequence }.clone());
-                let labelled = *labelled;
-                let picture = item.load().map(|pair| Picture {
-                    name,
-                    rgb: pair.rgb,
-                    pts: None,
-                    truth: labelled.then_some(pair.mask),
-                    scene,
-                });
-                Some(picture.map_err(Into::into))
-            }
-        }
-    }
-}
-
-enum Output {
-    Nothing,
-    Folder(PathBuf),
-    /// Opened with the first picture, whose size it takes.
-    Video(PathBuf, Option<Writer>, FrameRate),
-}
-
-impl Output {
-    fn write(&mut self, name: &str, rgb: RgbImage) -> anyhow::Result<()> {
-        match self {
-            Self::Nothing => {}
-            Self::Folder(dir) => write_png(&dir.join(format!("{name}.png")), &DynamicImage::ImageRgb8(rgb))?,
-            Self::Video(path, writer, rate) => {
-                if writer.is_none() {
-                    *writer = Some(Writer::create(path, rgb.dimensions(), *rate)?);
-                }
-                if let Some(writer) = writer {
-                    writer.write(&rgb)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> anyhow::Result<()> {
-        if let Self::Video(_, Some(writer), _) = self {
-            writer.finish()?;
-        }
-        Ok(())
     }
 }

@@ -1,12 +1,12 @@
-//! Where a flag's value comes from. First wins:
+//! Sources of a flag's value; the first that sets it wins:
 //!
 //! 1. the command line
 //! 2. the environment: `AUTOSAM_RUN_THRESHOLD` is `--threshold` of `run`
-//! 3. the settings file, a table a command, a key a flag: `[run]`, `threshold = 0.6`
+//! 3. the settings file, one table per command, one key per flag: `[run]`, `threshold = 0.6`
 //! 4. the built-in default
 //!
-//! The file's keys are the flags, so there is one schema and every command has it; the file's values become the parser's
-//! defaults and are checked by the flags' own rules.
+//! The file's keys are the flags, so all commands share one schema. The file's values become the parser's defaults and are
+//! validated like the flags.
 
 use super::Cli;
 use anyhow::{Context, bail};
@@ -24,15 +24,15 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// Says whether the settings file can be used
+    /// Checks the settings file
     Check,
-    /// Prints every command's flags as file and environment leave them, as a settings file
+    /// Prints the values in effect from file and environment, as a settings file
     Print,
     /// Prints the settings file's JSON Schema
     Schema,
 }
 
-/// Parses the command line over the environment and the settings file. Wrong flags end the program as clap does.
+/// Parses the command line on top of the environment and the settings file. Invalid flags end the program as usual with clap.
 pub fn parse() -> anyhow::Result<Cli> {
     let args: Vec<OsString> = std::env::args_os().collect();
     let mut command = Cli::command();
@@ -45,10 +45,10 @@ pub fn parse() -> anyhow::Result<Cli> {
 
 pub fn run(args: Args, given: Option<PathBuf>) -> anyhow::Result<()> {
     match args.command {
-        // Reached only where `parse` could use the file.
+        // Reached only if `parse` accepted the file.
         What::Check => match given.or_else(usual) {
-            Some(file) => println!("{}: can be used", file.display()),
-            None => println!("there is no settings file; the usual place is {}", place().display()),
+            Some(file) => println!("{}: valid", file.display()),
+            None => println!("no settings file found; the default path is {}", place().display()),
         },
         What::Print => {
             let mut command = Cli::command();
@@ -62,8 +62,8 @@ pub fn run(args: Args, given: Option<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The settings file: `--settings`, which must be looked for before the parser knows its defaults, then
-/// `AUTOSAM_SETTINGS`, then the usual place where there is one.
+/// The settings file: `--settings`, which must be found before the parser has its defaults, otherwise
+/// `AUTOSAM_SETTINGS`, otherwise the default path if it exists.
 fn file(args: &[OsString]) -> anyhow::Result<Option<PathBuf>> {
     for (i, arg) in args.iter().enumerate() {
         let Some(text) = arg.to_str() else { continue };
@@ -92,7 +92,7 @@ fn usual() -> Option<PathBuf> {
     Some(place()).filter(|p| p.is_absolute() && p.is_file())
 }
 
-/// Commands whose flags the file and the environment reach: those that do work.
+/// Commands whose flags can be set by the file and the environment.
 fn sections(command: &Command) -> Vec<String> {
     let about = ["config", "completions", "manual", "models", "data", "help"];
     command
@@ -102,7 +102,7 @@ fn sections(command: &Command) -> Vec<String> {
         .collect()
 }
 
-/// A command's flags that have a value to set.
+/// A command's flags that take a value or are switches.
 fn flags(command: &Command) -> impl Iterator<Item = (&Arg, &str)> {
     let settable =
         |a: &&Arg| !a.is_global_set() && !matches!(a.get_action(), ArgAction::Help | ArgAction::Version);
@@ -110,7 +110,7 @@ fn flags(command: &Command) -> impl Iterator<Item = (&Arg, &str)> {
 }
 
 fn section<'a>(command: &'a Command, name: &str) -> anyhow::Result<&'a Command> {
-    command.find_subcommand(name).with_context(|| format!("there is no command {name}"))
+    command.find_subcommand(name).with_context(|| format!("unknown command {name}"))
 }
 
 fn with_environment(mut command: Command) -> Command {
@@ -128,7 +128,7 @@ fn with_environment(mut command: Command) -> Command {
     command
 }
 
-/// The file's values become defaults.
+/// Makes the file's values the parser's defaults.
 fn with_file(mut command: Command, file: &Path) -> anyhow::Result<Command> {
     let shown = file.display();
     let text = std::fs::read_to_string(file).with_context(|| shown.to_string())?;
@@ -136,7 +136,7 @@ fn with_file(mut command: Command, file: &Path) -> anyhow::Result<Command> {
     let names = sections(&command);
     for (name, values) in table {
         if !names.contains(&name) {
-            bail!("{shown}: [{name}] is no section; there are {}", names.join(", "));
+            bail!("{shown}: unknown section [{name}]; expected one of {}", names.join(", "));
         }
         let toml::Value::Table(values) = values else { bail!("{shown}: {name} must be a table: [{name}]") };
         for (key, value) in values {
@@ -145,7 +145,7 @@ fn with_file(mut command: Command, file: &Path) -> anyhow::Result<Command> {
                 flags(section(&command, &name)?).find(|(_, l)| *l == long).map(|(a, _)| a.get_id().clone());
             let Some(id) = found else {
                 let known: Vec<_> = flags(section(&command, &name)?).map(|(_, l)| l).collect();
-                bail!("{shown}: [{name}] has no key {key}; it has {}", known.join(", "));
+                bail!("{shown}: [{name}] has no key {key}; expected one of {}", known.join(", "));
             };
             let values = words(&value).with_context(|| format!("{shown}: [{name}] {key}"))?;
             command = command
@@ -156,7 +156,7 @@ fn with_file(mut command: Command, file: &Path) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// A value as the command line would have it; lists are several values.
+/// A value as typed on the command line; a list becomes several values.
 fn words(value: &toml::Value) -> anyhow::Result<Vec<String>> {
     Ok(match value {
         toml::Value::String(s) => vec![s.clone()],
@@ -164,11 +164,11 @@ fn words(value: &toml::Value) -> anyhow::Result<Vec<String>> {
         toml::Value::Float(v) => vec![v.to_string()],
         toml::Value::Boolean(v) => vec![v.to_string()],
         toml::Value::Array(all) => all.iter().map(words).collect::<anyhow::Result<Vec<_>>>()?.concat(),
-        other => bail!("a {} cannot be a flag's value", other.type_str()),
+        other => bail!("a {} is not valid as a flag's value", other.type_str()),
     })
 }
 
-/// Whether the defaults of the command `name` pass its flags' rules. That it may need further flags is no fault of the file.
+/// Validates the defaults of the command `name`. Missing required flags are not an error of the file.
 fn check(command: &Command, name: &str) -> anyhow::Result<()> {
     use clap::error::ErrorKind::{InvalidValue, ValueValidation};
     match command.clone().try_get_matches_from(["autosam-video", name]) {
@@ -277,15 +277,15 @@ mod tests {
             printed.contains("threshold = 0.75") && printed.contains("mask-mode = \"minmax\""),
             "{printed}"
         );
-        // What is printed is a file again.
+        // The printed text is a valid settings file.
         assert_eq!(effective(&with(&printed).unwrap()).unwrap(), printed);
     }
 
     #[test]
     fn what_the_file_cannot_say_is_named() {
         let said = |text: &str| format!("{:#}", with(text).err().unwrap());
-        assert!(said("[run]\ntreshold = 1").contains("[run] has no key treshold; it has input"));
-        assert!(said("[runn]\n").contains("[runn] is no section; there are run"));
+        assert!(said("[run]\ntreshold = 1").contains("[run] has no key treshold; expected one of input"));
+        assert!(said("[runn]\n").contains("unknown section [runn]; expected one of run"));
         assert!(said("[run]\nthreshold = 7").contains("not within 0 and 1"));
         assert!(said("[run]\noverlay = \"pink\"").contains("pink"));
         assert!(said("run = 3").contains("[run]"));

@@ -1,4 +1,4 @@
-//! What a package installs beside the program: shell completions and manual pages, made from the commands themselves.
+//! Shell completions and manual pages for packages, generated from the commands.
 
 use super::Cli;
 use anyhow::Context;
@@ -16,10 +16,10 @@ pub fn completions(args: Completions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes manual pages, one a command (autosam-video-run.1, …).
+/// Writes manual pages, one per command (autosam-video-run.1, …).
 #[derive(clap::Args)]
 pub struct Manual {
-    /// Folder to write them into
+    /// Folder for the pages
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }

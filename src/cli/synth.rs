@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use autosam::synth::{DatasetConfig, FRAME_RATE, SequenceConfig, write_dataset};
-use autosam::video::{FrameRate, Writer};
+use autosam::video::{FrameRate, Shape, Writer};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,25 +11,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Makes labelled synthetic endoscopy sequences in SUN-SEG's layout.
 ///
 /// Writes DIR/SPLIT/{Frame,GT}/caseN_1/ and, for negatives, DIR/SUN-Negative/caseN/. The same seed gives the same
-/// bytes, whatever the number of threads. Ctrl-C leaves the sequences that are complete.
+/// bytes for any number of threads. Ctrl-C keeps the complete sequences.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder to write into; must be empty or new, unless --force
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Sequences with polyps
+    /// Number of sequences with polyps
     #[arg(long, value_name = "N", default_value_t = 4)]
     sequences: usize,
-    /// Frames of each sequence
+    /// Number of frames per sequence
     #[arg(long, value_name = "N", default_value_t = 100)]
     frames: usize,
-    /// Seed; sequence k of a seed is the same whatever --sequences is
+    /// Random seed; sequence k of a seed does not depend on --sequences
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// Frame size in pixels
     #[arg(long, value_name = "WxH", default_value = "640x512", value_parser = parse_size)]
     size: (u32, u32),
-    /// Sequences without polyps
+    /// Number of sequences without polyps
     #[arg(long, value_name = "N", default_value_t = 0)]
     negatives: usize,
     /// Part of the data set to write: TrainDataset, TestEasyDataset/Unseen, …
@@ -38,7 +38,7 @@ pub struct Args {
     /// Write into a folder that is not empty; sequences of the same name are replaced
     #[arg(long)]
     force: bool,
-    /// Write the sequences one after another as a video too (.mp4, .mkv, .webm)
+    /// Also write the sequences, one after another, as a video (.mp4, .mkv, .webm)
     #[arg(long, value_name = "FILE")]
     clip: Option<PathBuf>,
 }
@@ -46,7 +46,7 @@ pub struct Args {
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
     text.split_once(['x', 'X'])
         .and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)))
-        .ok_or_else(|| format!("{text:?} is not WIDTHxHEIGHT, such as 640x512"))
+        .ok_or_else(|| format!("invalid size {text:?}: expected WIDTHxHEIGHT, e.g. 640x512"))
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -62,7 +62,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot catch Ctrl-C")?;
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .context("cannot install the Ctrl-C handler")?;
     let total = (args.sequences + args.negatives) * args.frames;
     let bar = ProgressBar::new(total as u64).with_style(
         ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")
@@ -73,14 +74,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let result = write_dataset(&args.out, &config, &stop, |rgb, _| {
         bar.inc(1);
         let Some(path) = &args.clip else { return Ok(()) };
-        // Not before the first frame: the clip may lie in the folder that must be empty.
+        // Created with the first frame, because the clip may be in the folder that must be empty.
         if clip.is_none() {
-            clip = Some(Writer::create(path, args.size, rate)?);
+            clip = Some(Writer::create(path, Shape::square(args.size), rate)?);
         }
         clip.as_mut().map_or(Ok(()), |clip| clip.write(rgb))
     });
     bar.finish_and_clear();
-    let summary = result.with_context(|| format!("synth into {}", args.out.display()))?;
+    let summary = result.with_context(|| format!("cannot write synthetic data to {}", args.out.display()))?;
     if let Some(clip) = clip {
         clip.finish()?;
     }

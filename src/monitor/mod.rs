@@ -1,47 +1,55 @@
-//! A live picture with its masks, to look at: in a window, and on a page of a small HTTP server ([`page`]).
+//! Shows live video with its masks in a window and on a web page ([`page`]).
 //!
-//! The picture goes through the element `autosam`; a copy of it is reduced and compressed only while somebody looks, into
-//! a slot where a newer picture takes an older one's place. No picture is kept.
+//! Video goes through the element `autosam`. A copy is downscaled and compressed only while a viewer is connected, into
+//! a slot where a newer frame replaces an older one. No frame is stored.
 
 pub mod page;
 mod source;
 
 use crate::serve::Server;
+use crate::serve::access::{Access, Token};
 use crate::video::{self, autosam_element, make};
 use crate::{Error, Result};
 use gst::prelude::*;
 use page::{Board, State};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What is shown, and where.
+/// Input and outputs of the monitor.
 #[derive(Debug, Clone)]
 pub struct MonitorOptions {
-    /// File, URI, folder of pictures, `/dev/videoN`, `decklink` or `decklink:N`.
+    /// File, URI, folder of images, `/dev/videoN`, `decklink` or `decklink:N`.
     pub input: String,
-    /// Where the page is served; without, there is none.
+    /// Address of the page; no page if `None`. At any address except loopback it requires an access token.
     pub http: Option<SocketAddr>,
+    /// The file that has the token, which is then asked for on loopback too; without, one is made at start if one is needed.
+    pub token_file: Option<PathBuf>,
+    /// Names that the page is reached by, beside addresses and this machine's own name: a proxy's, say. Any asks for a token.
+    pub names: Vec<String>,
     pub window: bool,
-    /// Begin anew at the end.
+    /// Restart at the end.
     pub repeat: bool,
-    /// Properties of the element, as `gst-launch-1.0` takes them.
+    /// Properties of the element, in the syntax of `gst-launch-1.0`.
     pub properties: Vec<(String, String)>,
 }
 
-/// Largest picture on the page; larger ones are reduced.
+/// Maximum frame size on the page; larger frames are downscaled.
 const PAGE_SIZE: (i32, i32) = (1280, 720);
-/// Pictures a second on the page at most.
+/// Maximum frame rate on the page.
 const PAGE_PERIOD: Duration = Duration::from_millis(33);
 
 /// A running monitor. Dropping it ends pipeline and page.
 pub struct Monitor {
-    // The page goes first: it holds on to the board only.
+    // The page is dropped first: it uses only the board.
     server: Option<Server>,
+    /// The token made at start; one from a file is not for printing.
+    token: Option<Token>,
     pipeline: gst::Pipeline,
     element: gst::Element,
-    /// Ends what feeds the pipeline when dropped.
+    /// Stops the thread that feeds the pipeline when dropped.
     _source: source::Source,
     board: Arc<Board>,
     repeat: bool,
@@ -51,8 +59,9 @@ impl Monitor {
     /// Starts playing and serving.
     ///
     /// # Errors
-    /// For an input, property or address that cannot be used, and for elements that are missing.
+    /// If the input, a property, the token or the address cannot be used, or an element is missing.
     pub fn start(options: &MonitorOptions) -> Result<Self> {
+        let (access, token) = access(options)?;
         let board = Arc::new(Board::default());
         let element = autosam_element()?;
         for (name, value) in &options.properties {
@@ -62,10 +71,11 @@ impl Monitor {
             element.set_property("attach-meta", true);
         }
         let pipeline = gst::Pipeline::new();
+        let upright = video::upright()?;
         let convert = make("videoconvert", "gstreamer1.0-plugins-base")?;
         let tee = make("tee", "libgstreamer1.0-0")?;
-        chain(&pipeline, &[convert.clone(), element.clone(), tee.clone()])?;
-        // Short, so that what is shown is not far behind what the element does.
+        chain(&pipeline, &[upright.clone(), convert, element.clone(), tee.clone()])?;
+        // Short, so that the display is close to the element's output.
         let queue = make("queue", "libgstreamer1.0-0")?;
         queue.set_property("max-size-buffers", 2u32);
         let sink =
@@ -77,9 +87,10 @@ impl Monitor {
             page_branch(&pipeline, &tee, &board)?;
         }
         watch(&element, &board)?;
-        let source = source::Source::add(&options.input, &pipeline, &convert, options.repeat)?;
-        let server = options.http.map(|address| page::serve(address, board.clone())).transpose()?;
-        let monitor = Self { server, pipeline, element, _source: source, board, repeat: options.repeat };
+        let source = source::Source::add(&options.input, &pipeline, &upright, options.repeat)?;
+        let server = options.http.map(|address| page::serve(address, access, board.clone())).transpose()?;
+        let monitor =
+            Self { server, token, pipeline, element, _source: source, board, repeat: options.repeat };
         if monitor.pipeline.set_state(gst::State::Playing).is_err() {
             let otherwise = || Error::Video(format!("{}: cannot be played", options.input));
             return Err(video::error_on(&monitor.pipeline, &options.input).unwrap_or_else(otherwise));
@@ -87,12 +98,22 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Where the page is.
+    /// The page's address.
     pub fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().map(Server::address)
     }
 
-    /// Plays to the end of the input, or until `stop`; what the bus says goes to `tell`.
+    /// The page's link, with the token if one was made at start.
+    pub fn link(&self) -> Option<String> {
+        let mut address = self.address()?;
+        if address.ip().is_unspecified() {
+            address.set_ip(outward());
+        }
+        let link = format!("http://{address}/");
+        Some(self.token.as_ref().map_or_else(|| link.clone(), |token| token.in_link(&link)))
+    }
+
+    /// Plays to the end of the input, or until `stop`; bus messages are passed to `tell`.
     ///
     /// # Errors
     /// The pipeline's.
@@ -112,9 +133,9 @@ impl Monitor {
                     self.board.set_problem(&text);
                 }
                 Some(gst::MessageView::Eos(_)) if self.repeat => {
-                    self.pipeline.seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO).map_err(|_| {
-                        Error::Video("the input cannot begin anew: leave out --repeat".into())
-                    })?;
+                    self.pipeline
+                        .seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO)
+                        .map_err(|_| Error::Video("the input cannot be restarted: omit --repeat".into()))?;
                 }
                 Some(gst::MessageView::Eos(_)) => return Ok(()),
                 _ => {}
@@ -151,7 +172,28 @@ impl Drop for Monitor {
     }
 }
 
-/// Adds what is not yet in `pipeline` and links one to the next.
+/// The access rules of the page, and the token if one is generated.
+fn access(options: &MonitorOptions) -> Result<(Access, Option<Token>)> {
+    let given = options.token_file.as_deref().map(Token::read).transpose()?;
+    // With another host name a proxy forwards requests from other machines to loopback.
+    let needed = options.http.is_some_and(|a| !a.ip().is_loopback()) || !options.names.is_empty();
+    let made = (given.is_none() && needed).then(Token::random).transpose()?;
+    let token = given.or_else(|| made.clone());
+    Ok((Access::Guarded { token, names: options.names.clone() }, made))
+}
+
+/// This machine's address in its network; loopback if it has none.
+fn outward() -> IpAddr {
+    // Finds the route to an unassigned address (RFC 5737); nothing is sent.
+    let route = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        socket.local_addr()
+    };
+    route().map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
+}
+
+/// Adds missing elements to `pipeline` and links each to the next.
 fn chain(pipeline: &gst::Pipeline, elements: &[gst::Element]) -> Result<()> {
     let failed = |e: gst::glib::BoolError| Error::Video(e.to_string());
     for element in elements.iter().filter(|e| e.parent().is_none()) {
@@ -160,7 +202,7 @@ fn chain(pipeline: &gst::Pipeline, elements: &[gst::Element]) -> Result<()> {
     gst::Element::link_many(elements).map_err(failed)
 }
 
-/// From `tee` to the board: reduced, compressed, the newest alone, and nothing at all while nobody looks.
+/// The branch from `tee` to the board: downscales and compresses the latest frame, only while a viewer is connected.
 fn page_branch(pipeline: &gst::Pipeline, tee: &gst::Element, board: &Arc<Board>) -> Result<()> {
     let queue = make("queue", "libgstreamer1.0-0")?;
     queue.set_property("max-size-buffers", 1u32);
@@ -186,14 +228,15 @@ fn page_branch(pipeline: &gst::Pipeline, tee: &gst::Element, board: &Arc<Board>)
     });
     let sink =
         gst_app::AppSink::builder().sync(true).max_buffers(1).drop(true).callbacks(callbacks.build()).build();
-    // The other branch paces; this one must not hold up the start where nobody looks.
+    // The other branch sets the pace; this one must not delay the start if there is no viewer.
     sink.set_property("async", false);
     let (viewers, last) = (board.clone(), Mutex::new(None::<Instant>));
     let pad = queue.static_pad("sink").ok_or_else(|| Error::Video("a queue without a pad".into()))?;
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         if !viewers.watched() || last.is_some_and(|l| l.elapsed() < PAGE_PERIOD) {
-            return gst::PadProbeReturn::Drop;
+            // Not `Drop`: the bindings free the buffer themselves then, and GStreamer complains that it has none to free.
+            return gst::PadProbeReturn::Handled;
         }
         *last = Some(Instant::now());
         gst::PadProbeReturn::Ok
@@ -201,7 +244,7 @@ fn page_branch(pipeline: &gst::Pipeline, tee: &gst::Element, board: &Arc<Board>)
     chain(pipeline, &[tee.clone(), queue, scale, size, convert, encoder, sink.upcast()])
 }
 
-/// Notes of every picture what was found on it.
+/// Records the detections of every frame.
 fn watch(element: &gst::Element, board: &Arc<Board>) -> Result<()> {
     let pad = element.static_pad("src").ok_or_else(|| Error::Video("the element has no src pad".into()))?;
     let board = board.clone();

@@ -1,4 +1,4 @@
-// Asks for the figures four times a second and draws the last minute of them.
+// Fetches the statistics four times per second and plots the last minute.
 "use strict";
 
 const PERIOD = 250, KEPT = 60000 / PERIOD;
@@ -6,26 +6,37 @@ const history = [];
 const $ = (id) => document.getElementById(id);
 const put = (id, text) => { $(id).textContent = text; };
 const ms = (v) => (v < 10 ? v.toFixed(2) : v.toFixed(0));
-// What the first cleared device of this class was held to (FDA DEN200055), in ms.
+// Limits of the first cleared device of this class (FDA DEN200055), in ms.
 const BOUNDS = { video: 5.75, annotation: 120 };
 let waiting = false;
+
+// The cookie has the token now: it need not stay in the address bar.
+if (location.search) window.history.replaceState(null, "", location.pathname);
 
 async function ask() {
   if (waiting) return;
   waiting = true;
   try {
     const answer = await fetch("/state.json", { cache: "no-store", signal: AbortSignal.timeout(4000) });
-    show(await answer.json());
-    $("link").className = "on";
-    put("link", "live");
+    if (answer.status === 403) {
+      lost("no access", "open the link that the monitor printed when it started");
+    } else {
+      show(await answer.json());
+      $("link").className = "on";
+      put("link", "live");
+    }
   } catch {
-    $("link").className = "off";
-    put("link", "no connection");
-    $("stage").dataset.state = "lost";
-    put("verdict", "no connection");
-    put("detail", "");
+    lost("no connection", "");
   }
   waiting = false;
+}
+
+function lost(why, detail) {
+  $("link").className = "off";
+  put("link", why);
+  $("stage").dataset.state = "lost";
+  put("verdict", why);
+  put("detail", detail);
 }
 
 function show(s) {
@@ -36,7 +47,7 @@ function show(s) {
 
   const marked = s.regions > 0;
   $("stage").dataset.state = marked ? "marked" : "clear";
-  put("verdict", marked ? (s.regions === 1 ? "1 region marked" : `${s.regions} regions marked`) : "no polyp marked");
+  put("verdict", marked ? (s.regions === 1 ? "1 region detected" : `${s.regions} regions detected`) : "no polyp detected");
   put("detail", marked ? `confidence ${(100 * s.confidence).toFixed(0)} %` : "");
   put("video", ms(s.video_delay_ms));
   put("video-max", ms(s.video_delay_max_ms));
@@ -55,7 +66,7 @@ function show(s) {
   draw($("sure"), history.map((h) => (h.marked ? h.sure : NaN)), "#2bd576", 1, 1);
 }
 
-// A line where there are values, gaps where there are none; the scale is `least` or the highest value.
+// Draws a line with gaps for missing values; the scale ends at `least` or the highest value.
 function draw(canvas, values, color, least, digits) {
   const scale = window.devicePixelRatio || 1;
   const [w, h] = [canvas.clientWidth, canvas.clientHeight];
@@ -96,7 +107,7 @@ function draw(canvas, values, color, least, digits) {
   c.stroke();
 }
 
-// A stream that broke off is asked for again.
+// Reconnects to an interrupted stream.
 $("live").addEventListener("error", () => setTimeout(() => { $("live").src = `/live.mjpeg?${Date.now()}`; }, 2000));
 ask();
 setInterval(ask, PERIOD);

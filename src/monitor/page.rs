@@ -1,6 +1,7 @@
-//! The monitor's page: documents that are part of the program, the newest picture, and figures as JSON.
+//! The monitor's page: built-in documents, the latest frame, and statistics as JSON.
 
 use crate::Result;
+use crate::serve::access::Access;
 use crate::serve::{Answer, Client, Server};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -10,17 +11,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Viewers of the live picture at a time; the next see the page without it. Fewer than a server's clients, so that figures
-/// always get through.
+/// Maximum number of viewers of the video; further ones see the page without it. Fewer than the server's clients, so that statistics
+/// are always served.
 pub const MOST_VIEWERS: usize = 8;
 
 const BOUNDARY: &str = "autosam-picture";
 
-/// Figures of the element, at `/state.json` together with [`Found`].
+/// Statistics of the element, at `/state.json` together with [`Found`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct State {
     pub uptime_s: f64,
-    /// Size and format; `None` before the first picture.
+    /// Size and format; `None` before the first frame.
     pub picture: Option<String>,
     pub frames: u64,
     pub inferred: u64,
@@ -32,13 +33,13 @@ pub struct State {
     pub annotation_delay_ms: f64,
 }
 
-/// What is on the present picture.
+/// Detections on the current frame.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Found {
     pub regions: usize,
-    /// Of the surest region, 0 to 1.
+    /// Highest confidence of all regions, 0 to 1.
     pub confidence: f64,
-    /// Times that something came into view.
+    /// Number of detections so far.
     pub detections: u64,
 }
 
@@ -51,7 +52,7 @@ struct Document<'a> {
     problem: Option<&'a str>,
 }
 
-/// What the page shows; written by the pipeline, which never waits for a viewer.
+/// Content of the page; written by the pipeline, which never waits for a viewer.
 #[derive(Default)]
 pub struct Board {
     shown: Mutex<Shown>,
@@ -70,11 +71,11 @@ struct Shown {
 
 impl Board {
     fn shown(&self) -> MutexGuard<'_, Shown> {
-        // Plain values: whole after a panic too.
+        // Plain values, consistent after a panic too.
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a picture (JPEG) in the place of the last.
+    /// Replaces the last frame (JPEG).
     pub fn show(&self, jpeg: &[u8]) {
         let jpeg = jpeg.into();
         let mut shown = self.shown();
@@ -84,7 +85,7 @@ impl Board {
         self.newer.notify_all();
     }
 
-    /// Whether anybody looks at the picture.
+    /// Whether a viewer is connected.
     pub fn watched(&self) -> bool {
         self.viewers.load(Ordering::Relaxed) > 0
     }
@@ -93,12 +94,12 @@ impl Board {
         self.shown().state = state;
     }
 
-    /// What went wrong last, for the page to say.
+    /// Sets the last error for the page.
     pub fn set_problem(&self, text: &str) {
         self.shown().problem = Some(text.to_owned());
     }
 
-    /// Notes the confidences of a picture's regions.
+    /// Records the confidences of a frame's regions.
     pub fn found(&self, confidences: impl Iterator<Item = f64>) {
         let (regions, confidence) = confidences.fold((0, 0.0), |(n, most), c| (n + 1, f64::max(most, c)));
         let mut shown = self.shown();
@@ -113,7 +114,7 @@ impl Board {
         serde_json::to_vec(&document)
     }
 
-    /// The picture after number `last`; `None` where none came within a second.
+    /// The frame after number `last`; `None` if none arrives within a second.
     fn next(&self, last: u64) -> Option<(u64, Arc<[u8]>)> {
         let waiting = |s: &mut Shown| s.number == last;
         let wait = self.newer.wait_timeout_while(self.shown(), Duration::from_secs(1), waiting);
@@ -122,7 +123,7 @@ impl Board {
     }
 }
 
-/// One that looks at the picture, counted for as long as it lives.
+/// A viewer of the video, counted while it exists.
 struct Viewer(Arc<Board>);
 
 impl Viewer {
@@ -138,12 +139,12 @@ impl Drop for Viewer {
     }
 }
 
-/// Serves `board` at `address`: `/`, its script and style, `/live.mjpeg`, `/state.json`.
+/// Serves `board` at `address` to those whom `access` lets in: `/`, its script and style, `/live.mjpeg`, `/state.json`.
 ///
 /// # Errors
-/// For an address that cannot be taken.
-pub fn serve(address: SocketAddr, board: Arc<Board>) -> Result<Server> {
-    Server::start(address, move |path| match path {
+/// If the address cannot be used.
+pub fn serve(address: SocketAddr, access: Access, board: Arc<Board>) -> Result<Server> {
+    Server::start(address, access, move |path| match path {
         "/" => text("text/html; charset=utf-8", include_str!("page.html")),
         "/page.js" => text("text/javascript; charset=utf-8", include_str!("page.js")),
         "/page.css" => text("text/css; charset=utf-8", include_str!("page.css")),
@@ -166,10 +167,10 @@ fn text(kind: &'static str, text: &'static str) -> Answer {
     Answer::Document(kind, Cow::Borrowed(text.as_bytes()))
 }
 
-/// Writes pictures, each the newest, for as long as they are taken.
+/// Writes the latest frame repeatedly, as long as the client accepts it.
 fn pictures(board: &Board, client: &mut Client) -> std::io::Result<()> {
     let mut last = board.shown().number;
-    // Opens the first part: viewers show a part once the next begins.
+    // Opens the first part: viewers show a part when the next one begins.
     write!(client, "--{BOUNDARY}\r\n")?;
     while !client.ended() {
         let Some((number, jpeg)) = board.next(last) else { continue };

@@ -1,7 +1,7 @@
-//! Where the monitor's picture comes from.
+//! Video sources of the monitor.
 
 use crate::data;
-use crate::video::{FrameRate, make, rgb_buffer, uri_of};
+use crate::video::{FrameRate, decoder, make, rgb_buffer, uri_of};
 use crate::{Error, Result};
 use gst::prelude::*;
 use std::path::Path;
@@ -9,19 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Pictures of a folder that wait to be shown.
+/// Number of a folder's images that are read ahead.
 const MOST_WAITING: u64 = 2;
 
-/// Added to a pipeline; a folder of pictures has a thread that reads them.
+/// A source in a pipeline; a folder of images has a thread that reads them.
 pub struct Source {
     stop: Arc<AtomicBool>,
 }
 
 impl Source {
-    /// Adds what `input` names to `pipeline`, before `target`.
+    /// Adds the source named by `input` to `pipeline`, before `target`.
     ///
     /// # Errors
-    /// For a missing file, an empty folder, or an element that is missing.
+    /// If the file or an element is missing, or the folder is empty.
     pub fn add(input: &str, pipeline: &gst::Pipeline, target: &gst::Element, repeat: bool) -> Result<Self> {
         let failed = |e: gst::glib::BoolError| Error::Video(e.to_string());
         let stop = Arc::new(AtomicBool::new(false));
@@ -31,27 +31,28 @@ impl Source {
         } else if let Some(number) = input.strip_prefix("decklink") {
             let source = make("decklinkvideosrc", "gstreamer1.0-plugins-bad")?;
             if let Some(number) = number.strip_prefix(':') {
-                let bad = |_| Error::invalid(format!("{input}: {number:?} is no number of a card"));
+                let bad = |_| Error::invalid(format!("{input}: {number:?} is not a card number"));
                 source.set_property("device-number", number.parse::<i32>().map_err(bad)?);
             }
             source
         } else if input.starts_with("/dev/video") {
             if !path.exists() {
                 return Err(Error::Video(format!(
-                    "{input}: no such camera; v4l2-ctl --list-devices names them"
+                    "{input}: no such camera; list them with v4l2-ctl --list-devices"
                 )));
             }
             let source = make("v4l2src", "gstreamer1.0-plugins-good")?;
             source.set_property("device", input);
-            // Many cameras give their full size and rate compressed only.
+            // Many cameras offer their full size and rate only compressed.
             let decode = make("decodebin", "gstreamer1.0-plugins-base")?;
+            // GPU memory can neither be converted nor drawn on.
+            decode.set_property("force-sw-decoders", true);
             pipeline.add(&source).and_then(|()| pipeline.add(&decode)).map_err(failed)?;
             source.link(&decode).map_err(failed)?;
             link_video(&decode, target);
             return Ok(Self { stop });
         } else {
-            let source = make("uridecodebin", "gstreamer1.0-plugins-base")?;
-            source.set_property("uri", uri_of(input)?);
+            let source = decoder(&uri_of(input)?)?;
             pipeline.add(&source).map_err(failed)?;
             link_video(&source, target);
             return Ok(Self { stop });
@@ -67,7 +68,7 @@ impl Drop for Source {
     }
 }
 
-/// Links the first video stream that shows; audio and further streams stay unlinked.
+/// Links the first video stream; audio and further streams stay unlinked.
 fn link_video(decoder: &gst::Element, target: &gst::Element) {
     let target = target.downgrade();
     decoder.connect_pad_added(move |_, pad| {
@@ -80,14 +81,14 @@ fn link_video(decoder: &gst::Element, target: &gst::Element) {
     });
 }
 
-/// The folder's pictures at the rate of stills' video, read by a thread as they are wanted.
+/// The folder's images at a fixed frame rate, read by a thread on demand.
 fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Element> {
     let mut items = data::pictures_in(dir)?;
     if items.is_empty() {
         items = data::Dataset::open(dir)?.items;
     }
     if items.is_empty() {
-        return Err(Error::data(dir, "no pictures in it (.jpg, .png, .bmp, .tif)"));
+        return Err(Error::data(dir, "no images in it (.jpg, .png, .bmp, .tif)"));
     }
     let source = gst_app::AppSrc::builder().format(gst::Format::Time).max_bytes(0).build();
     let feed = source.clone();
@@ -136,9 +137,9 @@ fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Elemen
             if let Err(e) = push() {
                 gst::element_error!(end, gst::ResourceError::Read, ("{e}"));
             }
-            // Refused only by a pipeline that has ended.
+            // Fails only if the pipeline has ended.
             let _ = end.end_of_stream();
         })
-        .map_err(|e| Error::invalid(format!("cannot start a thread for pictures: {e}")))?;
+        .map_err(|e| Error::invalid(format!("cannot start a thread for frames: {e}")))?;
     Ok(source.upcast())
 }

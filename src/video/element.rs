@@ -1,4 +1,4 @@
-//! The element `autosam`, wherever it is installed.
+//! Finds and creates the element `autosam`.
 
 use super::init;
 use crate::{Error, Result};
@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 /// The plugin's file.
 const PLUGIN: &str = "libgstautosam.so";
 
-/// Makes the element `autosam`: GStreamer's own (installed, or by GST_PLUGIN_PATH) or, where it knows none, the one that lies
-/// beside this program or in the `lib` folder of its place.
+/// Creates the element `autosam`: the one known to GStreamer (installed, or by GST_PLUGIN_PATH), otherwise the plugin next to
+/// this program or in the neighbouring `lib` folder.
 ///
 /// # Errors
-/// [`Error::Video`] with the ways out where there is none.
+/// [`Error::Video`] with the remedies if no plugin is found.
 pub fn autosam_element() -> Result<gst::Element> {
     init()?;
     if gst::ElementFactory::find("autosam").is_none() {
@@ -27,7 +27,7 @@ fn load() -> Result<()> {
     let places = std::env::current_exe().map(|exe| candidates(&exe)).unwrap_or_default();
     let Some(found) = places.into_iter().find(|p| p.is_file()) else {
         return Err(Error::Video(format!(
-            "GStreamer has no element autosam; build it (cargo build --release -p gst-autosam) beside this program, install \
+            "GStreamer has no element autosam; build it (cargo build --release -p gst-autosam) next to this program, install \
              {PLUGIN}, or point GST_PLUGIN_PATH to its folder"
         )));
     };
@@ -36,7 +36,7 @@ fn load() -> Result<()> {
     gst::Registry::get().add_plugin(&plugin).map_err(|e| Error::Video(format!("{}: {e}", found.display())))
 }
 
-/// Where the plugin may be for the program at `exe`: its own folder (`target/release`), and `lib` beside `bin`.
+/// Possible paths of the plugin for the program at `exe`: its own folder (`target/release`), and `lib` next to `bin`.
 fn candidates(exe: &Path) -> Vec<PathBuf> {
     let Some(folder) = exe.parent() else { return Vec::new() };
     let triplet = format!("lib/{}-linux-gnu/gstreamer-1.0", std::env::consts::ARCH);
@@ -44,10 +44,10 @@ fn candidates(exe: &Path) -> Vec<PathBuf> {
     std::iter::once(folder.to_owned()).chain(lib).map(|dir| dir.join(PLUGIN)).collect()
 }
 
-/// Sets a property from text, as `gst-launch-1.0` does.
+/// Sets a property from text, like `gst-launch-1.0`.
 ///
 /// # Errors
-/// For an unknown property or a value it does not take.
+/// If the property is unknown or the value is invalid.
 pub(crate) fn set(element: &gst::Element, name: &str, value: &str) -> Result<()> {
     let pspec = element.find_property(name).ok_or_else(|| {
         Error::invalid(format!("the element autosam has no property {name}; see gst-inspect-1.0 autosam"))

@@ -1,22 +1,31 @@
-//! Files, streams and cameras in, files out, by GStreamer: `uridecodebin` to an appsink, an appsrc to an encoder.
+//! Video input from files, streams and cameras, and output to files, with GStreamer: `uridecodebin` to an appsink, an appsrc to an encoder.
 
+mod container;
+#[cfg(feature = "archive")]
+pub(crate) mod dicom;
 mod element;
 mod raw;
 mod reader;
+mod source;
+mod upright;
+mod watch;
 mod writer;
 
 pub use element::autosam_element;
 pub(crate) use element::set;
 pub(crate) use raw::{convert, info, rgb_buffer};
-pub(crate) use reader::uri_of;
-pub use reader::{Reader, is_uri};
-pub use writer::Writer;
+pub use reader::{Reader, VideoFrame};
+pub use source::is_uri;
+pub(crate) use source::{decoder, uri_of};
+pub use upright::UPRIGHT;
+pub(crate) use upright::upright;
+pub use writer::{Shape, Writer};
 
 use crate::{Error, Result};
 use gst::prelude::*;
 use std::time::Duration;
 
-/// Frames a second, as a fraction.
+/// Frame rate as a fraction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameRate {
     pub numerator: i32,
@@ -24,10 +33,15 @@ pub struct FrameRate {
 }
 
 impl FrameRate {
-    /// Frames a second of sources that do not say.
+    /// Default for sources that state no frame rate.
     pub const DEFAULT: Self = Self { numerator: 25, denominator: 1 };
 
-    /// When frame `index` begins, in nanoseconds.
+    /// Frames per second.
+    pub fn per_second(self) -> f64 {
+        f64::from(self.numerator) / f64::from(self.denominator.max(1))
+    }
+
+    /// Start of frame `index` in nanoseconds.
     pub fn time(self, index: u64) -> u64 {
         u128::from(index)
             .saturating_mul(1_000_000_000 * self.denominator.max(1) as u128)
@@ -37,35 +51,35 @@ impl FrameRate {
 }
 
 pub(crate) fn init() -> Result<()> {
-    gst::init().map_err(|e| Error::Video(format!("GStreamer does not start: {e}")))
+    gst::init().map_err(|e| Error::Video(format!("cannot start GStreamer: {e}")))
 }
 
-/// Makes the element `factory`, or says which Debian package has it.
+/// Creates the element `factory`; the error names the Debian package that contains it.
 pub(crate) fn make(factory: &str, package: &str) -> Result<gst::Element> {
     gst::ElementFactory::make(factory)
         .build()
         .map_err(|_| Error::Video(format!("GStreamer has no element {factory}; apt install {package}")))
 }
 
-/// How long a source may take to stop.
+/// Time limit for a source to stop.
 const PARTING: Duration = Duration::from_secs(3);
 
-/// Stops a pipeline that reads. rtspsrc of GStreamer 1.22 may wait without end for a server that has gone silent: whoever
-/// stops it does not; a thread of its own goes on waiting.
+/// Stops a reading pipeline. rtspsrc of GStreamer 1.22 may wait endlessly for a silent server; the caller does not wait,
+/// but leaves the waiting to a separate thread.
 pub(crate) fn stop(pipeline: &gst::Pipeline) {
     let pipeline = pipeline.clone();
     let (stopped, ended) = crossbeam_channel::bounded(1);
     let stopping = std::thread::Builder::new().name("autosam-stop".into()).spawn(move || {
-        // Nothing can be done about a pipeline that does not stop, nor about one that nobody waits for any more.
+        // A pipeline that does not stop cannot be helped, and there is no caller left to inform.
         let _ = pipeline.set_state(gst::State::Null);
         let _ = stopped.send(());
     });
     if stopping.is_err() || ended.recv_timeout(PARTING).is_err() {
-        tracing::warn!("the source does not stop");
+        tracing::warn!("the source did not stop in time");
     }
 }
 
-/// The first error on the pipeline's bus, where there is one.
+/// The first error on the pipeline's bus, if any.
 pub(crate) fn error_on(pipeline: &gst::Pipeline, what: &str) -> Option<Error> {
     let message = pipeline.bus()?.pop_filtered(&[gst::MessageType::Error])?;
     match message.view() {
@@ -75,7 +89,17 @@ pub(crate) fn error_on(pipeline: &gst::Pipeline, what: &str) -> Option<Error> {
 }
 
 pub(crate) fn describe(e: &gst::message::Error, what: &str) -> Error {
+    let error = e.error();
+    if error.matches(gst::CoreError::MissingPlugin) {
+        return Error::Video(format!(
+            "{what}: {error}: install gstreamer1.0-libav and gstreamer1.0-plugins-bad, or convert the file with `ffmpeg -i FILE -c:v libx264 FILE.mp4`"
+        ));
+    }
+    // Nothing takes what the file holds: sound or subtitles.
+    if e.debug().is_some_and(|d| d.contains("reason not-linked")) {
+        return Error::Video(format!("{what}: it holds no video"));
+    }
     let detail =
         e.debug().map(|d| format!(" ({})", d.lines().last().unwrap_or_default())).unwrap_or_default();
-    Error::Video(format!("{what}: {}{detail}", e.error()))
+    Error::Video(format!("{what}: {error}{detail}"))
 }

@@ -1,4 +1,4 @@
-//! Pictures in memory as raw video.
+//! Frames in memory as raw video.
 
 use super::{FrameRate, error_on, init, make};
 use crate::{Error, Result};
@@ -8,13 +8,13 @@ use image::RgbImage;
 /// The layout of raw video of GStreamer's `format`.
 ///
 /// # Errors
-/// For an unknown format, or a size that it does not take.
+/// If the format is unknown or does not support the size.
 pub(crate) fn info(format: &str, width: u32, height: u32, rate: FrameRate) -> Result<gst_video::VideoInfo> {
     init()?;
     let known = gst_video::VideoFormat::from_string(format);
     if matches!(known, gst_video::VideoFormat::Unknown | gst_video::VideoFormat::Encoded) {
         return Err(Error::invalid(format!(
-            "{format:?} is no raw video format of GStreamer (NV12, UYVY, RGBA, …)"
+            "unknown raw video format {format:?}: expected one of GStreamer's (NV12, UYVY, RGBA, …)"
         )));
     }
     gst_video::VideoInfo::builder(known, width, height)
@@ -23,7 +23,7 @@ pub(crate) fn info(format: &str, width: u32, height: u32, rate: FrameRate) -> Re
         .map_err(|e| Error::invalid(format!("{format} of {width}x{height}: {e}")))
 }
 
-/// A picture as GStreamer's RGB, whose rows begin at multiples of four bytes.
+/// An image in GStreamer's RGB layout, whose rows begin at multiples of four bytes.
 pub(crate) fn rgb_buffer(image: &RgbImage) -> gst::Buffer {
     let (row, stride) = (3 * image.width() as usize, (3 * image.width() as usize).next_multiple_of(4));
     let mut bytes = vec![0; stride * image.height() as usize];
@@ -33,10 +33,10 @@ pub(crate) fn rgb_buffer(image: &RgbImage) -> gst::Buffer {
     gst::Buffer::from_mut_slice(bytes)
 }
 
-/// Pictures, all of the size of `to`, in its format (`videoconvert`).
+/// Converts frames, all of the size of `to`, to its format (`videoconvert`).
 ///
 /// # Errors
-/// Where GStreamer cannot convert to it.
+/// If GStreamer cannot convert to it.
 pub(crate) fn convert(pictures: &[RgbImage], to: &gst_video::VideoInfo) -> Result<Vec<gst::Buffer>> {
     init()?;
     let failed = |e: gst::glib::BoolError| Error::Video(e.to_string());
@@ -53,7 +53,7 @@ pub(crate) fn convert(pictures: &[RgbImage], to: &gst_video::VideoInfo) -> Resul
     let elements = [source.upcast_ref(), &convert, sink.upcast_ref()];
     pipeline.add_many(elements).and_then(|()| gst::Element::link_many(elements)).map_err(failed)?;
     let failure = || {
-        let otherwise = || Error::Video(format!("pictures cannot be converted to {}", to.format()));
+        let otherwise = || Error::Video(format!("frames cannot be converted to {}", to.format()));
         error_on(&pipeline, "conversion").unwrap_or_else(otherwise)
     };
     let work = || -> Result<Vec<gst::Buffer>> {
@@ -61,7 +61,7 @@ pub(crate) fn convert(pictures: &[RgbImage], to: &gst_video::VideoInfo) -> Resul
         let mut converted = Vec::with_capacity(pictures.len());
         for (i, picture) in pictures.iter().enumerate() {
             if picture.dimensions() != (to.width(), to.height()) {
-                return Err(Error::invalid("pictures of different sizes in one stream"));
+                return Err(Error::invalid("frames of different sizes in one stream"));
             }
             let mut buffer = rgb_buffer(picture);
             if let Some(buffer) = buffer.get_mut() {

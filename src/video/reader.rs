@@ -1,16 +1,33 @@
+//! Video, frame by frame.
+
+use super::container::{self, Promise};
+use super::source::{PATIENCE, begin_of, decoder, is_uri, uri_of};
+use super::upright::upright;
+use super::watch::{Seen, watch};
 use super::{FrameRate, error_on, init, make};
 use crate::{Error, Result};
 use gst::prelude::*;
 use image::RgbImage;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a source may stay silent.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// A camera's end comes sooner after its last picture: rtpsession, too, ends a stream that has been silent for long.
+/// Shorter limit for a camera after its last frame: rtpsession also ends a stream that has been silent for long.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Decodes a file or a URI (`rtsp://`, `v4l2://`, `https://`, …) picture by picture.
+/// A decoded frame as shown on a monitor: upright and progressive, with pixels of aspect ratio `pixel_aspect`.
+#[derive(Debug, Clone)]
+pub struct VideoFrame {
+    pub rgb: RgbImage,
+    /// Nanoseconds since the video's first frame, by the container's timestamps; larger with each frame.
+    pub time: u64,
+    /// Duration in nanoseconds, if stated by the stream.
+    pub duration: Option<u64>,
+    /// Pixel aspect ratio, width to height.
+    pub pixel_aspect: (u32, u32),
+}
+
+/// Decodes a file or a URI (`rtsp://`, `v4l2://`, `https://`, …) frame by frame.
 #[derive(Debug)]
 pub struct Reader {
     pipeline: gst::Pipeline,
@@ -18,124 +35,177 @@ pub struct Reader {
     what: String,
     camera: bool,
     first: Option<gst::Sample>,
-    rate: FrameRate,
+    nominal: Option<FrameRate>,
     size: (u32, u32),
-}
-
-/// True of `scheme://…`.
-pub fn is_uri(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, _)| {
-        !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
-    })
-}
-
-/// `input` where it is a URI, else the URI of the file of this name, which must be there.
-pub(crate) fn uri_of(input: &str) -> Result<String> {
-    if is_uri(input) {
-        return Ok(input.to_owned());
-    }
-    let path = Path::new(input).canonicalize().map_err(|e| Error::io(input, e))?;
-    let uri = gst::glib::filename_to_uri(&path, None);
-    uri.map(|u| u.to_string()).map_err(|e| Error::Video(format!("{}: {e}", path.display())))
+    promise: Promise,
+    clock: Clock,
+    seen: Arc<Seen>,
+    /// The error that ended the stream early.
+    broken: Option<Error>,
+    ended: bool,
 }
 
 impl Reader {
-    /// Opens `input` and waits for its first picture. `rtsp://` travels over TCP, `rtspu://` over UDP.
+    /// Opens `input` and waits for the first frame of its first video track. `rtsp://` travels over TCP, `rtspu://` over UDP.
     ///
     /// # Errors
     /// [`Error::Io`] for a missing file; [`Error::Video`] with GStreamer's reason for what is not video.
     pub fn open(input: &str) -> Result<Self> {
+        Self::open_track(input, 1)
+    }
+
+    /// [`Self::open`] of video track `track`, from 1.
+    ///
+    /// # Errors
+    /// As [`Self::open`]'s, and if there are fewer tracks.
+    pub fn open_track(input: &str, track: usize) -> Result<Self> {
         init()?;
         let uri = uri_of(input)?;
-        let source = make("uridecodebin", "gstreamer1.0-plugins-base")?;
-        source.set_property("uri", &uri);
+        let mut promise =
+            if is_uri(input) { Promise::default() } else { container::promise(Path::new(input)) };
+        if track > 1 {
+            // It speaks of the first.
+            promise.frames = None;
+        }
+        // GStreamer would wait for its table without end.
+        if let Some(reason) = &promise.hopeless {
+            return Err(Error::Video(format!("{input}: {reason}")));
+        }
+        #[cfg(feature = "archive")]
+        if !is_uri(input) && super::dicom::is_dicom(Path::new(input)) {
+            let (source, promise) = super::dicom::source(Path::new(input))?;
+            return Self::play(input, source, track, false, promise);
+        }
+        if let Some(length) = promise.usable {
+            return Self::play(input, begin_of(Path::new(input), length)?, track, false, promise);
+        }
+        // A camera does not wait: without room for a burst, the server's end of stream would be lost behind the frames.
+        let camera = uri.starts_with("rtsp");
+        Self::play(input, decoder(&uri)?, track, camera, promise)
+    }
+
+    fn play(input: &str, source: gst::Element, track: usize, camera: bool, promise: Promise) -> Result<Self> {
+        let upright = upright()?;
         let convert = make("videoconvert", "gstreamer1.0-plugins-base")?;
         let caps = gst_video::VideoCapsBuilder::new().format(gst_video::VideoFormat::Rgb).build();
-        // A camera does not wait: room for a burst, or its server's end of the stream is lost behind the pictures.
-        let camera = uri.starts_with("rtsp");
         let ahead = if camera { 16 } else { 2 };
         let sink = gst_app::AppSink::builder().caps(&caps).max_buffers(ahead).sync(false).build();
         let pipeline = gst::Pipeline::new();
         let linked = pipeline
-            .add_many([&source, &convert, sink.upcast_ref()])
-            .and_then(|()| convert.link(&sink))
+            .add_many([&source, &upright, &convert, sink.upcast_ref()])
+            .and_then(|()| gst::Element::link_many([&upright, &convert, sink.upcast_ref()]))
             .map_err(|e| Error::Video(e.to_string()));
         linked?;
-        if uri.starts_with("rtsp://") {
-            source.connect("source-setup", false, |values| {
-                let rtsp = values.get(1).and_then(|v| v.get::<gst::Element>().ok())?;
-                if rtsp.has_property("protocols") && rtsp.has_property("tcp-timeout") {
-                    // Nothing may be lost, the end of the stream neither. rtspu:// asks for UDP.
-                    rtsp.set_property_from_str("protocols", "tcp");
-                    // Ours comes first and names the camera.
-                    rtsp.set_property("tcp-timeout", 3 * PATIENCE.as_micros() as u64);
-                }
-                None
-            });
-        }
-        let target = convert.downgrade();
-        source.connect_pad_added(move |_, pad| {
-            let Some(sink) = target.upgrade().and_then(|c| c.static_pad("sink")) else { return };
-            let is_video = pad
-                .current_caps()
-                .is_some_and(|c| c.structure(0).is_some_and(|s| s.name().starts_with("video/")));
-            // The first video stream; audio and further streams stay unlinked.
-            if is_video && !sink.is_linked() && pad.link(&sink).is_err() {
-                gst::glib::g_warning!("autosam", "the video stream cannot be converted to RGB");
-            }
-        });
+        let seen = Arc::new(Seen::of_track(track));
+        watch(&source, &upright, &seen);
         let mut reader = Self {
             pipeline,
             sink,
             what: input.to_owned(),
             camera,
             first: None,
-            rate: FrameRate::DEFAULT,
+            nominal: None,
             size: (0, 0),
+            promise,
+            clock: Clock::default(),
+            seen,
+            broken: None,
+            ended: false,
         };
         if reader.pipeline.set_state(gst::State::Playing).is_err() {
             return Err(reader.failure("cannot be played"));
         }
-        reader.first = reader.pull()?;
+        reader.first = reader.pull().map_err(|e| reader.seen.missing_track(input).unwrap_or(e))?;
         let Some(first) = &reader.first else {
-            return Err(Error::Video(format!("{input}: no pictures in it")));
+            return Err(Error::Video(format!("{input}: no frames in it")));
         };
         let info = info(first, input)?;
         reader.size = (info.width(), info.height());
-        if info.fps().numer() > 0 {
-            reader.rate = FrameRate { numerator: info.fps().numer(), denominator: info.fps().denom() };
+        reader.nominal = (info.fps().numer() > 0)
+            .then(|| FrameRate { numerator: info.fps().numer(), denominator: info.fps().denom() });
+        reader.clock.step = reader.rate().time(1);
+        if reader.promise.lasts {
+            let duration = reader.pipeline.query_duration::<gst::ClockTime>();
+            reader.promise.seconds = duration.map(|d| d.nseconds() as f64 / 1e9);
         }
         Ok(reader)
     }
 
-    /// Width and height of the first picture.
+    /// Width and height of the first frame.
     pub fn size(&self) -> (u32, u32) {
         self.size
     }
 
+    /// The rate stated by the stream, if any. Frames may come at other times: [`VideoFrame::time`].
+    pub fn nominal_rate(&self) -> Option<FrameRate> {
+        self.nominal
+    }
+
+    /// [`Self::nominal_rate`], otherwise the default.
     pub fn rate(&self) -> FrameRate {
-        self.rate
+        self.nominal.unwrap_or(FrameRate::DEFAULT)
     }
 
-    /// Number of pictures by duration and rate, where the source knows its duration.
+    /// Number of frames by the container, or by duration and rate, if the source knows its duration.
     pub fn expected(&self) -> Option<u64> {
-        let duration = self.pipeline.query_duration::<gst::ClockTime>()?;
-        let rate = self.rate;
-        Some(
-            (duration.nseconds() as f64 * 1e-9 * f64::from(rate.numerator) / f64::from(rate.denominator))
-                .round() as u64,
-        )
+        if self.promise.frames.is_some() {
+            return self.promise.frames;
+        }
+        let seconds = self.promise.seconds.or_else(|| {
+            let duration = self.pipeline.query_duration::<gst::ClockTime>()?;
+            Some(duration.nseconds() as f64 * 1e-9)
+        })?;
+        let rate = self.nominal?;
+        Some((seconds * rate.per_second()).round() as u64)
     }
 
-    /// The next picture and its timestamp in nanoseconds; `None` at the end.
-    pub fn next_picture(&mut self) -> Result<Option<(RgbImage, Option<u64>)>> {
-        let sample = match self.first.take() {
-            Some(sample) => Some(sample),
-            None => self.pull()?,
+    /// The container's time of the first frame in nanoseconds, from which [`VideoFrame::time`] counts.
+    pub fn start(&self) -> u64 {
+        self.clock.start.unwrap_or(0)
+    }
+
+    /// When the last frame ended, in nanoseconds since the first.
+    pub fn end(&self) -> u64 {
+        self.clock.end
+    }
+
+    /// Frame rate computed from the frames' times; the stream's own rate if they agree.
+    pub fn measured_rate(&self) -> f64 {
+        let nominal = self.rate().per_second();
+        let (steps, last) = (self.clock.frames.saturating_sub(1) as f64, self.clock.last as f64 / 1e9);
+        // Containers round times to a millisecond.
+        let agrees = self.nominal.is_some() && (steps / nominal - last).abs() < 0.002;
+        if agrees || last <= 0.0 { nominal } else { steps / last }
+    }
+
+    /// The next frame; `None` at the end. A stream with an error ends there; [`Self::problems`] gives the reason.
+    ///
+    /// # Errors
+    /// If the error occurs before the first frame.
+    pub fn next_frame(&mut self) -> Result<Option<VideoFrame>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let next = match self.first.take() {
+            Some(sample) => self.frame(&sample).map(Some),
+            None => match self.pull() {
+                Ok(Some(sample)) => self.frame(&sample).map(Some),
+                other => other.map(|_| None),
+            },
         };
-        let Some(sample) = sample else { return Ok(None) };
-        let info = info(&sample, &self.what)?;
-        let bad = || Error::Video(format!("{}: a picture that cannot be read", self.what));
+        self.ended = !matches!(next, Ok(Some(_)));
+        match next {
+            Err(e) if self.clock.frames > 0 => {
+                self.broken = Some(e);
+                Ok(None)
+            }
+            next => next,
+        }
+    }
+
+    fn frame(&mut self, sample: &gst::Sample) -> Result<VideoFrame> {
+        let info = info(sample, &self.what)?;
+        let bad = || Error::Video(format!("{}: cannot read a frame", self.what));
         let buffer = sample.buffer().ok_or_else(bad)?;
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info).map_err(|_| bad())?;
         let stride = info.stride().first().and_then(|s| usize::try_from(*s).ok()).ok_or_else(bad)?;
@@ -147,8 +217,59 @@ impl Reader {
             .flat_map(|r| &r[..row.min(r.len())])
             .copied()
             .collect();
-        let image = RgbImage::from_raw(info.width(), info.height(), pixels).ok_or_else(bad)?;
-        Ok(Some((image, buffer.pts().map(gst::ClockTime::nseconds))))
+        let rgb = RgbImage::from_raw(info.width(), info.height(), pixels).ok_or_else(bad)?;
+        let duration = buffer.duration().map(gst::ClockTime::nseconds).filter(|d| *d > 0);
+        let stamp = buffer.pts().and_then(|pts| {
+            let segment = sample.segment()?.downcast_ref::<gst::ClockTime>()?;
+            segment.to_stream_time(pts).map(gst::ClockTime::nseconds)
+        });
+        let time = self.clock.next(stamp, duration);
+        let side = |v: i32| u32::try_from(v).unwrap_or(1).max(1);
+        Ok(VideoFrame {
+            rgb,
+            time,
+            duration,
+            pixel_aspect: (side(info.par().numer()), side(info.par().denom())),
+        })
+    }
+
+    /// Missing and damaged parts, after [`Self::next_frame`] has reached the end. Each entry is a reason why the frames are not
+    /// the whole video.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = self.promise.faults.clone();
+        if let Some(e) = &self.broken {
+            problems.push(format!(
+                "the stream ended unexpectedly after frame {}: {e}",
+                self.clock.frames.saturating_sub(1)
+            ));
+        }
+        let frames = self.clock.frames;
+        if let Some(expected) = self.promise.frames.filter(|expected| frames < *expected) {
+            problems.push(format!("{frames} of {expected} frames could be read"));
+        } else if let Some(seconds) = self.promise.seconds.filter(|_| !self.longer_sound()) {
+            let read = self.clock.end as f64 / 1e9;
+            // Containers round, and differ in whether they count the duration of the last frame.
+            if read + (2.5 * self.clock.step as f64 / 1e9).max(0.1) < seconds {
+                problems.push(format!("{read:.2} of {seconds:.2} s could be read"));
+            }
+        }
+        problems.extend(self.seen.problems());
+        problems
+    }
+
+    /// What is in the file and not processed, such as further video tracks, after the first frame.
+    pub fn notes(&self) -> Vec<String> {
+        self.seen.notes()
+    }
+
+    /// Whether the promised duration may be that of sound.
+    fn longer_sound(&self) -> bool {
+        self.promise.lasts && self.seen.has_audio()
+    }
+
+    /// Number of frames stated by the container, if any.
+    pub fn promised(&self) -> Option<u64> {
+        self.promise.frames
     }
 
     fn pull(&self) -> Result<Option<gst::Sample>> {
@@ -157,14 +278,15 @@ impl Reader {
             if let Some(sample) = self.sink.try_pull_sample(gst::ClockTime::from_mseconds(200)) {
                 return Ok(Some(sample));
             }
-            if let Some(e) = error_on(&self.pipeline, &self.what) {
+            if let Some(e) = self.seen.no_decoder(&self.what).or_else(|| error_on(&self.pipeline, &self.what))
+            {
                 return Err(e);
             }
             if self.sink.is_eos() && !(self.camera && begin.elapsed() > FAREWELL) {
                 return Ok(None);
             }
             if begin.elapsed() > PATIENCE {
-                return Err(Error::Video(format!("{}: no picture for {} s", self.what, PATIENCE.as_secs())));
+                return Err(Error::Video(format!("{}: no frame for {} s", self.what, PATIENCE.as_secs())));
             }
         }
     }
@@ -175,15 +297,58 @@ impl Reader {
     }
 }
 
+/// The clock of a video's frames: nanoseconds since the first.
+#[derive(Debug, Default)]
+struct Clock {
+    /// Stream time of the first frame.
+    start: Option<u64>,
+    /// When the last frame began and ended.
+    last: u64,
+    end: u64,
+    frames: u64,
+    /// A frame's duration if the stream does not state it.
+    step: u64,
+}
+
+impl Clock {
+    /// The time of the next frame, whose stream time is `stamp`. Frames without one, or whose time goes back, follow the last.
+    fn next(&mut self, stamp: Option<u64>, duration: Option<u64>) -> u64 {
+        let follows = if self.frames == 0 { 0 } else { self.end.max(self.last + 1) };
+        let start = *self.start.get_or_insert(stamp.unwrap_or(0));
+        let time = stamp.and_then(|stamp| stamp.checked_sub(start)).unwrap_or(follows);
+        let time = if self.frames > 0 && time <= self.last { follows } else { time };
+        self.frames += 1;
+        self.last = time;
+        self.end = time + duration.unwrap_or(self.step);
+        time
+    }
+}
+
 fn info(sample: &gst::Sample, what: &str) -> Result<gst_video::VideoInfo> {
     sample
         .caps()
         .and_then(|c| gst_video::VideoInfo::from_caps(c).ok())
-        .ok_or_else(|| Error::Video(format!("{what}: pictures without a format")))
+        .ok_or_else(|| Error::Video(format!("{what}: frames without a format")))
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
         super::stop(&self.pipeline);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_count_from_the_first_frame_and_never_go_back() {
+        let mut clock = Clock { step: 40, ..Clock::default() };
+        let times: Vec<u64> = [Some(780), Some(820), None, Some(880), Some(700), Some(1000)]
+            .into_iter()
+            .map(|stamp| clock.next(stamp, None))
+            .collect();
+        assert_eq!(times, [0, 40, 80, 100, 140, 220]);
+        assert_eq!((clock.start, clock.end, clock.frames), (Some(780), 260, 6));
     }
 }

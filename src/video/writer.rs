@@ -1,4 +1,4 @@
-use super::{FrameRate, describe, error_on, init, make, rgb_buffer};
+use super::{FrameRate, VideoFrame, describe, error_on, init, make, rgb_buffer};
 use crate::error::partial;
 use crate::{Error, Result};
 use gst::prelude::*;
@@ -6,72 +6,91 @@ use image::RgbImage;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Pictures that wait for the encoder at most.
+/// Maximum number of frames that wait for the encoder.
 const QUEUE: u64 = 4;
 
-/// How long the encoder may take for its last pictures.
+/// Endings of files that are written.
+const WRITTEN: [&str; 3] = ["mp4", "mkv", "webm"];
+
+/// How long the encoder may take for its last frames.
 const PATIENCE: gst::ClockTime = gst::ClockTime::from_seconds(60);
 
-/// Encodes pictures into a file; the format follows the name: `.mp4` or `.mkv` (H.264), `.webm` (VP8).
+/// Maximum loss of an MP4 in milliseconds if the program is killed or the disk is full.
+const FRAGMENT: u32 = 1000;
+/// Ticks a second of MP4: 24, 25, 30, 50 and 60 frames a second, their 1000/1001ths, and milliseconds are whole numbers of them.
+const TICKS: u32 = 120_000;
+
+/// Properties shared by all frames of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    pub width: u32,
+    pub height: u32,
+    /// Pixel aspect ratio, width to height.
+    pub pixel_aspect: (u32, u32),
+}
+
+impl Shape {
+    /// Geometry of frames with square pixels.
+    pub fn square((width, height): (u32, u32)) -> Self {
+        Self { width, height, pixel_aspect: (1, 1) }
+    }
+
+    /// Geometry of `frame`.
+    pub fn of(frame: &VideoFrame) -> Self {
+        Self { pixel_aspect: frame.pixel_aspect, ..Self::square(frame.rgb.dimensions()) }
+    }
+}
+
+/// Encodes frames into a file; the format follows the name: `.mp4` or `.mkv` (H.264), `.webm` (VP8).
 ///
-/// The file is written as `NAME.partial` and gets its name when it is complete.
+/// The file is written as `NAME.partial` and gets its name when it is closed, also if the encoder or the disk failed: the part
+/// written before is playable. A killed program leaves `NAME.partial`, which is playable up to its last second.
 #[derive(Debug)]
 pub struct Writer {
     pipeline: gst::Pipeline,
     source: gst_app::AppSrc,
     path: PathBuf,
     partial: PathBuf,
-    size: (u32, u32),
+    shape: Shape,
     rate: FrameRate,
     count: u64,
+    /// Whether the encoder or the disk failed, so that no end of stream will come.
+    failed: bool,
+    closed: bool,
 }
 
 impl Writer {
+    /// Fails for a name whose ending is none that is written.
+    ///
     /// # Errors
-    /// For an unknown ending, a missing encoder (with its package), or a place that cannot be written.
-    pub fn create(path: &Path, (width, height): (u32, u32), rate: FrameRate) -> Result<Self> {
-        init()?;
+    /// With the endings that are.
+    pub fn check_name(path: &Path) -> Result<()> {
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        let (encoder, chain, muxer) = match ending.as_str() {
-            // Chroma is halved both ways (below), and x264enc takes no half pixel.
-            "mp4" | "mkv" if width % 2 + height % 2 > 0 => {
-                return Err(Error::invalid(format!(
-                    "{}: H.264 needs an even width and height, not {width}x{height}; write a .webm or a folder",
-                    path.display()
-                )));
-            }
-            "mp4" | "mkv" => {
-                let encoder = make("x264enc", "gstreamer1.0-plugins-ugly")?;
-                encoder.set_property_from_str("speed-preset", "veryfast");
-                encoder.set_property_from_str("pass", "qual");
-                encoder.set_property("quantizer", 18u32);
-                let parse = make("h264parse", "gstreamer1.0-plugins-bad")?;
-                let muxer = if ending == "mp4" { "mp4mux" } else { "matroskamux" };
-                (encoder, vec![parse], make(muxer, "gstreamer1.0-plugins-good")?)
-            }
-            "webm" => {
-                let encoder = make("vp8enc", "gstreamer1.0-plugins-good")?;
-                encoder.set_property("deadline", 1i64);
-                encoder.set_property("cpu-used", 4i32);
-                encoder.set_property("target-bitrate", 6_000_000i32);
-                (encoder, vec![], make("webmmux", "gstreamer1.0-plugins-good")?)
-            }
-            _ => {
-                return Err(Error::invalid(format!(
-                    "{}: the ending must be .mp4, .mkv or .webm, or the output a folder",
-                    path.display()
-                )));
-            }
-        };
+        match WRITTEN.contains(&ending.as_str()) {
+            true => Ok(()),
+            false => Err(unknown_ending(path)),
+        }
+    }
+
+    /// `rate` is what the file's header says; frames are shown when [`Self::write_at`] says.
+    ///
+    /// # Errors
+    /// If the file extension is unknown, the encoder is missing (with its package), or the path cannot be written.
+    pub fn create(path: &Path, shape: Shape, rate: FrameRate) -> Result<Self> {
+        init()?;
+        let failed = |e: &dyn std::fmt::Display| Error::Video(format!("{}: {e}", path.display()));
+        let (encoder, muxer) = encoder(path, &shape)?;
         let partial = partial(path)?;
         // GStreamer's own message would name the element, not the reason.
         drop(std::fs::File::create(&partial).map_err(|e| Error::io(&partial, e))?);
 
-        let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::Rgb, width, height)
+        let aspect = |v: u32| i32::try_from(v).unwrap_or(1);
+        let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::Rgb, shape.width, shape.height)
             .fps(gst::Fraction::new(rate.numerator, rate.denominator))
+            .par(gst::Fraction::new(aspect(shape.pixel_aspect.0), aspect(shape.pixel_aspect.1)))
             .build()
             .and_then(|i| i.to_caps())
-            .map_err(|e| Error::Video(format!("{}: {e}", path.display())))?;
+            .map_err(|e| failed(&e))?;
         let source = gst_app::AppSrc::builder()
             .caps(&info)
             .format(gst::Format::Time)
@@ -85,51 +104,118 @@ impl Writer {
         planar.set_property("caps", &caps);
         let sink = make("filesink", "libgstreamer1.0-0")?;
         sink.set_property("location", partial.to_string_lossy().as_ref());
-        let mut elements = vec![source.clone().upcast(), convert, planar, encoder];
-        elements.extend(chain);
-        elements.extend([muxer, sink]);
+        let mut elements = vec![source.clone().upcast(), convert, planar];
+        elements.extend(encoder);
+        elements.extend([muxer.clone(), sink]);
         let pipeline = gst::Pipeline::new();
         let built = pipeline.add_many(&elements).and_then(|()| gst::Element::link_many(&elements));
-        built.map_err(|e| Error::Video(format!("{}: {e}", path.display())))?;
-        let writer =
-            Self { pipeline, source, path: path.to_owned(), partial, size: (width, height), rate, count: 0 };
+        built.map_err(|e| failed(&e))?;
+        for pad in muxer.sink_pads().iter().filter(|pad| pad.has_property("trak-timescale")) {
+            pad.set_property("trak-timescale", TICKS);
+        }
+        let writer = Self {
+            pipeline,
+            source,
+            path: path.to_owned(),
+            partial,
+            shape,
+            rate,
+            count: 0,
+            failed: false,
+            closed: false,
+        };
         if writer.pipeline.set_state(gst::State::Playing).is_err() {
             return Err(writer.failure());
         }
         Ok(writer)
     }
 
-    /// Appends a picture of the size given at first, one frame duration after the last.
+    /// Required geometry of the frames.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Path of the closed file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of frames written so far.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Appends a frame one frame's length after the last.
+    ///
+    /// # Errors
+    /// See [`Self::write_at`].
     pub fn write(&mut self, image: &RgbImage) -> Result<()> {
-        if image.dimensions() != self.size {
+        self.write_at(image, self.rate.time(self.count), None)
+    }
+
+    /// Appends a frame that is shown from `time` on, in nanoseconds since the file's begin; times must grow.
+    ///
+    /// # Errors
+    /// If the frame differs in size, and errors of the encoder or the disk.
+    pub fn write_at(&mut self, image: &RgbImage, time: u64, duration: Option<u64>) -> Result<()> {
+        if image.dimensions() != (self.shape.width, self.shape.height) {
             return Err(Error::Video(format!(
-                "{}: a picture of {}x{} among pictures of {}x{}; write a folder of pictures instead",
+                "{}: a frame of {}x{} among frames of {}x{}",
                 self.path.display(),
                 image.width(),
                 image.height(),
-                self.size.0,
-                self.size.1
+                self.shape.width,
+                self.shape.height
             )));
         }
-        // Not appsrc's own blocking, which would outlast an encoder that has failed.
+        // appsrc's own blocking would never end after a failure of the encoder.
         while self.source.current_level_buffers() >= QUEUE {
             if let Some(e) = error_on(&self.pipeline, &self.path.display().to_string()) {
+                self.failed = true;
                 return Err(e);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut buffer = rgb_buffer(image);
         if let Some(buffer) = buffer.get_mut() {
-            let begin = self.rate.time(self.count);
-            buffer.set_pts(gst::ClockTime::from_nseconds(begin));
-            buffer.set_duration(gst::ClockTime::from_nseconds(self.rate.time(self.count + 1) - begin));
+            buffer.set_pts(gst::ClockTime::from_nseconds(time));
+            let duration =
+                duration.unwrap_or_else(|| self.rate.time(self.count + 1) - self.rate.time(self.count));
+            buffer.set_duration(gst::ClockTime::from_nseconds(duration));
         }
         self.count += 1;
-        self.source.push_buffer(buffer).map(drop).map_err(|_| self.failure())
+        if self.source.push_buffer(buffer).is_err() {
+            self.failed = true;
+            return Err(self.failure());
+        }
+        Ok(())
     }
 
     /// Waits for the encoder, then gives the file its name.
-    pub fn finish(self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Errors of the encoder or the disk; the written part is playable.
+    pub fn finish(mut self) -> Result<()> {
+        self.close()
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Ok(());
+        }
+        let ended = if self.failed { Ok(()) } else { self.end() };
+        // An encoder that does not stop cannot be helped.
+        let _ = self.pipeline.set_state(gst::State::Null);
+        let empty = std::fs::metadata(&self.partial).map_or(true, |m| m.len() == 0);
+        if self.count == 0 || (empty && (self.failed || ended.is_err())) {
+            // The file contains no frame.
+            let _ = std::fs::remove_file(&self.partial);
+            return ended;
+        }
+        ended.and(std::fs::rename(&self.partial, &self.path).map_err(|e| Error::io(&self.path, e)))
+    }
+
+    fn end(&self) -> Result<()> {
         if self.source.end_of_stream().is_err() {
             return Err(self.failure());
         }
@@ -137,24 +223,68 @@ impl Writer {
         let ends = [gst::MessageType::Eos, gst::MessageType::Error];
         let message = self.pipeline.bus().and_then(|b| b.timed_pop_filtered(PATIENCE, &ends));
         match message.as_ref().map(|m| m.view()) {
-            Some(gst::MessageView::Eos(_)) => {}
-            Some(gst::MessageView::Error(e)) => return Err(describe(e, &what)),
-            _ => return Err(Error::Video(format!("{what}: the encoder does not end"))),
+            Some(gst::MessageView::Eos(_)) => Ok(()),
+            Some(gst::MessageView::Error(e)) => Err(describe(e, &what)),
+            _ => Err(Error::Video(format!("{what}: the encoder did not finish in time"))),
         }
-        let _ = self.pipeline.set_state(gst::State::Null);
-        std::fs::rename(&self.partial, &self.path).map_err(|e| Error::io(&self.path, e))
     }
 
     fn failure(&self) -> Error {
         let what = self.path.display().to_string();
-        error_on(&self.pipeline, &what).unwrap_or_else(|| Error::Video(format!("{what}: cannot be encoded")))
+        error_on(&self.pipeline, &what).unwrap_or_else(|| Error::Video(format!("{what}: encoding failed")))
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // After `finish` both are done and neither does anything.
-        let _ = self.pipeline.set_state(gst::State::Null);
-        let _ = std::fs::remove_file(&self.partial);
+        if let Err(e) = self.close() {
+            tracing::error!("{e}");
+        }
     }
+}
+
+/// The encoder with its parser, and the muxer, for a file of this name.
+fn encoder(path: &Path, shape: &Shape) -> Result<(Vec<gst::Element>, gst::Element)> {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    match ending.as_str() {
+        // Chroma is halved both ways, and x264enc takes no half pixel.
+        "mp4" | "mkv" if shape.width % 2 + shape.height % 2 > 0 => Err(Error::invalid(format!(
+            "{}: H.264 needs an even width and height, not {}x{}; write a .webm or a folder",
+            path.display(),
+            shape.width,
+            shape.height
+        ))),
+        "mp4" | "mkv" => {
+            let encoder = make("x264enc", "gstreamer1.0-plugins-ugly")?;
+            encoder.set_property_from_str("speed-preset", "veryfast");
+            encoder.set_property_from_str("pass", "qual");
+            encoder.set_property("quantizer", 18u32);
+            // No B-frames: with them mp4mux would use decoding times for the file's length, and players would cut off the last frame of a
+            // variable rate.
+            encoder.set_property("bframes", 0u32);
+            let parse = make("h264parse", "gstreamer1.0-plugins-bad")?;
+            let muxer =
+                make(if ending == "mp4" { "mp4mux" } else { "matroskamux" }, "gstreamer1.0-plugins-good")?;
+            if ending == "mp4" {
+                // Playable at any moment, and an ordinary file at the end.
+                muxer.set_property("fragment-duration", FRAGMENT);
+                muxer.set_property_from_str("fragment-mode", "first-moov-then-finalise");
+            }
+            Ok((vec![encoder, parse], muxer))
+        }
+        "webm" => {
+            let encoder = make("vp8enc", "gstreamer1.0-plugins-good")?;
+            encoder.set_property("deadline", 1i64);
+            encoder.set_property("cpu-used", 4i32);
+            encoder.set_property("target-bitrate", 6_000_000i32);
+            // WebM's own timebase: by default frames closer than the stated rate get the same time.
+            encoder.set_property("timebase", gst::Fraction::new(1, 1000));
+            Ok((vec![encoder], make("webmmux", "gstreamer1.0-plugins-good")?))
+        }
+        _ => Err(unknown_ending(path)),
+    }
+}
+
+fn unknown_ending(path: &Path) -> Error {
+    Error::invalid(format!("{}: expected a file ending in .mp4, .mkv or .webm, or a folder", path.display()))
 }

@@ -5,6 +5,7 @@
 
 mod support;
 
+mod backbone;
 mod generator;
 mod metrics;
 mod sam;

@@ -17,6 +17,7 @@ fn config(golden: &Golden) -> SamConfig {
     let size = |name: &str| c[name].as_u64().unwrap_or_else(|| panic!("config.{name}")) as usize;
     SamConfig {
         image_size: size("img_size"),
+        stretch: false,
         encoder: EncoderConfig::Vit(VitConfig {
             embed_dim: size("embed_dim"),
             depth: size("depth"),
@@ -54,10 +55,10 @@ fn pixels(x: &Tensor, step: usize) -> Tensor {
     every(&every(x, 2, step), 3, step)
 }
 
-/// The golden's picture: pixel values of 0 to 255, normalised and padded.
+/// The golden's image: pixel values of 0 to 255, normalised and padded.
 fn picture(golden: &Golden, size: usize) -> (Tensor, usize, usize) {
     let [h, w]: [usize; 2] = serde_json::from_str(golden.meta("image_h_w")).unwrap();
-    let sample = autosam::engine::segmenter::Sample {
+    let sample = autosam::engine::segmenter::ModelInput {
         width: w,
         height: h,
         rgb: support::image(&format!("{}image", golden.prefix()), h, w),
@@ -168,7 +169,13 @@ fn a_batch_gives_what_its_images_give() {
         window: 3,
         mlp_ratio: 2,
     });
-    let config = SamConfig { image_size: 64, encoder, embed_channels: 64, decoder: DecoderConfig::default() };
+    let config = SamConfig {
+        image_size: 64,
+        stretch: false,
+        encoder,
+        embed_channels: 64,
+        decoder: DecoderConfig::default(),
+    };
     let sam = filled(&config, "batch/");
     let images = signed("batch/images", &[3, 3, 64, 64]);
     let points = (signed("batch/points", &[3, 2, 2]).affine(32.0, 32.0)).unwrap();

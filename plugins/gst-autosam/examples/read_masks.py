@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The masks from Python: as video from the pad `mask`, as metadata on the pictures, and as signals and messages.
+"""The masks from Python: as video from the pad `mask`, as metadata on the frames, and as signals and messages.
 
     apt install python3-gi gir1.2-gst-plugins-base-1.0
     GST_PLUGIN_PATH=target/release python3 plugins/gst-autosam/examples/read_masks.py clip.mp4

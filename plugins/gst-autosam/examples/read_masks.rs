@@ -1,4 +1,4 @@
-//! The masks themselves: as video from the pad `mask`, and as metadata on the pictures. `read_masks.py` beside this is the same in Python.
+//! Reads masks as video from the pad `mask`, and as metadata on frames. `read_masks.py` does the same in Python.
 //!
 //!     cargo run --release -p gst-autosam --example read_masks -- clip.mp4
 

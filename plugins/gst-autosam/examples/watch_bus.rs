@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         match message.view() {
             gst::MessageView::Element(element) => match element.structure() {
                 Some(s) if s.name() == "application/x-autosam-stats" => println!(
-                    "{} pictures, {} inferred; mask age {:.1} ms",
+                    "{} frames, {} inferred; mask age {:.1} ms",
                     s.get::<u64>("frames")?,
                     s.get::<u64>("inferred")?,
                     s.get::<u64>("annotation-delay-mean")? as f64 / 1e6

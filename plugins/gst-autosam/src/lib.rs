@@ -6,12 +6,12 @@ mod autosam;
 
 pub use autosam::AutoSam;
 
-/// For the plugin's own memory; the host's and GStreamer's stays where it is.
+/// Serves only the plugin's own memory, not that of GStreamer or the application.
 #[global_allocator]
-static ALLOCATOR: ::autosam::process::Allocator = ::autosam::process::Allocator;
+static ALLOCATOR: autosam_host::process::Allocator = autosam_host::process::Allocator;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
-    ::autosam::process::keep_freed_memory();
+    autosam_host::process::keep_freed_memory();
     autosam::register(plugin)
 }
 

@@ -18,7 +18,7 @@ fn row(p: &glib::ParamSpec) -> String {
         range(f.minimum().to_string(), f.maximum().to_string(), f.default_value().to_string())
     } else if let Some(u) = p.downcast_ref::<glib::ParamSpecUInt>() {
         match (p.name(), u.minimum(), u.maximum()) {
-            ("color", ..) => format!("0xAARRGGBB ({:#010x})", u.default_value()),
+            ("color" | "prompt-color", ..) => format!("0xAARRGGBB ({:#010x})", u.default_value()),
             (_, min, u32::MAX) => format!("{min} and more ({})", u.default_value()),
             (_, min, max) => range(min.to_string(), max.to_string(), u.default_value().to_string()),
         }
@@ -82,10 +82,12 @@ fn the_document_names_what_the_element_can_do() {
             template.name_template()
         );
     }
-    for format in autosam::frame::PixelFormat::ALL {
+    for format in autosam_frame::PixelFormat::ALL {
         assert!(text.contains(format.name()), "{}", format.name());
     }
-    for signal in ["detection-started", "detection-ended", "model-updated"] {
+    let prompts =
+        ["prompt-started", "prompt-ended", "prompt-refused", "prompt-point", "prompt-box", "clear-prompts"];
+    for signal in ["detection-started", "detection-ended", "model-updated"].into_iter().chain(prompts) {
         assert!(glib::subclass::SignalId::lookup(signal, gstautosam::AutoSam::static_type()).is_some());
         assert!(text.contains(&format!("`{signal}`")), "signal {signal}");
     }

@@ -2,18 +2,17 @@
 
 mod common;
 
+use autosam_frame::PixelFormat;
 use common::{buffer, bytes, caps, complaints, harness, init, model, stat, wait};
 use gst::prelude::*;
 use gst_check::Harness;
 use std::path::{Path, PathBuf};
 
-const FORMATS: [&str; 9] = ["NV12", "I420", "UYVY", "BGRA", "RGBA", "BGRx", "RGBx", "RGB", "BGR"];
-
 #[test]
 fn frame_accurate_marks_every_picture_in_every_format() {
     let dir = tempfile::tempdir().unwrap();
     let location = model(dir.path());
-    for format in FORMATS {
+    for format in PixelFormat::ALL.map(PixelFormat::name) {
         let (mut h, element, bus) = harness(&[
             ("model-location", location.to_str().unwrap()),
             ("sync-mode", "frame-accurate"),
@@ -101,7 +100,7 @@ fn sizes_change_in_mid_stream_down_to_one_pixel() {
         ("threshold", "0.1"),
     ]);
     for (i, (w, hgt)) in [(1, 1), (4099, 7), (7, 4099), (2, 3), (640, 480), (1, 1)].into_iter().enumerate() {
-        for format in ["NV12", "I420", "UYVY", "BGRA", "RGB"] {
+        for format in ["NV12", "I420", "UYVY", "YUY2", "Y42B", "v210", "P010_10LE", "GRAY8", "BGRA", "RGB"] {
             let caps = caps(format, w, hgt);
             h.set_src_caps(caps.clone());
             let b = buffer(&caps, i as u64);

@@ -5,8 +5,11 @@
 
 mod common;
 
-use autosam::engine::segmenter::{Sample, Segmenter};
-use common::{Scripted, around, buffer, bytes, caps, complaints, model, scripted, stat, threads, wait};
+use autosam_engine::segmenter::Segmenter;
+use autosam_frame::map::ModelInput;
+use common::{
+    Scripted, around, buffer, bytes, caps, complaints, gated, model, scripted, stat, threads, wait,
+};
 use gst::prelude::*;
 use gst_check::Harness;
 use std::path::Path;
@@ -33,8 +36,8 @@ fn end(element: gst::Element, h: Option<Harness>) {
     wait(|| ["autosam-worker", "autosam-loader", "autosam-notices"].iter().all(|name| threads(name) == 0));
 }
 
-fn always(value: u8) -> autosam::Result<Box<dyn Segmenter>> {
-    Ok(Box::new(Scripted(move |_: &Sample| Ok(value))))
+fn always(value: u8) -> autosam_frame::Result<Box<dyn Segmenter>> {
+    Ok(Box::new(Scripted(move |_: &ModelInput| Ok(value))))
 }
 
 /// Pushes picture `index` and says whether it was marked.
@@ -46,36 +49,41 @@ fn marked(h: &mut Harness, caps: &gst::Caps, index: u64) -> bool {
     bytes(&after) != before
 }
 
-/// Pushes until pictures are marked (again).
+/// Pushes until frames have an overlay (again).
 fn until_marked(h: &mut Harness, caps: &gst::Caps) {
-    let h = std::cell::RefCell::new(h);
-    let index = std::cell::Cell::new(1000);
-    wait(|| {
-        index.set(index.get() + 1);
-        marked(&mut h.borrow_mut(), caps, index.get())
-    });
+    let mut indices = 1000..;
+    wait(|| marked(h, caps, indices.next().unwrap()));
 }
 
-/// Opens a model whose first life ends with `fault`; after that it works.
-fn fails_once(fault: impl Fn() -> autosam::Result<u8> + Send + Sync + 'static) -> (gst::Element, gst::Bus) {
+/// Opens a model whose first life ends with `fault`; after that it works, once the sender that is returned is dropped.
+fn fails_once(
+    fault: impl Fn() -> autosam_frame::Result<u8> + Send + Sync + 'static,
+) -> (gst::Element, gst::Bus, Sender<()>) {
     let (opened, fault) = (AtomicUsize::new(0), Arc::new(fault));
-    scripted(&[("expire-overlay", "0")], move |_| {
+    let (repaired, gate): (_, Receiver<()>) = channel();
+    let gate = Mutex::new(gate);
+    let (element, bus) = scripted(&[("expire-overlay", "0")], move |_| {
         let first = opened.fetch_add(1, Ordering::Relaxed) == 0;
+        if !first {
+            let _ = gate.lock().unwrap().recv();
+        }
         let fault = fault.clone();
-        Ok(Box::new(Scripted(move |_: &Sample| if first { fault() } else { Ok(255) })))
-    })
+        Ok(Box::new(Scripted(move |_: &ModelInput| if first { fault() } else { Ok(255) })))
+    });
+    (element, bus, repaired)
 }
 
 /// The whole course of a fault in the worker.
-fn told_and_recovered(fault: impl Fn() -> autosam::Result<u8> + Send + Sync + 'static, reason: &str) {
+fn told_and_recovered(fault: impl Fn() -> autosam_frame::Result<u8> + Send + Sync + 'static, reason: &str) {
     let _turn = Turn::new();
-    let (element, bus) = fails_once(fault);
+    let (element, bus, repaired) = fails_once(fault);
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
     h.set_src_caps(caps.clone());
     assert!(!marked(&mut h, &caps, 0));
     wait(|| stat(&element, "errors") == 1);
     assert!(!marked(&mut h, &caps, 1));
+    drop(repaired);
     until_marked(&mut h, &caps);
     let said = complaints(&bus);
     assert!(said.len() == 1 && said[0].starts_with("warning:") && said[0].contains(reason), "{said:?}");
@@ -90,7 +98,8 @@ fn a_worker_panic_is_told_and_survived() {
 
 #[test]
 fn a_device_out_of_memory_is_told_and_survived() {
-    let oom = || Err(autosam::Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
+    let oom =
+        || Err(autosam_frame::Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
     told_and_recovered(oom, "CUDA_ERROR_OUT_OF_MEMORY");
 }
 
@@ -99,22 +108,25 @@ fn a_model_that_never_recovers_is_left_alone_for_longer_and_longer() {
     let _turn = Turn::new();
     let opened = Arc::new(AtomicUsize::new(0));
     let count = opened.clone();
+    let begin = std::time::Instant::now();
     let (element, bus) = scripted(&[], move |_| {
         count.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(Scripted(|_: &Sample| Err(autosam::Error::Invalid("broken".into())))))
+        Ok(Box::new(Scripted(|_: &ModelInput| Err(autosam_frame::Error::Invalid("broken".into())))))
     });
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
     h.set_src_caps(caps.clone());
-    for i in 0..300 {
-        assert!(!marked(&mut h, &caps, i));
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut frames = 0;
+    wait(|| {
+        assert!(!marked(&mut h, &caps, frames));
+        frames += 1;
+        opened.load(Ordering::Relaxed) >= 4
+    });
+    // After 0.1, 0.2 and 0.4 s; not with every frame.
+    assert!(begin.elapsed() >= Duration::from_millis(700), "opened 4 times in {:?}", begin.elapsed());
     wait(|| stat(&element, "pending") == 0);
-    // After 0.1, 0.2 and 0.4 s; not with every picture.
-    let (opened, said) = (opened.load(Ordering::Relaxed), complaints(&bus).len());
-    assert!((1..=6).contains(&opened) && said <= 6, "opened {opened} times, {said} warnings");
-    assert_eq!(stat(&element, "frames"), 300);
+    assert!(complaints(&bus).len() <= opened.load(Ordering::Relaxed), "more warnings than failures");
+    assert_eq!(stat(&element, "frames"), frames);
     end(element, Some(h));
 }
 
@@ -138,7 +150,7 @@ fn a_model_truncated_while_loading_keeps_the_old_one() {
     });
     let (element, bus) = scripted(&[("expire-overlay", "0")], move |location| match location {
         None => always(255),
-        Some(path) => autosam::model::open(Some(path), &autosam::model::ModelOptions::default()),
+        Some(path) => autosam_model::open(Some(path), &autosam_model::ModelOptions::default()),
     });
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
@@ -156,20 +168,6 @@ fn a_model_truncated_while_loading_keeps_the_old_one() {
     assert!(failed > 0, "the file was never caught broken");
     assert_eq!(stat(&element, "errors"), 0);
     end(element, Some(h));
-}
-
-/// A model that waits for a token before each answer.
-fn gated(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Sender<()>) {
-    let (go, gate): (_, Receiver<()>) = channel();
-    let gate = Arc::new(Mutex::new(gate));
-    let (element, bus) = scripted(properties, move |_| {
-        let gate = gate.clone();
-        Ok(Box::new(Scripted(move |_: &Sample| {
-            let _ = gate.lock().unwrap().recv();
-            Ok(255)
-        })))
-    });
-    (element, bus, go)
 }
 
 #[test]
@@ -190,7 +188,13 @@ fn a_stalled_worker_holds_up_nothing_and_its_old_mask_expires() {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(!marked(&mut h, &caps, 100), "a mask older than 60 ms");
-    assert!(common::next_message(&bus, "application/x-autosam-overload").get::<bool>("active").unwrap());
+    let mut told = Vec::new();
+    wait(|| {
+        marked(&mut h, &caps, 101);
+        told.extend(common::messages(&bus, "application/x-autosam-overload"));
+        !told.is_empty()
+    });
+    assert!(told[0].get::<bool>("active").unwrap());
     drop(go);
     until_marked(&mut h, &caps);
     end(element, Some(h));
@@ -421,7 +425,7 @@ fn soak() {
         [("attach-meta", "true"), ("motion-compensation", "true"), ("stats-interval", "100000000")];
     let (element, bus) = scripted(&properties, move |_: Option<&Path>| {
         let values = values.clone();
-        Ok(Box::new(Scripted(move |_: &Sample| {
+        Ok(Box::new(Scripted(move |_: &ModelInput| {
             Ok((values.fetch_add(1, Ordering::Relaxed) / 7 % 2 * 255) as u8)
         })))
     });

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Scripted, around, buffer, bytes, caps, messages, model, next_message, scripted, stat, wait};
+use common::{
+    Scripted, around, buffer, bytes, caps, gated, messages, model, next_message, scripted, stat, wait,
+};
 use gst::prelude::*;
 use gst_controller::prelude::{InterpolationControlSourceExt, TimedValueControlSourceExt};
 use std::path::Path;
@@ -454,7 +456,7 @@ fn a_model_set_while_playing_takes_over_and_no_picture_is_lost() {
 fn an_element_whose_model_did_not_open_takes_one_later() {
     let (element, bus) = scripted(&[("model-location", "bad"), ACCURATE], |location| match location {
         Some(l) if l == Path::new("good") => Ok(Box::new(Scripted(|_: &_| Ok(255)))),
-        _ => Err(autosam::Error::weights("bad", "truncated")),
+        _ => Err(autosam_frame::Error::weights("bad", "truncated")),
     });
     let mut h = around(&element);
     let caps = caps("RGB", 40, 30);
@@ -472,15 +474,7 @@ fn an_element_whose_model_did_not_open_takes_one_later() {
 
 #[test]
 fn a_worker_that_takes_too_long_is_told_as_overload() {
-    let (go, gate) = std::sync::mpsc::channel::<()>();
-    let gate = Arc::new(Mutex::new(gate));
-    let (element, bus) = scripted(&[("expire-overlay", "20000000")], move |_| {
-        let gate = gate.clone();
-        Ok(Box::new(Scripted(move |_: &_| {
-            let _ = gate.lock().unwrap().recv();
-            Ok(255)
-        })))
-    });
+    let (element, bus, go) = gated(&[("expire-overlay", "20000000")]);
     let mut h = around(&element);
     let caps = caps("RGB", 40, 30);
     h.set_src_caps(caps.clone());

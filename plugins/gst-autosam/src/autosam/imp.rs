@@ -1,15 +1,18 @@
-//! A video filter in place: samples each picture for the engine, draws its latest mask.
+//! An in-place video filter: submits each frame to the engine and draws the latest mask.
 
+use super::CAT;
+use super::input::{self, Input, seen};
+use super::latency::{self, Times};
 use super::mask_pad::{MaskPad, Picture};
-use super::meta::{Attacher, pixels};
 use super::notify::{Notice, Notices, Notifier, post};
+use super::pointing::{self, Pointer, Wish};
 use super::properties;
 use super::settings::{OnError, Settings, SyncMode};
-use autosam::engine::segmenter::Segmenter;
-use autosam::engine::{Control, Engine, Event, Latency, Listener, Opener, Shown};
-use autosam::frame::{ColorMatrix, FrameInfo, FrameMut, PixelFormat, PlaneMut};
-use autosam::priority::Urgent;
-use autosam::process;
+use super::state::State;
+use autosam_engine::segmenter::Segmenter;
+use autosam_engine::{Control, Engine, Event, EventHandler, Latency, ModelFactory, PromptEvent, Shown};
+use autosam_frame::{Frame, FrameMut, PlaneMut};
+use autosam_host::process;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
@@ -22,56 +25,31 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
-    gst::DebugCategory::new("autosam", gst::DebugColorFlags::empty(), Some("Polyp masks on live video"))
-});
-
-/// What exists between READY and PAUSED only.
-#[derive(Default)]
-struct State {
-    engine: Option<Engine>,
-    notices: Option<Notices>,
-    video: Option<(gst_video::VideoInfo, FrameInfo)>,
-    /// Pictures since the start, for `inference-interval`.
-    count: u64,
-    /// When `max-inference-rate` allows the next inference, in ns of timestamps.
-    due_at: u64,
-    /// The picture on which the present detection began.
-    detected: Option<Began>,
-    overloaded: bool,
-    /// A picture that cannot be used has been told of, and none that can came since.
-    complained: bool,
-    told: Option<Instant>,
-    urgent: Option<Urgent>,
-    /// The `realtime-priority` that the system refused.
-    refused: u8,
-    attacher: Attacher,
-}
-
-struct Began {
-    pts: Option<gst::ClockTime>,
-    pictures: u64,
-}
-
-type TestOpener = dyn Fn(Option<&Path>) -> autosam::Result<Box<dyn Segmenter>> + Send + Sync;
+type TestOpener = dyn Fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> + Send + Sync;
 
 #[derive(Default)]
 pub struct AutoSam {
     settings: Mutex<Settings>,
-    /// Held while a picture is being worked on.
+    /// Held while a frame is being processed.
     state: Mutex<State>,
-    /// The engine's other half, for properties and events: they must not wait for a picture.
+    /// Handle to the engine for properties and events, which must not wait for a frame.
     control: Mutex<Option<Control>>,
     notifier: Mutex<Option<Notifier>>,
+    /// Times of frames that waited for their masks; never locked for long.
+    times: Arc<Mutex<Times>>,
+    /// Whether the source is live, by its last answer to the latency query.
+    live: AtomicBool,
     mask: Mutex<Option<MaskPad>>,
-    /// Set by the worker where `on-error=fail`: the next picture ends the stream.
+    /// Never locked for long.
+    pointer: Mutex<Pointer>,
+    /// Set by the worker if `on-error=fail`: the next frame ends the stream.
     failed: Arc<AtomicBool>,
     opener: Mutex<Option<Arc<TestOpener>>>,
-    /// Of this plugin's code on the pictures' thread, since the element was made.
+    /// Allocations of this plugin's code on the streaming thread, since the element was created.
     allocations: AtomicU64,
 }
 
-/// What is locked here is whole at any time, also after a panic.
+/// Ignores poisoning: the guarded values are consistent at any time, also after a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -94,21 +72,38 @@ impl AutoSam {
         *lock(&self.opener) = Some(opener);
     }
 
-    fn opener(&self, settings: &Settings) -> Opener {
+    fn opener(&self, settings: &Settings) -> ModelFactory {
         let (location, options) = (settings.model_location.clone(), settings.model());
+        let rehearsed = (settings.sync_mode == SyncMode::FrameAccurate).then(|| self.times.clone());
         match lock(&self.opener).clone() {
             Some(open) => Box::new(move || open(location.as_deref())),
-            None => Box::new(move || autosam::model::open(location.as_deref(), &options)),
+            None => Box::new(move || {
+                let mut model = autosam_model::open(location.as_deref(), &options)?;
+                if let Some(times) = &rehearsed {
+                    let took = latency::rehearse(model.as_mut())?;
+                    lock(times).note(took);
+                }
+                Ok(model)
+            }),
         }
     }
 
-    fn listener(&self) -> Listener {
+    /// Latency that the element adds to a live pipeline.
+    pub fn latency(&self) -> gst::ClockTime {
+        match lock(&self.settings).sync_mode {
+            SyncMode::Async => gst::ClockTime::ZERO,
+            SyncMode::FrameAccurate => lock(&self.times).latency(),
+        }
+    }
+
+    fn listener(&self) -> EventHandler {
         let (element, failed) = (self.obj().downgrade(), self.failed.clone());
         Box::new(move |event| {
             let Some(element) = element.upgrade() else { return };
             match event {
                 Event::Detected(_) => {}
-                Event::Recovered => gst::info!(CAT, obj = element, "the model is open again"),
+                Event::Prompted(event) => element.imp().announce(&event),
+                Event::Recovered => gst::info!(CAT, obj = element, "the model is loaded again"),
                 Event::Failed(e) if lock(&element.imp().settings).on_error == OnError::Fail => {
                     failed.store(true, Ordering::Relaxed);
                     gst::element_error!(element, gst::LibraryError::Failed, ("Inference failed"), ["{e}"]);
@@ -117,7 +112,7 @@ impl AutoSam {
                     gst::element_warning!(
                         element,
                         gst::LibraryError::Failed,
-                        ("Inference failed; the picture goes on without masks"),
+                        ("Inference failed; video continues without masks"),
                         ["{e}"]
                     );
                 }
@@ -125,7 +120,7 @@ impl AutoSam {
         })
     }
 
-    /// Opens another model beside the present one, while the element runs.
+    /// Loads another model on its own thread while the element runs with the current one.
     fn replace_model(&self, settings: &Settings) {
         let (Some(control), Some(notices)) = (self.control(), self.notices()) else { return };
         let location = settings.location();
@@ -137,52 +132,118 @@ impl AutoSam {
         );
     }
 
-    /// Offers the picture to the network, finds the mask that belongs on it, and draws it.
-    fn work(&self, state: &mut State, settings: &Settings, buffer: &mut gst::BufferRef) -> Option<Shown> {
+    /// Reports what became of a prompt.
+    fn announce(&self, event: &PromptEvent) {
+        let (name, structure) = pointing::announcement(event, lock(&self.pointer).size);
+        if let Some(notices) = self.notices() {
+            notices.leave(Notice::Detection(name, structure));
+        }
+    }
+
+    /// Queues what a person asks for; returns whether it was accepted.
+    pub fn ask(&self, wish: Option<Wish>) -> bool {
+        let refused = |reason| {
+            self.announce(&PromptEvent::Refused { reason });
+            false
+        };
+        let Some(control) = self.control().filter(|_| self.notices().is_some()) else {
+            gst::warning!(CAT, imp = self, "a prompt before the element was started has no effect");
+            return false;
+        };
+        match wish {
+            Some(Wish::Clear) => {
+                control.clear_prompts();
+                true
+            }
+            None => refused("outside-frame"),
+            Some(Wish::Prompt(_)) if !lock(&self.settings).enabled => refused("disabled"),
+            Some(Wish::Prompt(prompt)) => match control.prompt(prompt) {
+                Ok(()) => true,
+                Err(e) => {
+                    gst::warning!(CAT, imp = self, "{e}");
+                    refused(if control.prompts_wait() { "busy" } else { "no-model" })
+                }
+            },
+        }
+    }
+
+    /// Submits the frame for inference and draws the current masks on it.
+    fn work(&self, state: &mut State, settings: &Settings, buffer: &mut gst::BufferRef) -> Drawn {
+        let mut drawn = Drawn::default();
         let pts = buffer.pts().map(gst::ClockTime::nseconds);
         let due = state.due(settings, pts);
-        let (Some(engine), Some((video, info))) = (&mut state.engine, &state.video) else { return None };
-        let mut frame = match gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, video) {
+        let (Some(engine), Some(input)) = (&mut state.engine, &state.input) else { return drawn };
+        let fields = input.has_fields(buffer);
+        let mut frame = match gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, &input.video) {
             Ok(frame) => frame,
             Err(_) => {
-                state.complain(format!("A buffer is no {} picture and passes as it is", describe(video)));
-                return None;
+                let caps = input.describe();
+                state.complain(format!("A buffer does not hold a {caps} frame; it passes unchanged"));
+                return drawn;
             }
         };
         let strides =
             [0, 1, 2].map(|p| frame.plane_stride().get(p).map_or(0, |s| usize::try_from(*s).unwrap_or(0)));
         let [a, b, c, _] = frame.planes_data_mut();
         let plane = |data, p: usize| PlaneMut { data, stride: strides[p] };
-        let mut picture = match FrameMut::new(*info, [plane(a, 0), plane(b, 1), plane(c, 2)]) {
-            Ok(picture) => picture,
+        let mut canvas = match FrameMut::new(input.info, [plane(a, 0), plane(b, 1), plane(c, 2)]) {
+            Ok(canvas) => canvas,
             Err(e) => {
                 state.complain(e.to_string());
-                return None;
+                return drawn;
             }
         };
         state.complained = false;
-        let shown = if settings.sync_mode == SyncMode::FrameAccurate && due {
-            // The worker has told the bus where it failed.
-            let own = engine.segment(&picture.as_frame(), pts).ok();
-            own.map(|detection| Shown { detection, shift: (0, 0) })
-        } else {
-            if !due {
-                engine.skip();
-            } else if let Err(e) = engine.offer(&picture.as_frame(), pts) {
-                gst::warning!(CAT, imp = self, "{e}");
+        let due = due || engine.control().prompts_wait();
+        // Both before either is drawn: the second is not to follow the first one's outline.
+        let frame = seen(&canvas, fields);
+        drawn.automatic = self.shown(engine, settings, &frame, pts, due);
+        drawn.object = engine.current_object(&frame).filter(|s| lasting(settings, s));
+        let styles = [settings.style(), settings.object_style()];
+        for (shown, style) in [&mut drawn.automatic, &mut drawn.object].into_iter().zip(styles) {
+            let Some(shown) = shown else { continue };
+            let mark = &shown.detection.mark;
+            if !mark.is_empty() {
+                if fields {
+                    mark.draw_on_fields(&mut canvas, &style, shown.shift);
+                } else {
+                    mark.draw_at(&mut canvas, &style, shown.shift);
+                }
+                engine.record_annotation_delay(shown.detection.sampled.elapsed());
             }
-            let lasting = |s: &Shown| {
-                settings.sync_mode == SyncMode::FrameAccurate
-                    || settings.expire_overlay.is_zero()
-                    || s.detection.sampled.elapsed() <= settings.patience()
-            };
-            engine.show(&picture.as_frame()).filter(lasting)
-        }?;
-        if !shown.detection.mark.is_empty() {
-            shown.detection.mark.draw_at(&mut picture, &settings.style(), shown.shift);
-            engine.record_annotation_delay(shown.detection.sampled.elapsed());
+            if fields {
+                // From field lines to frame lines.
+                shown.shift.1 *= 2;
+            }
         }
-        Some(shown)
+        drawn
+    }
+
+    /// The mask to draw on `frame`, which is submitted for inference if it is `due`.
+    fn shown(
+        &self,
+        engine: &mut Engine,
+        settings: &Settings,
+        frame: &Frame,
+        pts: Option<u64>,
+        due: bool,
+    ) -> Option<Shown> {
+        let own = |detection| Some(Shown { detection, shift: (0, 0) });
+        let accurate = settings.sync_mode == SyncMode::FrameAccurate;
+        if accurate && due {
+            // If inference fails, the worker has posted it on the bus.
+            return engine.segment(frame, pts).ok().and_then(own);
+        }
+        // A paused pipeline shows this frame for long, and nothing is live: wait for its own mask.
+        if due && self.obj().current_state() < gst::State::Playing {
+            return engine.segment_within(frame, pts, settings.mask_max_age()).ok().and_then(own);
+        }
+        if !due {
+            engine.skip();
+        } else if let Err(e) = engine.try_submit(frame, pts) {
+            gst::warning!(CAT, imp = self, "{e}");
+        }
+        engine.current_overlay(frame).filter(|s| lasting(settings, s))
     }
 
     pub fn stats(&self) -> gst::Structure {
@@ -194,8 +255,10 @@ impl AutoSam {
             .field("errors", stats.errors)
             .field("restarts", stats.restarts)
             .field("pending", stats.pending)
-            .field("allocations", self.allocations.load(Ordering::Relaxed))
             .build();
+        if process::COUNTS {
+            s.set("allocations", self.allocations.load(Ordering::Relaxed));
+        }
         let mut add = |name: &str, l: &Latency| {
             s.set(format!("{name}-last"), l.last.as_nanos() as u64);
             s.set(format!("{name}-mean"), l.mean.as_nanos() as u64);
@@ -206,6 +269,26 @@ impl AutoSam {
         add("annotation-delay", &stats.annotation_delay);
         s
     }
+}
+
+/// Argument `i` of an action signal, a coordinate; outside every frame if it is none.
+fn place(args: &[glib::Value], i: usize) -> f64 {
+    args.get(i).and_then(|v| v.get().ok()).unwrap_or(f64::NAN)
+}
+
+/// Whether a mask is young enough to be drawn.
+fn lasting(settings: &Settings, shown: &Shown) -> bool {
+    settings.sync_mode == SyncMode::FrameAccurate
+        || settings.expire_overlay.is_zero()
+        || shown.detection.sampled.elapsed() <= settings.mask_max_age()
+}
+
+/// The masks drawn on a frame.
+#[derive(Default)]
+struct Drawn {
+    automatic: Option<Shown>,
+    /// Of the object that a person pointed at.
+    object: Option<Shown>,
 }
 
 #[glib::object_subclass]
@@ -225,9 +308,39 @@ impl ObjectImpl for AutoSam {
             let detection = |name: &'static str| {
                 glib::subclass::Signal::builder(name).param_types([gst::Structure::static_type()]).build()
             };
+            let action = |name: &'static str,
+                          types: &[glib::Type],
+                          wish: fn(&AutoSam, &[glib::Value]) -> Option<Wish>| {
+                glib::subclass::Signal::builder(name)
+                    .param_types(types.iter().copied())
+                    .return_type::<bool>()
+                    .action()
+                    .run_last()
+                    .class_handler(move |args| {
+                        let element = args.first().and_then(|v| v.get::<super::AutoSam>().ok());
+                        Some(element.is_some_and(|e| e.imp().ask(wish(e.imp(), args))).to_value())
+                    })
+                    .build()
+            };
             vec![
                 detection("detection-started"),
                 detection("detection-ended"),
+                detection("prompt-started"),
+                detection("prompt-ended"),
+                detection("prompt-refused"),
+                action(
+                    "prompt-point",
+                    &[f64::static_type(), f64::static_type(), bool::static_type()],
+                    |imp, args| {
+                        let foreground = args.get(3).is_none_or(|v| v.get().unwrap_or(true));
+                        lock(&imp.pointer).point(place(args, 1), place(args, 2), foreground).map(Wish::Prompt)
+                    },
+                ),
+                action("prompt-box", &[f64::static_type(); 4], |imp, args| {
+                    let (x, y) = (place(args, 1), place(args, 2));
+                    lock(&imp.pointer).bounds(x, y, x + place(args, 3), y + place(args, 4)).map(Wish::Prompt)
+                }),
+                action("clear-prompts", &[], |_, _| Some(Wish::Clear)),
                 glib::subclass::Signal::builder("model-updated")
                     .param_types([String::static_type(), bool::static_type(), String::static_type()])
                     .build(),
@@ -255,8 +368,10 @@ impl ObjectImpl for AutoSam {
                 control.flush();
             }
         }
-        if pspec.name() == "model-location" {
-            self.replace_model(&settings);
+        match pspec.name() {
+            "model-location" => self.replace_model(&settings),
+            "sync-mode" => self.latency_changed(),
+            _ => {}
         }
     }
 
@@ -266,7 +381,7 @@ impl ObjectImpl for AutoSam {
 
     fn constructed(&self) {
         self.parent_constructed();
-        // The base class would drop late pictures. Here only inference is skipped.
+        // The base class would drop late frames. Here only inference is skipped.
         self.obj().set_qos(false);
     }
 }
@@ -287,30 +402,7 @@ impl ElementImpl for AutoSam {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let formats = PixelFormat::ALL.map(|f| gst_video::VideoFormat::from_string(f.name()));
-            const MOST_SIDE: i32 = autosam::frame::sample::MOST_SIDE as i32;
-            let caps = gst_video::VideoCapsBuilder::new()
-                .format_list(formats)
-                .width_range(1..=MOST_SIDE)
-                .height_range(1..=MOST_SIDE);
-            let caps = caps.build();
-            let mask = gst_video::VideoCapsBuilder::new()
-                .format(gst_video::VideoFormat::Gray8)
-                .width_range(1..=MOST_SIDE)
-                .height_range(1..=MOST_SIDE)
-                .build();
-            [
-                ("sink", gst::PadDirection::Sink, gst::PadPresence::Always, caps.clone()),
-                ("src", gst::PadDirection::Src, gst::PadPresence::Always, caps),
-                ("mask", gst::PadDirection::Src, gst::PadPresence::Request, mask),
-            ]
-            .into_iter()
-            .filter_map(|(name, direction, presence, caps)| {
-                gst::PadTemplate::new(name, direction, presence, &caps).ok()
-            })
-            .collect()
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(input::templates);
         &TEMPLATES
     }
 
@@ -321,7 +413,7 @@ impl ElementImpl for AutoSam {
         _caps: Option<&gst::Caps>,
     ) -> Option<gst::Pad> {
         if self.mask().is_some() {
-            gst::warning!(CAT, imp = self, "there is one mask pad, and it is taken");
+            gst::warning!(CAT, imp = self, "the mask pad was already requested; the element has only one");
             return None;
         }
         let mask = MaskPad::new(template);
@@ -329,9 +421,9 @@ impl ElementImpl for AutoSam {
         if element.current_state() >= gst::State::Paused && mask.pad.set_active(true).is_err() {
             return None;
         }
-        // Nothing is locked here: applications hear of the pad. Of two requests at a time the name lets one pass.
+        // No lock is held here, since applications are notified of the pad. Of two simultaneous requests the duplicate name fails.
         element.add_pad(&mask.pad).ok()?;
-        // Asked for in mid-stream: what the stream is was said before.
+        // Requested in mid-stream: repeat the events that describe the stream.
         element.static_pad("sink")?.sticky_events_foreach(|event| {
             mask.event(event);
             std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
@@ -341,7 +433,7 @@ impl ElementImpl for AutoSam {
     }
 
     fn release_pad(&self, pad: &gst::Pad) {
-        // Pictures stop going there first; the lock must not be held while the task ends.
+        // Stop sending frames there first; the lock must not be held while the task ends.
         lock(&self.mask).take_if(|m| m.pad == *pad);
         let _ = pad.set_active(false);
         let _ = self.obj().remove_pad(pad);
@@ -354,36 +446,36 @@ impl BaseTransformImpl for AutoSam {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        // Before the engine, whose figures are told from its start on.
-        if let Err(e) = autosam::serve::metrics::serve_from_environment() {
+        // Before the engine starts, so that its first metrics are exported.
+        if let Err(e) = autosam_host::serve::metrics::serve_from_environment() {
             gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{e}"));
         }
         let settings = lock(&self.settings).clone();
         self.failed.store(false, Ordering::Relaxed);
+        *lock(&self.times) = Times::default();
         let mut engine = Engine::start(self.opener(&settings), settings.engine(), self.listener());
         if let (Err(e), OnError::Passthrough) = (&engine, settings.on_error) {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::OpenRead,
-                ("The model cannot be opened; the picture goes on without masks: {e}")
+                ("Cannot load the model; video continues without masks: {e}")
             );
             engine = Engine::without_model(settings.engine(), self.listener());
         }
-        let engine = engine.map_err(|e| {
-            gst::error_msg!(gst::ResourceError::OpenRead, ("The model cannot be opened: {e}"))
-        })?;
+        let engine = engine
+            .map_err(|e| gst::error_msg!(gst::ResourceError::OpenRead, ("Cannot load the model: {e}")))?;
         let notifier = Notifier::start(&self.obj()).map_err(|e| {
             gst::error_msg!(gst::CoreError::Thread, ("Cannot start a thread for messages: {e}"))
         })?;
         let notices = notifier.notices().cloned();
         *lock(&self.notifier) = Some(notifier);
         *lock(&self.control) = Some(engine.control().clone());
-        *lock(&self.state) = State { engine: Some(engine), notices, ..State::default() };
+        *lock(&self.state) = State::new(engine, notices);
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        // `control` stays: the statistics can be read until the next start.
+        // `control` stays, so that statistics can be read until the next start.
         let mut state = std::mem::take(&mut *lock(&self.state));
         state.ended(None);
         drop(state);
@@ -394,20 +486,44 @@ impl BaseTransformImpl for AutoSam {
 
     fn sink_event(&self, event: gst::Event) -> bool {
         use gst::EventView;
-        // A seek or another stream: old masks do not belong to what comes.
+        // After a seek or a new stream, old masks do not belong to the new frames.
         if matches!(event.view(), EventView::FlushStop(_) | EventView::StreamStart(_))
             && let Some(control) = self.control()
         {
             control.flush();
         }
         if matches!(event.view(), EventView::Eos(_)) {
-            // `gst-launch-1.0 -m` shows it.
+            // `gst-launch-1.0 -m` prints it.
             post(&self.obj(), self.stats());
         }
         if let Some(mask) = self.mask() {
             mask.event(&event);
         }
         self.parent_sink_event(event)
+    }
+
+    fn src_event(&self, event: gst::Event) -> bool {
+        if let gst::EventView::Navigation(_) = event.view()
+            && let Ok(event) = gst_video::NavigationEvent::parse(&event)
+        {
+            let wish = lock(&self.pointer).wish(&event);
+            if wish.is_some() {
+                self.ask(wish);
+            }
+        }
+        // Elements before this one may want them too: a DVD's menu, another `autosam`.
+        self.parent_src_event(event)
+    }
+
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        let answered = BaseTransformImplExt::parent_query(self, direction, query);
+        if answered
+            && direction == gst::PadDirection::Src
+            && let Some(live) = latency::add(query, self.latency())
+        {
+            self.live.store(live, Ordering::Relaxed);
+        }
+        answered
     }
 
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
@@ -417,33 +533,76 @@ impl BaseTransformImpl for AutoSam {
         }
         self.sync(buffer.pts());
         let settings = lock(&self.settings).clone();
-        let mut state = lock(&self.state);
-        let state = &mut *state;
-        state.hurry(settings.realtime_priority);
-        let shown = if settings.enabled { self.work(state, &settings, buffer) } else { None };
-        let size = state.video.as_ref().map_or((0, 0), |(_, info)| (info.width, info.height));
-        if settings.attach_meta
-            && let Some(shown) = &shown
-        {
-            state.attacher.attach(buffer, shown, size.0, size.1);
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        state.apply_realtime_priority(settings.realtime_priority);
+        let drawn = if settings.enabled { self.work(state, &settings, buffer) } else { Drawn::default() };
+        let size = state.input.as_ref().map_or((0, 0), |input| (input.info.width, input.info.height));
+        if settings.attach_meta {
+            for shown in [&drawn.automatic, &drawn.object].into_iter().flatten() {
+                state.attacher.attach(buffer, shown, size.0, size.1);
+            }
         }
-        state.tell(shown.as_ref(), &settings, buffer.pts(), size);
+        state.tell(drawn.automatic.as_ref(), &settings, buffer.pts(), size);
+        let object = drawn.object.as_ref().and_then(|s| s.detection.prompt);
+        let change = (object != state.object).then(|| std::mem::replace(&mut state.object, object));
         if let Some(mask) = self.mask()
             && size.0 > 0
         {
             let (pts, duration) = (buffer.pts(), buffer.duration());
+            let shown = drawn.automatic;
             mask.push(Picture { shown, pts, duration, width: size.0, height: size.1 });
         }
         if let (Some(engine), true) = (&state.engine, settings.enabled) {
-            engine.record_video_delay(begin.elapsed());
+            let took = begin.elapsed();
+            engine.record_video_delay(took);
+            if settings.sync_mode == SyncMode::FrameAccurate {
+                self.waited(state, took);
+            }
         }
         self.allocations.fetch_add(process::allocations() - allocations, Ordering::Relaxed);
+        drop(guard);
+        if let Some(before) = change {
+            self.object_changed(before, object);
+        }
         Ok(gst::FlowSuccess::Ok)
     }
 }
 
 impl AutoSam {
-    /// Sets properties that a controller moves to what they are at this picture.
+    /// Records how long a frame waited for its mask, and updates latency and the overload warning.
+    fn waited(&self, state: &mut State, took: Duration) {
+        let mut times = lock(&self.times);
+        let changed = times.note(took);
+        let interval = state.input.as_ref().and_then(Input::interval);
+        let slow = self.live.load(Ordering::Relaxed) && interval.is_some_and(|i| times.falls_behind(i));
+        drop(times);
+        if changed {
+            self.latency_changed();
+        }
+        if slow {
+            state.falls_behind();
+        }
+    }
+
+    /// Tells downstream which object is drawn from this frame on.
+    fn object_changed(&self, before: Option<u32>, now: Option<u32>) {
+        let id = now.or(before).unwrap_or_default();
+        let structure = gst::Structure::builder("application/x-autosam-prompt")
+            .field("id", id)
+            .field("shown", now.is_some())
+            .build();
+        self.obj().src_pad().push_event(gst::event::CustomDownstream::new(structure));
+    }
+
+    /// Asks the pipeline to query the latency again.
+    fn latency_changed(&self) {
+        if let Some(notices) = self.notices() {
+            notices.leave(Notice::Latency);
+        }
+    }
+
+    /// Sets controlled properties to their values at this frame's time.
     fn sync(&self, pts: Option<gst::ClockTime>) {
         let element = self.obj();
         if !element.has_active_control_bindings() {
@@ -459,122 +618,6 @@ impl AutoSam {
     }
 }
 
-impl State {
-    /// Whether the network should see this picture.
-    fn due(&mut self, settings: &Settings, pts: Option<u64>) -> bool {
-        let due = self.count.is_multiple_of(u64::from(settings.inference_interval));
-        self.count += 1;
-        if settings.max_inference_rate <= 0.0 || settings.sync_mode == SyncMode::FrameAccurate {
-            return due;
-        }
-        let Some(now) = pts else { return due };
-        let period = (1e9 / settings.max_inference_rate) as u64;
-        // Timestamps may jump: one far before the time that was set begins anew.
-        if !due || (now < self.due_at && self.due_at - now <= period) {
-            return false;
-        }
-        self.due_at = self.due_at.saturating_add(period);
-        if self.due_at <= now || self.due_at - now > period {
-            self.due_at = now.saturating_add(period);
-        }
-        true
-    }
-
-    /// Gives the thread that brought this picture the real-time priority `level`; 0: as it was.
-    fn hurry(&mut self, level: u8) {
-        let done = match &self.urgent {
-            Some(urgent) => urgent.level() == level && urgent.is_here(),
-            None => level == 0 || level == self.refused,
-        };
-        if done {
-            return;
-        }
-        self.urgent = None;
-        if level > 0 {
-            match Urgent::this_thread(level) {
-                Ok(urgent) => self.urgent = Some(urgent),
-                Err(e) => {
-                    self.refused = level;
-                    self.leave(Notice::Setting(e.to_string()));
-                }
-            }
-        }
-    }
-
-    fn leave(&self, notice: Notice) {
-        if let Some(notices) = &self.notices {
-            notices.leave(notice);
-        }
-    }
-
-    fn complain(&mut self, text: String) {
-        if !self.complained {
-            self.complained = true;
-            self.leave(Notice::Warning(text));
-        }
-    }
-
-    /// What changed with this picture.
-    fn tell(
-        &mut self,
-        shown: Option<&Shown>,
-        settings: &Settings,
-        pts: Option<gst::ClockTime>,
-        (width, height): (usize, usize),
-    ) {
-        match (shown.and_then(|s| s.detection.mask.regions.first().zip(Some(s))), &mut self.detected) {
-            (Some((largest, shown)), None) => {
-                self.detected = Some(Began { pts, pictures: 1 });
-                let (x, y, w, h) = pixels(largest, shown.shift, width, height);
-                let structure = gst::Structure::builder("application/x-autosam-detection-started")
-                    .field("timestamp", pts)
-                    .field("confidence", f64::from(largest.confidence))
-                    .field("regions", shown.detection.mask.regions.len() as u32)
-                    .field("x", x)
-                    .field("y", y)
-                    .field("width", w)
-                    .field("height", h)
-                    .build();
-                self.leave(Notice::Detection("detection-started", structure));
-            }
-            (Some(_), Some(began)) => began.pictures += 1,
-            (None, Some(_)) => self.ended(pts),
-            (None, None) => {}
-        }
-        if let Some(engine) = &self.engine {
-            let (patience, busy) = (settings.patience(), engine.control().busy());
-            let late = busy.is_some_and(|b| b > patience);
-            // It is over once an inference was in time.
-            let over = || !late && engine.control().stats().inference.last <= patience;
-            if late != self.overloaded && (late || over()) {
-                self.overloaded = late;
-                let structure = gst::Structure::builder("application/x-autosam-overload")
-                    .field("active", late)
-                    .field("busy", busy.unwrap_or(Duration::ZERO).as_nanos() as u64)
-                    .build();
-                self.leave(Notice::Overload(structure));
-            }
-        }
-        let interval = Duration::from_nanos(settings.stats_interval.nseconds());
-        if !interval.is_zero() && self.told.get_or_insert_with(Instant::now).elapsed() >= interval {
-            self.told = Some(Instant::now());
-            self.leave(Notice::Stats);
-        }
-    }
-
-    /// Tells that nothing is shown any more, where something was.
-    fn ended(&mut self, pts: Option<gst::ClockTime>) {
-        if let Some(began) = self.detected.take() {
-            let structure = gst::Structure::builder("application/x-autosam-detection-ended")
-                .field("timestamp", pts)
-                .field("began", began.pts)
-                .field("pictures", began.pictures)
-                .build();
-            self.leave(Notice::Detection("detection-ended", structure));
-        }
-    }
-}
-
 impl VideoFilterImpl for AutoSam {
     fn set_info(
         &self,
@@ -584,30 +627,18 @@ impl VideoFilterImpl for AutoSam {
         out_info: &gst_video::VideoInfo,
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
+        lock(&self.pointer).size = (in_info.width() as usize, in_info.height() as usize);
         let mut state = lock(&self.state);
-        state.video = frame_info(in_info).map(|info| (in_info.clone(), info));
+        state.input = match Input::new(in_info) {
+            Ok(input) => Some(input),
+            Err(e) => {
+                state.leave(Notice::Warning(e));
+                None
+            }
+        };
         if let Some(engine) = &state.engine {
             engine.control().flush();
         }
         Ok(())
     }
-}
-
-fn describe(info: &gst_video::VideoInfo) -> String {
-    format!("{}x{} {}", info.width(), info.height(), info.format())
-}
-
-fn frame_info(info: &gst_video::VideoInfo) -> Option<FrameInfo> {
-    let format = PixelFormat::ALL.into_iter().find(|f| f.name() == info.format().to_str())?;
-    let color = info.colorimetry();
-    Some(FrameInfo {
-        format,
-        width: info.width() as usize,
-        height: info.height() as usize,
-        matrix: match color.matrix() {
-            gst_video::VideoColorMatrix::Bt709 => ColorMatrix::Bt709,
-            _ => ColorMatrix::Bt601,
-        },
-        full_range: color.range() == gst_video::VideoColorRange::Range0_255,
-    })
 }

@@ -1,16 +1,18 @@
-//! The request pad `mask`: the shown mask of every picture as GRAY8, pushed by a task of its own. Whatever is behind this pad,
-//! the picture does not wait for it: masks that cannot be taken in time are dropped.
+//! The request pad `mask`: the shown mask of every frame as GRAY8, pushed by a task of its own. Video never waits for the
+//! receiver of this pad: masks that are not consumed in time are dropped.
 
-use autosam::engine::{Detection, Shown};
+use super::{AutoSam, latency};
+use autosam_engine::{Detection, Shown};
 use gst::glib;
 use gst::prelude::*;
+use gst::subclass::prelude::*;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Masks that wait at most; the oldest are dropped.
+/// Maximum number of queued masks; the oldest are dropped.
 const MOST_WAITING: usize = 4;
 
-/// One picture's mask, not yet rendered.
+/// One frame's mask, not yet rendered.
 pub struct Picture {
     pub shown: Option<Shown>,
     pub pts: Option<gst::ClockTime>,
@@ -30,7 +32,7 @@ struct Waiting {
     masks: usize,
     active: bool,
     flushing: bool,
-    /// Counts flushes: what was taken before one is not pushed after it.
+    /// Counts flushes: an item taken before a flush is not pushed after it.
     epoch: u64,
 }
 
@@ -64,7 +66,7 @@ impl Queue {
                 }
             }
             Item::Mask(_) => waiting.masks += 1,
-            // Of events without a mask between them the last of its kind counts: the queue stays short whatever comes.
+            // Between two masks only the last event of each kind is kept, so that the queue stays short.
             Item::Event(event) => {
                 let since =
                     waiting.items.iter().rposition(|i| matches!(i, Item::Mask(_))).map_or(0, |i| i + 1);
@@ -93,7 +95,7 @@ impl Queue {
         }
     }
 
-    /// Drops what waits, except what describes the stream: that outlives a flush.
+    /// Drops queued items except events that describe the stream, which survive a flush.
     fn clear(&self, change: impl FnOnce(&mut Waiting)) {
         let mut waiting = self.waiting();
         waiting.items.retain(|i| matches!(i, Item::Event(e) if describes(e)));
@@ -121,20 +123,28 @@ impl MaskPad {
         let pad = gst::Pad::builder_from_template(template)
             .activatemode_function(move |pad, _, mode, active| activate(pad, &mine, mode, active))
             .event_function(|pad, parent, event| match event.type_() {
-                // What the mask's receiver asks for is no reason to change or drop pictures.
+                // Requests from the mask's receiver must not change or drop video frames.
                 gst::EventType::Qos | gst::EventType::Reconfigure => true,
                 _ => gst::Pad::event_default(pad, parent, event),
+            })
+            .query_function(|pad, parent, query| {
+                let answered = gst::Pad::query_default(pad, parent, query);
+                if let (true, Some(element)) = (answered, parent.and_then(|p| p.downcast_ref::<AutoSam>())) {
+                    // The element learns on its other pad whether the source is live.
+                    let _live = latency::add(query, element.imp().latency());
+                }
+                answered
             })
             .build();
         Self { pad, queue }
     }
 
-    /// Leaves a picture's mask to be pushed; never waits.
+    /// Queues a frame's mask; never waits.
     pub fn push(&self, picture: Picture) {
         self.queue.put(Item::Mask(picture));
     }
 
-    /// Passes on what the sink pad gets.
+    /// Forwards an event of the sink pad.
     pub fn event(&self, event: &gst::Event) {
         use gst::EventView;
         match event.view() {
@@ -170,7 +180,7 @@ impl MaskPad {
     }
 }
 
-/// GRAY8 of the picture's size, rate and shape.
+/// GRAY8 caps with the frame's size, rate and pixel aspect ratio.
 fn mask_caps(caps: &gst::CapsRef) -> Option<gst::Caps> {
     let from = caps.structure(0)?;
     let mut to = gst::Structure::builder("video/x-raw").field("format", "GRAY8").build();
@@ -189,20 +199,20 @@ fn activate(
     active: bool,
 ) -> Result<(), gst::LoggableError> {
     if mode != gst::PadMode::Push {
-        return Err(gst::loggable_error!(super::imp::CAT, "the mask pad pushes only"));
+        return Err(gst::loggable_error!(super::CAT, "the mask pad supports push mode only"));
     }
     queue.clear(|w| (w.active, w.flushing) = (active, false));
     if active {
         let (queue, weak) = (queue.clone(), pad.downgrade());
         let mut last = None;
         pad.start_task(move || step(&weak, &queue, &mut last))
-            .map_err(|e| gst::loggable_error!(super::imp::CAT, "{e}"))
+            .map_err(|e| gst::loggable_error!(super::CAT, "{e}"))
     } else {
-        pad.stop_task().map_err(|e| gst::loggable_error!(super::imp::CAT, "{e}"))
+        pad.stop_task().map_err(|e| gst::loggable_error!(super::CAT, "{e}"))
     }
 }
 
-/// What was rendered last: many pictures share one mask.
+/// The mask rendered last: many frames share one mask.
 type Rendered = Option<(Option<Arc<Detection>>, (isize, isize), usize, usize, gst::Buffer)>;
 
 /// Pushes one item.
@@ -224,11 +234,11 @@ fn step(pad: &glib::WeakRef<gst::Pad>, queue: &Queue, last: &mut Rendered) {
         Item::Mask(picture) => {
             let buffer = render(&picture, last);
             let _pushing = queue.pushing();
-            // Nobody there, a flush, an error behind this pad: none is the picture's business.
+            // An unlinked pad, a flush or a downstream error here must not affect the video.
             if current()
                 && let Err(e) = pad.push(buffer)
             {
-                gst::log!(super::imp::CAT, obj = pad, "a mask was not taken: {e}");
+                gst::log!(super::CAT, obj = pad, "the mask was not accepted downstream: {e}");
             }
         }
     }

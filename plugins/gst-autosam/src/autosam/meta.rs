@@ -1,51 +1,63 @@
-//! Results on the buffer itself.
+//! Metadata on buffers: regions and the mask.
 
-use autosam::engine::{Detection, Shown};
+use autosam_engine::{Detection, Shown};
 use std::sync::Arc;
 
 /// The custom meta that holds the mask.
 pub const MASK_META: &str = "GstAutoSamMaskMeta";
+/// The custom meta that holds the mask of the object that a person pointed at.
+pub const PROMPT_META: &str = "GstAutoSamPromptMeta";
 
 pub fn register() {
-    if !gst::meta::CustomMeta::is_registered(MASK_META) {
-        gst::meta::CustomMeta::register(MASK_META, &[]);
+    for name in [MASK_META, PROMPT_META] {
+        if !gst::meta::CustomMeta::is_registered(name) {
+            gst::meta::CustomMeta::register(name, &[]);
+        }
     }
 }
 
-/// Attaches masks; keeps the last one's buffer for the pictures that share it.
+/// Attaches metadata; keeps the last masks' buffers, automatic and prompted, for the frames that share them.
 #[derive(Default)]
 pub struct Attacher {
-    last: Option<(Arc<Detection>, gst::Buffer)>,
+    last: [Option<(Arc<Detection>, gst::Buffer)>; 2],
 }
 
 impl Attacher {
-    /// The regions of `shown` as regions of interest of a `width × height` picture, and its mask.
+    /// Attaches the regions of `shown`, as regions of interest of a `width × height` frame, and its mask.
     pub fn attach(&mut self, buffer: &mut gst::BufferRef, shown: &Shown, width: usize, height: usize) {
+        let prompt = shown.detection.prompt;
+        let label = if prompt.is_some() { "prompt" } else { "polyp" };
         for (i, region) in shown.detection.mask.regions.iter().enumerate() {
             let rect = pixels(region, shown.shift, width, height);
-            let mut meta = gst_video::VideoRegionOfInterestMeta::add(buffer, "polyp", rect);
-            meta.set_id(i32::try_from(i).unwrap_or(i32::MAX));
+            let mut meta = gst_video::VideoRegionOfInterestMeta::add(buffer, label, rect);
+            let id = prompt.map_or(i, |id| id as usize);
+            meta.set_id(i32::try_from(id).unwrap_or(i32::MAX));
             meta.add_param(
                 gst::Structure::builder("detection")
-                    .field("label", "polyp")
+                    .field("label", label)
                     .field("confidence", f64::from(region.confidence))
                     .field("area", f64::from(region.area))
                     .build(),
             );
         }
         let mask = &shown.detection.mask;
-        let pixels = match &self.last {
+        let last = &mut self.last[usize::from(prompt.is_some())];
+        let pixels = match last {
             Some((detection, pixels)) if Arc::ptr_eq(detection, &shown.detection) => pixels.clone(),
             _ => {
                 let bytes: Vec<u8> =
                     mask.map.data.iter().map(|p| if *p >= mask.cut { 255 } else { 0 }).collect();
                 let pixels = gst::Buffer::from_slice(bytes);
-                self.last = Some((shown.detection.clone(), pixels.clone()));
+                *last = Some((shown.detection.clone(), pixels.clone()));
                 pixels
             }
         };
-        if let Ok(mut meta) = gst::meta::CustomMeta::add(buffer, MASK_META) {
+        let name = if prompt.is_some() { PROMPT_META } else { MASK_META };
+        if let Ok(mut meta) = gst::meta::CustomMeta::add(buffer, name) {
             let s = meta.mut_structure();
+            if let Some(id) = prompt {
+                s.set("id", id);
+            }
             s.set("mask", pixels);
             s.set("width", mask.map.width as i32);
             s.set("height", mask.map.height as i32);
@@ -56,9 +68,9 @@ impl Attacher {
     }
 }
 
-/// A region's box in pixels as x, y, width, height, moved by `shift` and within the picture.
+/// A region's box in pixels as x, y, width, height, moved by `shift` and clipped to the frame.
 pub fn pixels(
-    region: &autosam::engine::mask::Region,
+    region: &autosam_frame::mask::Region,
     shift: (isize, isize),
     width: usize,
     height: usize,

@@ -4,19 +4,28 @@
 //! gst-launch-1.0 filesrc location=clip.mp4 ! decodebin ! videoconvert ! autosam ! autovideosink
 //! ```
 
-use autosam::engine::segmenter::Segmenter;
+use autosam_engine::segmenter::Segmenter;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 mod imp;
+mod input;
+mod latency;
 mod mask_pad;
 mod meta;
 mod notify;
+mod pointing;
 mod properties;
 mod settings;
+mod state;
+
+/// What the element logs under: `GST_DEBUG=autosam:LEVEL`.
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new("autosam", gst::DebugColorFlags::empty(), Some("Polyp masks on live video"))
+});
 
 glib::wrapper! {
     /// Draws polyp masks on video in place; see docs/elements/autosam.md.
@@ -25,18 +34,18 @@ glib::wrapper! {
 }
 
 impl AutoSam {
-    /// For tests of faults: opens models by `open`, which gets `model-location`, from the next start or replacement on.
+    /// For fault tests: models are loaded by `open`, which receives `model-location`, from the next start or replacement on.
     #[doc(hidden)]
     pub fn set_opener(
         &self,
-        open: impl Fn(Option<&Path>) -> autosam::Result<Box<dyn Segmenter>> + Send + Sync + 'static,
+        open: impl Fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> + Send + Sync + 'static,
     ) {
         self.imp().set_opener(Arc::new(open));
     }
 }
 
 pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
-    // Public types show in gst-inspect and in generated documentation with their values.
+    // Makes gst-inspect and generated documentation list the values of these types.
     settings::Device::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     settings::Precision::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     settings::SyncMode::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());

@@ -1,5 +1,5 @@
-//! Tells applications what happened, on a thread of its own: neither a bus handler nor a signal handler may hold up the
-//! picture or the network.
+//! Posts messages and emits signals on a thread of its own, so that no handler of the application can delay video or
+//! inference.
 
 use super::AutoSam;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -8,36 +8,38 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 use std::thread::JoinHandle;
 
-/// Notices that wait for a slow application at most; the next are dropped.
+/// Maximum number of notices that wait for a slow application; further ones are dropped.
 const MOST_WAITING: usize = 64;
 
 pub enum Notice {
-    /// The same in a bus message and in the signal of this name.
+    /// What was detected, and what became of prompts: posted as a bus message and emitted as the signal of this name.
     Detection(&'static str, gst::Structure),
-    /// A model set while playing: its place, and what is wrong with it.
+    /// A model set while playing: its path, and the error if it cannot be loaded.
     Updated(Option<String>, Option<String>),
     Overload(gst::Structure),
+    /// The latency has changed.
+    Latency,
     /// Time for the statistics.
     Stats,
-    /// Of a picture.
+    /// A frame or its caps cannot be used.
     Warning(String),
-    /// Of a property that cannot be as it is set.
+    /// A property's value cannot take effect.
     Setting(String),
 }
 
-/// Where notices are left; it never waits.
+/// Sender of notices; it never blocks.
 #[derive(Clone)]
 pub struct Notices(Sender<Notice>);
 
 impl Notices {
     pub fn leave(&self, notice: Notice) {
         if self.0.try_send(notice).is_err() {
-            gst::warning!(super::imp::CAT, "the application is slow: a message is dropped");
+            gst::warning!(super::CAT, "the application handles messages too slowly; a message is dropped");
         }
     }
 }
 
-/// The thread. Dropping it waits until everything is told.
+/// The notifying thread. Dropping it waits until all notices are delivered.
 pub struct Notifier {
     notices: Option<Notices>,
     thread: Option<JoinHandle<()>>,
@@ -89,6 +91,11 @@ fn run(element: &glib::WeakRef<AutoSam>, notices: &Receiver<Notice>) {
                 element.emit_by_name::<()>("model-updated", &[&location, &error.is_empty(), &error]);
             }
             Notice::Overload(structure) => post(&element, structure),
+            Notice::Latency => {
+                if element.post_message(gst::message::Latency::builder().src(&element).build()).is_err() {
+                    gst::debug!(super::CAT, obj = element, "the element has no bus; the message is dropped");
+                }
+            }
             Notice::Stats => post(&element, element.imp().stats()),
             Notice::Warning(text) => gst::element_warning!(element, gst::StreamError::Format, ("{text}")),
             Notice::Setting(text) => gst::element_warning!(element, gst::LibraryError::Settings, ("{text}")),
@@ -99,6 +106,6 @@ fn run(element: &glib::WeakRef<AutoSam>, notices: &Receiver<Notice>) {
 pub fn post(element: &AutoSam, structure: gst::Structure) {
     let message = gst::message::Element::builder(structure).src(element).build();
     if element.post_message(message).is_err() {
-        gst::debug!(super::imp::CAT, obj = element, "no bus to take the message");
+        gst::debug!(super::CAT, obj = element, "the element has no bus; the message is dropped");
     }
 }

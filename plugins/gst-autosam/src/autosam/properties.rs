@@ -1,6 +1,6 @@
-//! The properties: their specifications, and the way from values to [`Settings`] and back.
+//! Property specifications, and the conversion between property values and [`Settings`].
 
-use super::settings::{Device, OnError, OverlayMode, Precision, Settings, SyncMode};
+use super::settings::{Device, MotionCompensation, OnError, OverlayMode, Precision, Settings, SyncMode};
 use gst::glib;
 use gst::prelude::*;
 use std::path::Path;
@@ -23,28 +23,28 @@ pub fn specs() -> &'static [glib::ParamSpec] {
         vec![
             glib::ParamSpecString::builder("model-location")
                 .nick("Model location")
-                .blurb("Weights made by `autosam-video train`; without, the model that comes with the plugin")
+                .blurb("Path of weights made by `autosam-video train`; the built-in model if unset")
                 .mutable_playing()
                 .build(),
             glib::ParamSpecEnum::builder_with_default("device", d.device)
                 .nick("Device")
-                .blurb("Where the network runs")
+                .blurb("Processor that runs the network")
                 .mutable_ready()
                 .build(),
             glib::ParamSpecUInt::builder("device-id")
                 .nick("Device number")
-                .blurb("Which GPU, with device=cuda")
+                .blurb("Index of the GPU for device=cuda")
                 .default_value(d.device_id)
                 .mutable_ready()
                 .build(),
             glib::ParamSpecEnum::builder_with_default("precision", d.precision)
                 .nick("Precision")
-                .blurb("Of matrix products and convolutions on a GPU; a CPU computes in f32")
+                .blurb("Number format of inference: f32; f16 or bf16 on a GPU; int8 on a CPU")
                 .mutable_ready()
                 .build(),
             glib::ParamSpecUInt::builder("views")
                 .nick("Views")
-                .blurb("Mirror images of each picture that are answered, 1, 2 or 4; the mask is their mean")
+                .blurb("Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4)")
                 .minimum(1)
                 .maximum(4)
                 .default_value(d.views.count())
@@ -52,20 +52,20 @@ pub fn specs() -> &'static [glib::ParamSpec] {
                 .build(),
             glib::ParamSpecEnum::builder_with_default("sync-mode", d.sync_mode)
                 .nick("Synchronisation")
-                .blurb("Whether pictures wait for their own masks")
+                .blurb("Whether each frame waits for its own mask (frame-accurate) or shows the latest one (async)")
                 .mutable_playing()
                 .build(),
-            part("threshold", "Threshold", "Probability from which a pixel is marked", d.threshold),
+            part("threshold", "Threshold", "Minimum probability of a polyp pixel", d.threshold),
             part(
                 "hysteresis",
                 "Hysteresis",
-                "How far above the threshold a region must have been to show",
+                "Margin above the threshold that a region must reach once before it is shown",
                 d.hysteresis,
             ),
-            part("smoothing", "Smoothing", "Weight of the masks before in each new one (async)", d.smoothing),
+            part("smoothing", "Smoothing", "Weight of earlier masks in each new one (async only)", d.smoothing),
             glib::ParamSpecUInt::builder("hold-off")
                 .nick("Hold-off")
-                .blurb("Pictures that a region must last before it shows (async); 1 is at once")
+                .blurb("Number of frames a region must last before it is shown (async only); 1 shows it at once")
                 .minimum(1)
                 .default_value(d.hold_off)
                 .mutable_playing()
@@ -73,26 +73,33 @@ pub fn specs() -> &'static [glib::ParamSpec] {
                 .build(),
             part(
                 "min-area",
-                "Smallest area",
-                "Regions smaller than this part of the picture are left out",
+                "Minimum area",
+                "Minimum size of a region as a fraction of the frame; smaller regions are ignored",
                 d.min_area,
             ),
             glib::ParamSpecEnum::builder_with_default("overlay-mode", d.overlay_mode)
                 .nick("Overlay")
-                .blurb("What is drawn")
+                .blurb("Style of the overlay")
                 .mutable_playing()
                 .build(),
             glib::ParamSpecUInt::builder("color")
                 .nick("Colour")
-                .blurb("Of the mark, ARGB (alpha is not used; see opacity)")
+                .blurb("Colour of the overlay as ARGB (alpha is ignored; see opacity)")
                 .default_value(d.color)
                 .mutable_playing()
                 .controllable()
                 .build(),
-            part("opacity", "Opacity", "Of the tinted area; lines are opaque", d.opacity),
+            glib::ParamSpecUInt::builder("prompt-color")
+                .nick("Prompt colour")
+                .blurb("Colour of the overlay of the object that a person pointed at, as ARGB (alpha is ignored)")
+                .default_value(d.prompt_color)
+                .mutable_playing()
+                .controllable()
+                .build(),
+            part("opacity", "Opacity", "Opacity of the tinted area; lines are opaque", d.opacity),
             glib::ParamSpecUInt::builder("contour-width")
                 .nick("Contour width")
-                .blurb("Of outlines and boxes in pixels, brought up to an even number; 0 is by the picture's size")
+                .blurb("Width of outlines and boxes in pixels, rounded up to an even number; 0 chooses it by the frame's size")
                 .maximum(256)
                 .default_value(d.contour_width)
                 .mutable_playing()
@@ -100,39 +107,38 @@ pub fn specs() -> &'static [glib::ParamSpec] {
                 .build(),
             glib::ParamSpecUInt64::builder("expire-overlay")
                 .nick("Expiry")
-                .blurb("Age in ns from which a mask is no longer drawn with sync-mode=async; 0 is never")
+                .blurb("Maximum age in ns of a mask that is drawn (async only); 0 means no limit")
                 .default_value(d.expire_overlay.nseconds())
                 .mutable_playing()
                 .build(),
-            glib::ParamSpecBoolean::builder("motion-compensation")
+            glib::ParamSpecEnum::builder_with_default("motion-compensation", d.motion_compensation)
                 .nick("Motion compensation")
-                .blurb("Masks follow the picture between two inferences (async)")
-                .default_value(d.motion_compensation)
+                .blurb("Whether masks follow the tissue between two inferences (async only)")
                 .mutable_playing()
                 .build(),
             glib::ParamSpecString::builder("roi")
                 .nick("Region of interest")
-                .blurb("What the network sees: full, auto (the endoscope's picture), or X,Y,WIDTH,HEIGHT in pixels")
+                .blurb("Part of the frame that the network sees: full, auto (the endoscope's image) or X,Y,WIDTH,HEIGHT in pixels")
                 .default_value(Some(d.roi.to_string().as_str()))
                 .mutable_playing()
                 .build(),
             glib::ParamSpecBoolean::builder("enabled")
                 .nick("Enabled")
-                .blurb("Off: pictures pass untouched and the network rests")
+                .blurb("Whether the element works; if false, frames pass unchanged and no inference runs")
                 .default_value(d.enabled)
                 .mutable_playing()
                 .controllable()
                 .build(),
             glib::ParamSpecUInt::builder("inference-interval")
                 .nick("Inference interval")
-                .blurb("The network sees every Nth picture at most")
+                .blurb("Minimum distance between two inferences in frames; N infers at most every Nth frame")
                 .minimum(1)
                 .default_value(d.inference_interval)
                 .mutable_playing()
                 .build(),
             glib::ParamSpecDouble::builder("max-inference-rate")
-                .nick("Most inferences")
-                .blurb("Inferences a second at most; 0 is as many as there are")
+                .nick("Maximum inference rate")
+                .blurb("Maximum number of inferences per second; 0 means no limit")
                 .minimum(0.0)
                 .maximum(1000.0)
                 .default_value(d.max_inference_rate)
@@ -140,30 +146,30 @@ pub fn specs() -> &'static [glib::ParamSpec] {
                 .build(),
             glib::ParamSpecBoolean::builder("attach-meta")
                 .nick("Attach metadata")
-                .blurb("Regions as GstVideoRegionOfInterestMeta, the mask as custom meta GstAutoSamMaskMeta")
+                .blurb("Whether to attach regions as GstVideoRegionOfInterestMeta and the mask as custom meta GstAutoSamMaskMeta")
                 .default_value(d.attach_meta)
                 .mutable_playing()
                 .build(),
             glib::ParamSpecEnum::builder_with_default("on-error", d.on_error)
                 .nick("On error")
-                .blurb("What happens where the model does not open or fails")
+                .blurb("Reaction if the model cannot be loaded or inference fails")
                 .mutable_playing()
                 .build(),
             glib::ParamSpecUInt::builder("realtime-priority")
                 .nick("Real-time priority")
-                .blurb("Of the thread that brings pictures (SCHED_RR, 1 to 99), where the system permits; 0 leaves it alone")
+                .blurb("Real-time priority of the streaming thread (SCHED_RR, 1 to 99), if the OS permits; 0 leaves it unchanged")
                 .maximum(99)
                 .default_value(d.realtime_priority.into())
                 .mutable_playing()
                 .build(),
             glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                 .nick("Statistics")
-                .blurb("Pictures seen, inferred, skipped; inference, video delay and annotation delay in ns")
+                .blurb("Statistics: number of frames seen, inferred and skipped; inference time, video delay and annotation delay in ns")
                 .read_only()
                 .build(),
             glib::ParamSpecUInt64::builder("stats-interval")
                 .nick("Statistics interval")
-                .blurb("ns between two messages with the statistics; 0 is none but at the end")
+                .blurb("Interval in ns between messages with the statistics; 0 posts them only at the end of the stream")
                 .default_value(d.stats_interval.nseconds())
                 .mutable_playing()
                 .build(),
@@ -173,10 +179,10 @@ pub fn specs() -> &'static [glib::ParamSpec] {
 }
 
 impl Settings {
-    /// Takes a property's value; GObject has checked type and range.
+    /// Sets a property's value, whose type and range GObject has checked.
     ///
     /// # Errors
-    /// With the text of what is wrong; the setting stays as it was.
+    /// A text that says what is wrong with the value; the setting is unchanged then.
     pub fn set(&mut self, name: &str, value: &glib::Value) -> Result<(), String> {
         match name {
             "model-location" => {
@@ -188,7 +194,7 @@ impl Settings {
             "precision" => self.precision = value.get::<Precision>().unwrap_or_default(),
             "views" => {
                 let count = value.get::<u32>().unwrap_or_default().to_string();
-                self.views = count.parse().map_err(|e: autosam::Error| e.to_string())?;
+                self.views = count.parse().map_err(|e: autosam_frame::Error| e.to_string())?;
             }
             "sync-mode" => self.sync_mode = value.get::<SyncMode>().unwrap_or_default(),
             "threshold" => self.threshold = value.get().unwrap_or_default(),
@@ -198,16 +204,19 @@ impl Settings {
             "min-area" => self.min_area = value.get().unwrap_or_default(),
             "overlay-mode" => self.overlay_mode = value.get::<OverlayMode>().unwrap_or_default(),
             "color" => self.color = value.get().unwrap_or_default(),
+            "prompt-color" => self.prompt_color = value.get().unwrap_or_default(),
             "opacity" => self.opacity = value.get().unwrap_or_default(),
             "contour-width" => self.contour_width = value.get().unwrap_or_default(),
             "expire-overlay" => {
                 self.expire_overlay = gst::ClockTime::from_nseconds(value.get().unwrap_or_default());
             }
-            "motion-compensation" => self.motion_compensation = value.get().unwrap_or_default(),
+            "motion-compensation" => {
+                self.motion_compensation = value.get::<MotionCompensation>().unwrap_or_default();
+            }
             "roi" => {
                 let text = value.get::<Option<String>>().unwrap_or_default();
                 self.roi = match text {
-                    Some(text) => text.parse().map_err(|e: autosam::Error| e.to_string())?,
+                    Some(text) => text.parse().map_err(|e: autosam_frame::Error| e.to_string())?,
                     None => Settings::default().roi,
                 };
             }
@@ -243,6 +252,7 @@ impl Settings {
             "min-area" => self.min_area.to_value(),
             "overlay-mode" => self.overlay_mode.to_value(),
             "color" => self.color.to_value(),
+            "prompt-color" => self.prompt_color.to_value(),
             "opacity" => self.opacity.to_value(),
             "contour-width" => self.contour_width.to_value(),
             "expire-overlay" => self.expire_overlay.nseconds().to_value(),

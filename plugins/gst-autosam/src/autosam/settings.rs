@@ -1,11 +1,11 @@
-//! What a user can set, apart from what the element is doing.
+//! Property values, separate from the element's running state.
 
-use autosam::engine;
-use autosam::engine::mask::MaskSettings;
-use autosam::engine::temporal::TemporalSettings;
-use autosam::frame::region::Region;
-use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Views};
-use autosam::overlay;
+use autosam_engine as engine;
+use autosam_engine::overlay;
+use autosam_frame::mask::MaskSettings;
+use autosam_frame::region::Region;
+use autosam_frame::temporal::TemporalSettings;
+use autosam_model::{self as model, DeviceChoice, MaskMode, ModelOptions, Views};
 use gst::glib;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::time::Duration;
 pub enum Device {
     #[default]
     #[enum_value(
-        name = "The first GPU where the build and the machine have one, else the CPU",
+        name = "The first GPU if the build supports it and the machine has one, otherwise the CPU",
         nick = "auto"
     )]
     Auto,
@@ -36,8 +36,12 @@ pub enum Precision {
     F32,
     #[enum_value(name = "16-bit floats", nick = "f16")]
     F16,
-    #[enum_value(name = "16-bit floats with the range of 32", nick = "bf16")]
+    #[enum_value(name = "16-bit floats with the range of 32-bit floats", nick = "bf16")]
     Bf16,
+    #[enum_value(name = "Bytes, on a CPU, for a model of `models quantize`", nick = "int8")]
+    Int8,
+    #[enum_value(name = "int8 if the model and the CPU support it, otherwise f32", nick = "auto")]
+    Auto,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
@@ -45,9 +49,9 @@ pub enum Precision {
 #[repr(i32)]
 pub enum SyncMode {
     #[default]
-    #[enum_value(name = "The picture never waits; the latest mask is drawn", nick = "async")]
+    #[enum_value(name = "Video never waits; the latest mask is drawn", nick = "async")]
     Async,
-    #[enum_value(name = "Every picture waits for its own mask (files)", nick = "frame-accurate")]
+    #[enum_value(name = "Each frame waits for its own mask (for files)", nick = "frame-accurate")]
     FrameAccurate,
 }
 
@@ -57,9 +61,9 @@ pub enum SyncMode {
 pub enum OverlayMode {
     #[enum_value(name = "Nothing is drawn", nick = "none")]
     None,
-    #[enum_value(name = "The area, tinted", nick = "mask")]
+    #[enum_value(name = "Tinted area", nick = "mask")]
     Mask,
-    #[enum_value(name = "The outline", nick = "contour")]
+    #[enum_value(name = "Outline", nick = "contour")]
     Contour,
     #[default]
     #[enum_value(name = "Area and outline", nick = "mask-contour")]
@@ -74,12 +78,39 @@ pub enum OverlayMode {
 pub enum OnError {
     #[default]
     #[enum_value(
-        name = "The picture goes on without masks; a warning message says why",
+        name = "Video continues without masks; a warning message gives the reason",
         nick = "passthrough"
     )]
     Passthrough,
     #[enum_value(name = "An error message ends the stream", nick = "fail")]
     Fail,
+}
+
+/// Numbered as the Boolean that it once was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstAutoSamMotionCompensation")]
+#[repr(i32)]
+pub enum MotionCompensation {
+    #[enum_value(name = "Masks stay where they were made", nick = "false")]
+    False,
+    #[enum_value(name = "Masks follow the tissue from the first frame after their own", nick = "true")]
+    True,
+    #[default]
+    #[enum_value(
+        name = "Masks older than a frame and a half follow the tissue; newer ones stay if the frame looks the same",
+        nick = "auto"
+    )]
+    Auto,
+}
+
+impl MotionCompensation {
+    fn engine(self) -> engine::Motion {
+        match self {
+            Self::False => engine::Motion::Off,
+            Self::True => engine::Motion::On,
+            Self::Auto => engine::Motion::Auto,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -93,28 +124,30 @@ pub struct Settings {
     pub threshold: f32,
     pub hysteresis: f32,
     pub smoothing: f32,
-    /// In pictures.
+    /// In frames.
     pub hold_off: u32,
     pub min_area: f32,
     pub overlay_mode: OverlayMode,
-    /// ARGB; the alpha is not used.
+    /// ARGB; alpha is ignored.
     pub color: u32,
+    /// ARGB; alpha is ignored.
+    pub prompt_color: u32,
     pub opacity: f32,
-    /// In pixels; 0: by the picture's size.
+    /// In pixels; 0: chosen by the frame's size.
     pub contour_width: u32,
-    /// 0: masks do not age.
+    /// 0: masks do not expire.
     pub expire_overlay: gst::ClockTime,
-    pub motion_compensation: bool,
+    pub motion_compensation: MotionCompensation,
     pub roi: Region,
     pub enabled: bool,
     pub inference_interval: u32,
-    /// A second; 0: as many as there are.
+    /// Per second; 0: no limit.
     pub max_inference_rate: f64,
     pub attach_meta: bool,
     /// 0: never.
     pub stats_interval: gst::ClockTime,
     pub on_error: OnError,
-    /// Of the pictures' thread, 1 to 99; 0: an ordinary one.
+    /// For the streaming thread, 1 to 99; 0: unchanged.
     pub realtime_priority: u8,
 }
 
@@ -137,10 +170,12 @@ impl Default for Settings {
             min_area: mask.min_area,
             overlay_mode: OverlayMode::default(),
             color: u32::from_be_bytes([255, r, g, b]),
+            // Blue does not occur in mucosa either.
+            prompt_color: 0xff00_a0ff,
             opacity: style.opacity,
             contour_width: 0,
             expire_overlay: gst::ClockTime::from_mseconds(500),
-            motion_compensation: false,
+            motion_compensation: MotionCompensation::default(),
             roi: Region::default(),
             enabled: true,
             inference_interval: 1,
@@ -165,7 +200,7 @@ impl Settings {
             mask: MaskSettings {
                 threshold: self.threshold,
                 min_area: self.min_area,
-                // Live, a region that was certain once stays: that is the temporal filter's.
+                // In async mode the temporal filter applies hysteresis over time instead.
                 hysteresis: if live { 0.0 } else { self.hysteresis },
             },
             overlay: match self.overlay_mode {
@@ -176,15 +211,24 @@ impl Settings {
                 OverlayMode::Box => overlay::OverlayMode::Box,
             },
             line: self.contour_width as usize,
-            // A frame's own mask is its own: neither the past nor the future has a part in it.
+            // A frame-accurate mask depends on its own frame only.
             temporal: if live { temporal } else { TemporalSettings::default() },
-            motion: live && self.motion_compensation,
+            motion: if live { self.motion_compensation.engine() } else { engine::Motion::Off },
             region: self.roi,
         }
     }
 
     pub fn style(&self) -> overlay::Style {
-        let [_, r, g, b] = self.color.to_be_bytes();
+        self.style_of(self.color)
+    }
+
+    /// Of the object that a person pointed at.
+    pub fn object_style(&self) -> overlay::Style {
+        self.style_of(self.prompt_color)
+    }
+
+    fn style_of(&self, color: u32) -> overlay::Style {
+        let [_, r, g, b] = color.to_be_bytes();
         overlay::Style { color: [r, g, b], opacity: self.opacity }
     }
 
@@ -198,12 +242,14 @@ impl Settings {
             Precision::F32 => model::Precision::F32,
             Precision::F16 => model::Precision::F16,
             Precision::Bf16 => model::Precision::Bf16,
+            Precision::Int8 => model::Precision::Int8,
+            Precision::Auto => model::Precision::Auto,
         };
         ModelOptions { device, precision, mask_mode: MaskMode::Sigmoid, views: self.views }
     }
 
-    /// Age from which a mask is too old to be drawn, and a frame has been with the worker for too long.
-    pub fn patience(&self) -> Duration {
+    /// Age above which a mask is not drawn, and inference time above which the worker is overloaded.
+    pub fn mask_max_age(&self) -> Duration {
         match self.expire_overlay.nseconds() {
             0 => Duration::from_millis(500),
             ns => Duration::from_nanos(ns),

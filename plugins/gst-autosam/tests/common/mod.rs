@@ -1,17 +1,20 @@
 //! What the tests of the element share.
 #![allow(dead_code)] // each test binary uses its part
 
-use autosam::engine::segmenter::{ProbMap, Sample, Segmenter};
-use autosam::generator::GeneratorConfig;
-use autosam::model::{CONFIG_KEY, ModelConfig};
-use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
-use autosam::train::params::initialise;
-use autosam::weights::{Dtype, save_safetensors};
+use autosam_engine::segmenter::Segmenter;
+use autosam_frame::map::{ModelInput, ProbMap};
+use autosam_frame::resize::InputSize;
+use autosam_model::generator::GeneratorConfig;
+use autosam_model::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
+use autosam_model::weights::init::initialise;
+use autosam_model::weights::{Dtype, save_safetensors};
+use autosam_model::{CONFIG_KEY, ModelConfig};
 use gst::prelude::*;
 use gst_check::Harness;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 pub fn init() {
@@ -33,9 +36,8 @@ pub fn model(dir: &Path) -> PathBuf {
         mlp_ratio: 2,
     });
     let decoder = DecoderConfig { mlp_dim: 32, ..DecoderConfig::default() };
-    let sam = SamConfig { image_size: 64, encoder, embed_channels: 32, decoder };
-    let config =
-        ModelConfig { generator: GeneratorConfig::tiny(64, 32), sam, calibration: Default::default() };
+    let sam = SamConfig { image_size: 64, stretch: false, encoder, embed_channels: 32, decoder };
+    let config = ModelConfig::new(sam, GeneratorConfig::tiny(64, 32));
     let tensors = initialise(&config.parameter_shapes().unwrap(), 1).unwrap();
     let metadata = HashMap::from([(CONFIG_KEY.to_owned(), serde_json::to_string(&config).unwrap())]);
     let path = dir.join("random.safetensors");
@@ -86,7 +88,7 @@ pub fn stat(element: &gst::Element, name: &str) -> u64 {
     element.property::<gst::Structure>("stats").get(name).unwrap()
 }
 
-pub fn wait(what: impl Fn() -> bool) {
+pub fn wait(mut what: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !what() {
         assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain");
@@ -109,11 +111,11 @@ pub fn complaints(bus: &gst::Bus) -> Vec<String> {
 /// A model that does what a test says: it gets the sample and gives the probability (0 to 255) of each pixel.
 pub struct Scripted<F>(pub F);
 
-impl<F: FnMut(&Sample) -> autosam::Result<u8> + Send> Segmenter for Scripted<F> {
-    fn input_size(&self) -> usize {
-        32
+impl<F: FnMut(&ModelInput) -> autosam_frame::Result<u8> + Send> Segmenter for Scripted<F> {
+    fn input_size(&self) -> InputSize {
+        32.into()
     }
-    fn segment(&mut self, sample: &Sample, out: &mut ProbMap) -> autosam::Result<()> {
+    fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> autosam_frame::Result<()> {
         let value = (self.0)(sample)?;
         *out = ProbMap {
             width: sample.width,
@@ -127,7 +129,7 @@ impl<F: FnMut(&Sample) -> autosam::Result<u8> + Send> Segmenter for Scripted<F> 
 /// An element whose models come from `open`, with masks that show at once.
 pub fn scripted(
     properties: &[(&str, &str)],
-    open: impl Fn(Option<&Path>) -> autosam::Result<Box<dyn Segmenter>> + Send + Sync + 'static,
+    open: impl Fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> + Send + Sync + 'static,
 ) -> (gst::Element, gst::Bus) {
     init();
     let element = gst::ElementFactory::make("autosam")
@@ -143,6 +145,21 @@ pub fn scripted(
     let bus = gst::Bus::new();
     element.set_bus(Some(&bus));
     (element, bus)
+}
+
+/// An element whose model waits for a token before each answer, which covers the whole frame; once the sender is dropped it
+/// waits no more.
+pub fn gated(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Sender<()>) {
+    let (go, gate): (_, Receiver<()>) = channel();
+    let gate = Arc::new(Mutex::new(gate));
+    let (element, bus) = scripted(properties, move |_| {
+        let gate = gate.clone();
+        Ok(Box::new(Scripted(move |_: &ModelInput| {
+            let _ = gate.lock().unwrap().recv();
+            Ok(255)
+        })))
+    });
+    (element, bus, go)
 }
 
 /// A harness around `element`.

@@ -1,0 +1,610 @@
+//! Runs a segmenter in parallel with live video, or on files one frame after another.
+//!
+//! [`Engine::try_submit`] never waits: it resizes the frame to the network's size and puts it into a queue of one,
+//! where a newer frame replaces an older one. A worker thread computes masks. [`Engine::current_overlay`] returns the latest
+//! one and how far the tissue has moved since. [`Engine::segment`] waits for the frame's own mask. A panic or an
+//! error in the model stops neither thread: it is counted and reported, and the worker reloads the model after a
+//! growing pause. [`Control::replace`] loads another model on a separate thread and switches to it between two frames.
+
+#![deny(unsafe_code)]
+
+mod follow;
+mod guard;
+pub mod overlay;
+#[expect(unsafe_code, reason = "calls of the scheduler, see docs/unsafe.md")]
+pub mod priority;
+mod prompt;
+mod reload;
+pub mod segmenter;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use autosam_frame::{Error, Result};
+pub use follow::Motion;
+pub use prompt::{Prompt, PromptEvent};
+pub use reload::Done;
+pub use stats::{Latency, Stats};
+
+use crate::overlay::{Mark, OverlayMode};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use autosam_frame::map::ModelInput;
+use autosam_frame::mask::{Mask, MaskSettings};
+use autosam_frame::motion::{self, Scene};
+use autosam_frame::region::{Finder, Region};
+use autosam_frame::resize::{InputSize, Resizer, RowsResized};
+use autosam_frame::temporal::TemporalSettings;
+use autosam_frame::{Frame, Luma, Rect};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use follow::{Follower, Placement};
+use prompt::{Pointed, Queued};
+use reload::Reloader;
+use segmenter::Segmenter;
+use stats::Figures;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use worker::{Inbox, Refusal, SHORTEST_PAUSE, Worker};
+
+/// Settings for processing frames and probabilities, up to the prepared overlay. They are read for each frame.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Settings {
+    pub mask: MaskSettings,
+    pub overlay: OverlayMode,
+    /// Width of outlines and boxes in pixels; 0 is about a 400th of the frame.
+    pub line: usize,
+    /// The temporal filter, off by default.
+    pub temporal: TemporalSettings,
+    /// Whether masks follow the video between two inferences.
+    pub motion: Motion,
+    /// Part of the frame that the network sees.
+    pub region: Region,
+}
+
+/// One frame's result.
+#[derive(Debug, Clone)]
+pub struct Detection {
+    pub mask: Mask,
+    /// Overlay, ready to draw on frames of the submitted size.
+    pub mark: Mark,
+    /// The frame's timestamp, in the caller's clock.
+    pub pts: Option<u64>,
+    /// When the frame was resized.
+    pub sampled: Instant,
+    /// Id of the object that a person pointed at, counted from 1; `None` for the automatic mask.
+    pub prompt: Option<u32>,
+    /// The scene of the mask, if it is to be followed.
+    scene: Option<Arc<Scene>>,
+    /// Number of the frame, skipped ones counted.
+    index: u64,
+    generation: u64,
+}
+
+/// A mask to draw on the current frame.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    pub detection: Arc<Detection>,
+    /// How far the tissue has moved since the mask's own frame, in pixels right and down.
+    pub shift: (isize, isize),
+}
+
+/// Events of the worker; handlers are called on its thread.
+#[derive(Debug)]
+pub enum Event {
+    /// A frame's result, just before [`Engine::latest`] returns it.
+    Detected(Arc<Detection>),
+    /// Inference failed or panicked; video continues without new masks.
+    Failed(Error),
+    /// The model was reloaded after a failure.
+    Recovered,
+    /// What became of prompts ([`Control::prompt`]).
+    Prompted(PromptEvent),
+}
+
+/// Loads a model; called on the worker's thread, again after a failure.
+pub type ModelFactory = Box<dyn FnMut() -> Result<Box<dyn Segmenter>> + Send>;
+pub type EventHandler = Box<dyn Fn(Event) + Send>;
+
+/// A frame, resized partly or completely to the model's size. If the model runs on the CPU, the worker completes the resizing, so that
+/// the frame passes sooner. If it runs on a GPU, the streaming thread does all of it to relieve the worker.
+enum Input {
+    RowsResized(RowsResized),
+    Whole(ModelInput),
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self::RowsResized(RowsResized::default())
+    }
+}
+
+struct Job {
+    input: Input,
+    size: (usize, usize),
+    /// The part of the frame that the input shows.
+    area: Rect,
+    luma: Option<Arc<Luma>>,
+    pts: Option<u64>,
+    /// Index of the frame, including skipped ones.
+    index: u64,
+    sampled: Instant,
+    generation: u64,
+    reply: Option<Sender<std::result::Result<Arc<Detection>, Refusal>>>,
+}
+
+struct Shared {
+    latest: ArcSwapOption<Detection>,
+    /// The object that a person pointed at.
+    pointed: ArcSwapOption<Pointed>,
+    /// Whether the worker follows an object, so that frames need their small copies.
+    prompting: AtomicBool,
+    /// Counts [`Control::clear_prompts`]: what was asked before is not shown.
+    prompt_epoch: AtomicU64,
+    settings: ArcSwap<Settings>,
+    /// Results of older generations (before a flush, a seek or new caps) are not shown.
+    generation: AtomicU64,
+    /// See [`Segmenter::input_size`]; none if no model is loaded.
+    input_size: ArcSwapOption<InputSize>,
+    /// See [`Segmenter::runs_on_gpu`].
+    spare_cpu: AtomicBool,
+    /// When the worker began its current frame, in ns after `start`, plus 1; 0 if it is idle.
+    busy_since: AtomicU64,
+    /// Typical time per frame of the worker in ns; 0 if unknown.
+    usually_busy: AtomicU64,
+    start: Instant,
+    figures: Figures,
+}
+
+impl Shared {
+    /// Current time in ns after `start`.
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn input_size(&self) -> Option<InputSize> {
+        self.input_size.load().as_deref().copied()
+    }
+
+    /// Stores the input size and device of `segmenter`.
+    fn fits(&self, segmenter: &dyn Segmenter) {
+        self.input_size.store(Some(Arc::new(segmenter.input_size())));
+        self.spare_cpu.store(segmenter.runs_on_gpu(), Ordering::Release);
+    }
+}
+
+/// See the crate's description. Dropping it ends the worker after its current frame.
+pub struct Engine {
+    control: Control,
+    resizer: Resizer,
+    /// Makes the small copies for [`motion`] and [`Finder`].
+    small: Resizer,
+    /// The small copy of the current frame, once it is made.
+    luma: Option<Arc<Luma>>,
+    finder: Finder,
+    /// What [`Finder`] looks at.
+    copy: ModelInput,
+    follower: Follower,
+    object_follower: Follower,
+    generation: u64,
+    index: u64,
+    /// When the current frame arrived, and how long after the previous one.
+    began: Option<Instant>,
+    interval: Duration,
+    /// `None` only while being dropped.
+    queue: Option<Sender<Job>>,
+    spare: Receiver<Input>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// A submitted frame whose mask is not ready yet ([`Engine::submit`]).
+pub struct Pending(Receiver<std::result::Result<Arc<Detection>, Refusal>>);
+
+impl Pending {
+    /// Waits for the frame's mask.
+    ///
+    /// # Errors
+    /// The model's error, or that the frame was dropped by a flush or because the model was replaced by one with another input size.
+    pub fn wait(self) -> Result<Arc<Detection>> {
+        self.answer().map_err(Refusal::into_error)
+    }
+
+    fn answer(self) -> std::result::Result<Arc<Detection>, Refusal> {
+        let dropped = || Refusal::Failed(Error::invalid("the frame was dropped by a flush"));
+        self.0.recv().unwrap_or_else(|_| Err(dropped()))
+    }
+}
+
+/// A handle to the engine for other threads. It never waits, even while a frame is being segmented.
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
+    reloader: Arc<Reloader>,
+    /// The receiving end of the queue, to remove a frame that a newer one replaces.
+    waiting: Receiver<Job>,
+    recycle: Sender<Input>,
+    prompts: Sender<Queued>,
+}
+
+impl Control {
+    /// Changes the settings; they take effect with the worker's next frame.
+    pub fn set(&self, settings: Settings) {
+        self.shared.settings.store(Arc::new(settings));
+    }
+
+    /// Loads another model on a separate thread and switches to it between two frames. The current model works until
+    /// then, and stays if the new one cannot be loaded. `done` is called with the result on another thread. If a newer model
+    /// is set before an older one is loaded, the older one's `done` gets an error.
+    pub fn replace(&self, open: ModelFactory, done: Done) {
+        self.reloader.replace(open, done);
+    }
+
+    /// Discards all masks and waiting frames: for a flush, a seek or a new frame size.
+    pub fn flush(&self) {
+        self.shared.generation.fetch_add(1, Ordering::AcqRel);
+        self.shared.latest.store(None);
+        self.shared.pointed.store(None);
+        self.take_back();
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.shared.figures.snapshot()
+    }
+
+    /// How long the worker has been on its current frame; `None` if it is idle.
+    pub fn busy(&self) -> Option<Duration> {
+        let since = self.shared.busy_since.load(Ordering::Acquire).checked_sub(1)?;
+        Some(Duration::from_nanos(self.shared.now().saturating_sub(since)))
+    }
+
+    /// Removes the queued frame. A caller that waits for it is notified because its reply sender is dropped.
+    fn take_back(&self) {
+        if let Ok(job) = self.waiting.try_recv() {
+            self.shared.figures.skipped.add_one();
+            let _ = self.recycle.try_send(job.input);
+        }
+    }
+}
+
+impl Engine {
+    /// Loads the model on a new worker thread and waits until it is ready.
+    ///
+    /// # Errors
+    /// The opener's error, or that no thread could be started.
+    pub fn start(open: ModelFactory, settings: Settings, listener: EventHandler) -> Result<Self> {
+        Self::with(Some(open), settings, listener, SHORTEST_PAUSE)
+    }
+
+    /// An engine that computes no masks until [`Control::replace`] sets a model.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn without_model(settings: Settings, listener: EventHandler) -> Result<Self> {
+        Self::with(None, settings, listener, SHORTEST_PAUSE)
+    }
+
+    /// `first_pause`: how long a failed model rests before it is loaded again; each further failure doubles it.
+    fn with(
+        open: Option<ModelFactory>,
+        settings: Settings,
+        listener: EventHandler,
+        first_pause: Duration,
+    ) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            latest: ArcSwapOption::empty(),
+            pointed: ArcSwapOption::empty(),
+            prompting: AtomicBool::new(false),
+            prompt_epoch: AtomicU64::new(0),
+            settings: ArcSwap::from_pointee(settings),
+            generation: AtomicU64::new(0),
+            input_size: ArcSwapOption::empty(),
+            spare_cpu: AtomicBool::new(false),
+            busy_since: AtomicU64::new(0),
+            usually_busy: AtomicU64::new(0),
+            start: Instant::now(),
+            figures: Figures::new(),
+        });
+        let (queue, waiting) = bounded(1);
+        // One input in the queue, one with the worker, one being filled.
+        let (recycle, spare) = bounded(3);
+        let (models, loaded) = bounded(1);
+        let (ready, opened) = bounded(1);
+        let (prompts, asked) = prompt::queue();
+        let worker = Worker::new(
+            shared.clone(),
+            first_pause,
+            open,
+            listener,
+            Inbox { jobs: waiting.clone(), models: loaded, prompts: asked, recycle: recycle.clone() },
+        );
+        let worker = std::thread::Builder::new()
+            .name("autosam-worker".into())
+            .spawn(move || worker.run(ready))
+            .map_err(|e| Error::invalid(format!("cannot start the worker thread: {e}")))?;
+        match opened.recv() {
+            Ok(result) => result?,
+            Err(_) => return Err(Error::invalid("the worker thread ended while opening the model")),
+        }
+        // Without a model no frame is resized.
+        let size = shared.input_size().unwrap_or(InputSize::from(1));
+        let control =
+            Control { shared, reloader: Arc::new(Reloader::new(models)), waiting, recycle, prompts };
+        Ok(Self {
+            resizer: Resizer::new(size),
+            control,
+            small: Resizer::new(motion::SIDE),
+            luma: None,
+            finder: Finder::default(),
+            copy: ModelInput::default(),
+            follower: Follower::default(),
+            object_follower: Follower::default(),
+            generation: 0,
+            index: 0,
+            began: None,
+            interval: Duration::MAX,
+            queue: Some(queue),
+            spare,
+            worker: Some(worker),
+        })
+    }
+
+    /// Size of the network's input; none if no model is loaded.
+    pub fn input_size(&self) -> Option<InputSize> {
+        self.control.shared.input_size()
+    }
+
+    /// A handle for other threads.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Submits `frame` for inference, replacing one that still waits. Skips it if its mask would be old because of waiting.
+    /// Never waits.
+    ///
+    /// # Errors
+    /// If the frame cannot be resized, or the worker has ended.
+    pub fn try_submit(&mut self, frame: &Frame, pts: Option<u64>) -> Result<()> {
+        self.next();
+        if self.input_size().is_none() {
+            self.control.shared.figures.skipped.add_one();
+            return Ok(());
+        }
+        let usual = Duration::from_nanos(self.control.shared.usually_busy.load(Ordering::Acquire));
+        if should_skip_frame(self.control.busy(), usual, self.interval) {
+            self.control.shared.figures.skipped.add_one();
+            return Ok(());
+        }
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
+        let Some(queue) = &self.queue else { return Ok(()) };
+        loop {
+            match queue.try_send(job) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(mine)) => {
+                    job = mine;
+                    self.control.take_back();
+                }
+                Err(TrySendError::Disconnected(_)) => return Err(self.lost()),
+            }
+        }
+    }
+
+    /// Counts a frame that passes without inference at the caller's request.
+    pub fn skip(&mut self) {
+        self.next();
+        self.control.shared.figures.skipped.add_one();
+    }
+
+    /// Waits for the mask of this frame.
+    pub fn segment(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Arc<Detection>> {
+        self.next();
+        loop {
+            match self.send(frame, pts)?.answer() {
+                // The model was replaced by one with another input size in the meantime.
+                Err(Refusal::OtherSize) => {}
+                answer => return answer.map_err(Refusal::into_error),
+            }
+        }
+    }
+
+    /// Waits for the mask of this frame for at most `patience`; replaces a frame that still waits for the worker.
+    ///
+    /// # Errors
+    /// Those of [`Self::segment`], and that the mask is not ready in time.
+    pub fn segment_within(
+        &mut self,
+        frame: &Frame,
+        pts: Option<u64>,
+        patience: Duration,
+    ) -> Result<Arc<Detection>> {
+        self.next();
+        self.control.take_back();
+        match self.send(frame, pts)?.0.recv_timeout(patience) {
+            Ok(answer) => answer.map_err(Refusal::into_error),
+            Err(_) => Err(Error::invalid(format!("the model gave no mask within {patience:?}"))),
+        }
+    }
+
+    /// Submits this frame for inference and returns without its mask, so that the next frame can be read in parallel.
+    /// Waits if the worker has not taken the previous frame.
+    pub fn submit(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Pending> {
+        self.next();
+        self.send(frame, pts)
+    }
+
+    fn send(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Pending> {
+        if self.input_size().is_none() {
+            self.control.shared.figures.skipped.add_one();
+            return Err(Error::invalid("no model is loaded"));
+        }
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
+        let (reply, answer) = bounded(1);
+        job.reply = Some(reply);
+        match &self.queue {
+            Some(queue) if queue.send(job).is_ok() => Ok(Pending(answer)),
+            _ => Err(self.lost()),
+        }
+    }
+
+    /// Starts a new frame.
+    fn next(&mut self) {
+        self.control.shared.figures.frames.add_one();
+        self.index += 1;
+        self.luma = None;
+        let now = Instant::now();
+        self.interval = self.began.map_or(Duration::MAX, |before| now - before);
+        self.began = Some(now);
+        let generation = self.control.shared.generation.load(Ordering::Acquire);
+        if generation != self.generation {
+            self.generation = generation;
+            self.finder = Finder::default();
+            self.follower.reset();
+            self.object_follower.reset();
+        }
+    }
+
+    #[tracing::instrument(level = "trace", skip_all, name = "sample")]
+    fn job(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Job> {
+        let (width, height) = (frame.info.width, frame.info.height);
+        let sampled = Instant::now();
+        let settings = **self.control.shared.settings.load();
+        if settings.motion != Motion::Off
+            || settings.temporal != TemporalSettings::default()
+            || self.control.prompting()
+        {
+            self.look(frame)?;
+        }
+        let area = match settings.region {
+            Region::Full => Rect::whole(width, height),
+            Region::Rect(part) if frame.info.field => part.in_field().within(width, height),
+            Region::Rect(part) => part.within(width, height),
+            Region::Auto => {
+                if self.finder.due() {
+                    self.small.resize(frame, &mut self.copy)?;
+                    self.finder.look(&self.copy, width, height);
+                }
+                self.finder.current().unwrap_or(Rect::whole(width, height)).within(width, height)
+            }
+        };
+        let area = frame.aligned(area);
+        if let Some(size) = self.input_size().filter(|size| *size != self.resizer.size()) {
+            self.resizer = Resizer::new(size);
+        }
+        let spare_cpu = self.control.shared.spare_cpu.load(Ordering::Acquire);
+        self.resizer.spread(spare_cpu);
+        let mut input = match (self.spare.try_recv().unwrap_or_default(), spare_cpu) {
+            (Input::RowsResized(_), true) => Input::Whole(ModelInput::default()),
+            (Input::Whole(_), false) => Input::RowsResized(RowsResized::default()),
+            (input, _) => input,
+        };
+        let part = frame.crop(area);
+        let made = match &mut input {
+            Input::RowsResized(rows) => self.resizer.resize_rows(&part, rows),
+            Input::Whole(sample) => self.resizer.resize(&part, sample),
+        };
+        if let Err(e) = made {
+            let _ = self.control.recycle.try_send(input);
+            return Err(e);
+        }
+        Ok(Job {
+            input,
+            size: (width, height),
+            area,
+            luma: self.luma.clone(),
+            pts,
+            index: self.index,
+            sampled,
+            generation: self.generation,
+            reply: None,
+        })
+    }
+
+    /// The small copy of the current frame.
+    fn look(&mut self, frame: &Frame) -> Result<Arc<Luma>> {
+        if let Some(luma) = &self.luma {
+            return Ok(luma.clone());
+        }
+        let mut luma = Luma::default();
+        self.small.luma(frame, &mut luma)?;
+        Ok(self.luma.insert(Arc::new(luma)).clone())
+    }
+
+    fn lost(&self) -> Error {
+        Error::invalid("the worker thread has ended")
+    }
+
+    /// The latest result of the current generation.
+    pub fn latest(&self) -> Option<Arc<Detection>> {
+        let generation = self.control.shared.generation.load(Ordering::Acquire);
+        self.control.shared.latest.load_full().filter(|d| d.generation == generation)
+    }
+
+    /// The latest result to draw on `frame`, which is the one just submitted or skipped; moved along with the tissue if
+    /// [`Settings::motion`] is on. `None` if no result exists, or if it cannot be followed: from the first frame after a scene
+    /// change, or beyond the search range.
+    #[tracing::instrument(level = "trace", skip_all)]
+    pub fn current_overlay(&mut self, frame: &Frame) -> Option<Shown> {
+        let detection = self.latest()?;
+        let mut follower = std::mem::take(&mut self.follower);
+        let shown = self.place(frame, detection, &mut follower);
+        self.follower = follower;
+        shown
+    }
+
+    /// Where `detection` is on `frame`; `None` if it cannot be followed.
+    fn place(&mut self, frame: &Frame, detection: Arc<Detection>, follower: &mut Follower) -> Option<Shown> {
+        let motion = self.control.shared.settings.load().motion;
+        let placement = motion.placement(self.index.saturating_sub(detection.index));
+        let follows = placement != Placement::Stays && !detection.mask.regions.is_empty();
+        let (Some(scene), true) = (&detection.scene, follows) else {
+            return Some(Shown { detection, shift: (0, 0) });
+        };
+        let now = self.look(frame).ok()?;
+        let extent = motion::Extent::of(&detection.mask.regions);
+        if placement == Placement::StaysInScene && scene.unmoved(&now, extent) {
+            return Some(Shown { detection, shift: (0, 0) });
+        }
+        let (dx, dy) = follower.shift(scene, detection.index, extent, &now, self.index)?;
+        let pixels = |part: f32, side: usize| (part * side as f32).round() as isize;
+        let shift = (pixels(dx, frame.info.width), pixels(dy, frame.info.height));
+        Some(Shown { detection, shift })
+    }
+
+    /// Records the delay added to a frame.
+    pub fn record_video_delay(&self, delay: Duration) {
+        self.control.shared.figures.video_delay.record(delay);
+    }
+
+    /// Records the age of a drawn mask.
+    pub fn record_annotation_delay(&self, age: Duration) {
+        self.control.shared.figures.annotation_delay.record(age);
+    }
+}
+
+/// Returns whether it is better to skip this frame: it would wait in the queue so long that a later frame, arriving when the
+/// worker is idle, would yield a fresher mask. Masks are drawn only when a frame arrives, so skipping makes no drawn mask older. `busy`:
+/// how long the worker has been on its current frame. `usual`: its typical time per frame. `interval`: time between frames.
+fn should_skip_frame(busy: Option<Duration>, usual: Duration, interval: Duration) -> bool {
+    let Some(rest) = busy.and_then(|busy| usual.checked_sub(busy)) else { return false };
+    if rest.is_zero() || interval.is_zero() || interval >= usual.saturating_add(rest) {
+        return false;
+    }
+    let frames = usual.as_nanos().div_ceil(interval.as_nanos());
+    // A margin of an eighth of an interval, because neither frames nor masks arrive exactly on time.
+    (usual + rest + interval / 8).as_nanos() > frames * interval.as_nanos()
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue = None;
+        // Discard queued frames so that shutdown is not delayed.
+        while let Ok(job) = self.control.waiting.try_recv() {
+            drop(job);
+        }
+        if let Some(worker) = self.worker.take() {
+            // The worker catches panics itself; a further one cannot be reported.
+            let _ = worker.join();
+        }
+        self.control.reloader.close();
+    }
+}

@@ -1,0 +1,476 @@
+//! A person points at an object: a promptable model makes its mask, which follows the object until it is cleared or lost.
+//!
+//! One object is followed at a time. [`Control::prompt`] only queues what was pointed at. With the next frame that is inferred the
+//! worker asks the model about it; with each later one it asks again, with the object's previous mask, moved along with the tissue,
+//! and a point inside that. So the mask is as old as the automatic one, and expires and moves as that does.
+
+use super::follow::Follower;
+use super::{Control, Detection, Engine, Event, Job, Settings, Shared, Shown};
+use crate::overlay::Mark;
+use crate::segmenter::{ObjectPoint, ObjectPrompt};
+use crate::{Error, Result};
+use autosam_frame::map::ProbMap;
+use autosam_frame::mask::{Mask, MaskSettings};
+use autosam_frame::motion::{Extent, Scene};
+use autosam_frame::{Frame, Luma, Rect};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Prompts that may wait for the worker; further ones are refused.
+const MOST_WAITING: usize = 16;
+/// Points on the background that stay with an object; older ones are forgotten.
+const MOST_BACKGROUND: usize = 8;
+/// Least probability of a pixel of the object: SAM's.
+const MASK: MaskSettings = MaskSettings { threshold: 0.5, min_area: 0.0, hysteresis: 0.0 };
+/// Least IoU of an object's mask with its previous one, moved to where the tissue is now; below, it is another thing.
+const LEAST_AGREEMENT: f32 = 0.3;
+/// How far beside a point, in pixels of the model's input, the object that it means may be.
+const REACH: f32 = 3.0;
+/// How far beside the object's box, in parts of its sides, a point still belongs to it.
+const MARGIN: f32 = 0.25;
+
+/// What a person says of an object. Places are parts (0 to 1) of the frame's width and height.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Prompt {
+    /// A point on an object (`foreground`), or on what surrounds the present one. A point on another object than the present one
+    /// takes its place; points that come before the first mask belong to one object.
+    Point { x: f32, y: f32, foreground: bool },
+    /// A box around an object, which takes the present one's place.
+    Box { left: f32, top: f32, right: f32, bottom: f32 },
+}
+
+impl Prompt {
+    /// Where it is, at least in part: a place inside it.
+    fn place(&self) -> (f32, f32) {
+        match *self {
+            Self::Point { x, y, .. } => (x, y),
+            Self::Box { left, top, right, bottom } => ((left + right) / 2.0, (top + bottom) / 2.0),
+        }
+    }
+
+    fn is_valid(&self) -> bool {
+        let inside = |v: f32| (0.0..=1.0).contains(&v);
+        match *self {
+            Self::Point { x, y, .. } => inside(x) && inside(y),
+            Self::Box { left, top, right, bottom } => {
+                [left, top, right, bottom].into_iter().all(inside) && left < right && top < bottom
+            }
+        }
+    }
+}
+
+/// What became of prompts.
+#[derive(Debug, Clone)]
+pub enum PromptEvent {
+    /// An object has its first mask; [`Detection::prompt`] is its id.
+    Started(Arc<Detection>),
+    /// An object is no longer followed.
+    Ended { id: u32, reason: &'static str },
+    /// A prompt had no effect.
+    Refused { reason: &'static str },
+}
+
+/// A prompt on its way to the worker.
+pub(super) struct Queued {
+    prompt: Prompt,
+    generation: u64,
+    /// See [`Shared::prompt_epoch`].
+    epoch: u64,
+}
+
+/// The object's mask as the streaming thread finds it.
+pub(super) struct Pointed {
+    detection: Arc<Detection>,
+    epoch: u64,
+}
+
+pub(super) fn queue() -> (Sender<Queued>, Receiver<Queued>) {
+    bounded(MOST_WAITING)
+}
+
+impl Control {
+    /// Queues `prompt` for the next frame that is inferred; never waits. [`PromptEvent`] tells what becomes of it.
+    ///
+    /// # Errors
+    /// If a place is outside the frame, no model is loaded, or too many prompts wait.
+    pub fn prompt(&self, prompt: Prompt) -> Result<()> {
+        if !prompt.is_valid() {
+            return Err(Error::invalid("the prompt is outside the frame, or its box is empty"));
+        }
+        if self.shared.input_size().is_none() {
+            return Err(Error::invalid("no model is loaded"));
+        }
+        let generation = self.shared.generation.load(Ordering::Acquire);
+        let epoch = self.shared.prompt_epoch.load(Ordering::Acquire);
+        self.prompts.try_send(Queued { prompt, generation, epoch }).map_err(|e| match e {
+            TrySendError::Full(_) => {
+                Error::invalid("too many prompts wait: frames arrive or are inferred too slowly")
+            }
+            TrySendError::Disconnected(_) => Error::invalid("the worker thread has ended"),
+        })
+    }
+
+    /// Forgets the object and all prompts that wait. Its mask is not drawn any more from now on.
+    pub fn clear_prompts(&self) {
+        self.shared.prompt_epoch.fetch_add(1, Ordering::AcqRel);
+        self.shared.pointed.store(None);
+    }
+
+    /// Whether a prompt waits for a frame to be inferred.
+    pub fn prompts_wait(&self) -> bool {
+        !self.prompts.is_empty()
+    }
+
+    /// Whether frames need what prompts need.
+    pub(super) fn prompting(&self) -> bool {
+        self.prompts_wait() || self.shared.prompting.load(Ordering::Acquire)
+    }
+}
+
+impl Engine {
+    /// As [`Engine::current_overlay`], of the object that a person pointed at.
+    #[tracing::instrument(level = "trace", skip_all)]
+    pub fn current_object(&mut self, frame: &Frame) -> Option<Shown> {
+        let shared = &self.control.shared;
+        let pointed = shared.pointed.load_full()?;
+        let (generation, epoch) =
+            (shared.generation.load(Ordering::Acquire), shared.prompt_epoch.load(Ordering::Acquire));
+        if pointed.detection.generation != generation || pointed.epoch != epoch {
+            return None;
+        }
+        let mut follower = std::mem::take(&mut self.object_follower);
+        let shown = self.place(frame, pointed.detection.clone(), &mut follower);
+        self.object_follower = follower;
+        shown
+    }
+}
+
+/// The object that is followed.
+struct Object {
+    id: u32,
+    generation: u64,
+    epoch: u64,
+    /// Prompts that the model has not seen yet.
+    points: Vec<Place>,
+    bounds: Option<[f32; 4]>,
+    /// Earlier points on the background, moved along with the tissue.
+    background: Vec<(f32, f32)>,
+    latest: Option<Arc<Detection>>,
+    follower: Follower,
+    /// Where its mask should be in the model's present input, if it had one.
+    expected: Option<ProbMap>,
+}
+
+/// A point in parts of the frame.
+#[derive(Clone, Copy)]
+struct Place {
+    x: f32,
+    y: f32,
+    foreground: bool,
+}
+
+/// How places of the frame and of the model's input correspond.
+struct View {
+    area: Rect,
+    frame: (usize, usize),
+    input: (usize, usize),
+}
+
+impl View {
+    fn of(job: &Job, input: (usize, usize)) -> Self {
+        Self { area: job.area, frame: job.size, input }
+    }
+
+    /// In pixels of the input; pixel centres are whole numbers.
+    fn to_input(&self, (x, y): (f32, f32)) -> (f32, f32) {
+        let side = |v: f32, frame: usize, start: usize, length: usize, input: usize| {
+            (v * frame as f32 - start as f32) / length.max(1) as f32 * input as f32 - 0.5
+        };
+        (
+            side(x, self.frame.0, self.area.left, self.area.width, self.input.0),
+            side(y, self.frame.1, self.area.top, self.area.height, self.input.1),
+        )
+    }
+
+    fn holds(&self, place: (f32, f32)) -> bool {
+        let (x, y) = self.to_input(place);
+        (-0.5..=self.input.0 as f32).contains(&x) && (-0.5..=self.input.1 as f32).contains(&y)
+    }
+
+    /// `map` of the whole frame, moved by `shift` in parts of its sides, at the input's size.
+    fn crop(&self, map: &ProbMap, shift: (f32, f32)) -> ProbMap {
+        let axis = |input: usize, start: usize, length: usize, frame: usize, map: usize, by: f32| {
+            let at = move |i: usize| {
+                let part =
+                    (start as f32 + (i as f32 + 0.5) / input as f32 * length as f32) / frame.max(1) as f32;
+                let from = ((part - by) * map as f32).floor();
+                (from >= 0.0 && from < map as f32).then_some(from as usize)
+            };
+            (0..input).map(at).collect::<Vec<_>>()
+        };
+        let columns = axis(self.input.0, self.area.left, self.area.width, self.frame.0, map.width, shift.0);
+        let rows = axis(self.input.1, self.area.top, self.area.height, self.frame.1, map.height, shift.1);
+        let value = |x: Option<usize>, y: Option<usize>| match (x, y) {
+            (Some(x), Some(y)) => map.data[y * map.width + x],
+            _ => 0,
+        };
+        let data = rows.iter().flat_map(|y| columns.iter().map(|x| value(*x, *y))).collect();
+        ProbMap { width: self.input.0, height: self.input.1, data }
+    }
+}
+
+impl Object {
+    fn new(id: u32, queued: &Queued) -> Self {
+        Self {
+            id,
+            generation: queued.generation,
+            epoch: queued.epoch,
+            points: Vec::new(),
+            bounds: None,
+            background: Vec::new(),
+            latest: None,
+            follower: Follower::default(),
+            expected: None,
+        }
+    }
+
+    /// Whether a point belongs to it rather than to another object.
+    fn is_near(&self, x: f32, y: f32) -> bool {
+        let Some(latest) = &self.latest else { return true };
+        let Extent { left, top, right, bottom } = Extent::of(&latest.mask.regions);
+        let (across, down) = (MARGIN * (right - left), MARGIN * (bottom - top));
+        (left - across..=right + across).contains(&x) && (top - down..=bottom + down).contains(&y)
+    }
+
+    /// What to ask the model about it, in the frame of `luma` numbered `index`.
+    ///
+    /// # Errors
+    /// Why it is no longer followed.
+    fn ask(
+        &mut self,
+        luma: &Luma,
+        index: u64,
+        view: &View,
+    ) -> std::result::Result<ObjectPrompt, &'static str> {
+        let mut prompt = ObjectPrompt::default();
+        self.expected = None;
+        if let Some(latest) = &self.latest {
+            let scene = latest.scene.as_ref().ok_or("lost")?;
+            let extent = Extent::of(&latest.mask.regions);
+            let shift =
+                self.follower.shift(scene, latest.index, extent, luma, index).ok_or("scene-change")?;
+            for (x, y) in &mut self.background {
+                (*x, *y) = (*x + shift.0, *y + shift.1);
+            }
+            self.background.retain(|place| view.holds(*place));
+            let expected = view.crop(&latest.mask.map, shift);
+            let (x, y) = self.inner(&expected, view).ok_or("left-frame")?;
+            prompt.points.push(ObjectPoint { x: x as f32, y: y as f32, foreground: true });
+            prompt.mask = Some(expected.clone());
+            self.expected = Some(expected);
+        }
+        let background = self.background.iter().map(|(x, y)| Place { x: *x, y: *y, foreground: false });
+        prompt.points.extend(background.chain(self.points.iter().copied()).map(|p| {
+            let (x, y) = view.to_input((p.x, p.y));
+            ObjectPoint { x, y, foreground: p.foreground }
+        }));
+        prompt.bounds = self.bounds.map(|[left, top, right, bottom]| {
+            let ((x0, y0), (x1, y1)) = (view.to_input((left, top)), view.to_input((right, bottom)));
+            let within = |v: f32, side: usize| v.clamp(0.0, side.saturating_sub(1) as f32);
+            [
+                within(x0, view.input.0),
+                within(y0, view.input.1),
+                within(x1, view.input.0),
+                within(y1, view.input.1),
+            ]
+        });
+        Ok(prompt)
+    }
+
+    /// A point of the object, far inside it and from what is said to be background.
+    fn inner(&self, expected: &ProbMap, view: &View) -> Option<(usize, usize)> {
+        let mut inside = expected.clone();
+        let fresh = self.points.iter().filter(|p| !p.foreground).map(|p| (p.x, p.y));
+        for place in self.background.iter().copied().chain(fresh) {
+            let (x, y) = view.to_input(place);
+            let (x, y) = (x.round().max(0.0) as usize, y.round().max(0.0) as usize);
+            if let Some(p) = inside.data.get_mut(y * inside.width + x).filter(|_| x < expected.width) {
+                *p = 0;
+            }
+        }
+        inside.deepest(MASK.cut())
+    }
+
+    /// The parts of `map`, of the model's input, that are the object.
+    fn parts(&self, mut map: ProbMap, view: &View) -> ProbMap {
+        let cut = MASK.cut();
+        let points: Vec<_> =
+            self.points.iter().filter(|p| p.foreground).map(|p| view.to_input((p.x, p.y))).collect();
+        let bounds = self
+            .bounds
+            .map(|[left, top, right, bottom]| (view.to_input((left, top)), view.to_input((right, bottom))));
+        let (width, expected) = (map.width, self.expected.as_ref());
+        map.keep(cut, |at| {
+            let (x, y) = ((at % width) as f32, (at / width) as f32);
+            expected.is_some_and(|e| e.data[at] >= cut)
+                || points.iter().any(|p| (p.0 - x).hypot(p.1 - y) <= REACH)
+                || bounds
+                    .is_some_and(|(from, to)| (from.0..=to.0).contains(&x) && (from.1..=to.1).contains(&y))
+        });
+        map
+    }
+
+    /// Whether `map` is far from where the object was, although nobody pointed anew.
+    fn jumped(&self, map: &ProbMap) -> bool {
+        let Some(expected) = self.expected.as_ref().filter(|_| self.points.is_empty()) else { return false };
+        let cut = MASK.cut();
+        let pairs = || expected.data.iter().zip(&map.data).map(|(a, b)| (*a >= cut, *b >= cut));
+        let (both, any) = (pairs().filter(|p| p.0 && p.1).count(), pairs().filter(|p| p.0 || p.1).count());
+        (both as f32) < LEAST_AGREEMENT * any as f32
+    }
+
+    /// The model has seen its prompts.
+    fn seen(&mut self) {
+        self.bounds = None;
+        self.background.extend(self.points.drain(..).filter(|p| !p.foreground).map(|p| (p.x, p.y)));
+        let older = self.background.len().saturating_sub(MOST_BACKGROUND);
+        self.background.drain(..older);
+    }
+}
+
+/// Follows the object; the worker's.
+pub(super) struct Tracker {
+    prompts: Receiver<Queued>,
+    object: Option<Object>,
+    last_id: u32,
+    events: Vec<PromptEvent>,
+}
+
+impl Tracker {
+    pub fn new(prompts: Receiver<Queued>) -> Self {
+        Self { prompts, object: None, last_id: 0, events: Vec::new() }
+    }
+
+    /// What to ask the model about `job`, whose input has the size `input`; `None` if nobody points.
+    pub fn ask(
+        &mut self,
+        job: &Job,
+        shared: &Shared,
+        input: (usize, usize),
+        takes_prompts: bool,
+    ) -> Option<ObjectPrompt> {
+        if self.object.is_none() && self.prompts.is_empty() {
+            return None;
+        }
+        // A frame from before the first prompt has none.
+        let luma = job.luma.as_ref()?;
+        let view = View::of(job, input);
+        let epoch = shared.prompt_epoch.load(Ordering::Acquire);
+        match &self.object {
+            Some(object) if object.generation != job.generation => self.end("flush"),
+            Some(object) if object.epoch != epoch => self.end("cleared"),
+            Some(_) if !takes_prompts => self.end("unsupported"),
+            _ => {}
+        }
+        while let Ok(queued) = self.prompts.try_recv() {
+            if queued.generation != job.generation {
+                self.refuse("flush");
+            } else if queued.epoch == epoch {
+                self.take(&queued, &view, takes_prompts);
+            }
+        }
+        shared.prompting.store(self.object.is_some(), Ordering::Release);
+        match self.object.as_mut()?.ask(luma, job.index, &view) {
+            Ok(prompt) => Some(prompt),
+            Err(reason) => {
+                self.end(reason);
+                None
+            }
+        }
+    }
+
+    fn take(&mut self, queued: &Queued, view: &View, takes_prompts: bool) {
+        if !takes_prompts {
+            return self.refuse("unsupported");
+        }
+        if !view.holds(queued.prompt.place()) {
+            return self.refuse("outside-region");
+        }
+        match queued.prompt {
+            Prompt::Point { x, y, foreground } => {
+                let mine = self.object.as_ref().is_some_and(|o| !foreground || o.is_near(x, y));
+                if !mine && !foreground {
+                    return self.refuse("no-object");
+                }
+                let object = if mine { self.object.as_mut() } else { Some(self.begin(queued)) };
+                if let Some(object) = object {
+                    object.points.push(Place { x, y, foreground });
+                }
+            }
+            Prompt::Box { left, top, right, bottom } => {
+                self.begin(queued).bounds = Some([left, top, right, bottom]);
+            }
+        }
+    }
+
+    fn begin(&mut self, queued: &Queued) -> &mut Object {
+        self.end("replaced");
+        self.last_id += 1;
+        self.object.insert(Object::new(self.last_id, queued))
+    }
+
+    /// What the model found of the object in `job`.
+    pub fn settle(&mut self, job: &Job, map: ProbMap, settings: &Settings) {
+        let Some(object) = &mut self.object else { return };
+        let view = View::of(job, (map.width, map.height));
+        let map = object.parts(map, &view);
+        let jumped = object.jumped(&map);
+        let (width, height) = job.size;
+        let mask = Mask::new(map.embedded(job.area, width, height), &MASK);
+        if mask.regions.is_empty() || jumped {
+            let reason = if object.latest.is_some() { "lost" } else { "nothing-found" };
+            return self.end(reason);
+        }
+        object.seen();
+        let mark = Mark::new(&mask, width, height, settings.overlay, settings.line);
+        let detection = Arc::new(Detection {
+            mask,
+            mark,
+            pts: job.pts,
+            sampled: job.sampled,
+            prompt: Some(object.id),
+            scene: job.luma.clone().map(|luma| Arc::new(Scene::new(luma))),
+            index: job.index,
+            generation: job.generation,
+        });
+        if object.latest.replace(detection.clone()).is_none() {
+            self.events.push(PromptEvent::Started(detection));
+        }
+    }
+
+    /// Stops following.
+    pub fn end(&mut self, reason: &'static str) {
+        match self.object.take() {
+            Some(Object { id, latest: Some(_), .. }) => self.events.push(PromptEvent::Ended { id, reason }),
+            // It was never seen.
+            Some(_) => self.refuse(reason),
+            None => {}
+        }
+    }
+
+    fn refuse(&mut self, reason: &'static str) {
+        self.events.push(PromptEvent::Refused { reason });
+    }
+
+    /// Gives the streaming thread the object's mask, and the events since the last call to `tell`.
+    pub fn publish(&mut self, shared: &Shared, mut tell: impl FnMut(Event)) {
+        let object = self.object.as_ref();
+        shared.prompting.store(object.is_some(), Ordering::Release);
+        let pointed = object.and_then(|o| Some(Pointed { detection: o.latest.clone()?, epoch: o.epoch }));
+        if pointed.is_some() || shared.pointed.load().is_some() {
+            shared.pointed.store(pointed.map(Arc::new));
+        }
+        self.events.drain(..).for_each(|event| tell(Event::Prompted(event)));
+    }
+}

@@ -1,0 +1,94 @@
+//! Annotations that are no images: COCO, CVAT, LabelMe and Pascal VOC. They are not read, but images beside them are not
+//! polyp-free.
+
+use super::{file_name, list};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Bytes of a file that are looked at.
+const HEAD: u64 = 1 << 16;
+
+/// Files of a folder that are looked at; annotations of a set are of one kind.
+const LOOKED_AT: usize = 4;
+
+/// The kind of annotations in the file, by its ending and what it begins with.
+fn kind(path: &Path) -> Option<&'static str> {
+    let mut head = Vec::new();
+    // A file that cannot be read annotates nothing.
+    File::open(path).ok()?.take(HEAD).read_to_end(&mut head).ok()?;
+    let text = String::from_utf8_lossy(&head);
+    let has = |word: &str| text.contains(word);
+    match path.extension()?.to_string_lossy().to_lowercase().as_str() {
+        "json" if has("\"shapes\"") => Some("LabelMe"),
+        "json" if has("\"segmentation\"") || has("\"annotations\"") => Some("COCO"),
+        "json" if has("\"regions\"") => Some("VIA"),
+        "xml" if has("<annotations>") => Some("CVAT"),
+        "xml" if has("<annotation>") || has("<annotation ") => Some("Pascal VOC"),
+        _ => None,
+    }
+}
+
+/// Says which annotations lie in the folder at `dir` and those within, and if `beside` also in the one above; `None` without any.
+pub(super) fn found(dir: &Path, beside: bool) -> Option<String> {
+    let is_one = |p: &Path| {
+        let ending = p.extension().unwrap_or_default().to_ascii_lowercase();
+        (ending == "json" || ending == "xml") && p.is_file()
+    };
+    let inside = super::folders(dir).unwrap_or_default();
+    let places =
+        std::iter::once(dir).chain(dir.parent().filter(|_| beside)).chain(inside.iter().map(AsRef::as_ref));
+    places
+        .flat_map(|place| list(place, is_one).unwrap_or_default().into_iter().take(LOOKED_AT))
+        .find_map(|path| {
+            let kind = kind(&path)?;
+            let place = path.parent().map(file_name).unwrap_or_default();
+            Some(format!(
+                "{place}/{} has annotations of {kind}, which are not read: write them as masks first (docs/layouts.md has \
+                 the script)",
+                file_name(&path)
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Dataset;
+    use image::RgbImage;
+
+    /// An image in `images` and `text` in the file `annotations`; how `data check` would put it.
+    fn opened(image: &str, annotations: &str, text: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, is_image) in [(image, true), (annotations, false)] {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            if is_image {
+                RgbImage::new(8, 6).save(path).unwrap()
+            } else {
+                std::fs::write(path, text).unwrap()
+            }
+        }
+        match Dataset::open_all(dir.path()) {
+            Ok(found) => format!("{} sets", found.sets.len()),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn images_beside_annotations_are_not_taken_for_polyp_free() {
+        let polygon = r#"{"annotations": [{"segmentation": [[1, 2, 3, 4, 5, 6], [7, 8, 9, 9, 8, 7]]}]}"#;
+        for (image, file, text, kind) in [
+            ("images/a.png", "annotations/instances.json", polygon, "COCO"),
+            ("images/a.png", "instances.json", r#"{"annotations": [], "images": []}"#, "COCO"),
+            ("a.png", "x.json", r#"[{"segmentation": {"size": [2, 2], "counts": "04"}}]"#, "COCO"),
+            ("case1/a.png", "case1/a.json", r#"{"version": "5", "shapes": []}"#, "LabelMe"),
+            ("case1/a.png", "annotations.xml", "<?xml?><annotations><version>1.1</version>", "CVAT"),
+            ("case1/a.png", "case1_xml/a.xml", "<annotation><object>", "Pascal VOC"),
+        ] {
+            let said = opened(image, file, text);
+            assert!(said.contains(&format!("annotations of {kind}")), "{image}, {file}: {said}");
+            assert!(!said.contains("polyp-free"), "{said}");
+        }
+        assert_eq!(opened("case1/a.png", "case1/info.json", r#"{"patient": 7}"#), "1 sets");
+    }
+}

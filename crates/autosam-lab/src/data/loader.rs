@@ -1,0 +1,377 @@
+//! Batches for training: an endless, seeded order in which any batch can be had without those before it.
+
+use super::augment::{Augment, View};
+use super::{Dataset, Item, Pair};
+use crate::{Error, Result};
+use autosam_frame::map::ModelInput;
+use autosam_frame::region::Region;
+use autosam_frame::resize::InputSize;
+use rand::Rng;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+#[derive(Debug, Clone)]
+pub struct LoaderConfig {
+    /// Size of the network's input.
+    pub input: InputSize,
+    pub batch: usize,
+    pub seed: u64,
+    pub augment: Augment,
+    /// The part of each image that is shown.
+    pub region: Region,
+    /// Augmented views of each image, by turns from epoch to epoch; 0: a new one every time.
+    pub views: u32,
+    /// Frames of a sequence that come one after another in a batch, under the same augmentation (for losses over time);
+    /// 1: each image for itself. Divides `batch`.
+    pub window: usize,
+    /// Bytes of decoded images that are kept in memory; the rest is decoded every time.
+    pub kept: u64,
+    /// An unreadable image is an error. Otherwise it is said once, and the next one takes its place.
+    pub strict: bool,
+}
+
+impl LoaderConfig {
+    /// Images for themselves, a new view every time.
+    pub fn new(input: impl Into<InputSize>, batch: usize, seed: u64, augment: Augment) -> Self {
+        Self {
+            input: input.into(),
+            batch,
+            seed,
+            augment,
+            region: Region::Full,
+            views: 0,
+            window: 1,
+            kept: 0,
+            strict: true,
+        }
+    }
+}
+
+/// Samples and, in the same order, their masks on the padded square (`size × size`, 0 or 255) and names.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pub samples: Vec<ModelInput>,
+    pub masks: Vec<Vec<u8>>,
+    /// Paths, for messages about a batch.
+    pub ids: Vec<String>,
+}
+
+/// Draws batches from several data sets. Within an epoch every image comes `weight` times.
+#[derive(Debug)]
+pub struct Loader {
+    config: LoaderConfig,
+    /// Each item as often as its data set's weight says; a fraction is rounded up or down by position.
+    items: Vec<Item>,
+    /// Images found unreadable so far.
+    unreadable: Mutex<HashSet<PathBuf>>,
+    kept: Mutex<Kept>,
+}
+
+/// Decoded images, as far as there is room: by place among the items.
+#[derive(Debug, Default)]
+struct Kept {
+    pairs: HashMap<usize, Arc<Pair>>,
+    bytes: u64,
+}
+
+impl Loader {
+    pub fn new(sets: &[(Dataset, f32)], config: LoaderConfig) -> Result<Self> {
+        let mut items = Vec::new();
+        for (set, weight) in sets {
+            if !(0.0..=1000.0).contains(weight) {
+                return Err(Error::invalid(format!(
+                    "{}: weight {weight} is not within 0 and 1000",
+                    set.name
+                )));
+            }
+            let weight = f64::from(*weight);
+            for (i, item) in set.items.iter().enumerate() {
+                let upto = |n: usize| (n as f64 * weight).floor() as usize;
+                items.extend(std::iter::repeat_n(item, upto(i + 1) - upto(i)).cloned());
+            }
+        }
+        if items.is_empty() {
+            return Err(Error::invalid(
+                "no image to train on: the data sets are empty or their weights are 0",
+            ));
+        }
+        if config.window == 0 || !config.batch.is_multiple_of(config.window) {
+            return Err(Error::invalid(format!(
+                "window is {}; it must divide batch, which is {}",
+                config.window, config.batch
+            )));
+        }
+        Ok(Self { config, items, unreadable: Mutex::default(), kept: Mutex::default() })
+    }
+
+    /// Images an epoch.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Never: a loader has at least one image.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Every `step`th batch without end from number `first` on; those between are not read. Number n is the same whatever
+    /// came before it.
+    pub fn batches_from(&self, first: u64, step: usize) -> impl Iterator<Item = Result<Batch>> + '_ {
+        let (mut epoch, mut order) = (u64::MAX, Vec::new());
+        let windows = (self.config.batch / self.config.window) as u64;
+        (first..).step_by(step).map(move |number| {
+            // Item and the number of its random stream.
+            let picks: Vec<(usize, u64)> = (0..windows)
+                .flat_map(|k| {
+                    let position = number * windows + k;
+                    let count = self.items.len() as u64;
+                    if position / count != epoch {
+                        epoch = position / count;
+                        order = (0..self.items.len()).collect();
+                        order.shuffle(&mut stream(self.config.seed, 2 * epoch));
+                    }
+                    let at = order[(position % count) as usize];
+                    let view = match u64::from(self.config.views) {
+                        0 => position,
+                        views => at as u64 * views + epoch % views,
+                    };
+                    self.window(at).into_iter().map(move |i| (i, 2 * view + 1))
+                })
+                .collect();
+            let views =
+                picks.par_iter().map(|(at, number)| self.view(*at, *number)).collect::<Result<Vec<_>>>()?;
+            let mut batch = Batch { samples: Vec::new(), masks: Vec::new(), ids: Vec::new() };
+            for (view, id) in views {
+                batch.samples.push(view.sample);
+                batch.masks.push(view.mask);
+                batch.ids.push(id);
+            }
+            Ok(batch)
+        })
+    }
+
+    /// Item `at` and those that follow it in its sequence, `window` in all: moved forward at a sequence's end, the last
+    /// one repeated where the sequence is shorter.
+    fn window(&self, at: usize) -> Vec<usize> {
+        let length = self.config.window;
+        let same = |i: usize| {
+            let (a, b) = (&self.items[i], &self.items[at]);
+            a.sequence == b.sequence && a.image.parent() == b.image.parent()
+        };
+        let end = (at..self.items.len()).take(length).take_while(|i| same(*i)).last().unwrap_or(at);
+        let from = (0..=at).rev().take_while(|i| same(*i) && end - i < length).last().unwrap_or(at);
+        (0..length).map(|k| (from + k).min(end)).collect()
+    }
+
+    /// The view with random stream `number` of item `at`, or of the next that can be read.
+    fn view(&self, at: usize, number: u64) -> Result<(View, String)> {
+        let (item, pair) = self.pair(at)?;
+        let mut rng = stream(self.config.seed, number);
+        let mut view = self.config.augment.view(&pair, self.config.input, &mut rng)?;
+        if let Some(mix) = self.config.augment.draw_mix(&mut rng) {
+            let (_, other) = self.pair(rng.random_range(0..self.items.len()))?;
+            let other = self.config.augment.view(&other, self.config.input, &mut rng)?;
+            view.mix(&other, mix, &mut rng);
+        }
+        Ok((view, item.image.display().to_string()))
+    }
+
+    /// Item `at`, or the next that can be read, and what of it is shown.
+    fn pair(&self, at: usize) -> Result<(&Item, Arc<Pair>)> {
+        let mut failed = None;
+        for i in (at..self.items.len()).chain(0..at) {
+            let item = &self.items[i];
+            if let Some(pair) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pairs.get(&i) {
+                return Ok((item, pair.clone()));
+            }
+            match item.load() {
+                Ok(pair) => {
+                    let pair = Arc::new(pair.trained(self.config.region)?);
+                    self.keep(i, &pair);
+                    return Ok((item, pair));
+                }
+                Err(e) if self.config.strict => return Err(e),
+                Err(e) => {
+                    let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+                    if unreadable.insert(item.image.clone()) {
+                        tracing::warn!("left out: {e}");
+                    }
+                    failed = Some(e);
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::invalid("there is no image")))
+    }
+}
+
+impl Loader {
+    /// Keeps a decoded image if there is room.
+    fn keep(&self, at: usize, pair: &Arc<Pair>) {
+        let bytes = (pair.rgb.len() + pair.mask.len()) as u64;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.bytes + bytes <= self.config.kept && kept.pairs.insert(at, pair.clone()).is_none() {
+            kept.bytes += bytes;
+        }
+    }
+}
+
+/// A stream of random numbers of its own for each `number`.
+fn stream(seed: u64, number: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(number);
+    rng
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::GrayImage;
+
+    fn set(dir: &std::path::Path, count: usize) -> Dataset {
+        for folder in ["images", "masks"] {
+            std::fs::create_dir_all(dir.join(folder)).unwrap();
+            for i in 0..count {
+                GrayImage::from_fn(9, 9, |x, y| image::Luma([(x * 20 + y * 5 + i as u32) as u8]))
+                    .save(dir.join(folder).join(format!("{i}.png")))
+                    .unwrap();
+            }
+        }
+        Dataset::open(dir).unwrap()
+    }
+
+    fn loader(sets: &[(Dataset, f32)]) -> Loader {
+        Loader::new(sets, LoaderConfig::new(16, 3, 5, Augment::default())).unwrap()
+    }
+
+    #[test]
+    fn views_come_again_by_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let sets = [(set(dir.path(), 3), 1.0)];
+        let config = LoaderConfig { views: 2, ..LoaderConfig::new(16, 3, 5, Augment::default()) };
+        let loader = Loader::new(&sets, config).unwrap();
+        let of = |first: u64| {
+            let batch = loader.batches_from(first, 1).next().unwrap().unwrap();
+            let mut views: Vec<_> = batch.ids.into_iter().zip(batch.samples).collect();
+            views.sort_by(|a, b| a.0.cmp(&b.0));
+            views
+        };
+        assert_eq!(of(0), of(2));
+        assert_ne!(of(0), of(1));
+    }
+
+    #[test]
+    fn windows_are_neighbours_under_one_augmentation() {
+        let dir = tempfile::tempdir().unwrap();
+        for (sequence, frames) in [("case1_1", 4), ("case2_1", 2)] {
+            for kind in ["Frame", "GT"] {
+                let folder = dir.path().join(kind).join(sequence);
+                std::fs::create_dir_all(&folder).unwrap();
+                for i in 0..frames {
+                    GrayImage::from_fn(9, 9, |x, y| image::Luma([(x * 20 + y * 5) as u8]))
+                        .save(folder.join(format!("{i}.png")))
+                        .unwrap();
+                }
+            }
+        }
+        let sets = [(Dataset::open(dir.path()).unwrap(), 1.0)];
+        let config = LoaderConfig { window: 3, ..LoaderConfig::new(16, 6, 5, Augment::default()) };
+        let loader = Loader::new(&sets, config).unwrap();
+        let mut seen: Vec<String> = Vec::new();
+        for batch in loader.batches_from(0, 1).take(3) {
+            let batch = batch.unwrap();
+            for (ids, samples) in batch.ids.chunks(3).zip(batch.samples.chunks(3)) {
+                let names: Vec<String> =
+                    ids.iter().map(|i| i.split("Frame/").nth(1).unwrap().to_owned()).collect();
+                seen.push(names.join(" "));
+                // All frames look alike, so views of one augmentation do too.
+                assert!(samples.iter().all(|s| *s == samples[0]));
+            }
+        }
+        seen.sort();
+        let (a, b, c) = (
+            "case1_1/0.png case1_1/1.png case1_1/2.png",
+            "case1_1/1.png case1_1/2.png case1_1/3.png",
+            "case2_1/0.png case2_1/1.png case2_1/1.png",
+        );
+        assert_eq!(seen, [a, b, b, b, c, c]);
+    }
+
+    #[test]
+    fn an_unreadable_picture_gives_way_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let sets = [(set(dir.path(), 3), 1.0)];
+        let bad = dir.path().join("images/1.png");
+        std::fs::write(&bad, b"no picture").unwrap();
+        let config = LoaderConfig::new(16, 3, 5, Augment::default());
+        let strict = Loader::new(&sets, config.clone()).unwrap();
+        let text = strict.batches_from(0, 1).next().unwrap().unwrap_err().to_string();
+        assert!(text.contains("1.png: cannot read the image"), "{text}");
+        let loader = Loader::new(&sets, LoaderConfig { strict: false, ..config }).unwrap();
+        let ids = loader.batches_from(0, 1).next().unwrap().unwrap().ids;
+        assert!(ids.len() == 3 && ids.iter().all(|i| !i.ends_with("1.png")), "{ids:?}");
+    }
+
+    #[test]
+    fn only_the_endoscope_s_picture_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["images", "masks"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+            let of = |x: u32, y: u32| (50..150).contains(&x) && (10..90).contains(&y);
+            GrayImage::from_fn(200, 100, |x, y| image::Luma([if of(x, y) { 200 } else { 0 }]))
+                .save(dir.path().join(folder).join("0.png"))
+                .unwrap();
+        }
+        let sets = [(Dataset::open(dir.path()).unwrap(), 1.0)];
+        let shown = |region| {
+            let config = LoaderConfig { region, ..LoaderConfig::new(64, 1, 5, Augment::none()) };
+            let batch = Loader::new(&sets, config).unwrap().batches_from(0, 1).next().unwrap().unwrap();
+            let lit = batch.masks[0].iter().filter(|v| **v > 0).count() as f64;
+            lit / (batch.samples[0].width * batch.samples[0].height) as f64
+        };
+        assert!((shown(Region::Full) - 0.4).abs() < 0.03, "{}", shown(Region::Full));
+        assert!(shown(Region::Auto) > 0.85, "{}", shown(Region::Auto));
+    }
+
+    #[test]
+    fn views_of_two_pictures_come_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let sets = [(set(dir.path(), 5), 1.0)];
+        let augment = Augment { cutmix: 0.5, paste: 0.5, mucosa: 0.3, ..Augment::default() };
+        let config = LoaderConfig::new(32, 4, 9, augment);
+        let of = |first| {
+            let loader = Loader::new(&sets, config.clone()).unwrap();
+            loader.batches_from(first, 1).next().unwrap().unwrap().samples
+        };
+        assert_eq!(of(3), of(3));
+        assert_ne!(of(3), of(4));
+    }
+
+    #[test]
+    fn an_epoch_has_each_picture_as_often_as_weighted() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let loader = loader(&[(set(a.path(), 4), 2.0), (set(b.path(), 8), 0.5)]);
+        assert_eq!(loader.len(), 12);
+        let mut seen: Vec<String> = loader.batches_from(0, 1).take(4).flat_map(|b| b.unwrap().ids).collect();
+        seen.sort();
+        let of_a = seen.iter().filter(|id| id.starts_with(&a.path().display().to_string())).count();
+        assert_eq!(of_a, 8);
+        seen.dedup();
+        assert_eq!(seen.len(), 8);
+    }
+
+    #[test]
+    fn any_batch_can_be_had_without_those_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let loader = loader(&[(set(dir.path(), 5), 1.0)]);
+        let from_start = loader.batches_from(0, 1).nth(7).unwrap().unwrap();
+        let direct = loader.batches_from(7, 1).next().unwrap().unwrap();
+        assert_eq!(from_start.ids, direct.ids);
+        assert_eq!(from_start.samples, direct.samples);
+        assert_ne!(direct.samples, loader.batches_from(8, 1).next().unwrap().unwrap().samples);
+    }
+}

@@ -1,0 +1,46 @@
+//! How a set's masks are read, settled once for all of them.
+
+use super::{Dataset, Levels, Reading, Seen};
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Masks that are looked at when a set is opened; all, if these leave it open.
+const SAMPLED: usize = 24;
+
+impl Dataset {
+    /// Settles which values of the masks are foreground, unless `told` says so, and warns of what is doubtful.
+    pub(super) fn settle(&mut self, told: Option<Reading>) {
+        let masks: Vec<&Path> = self.items.iter().filter_map(|i| i.mask.as_deref()).collect();
+        if masks.is_empty() {
+            self.masks = "none, polyp-free".to_owned();
+            return;
+        }
+        let seen = Seen::of(&masks);
+        let reading = told.unwrap_or_else(|| seen.reading());
+        self.masks = seen.describe(&reading);
+        let name = &self.name;
+        self.warnings.extend(seen.doubts(&reading).into_iter().map(|doubt| format!("{name}: {doubt}")));
+        self.items.iter_mut().for_each(|item| item.reading = reading);
+    }
+}
+
+impl Seen {
+    /// What mask files hold together: a sample of them, or all of them if that leaves open how they are read.
+    pub fn of(masks: &[&Path]) -> Self {
+        let step = masks.len().div_ceil(SAMPLED).max(1);
+        let sample: Vec<&Path> = masks.iter().copied().step_by(step).collect();
+        let seen = look(&sample);
+        if step > 1 && !seen.is_settled() { look(masks) } else { seen }
+    }
+}
+
+/// The values of all files together. Unreadable files are reported when they are used.
+fn look(masks: &[&Path]) -> Seen {
+    let add = |mut seen: Seen, path: &&Path| {
+        if let Ok(levels) = Levels::open(path) {
+            seen.add(&levels);
+        }
+        seen
+    };
+    masks.par_iter().fold(Seen::default, add).reduce(Seen::default, |a, b| a.merge(&b))
+}

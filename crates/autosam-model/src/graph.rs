@@ -1,0 +1,149 @@
+//! One inference recorded as a CUDA graph: its hundreds of launches become one, and the CPU has next to nothing to do. Frames go up and
+//! maps come back through pinned memory.
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, PinnedHostSlice, sys};
+use candle_core::{
+    CpuStorage, CudaDevice, CudaStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor,
+};
+use std::thread::{self, ThreadId};
+
+/// Inferences of a size before it is recorded: all kernels are loaded then, and what they take from the CPU lies on the GPU.
+const WARM_UP: usize = 2;
+
+/// Runs an inference and, once it came often enough, replays it.
+#[derive(Default)]
+pub(super) struct Recorder {
+    size: (usize, usize),
+    /// Inferences of this size on this thread so far.
+    seen: usize,
+    recorded: Option<Recorded>,
+    /// Recording failed once: it would again.
+    gave_up: bool,
+}
+
+struct Recorded {
+    graph: CudaGraph,
+    /// `[H, W, 3]`, bytes.
+    input: Tensor,
+    /// Bytes.
+    output: Tensor,
+    up: PinnedHostSlice<u8>,
+    down: PinnedHostSlice<u8>,
+    /// What the graph reads lives as long as this thread (candle's cache of small uploads).
+    thread: ThreadId,
+}
+
+// SAFETY: the graph is launched by one thread at a time, the owner's (`Recorder::run` takes `&mut self`).
+unsafe impl Send for Recorded {}
+
+impl Recorder {
+    #[cfg(test)]
+    pub fn replays(&self) -> bool {
+        self.recorded.is_some()
+    }
+
+    /// `read` of what `compute` makes of `rgb`, `width · height · 3` bytes: from `[H, W, 3]` bytes on the GPU to bytes there, always by
+    /// the same operations.
+    pub fn run<R>(
+        &mut self,
+        device: &CudaDevice,
+        rgb: &[u8],
+        (width, height): (usize, usize),
+        compute: impl Fn(&Tensor) -> crate::Result<Tensor>,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> crate::Result<R> {
+        let here = thread::current().id();
+        let known = self.recorded.as_ref().is_none_or(|r| r.thread == here);
+        if self.size != (width, height) || !known {
+            *self = Self { size: (width, height), gave_up: self.gave_up, ..Self::default() };
+        }
+        if self.recorded.is_none() && self.seen >= WARM_UP && !self.gave_up {
+            match record(device, (width, height), &compute) {
+                Ok(recorded) => self.recorded = Some(recorded),
+                Err(e) => {
+                    tracing::warn!("cannot record a CUDA graph; inference will be slower: {e}");
+                    self.gave_up = true;
+                }
+            }
+        }
+        self.seen += 1;
+        match &mut self.recorded {
+            Some(recorded) => Ok(read(recorded.replay(device, rgb)?)),
+            None => {
+                let _cache = device.enable_cuda_graph_htod_cache();
+                let input = Tensor::from_slice(rgb, (height, width, 3), &Device::Cuda(device.clone()))?;
+                Ok(read(&compute(&input)?.flatten_all()?.to_vec1()?))
+            }
+        }
+    }
+}
+
+fn record(
+    device: &CudaDevice,
+    (width, height): (usize, usize),
+    compute: impl Fn(&Tensor) -> crate::Result<Tensor>,
+) -> crate::Result<Recorded> {
+    let gpu = Device::Cuda(device.clone());
+    let _cache = device.enable_cuda_graph_htod_cache();
+    let input = Tensor::zeros((height, width, 3), DType::U8, &gpu)?;
+    let output = compute(&input)?.flatten_all()?;
+    let stream = device.cuda_stream();
+    stream.synchronize().w()?;
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+    // Everything that this allocates is free again before the recording ends: the graph owns no memory.
+    let computed = compute(&input).and_then(|y| Ok(output.slice_set(&y.flatten_all()?, 0, 0)?));
+    // Ended in any case: the stream is of no use to anyone else before.
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
+    computed?;
+    let Some(graph) = graph? else {
+        return Err(crate::Error::invalid("nothing was recorded"));
+    };
+    let context = stream.context();
+    // SAFETY: bytes may hold anything; both are written before they are read.
+    let (up, down) = unsafe {
+        (
+            context.alloc_pinned_with_flags(width * height * 3, 0).w()?,
+            context.alloc_pinned_with_flags(output.elem_count(), 0).w()?,
+        )
+    };
+    Ok(Recorded { graph, input, output, up, down, thread: thread::current().id() })
+}
+
+impl Recorded {
+    fn replay(&mut self, device: &CudaDevice, rgb: &[u8]) -> Result<&[u8]> {
+        let up = self.up.as_mut_slice().w()?;
+        if up.len() != rgb.len() {
+            candle_core::bail!("{} bytes for a graph of {}", rgb.len(), up.len());
+        }
+        up.copy_from_slice(rgb);
+        self.input.inplace_op1(&Upload(&self.up))?;
+        self.graph.launch().w()?;
+        let (storage, _) = self.output.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => device.memcpy_dtoh(storage.as_cuda_slice::<u8>()?, &mut self.down)?,
+            _ => candle_core::bail!("a graph's result is on its GPU"),
+        }
+        device.cuda_stream().synchronize().w()?;
+        self.down.as_slice().w()
+    }
+}
+
+/// Fills a tensor.
+struct Upload<'a>(&'a PinnedHostSlice<u8>);
+
+impl InplaceOp1 for Upload<'_> {
+    fn name(&self) -> &'static str {
+        "autosam-upload"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
+        candle_core::bail!("an upload to the CPU")
+    }
+
+    fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> Result<()> {
+        let device = storage.device().clone();
+        device.memcpy_htod(self.0, storage.as_cuda_slice_mut::<u8>()?)
+    }
+}

@@ -1,0 +1,246 @@
+//! Opens models for the engine. Who opens the same shares its weights.
+
+#[cfg(feature = "cuda")]
+use super::graph;
+#[cfg(feature = "cuda")]
+use super::pixels::{map_of, normalise_bytes, probability_bytes};
+use super::replay::Replay;
+use super::{Arithmetic, AutoSam, MaskMode, ModelOptions, Precision, Views, checkpoint};
+use crate::weights::Checkpoint;
+use crate::{Error, Result};
+use autosam_engine::segmenter::{ObjectPrompt, Segmenter};
+use autosam_frame::map::{ModelInput, ProbMap};
+use autosam_frame::resize::InputSize;
+use autosam_ops as ops;
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
+use candle_core::{Device, DeviceLocation};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+/// What an open model was made of. A file that was replaced since is another.
+#[derive(Debug, PartialEq)]
+struct Origin {
+    file: Option<(PathBuf, SystemTime, u64)>,
+    device: DeviceLocation,
+    precision: Precision,
+}
+
+impl Origin {
+    fn of(location: Option<&Path>, device: &Device, precision: Precision) -> Result<Self> {
+        let file = location.map(|path| {
+            let whole = path.canonicalize()?;
+            let data = whole.metadata()?;
+            Ok((whole, data.modified()?, data.len()))
+        });
+        let file = file.transpose().map_err(|e| Error::io(location.unwrap_or(Path::new("")), e))?;
+        Ok(Self { file, device: device.location(), precision })
+    }
+}
+
+/// A model, and what it computes in.
+type Opened = (AutoSam, Arithmetic);
+
+/// The model of `location` on `device` for `precision`: one copy of its weights in the process, for as long as anybody uses it.
+fn shared(location: Option<&Path>, device: &Device, precision: Precision) -> Result<Arc<Opened>> {
+    static OPEN: Mutex<Vec<(Origin, Weak<Opened>)>> = Mutex::new(Vec::new());
+    let origin = Origin::of(location, device, precision)?;
+    // Held while loading, so that two who want the same load it once. A panic in here leaves the list whole.
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.retain(|(_, model)| model.strong_count() > 0);
+    if let Some(model) = open.iter().find(|(o, _)| *o == origin).and_then(|(_, model)| model.upgrade()) {
+        return Ok(model);
+    }
+    let model = Arc::new(AutoSam::with_precision(&checkpoint(location)?, device, precision)?);
+    open.push((origin, Arc::downgrade(&model)));
+    Ok(model)
+}
+
+/// Opens the weights at `location`, or the shipped model where there is none, ready for the engine. Whoever opens the same
+/// on the same device shares its weights.
+pub fn open(location: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
+    let device = options.device.resolve()?;
+    let model = shared(location, &device, options.precision)?;
+    Ok(Box::new(AutoSamSegmenter::new(model, options)))
+}
+
+/// [`open`] of weights that are in memory, shared with nobody.
+pub fn open_checkpoint(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
+    let device = options.device.resolve()?;
+    let model = Arc::new(AutoSam::with_precision(checkpoint, &device, options.precision)?);
+    Ok(Box::new(AutoSamSegmenter::new(model, options)))
+}
+
+/// A GPU's stream takes one inference at a time: one that is being recorded would take in another's.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// An [`AutoSam`] as the engine sees it.
+struct AutoSamSegmenter {
+    model: Arc<Opened>,
+    mask_mode: MaskMode,
+    views: Views,
+    replay: Replay,
+    #[cfg(feature = "cuda")]
+    recorder: graph::Recorder,
+}
+
+impl AutoSamSegmenter {
+    fn new(model: Arc<Opened>, options: &ModelOptions) -> Self {
+        Self {
+            model,
+            mask_mode: options.mask_mode,
+            views: options.views,
+            replay: Replay::default(),
+            #[cfg(feature = "cuda")]
+            recorder: graph::Recorder::default(),
+        }
+    }
+
+    /// On a GPU, on this thread alone: one view is recorded and replayed.
+    fn on_a_gpu(&mut self, sample: &ModelInput) -> Result<Vec<ProbMap>> {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = self.model.clone();
+        let (model, products) = (&opened.0, opened.1.products);
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(device), Views::One) = (&model.device, self.views) {
+            let (size, mode) = (model.input.side, self.mask_mode);
+            let compute = |rgb: &Tensor| -> Result<Tensor> {
+                let x = normalise_bytes(rgb, size)?;
+                Ok(probability_bytes(&ops::autocast(products, || model.forward(&x))?, size, mode)?)
+            };
+            let read = |p: &[u8]| {
+                let mut map = ProbMap::default();
+                map_of(p, |p| p, size, sample, self.views.mirrors(), &mut map);
+                vec![map]
+            };
+            return self.recorder.run(device, &sample.rgb, (sample.width, sample.height), compute, read);
+        }
+        model.maps(std::slice::from_ref(sample), self.mask_mode, self.views, products)
+    }
+}
+
+impl Segmenter for AutoSamSegmenter {
+    fn input_size(&self) -> InputSize {
+        self.model.0.input_size()
+    }
+
+    fn runs_on_gpu(&self) -> bool {
+        !self.model.0.device.is_cpu()
+    }
+
+    fn on_each_thread(&self, f: &(dyn Fn() + Sync)) {
+        ops::on_each_thread(f);
+    }
+
+    fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> Result<()> {
+        if self.model.0.device.is_cpu() {
+            let Self { model, mask_mode, views, replay, .. } = self;
+            return ops::in_pool(|| replay.run(&model.0, sample, *mask_mode, *views, out));
+        }
+        if let Some(map) = self.on_a_gpu(sample)?.into_iter().next_back() {
+            *out = map;
+        }
+        Ok(())
+    }
+
+    fn takes_prompts(&self) -> bool {
+        true
+    }
+
+    fn segment_object(
+        &mut self,
+        sample: &ModelInput,
+        prompt: &ObjectPrompt,
+        out: &mut ProbMap,
+        object: &mut ProbMap,
+    ) -> Result<()> {
+        let (model, products) = (&self.model.0, self.model.1.products);
+        let run = || model.maps_with_object(sample, prompt, self.mask_mode, self.views, products);
+        (*out, *object) = if model.device.is_cpu() {
+            ops::in_pool(run)?
+        } else {
+            let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+            run()?
+        };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SHIPPED;
+    #[cfg(feature = "cuda")]
+    use crate::{DeviceChoice, ModelConfig};
+
+    /// Eagerly and replayed as a graph, in f32 and in 16 bits.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_answers_as_the_cpu() {
+        let side = ModelConfig::of(&checkpoint(None).unwrap()).unwrap().sam.image_size;
+        let (width, height) = (side, side - 60);
+        let sample = |centre: f32| crate::tests::lesion(width, height, [centre, 80.0, 45.0]);
+        let answer = |device, precision, views, centres: &[f32]| -> Result<Vec<Vec<u8>>> {
+            let options = ModelOptions { device, precision, views, ..ModelOptions::default() };
+            let mut segmenter = open(None, &options)?;
+            let mut map = ProbMap::default();
+            let mut of =
+                |centre: &f32| segmenter.segment(&sample(*centre), &mut map).map(|()| map.data.clone());
+            centres.iter().map(&mut of).collect()
+        };
+        let recorded = |precision| {
+            let options =
+                ModelOptions { device: DeviceChoice::Cuda(0), precision, ..ModelOptions::default() };
+            let device = options.device.resolve().unwrap();
+            let model = AutoSam::with_precision(&checkpoint(None).unwrap(), &device, precision).unwrap();
+            let mut segmenter = AutoSamSegmenter::new(Arc::new(model), &options);
+            (0..4).for_each(|_| segmenter.segment(&sample(90.0), &mut ProbMap::default()).unwrap());
+            segmenter.recorder.replays()
+        };
+        let centres = [90.0, 120.0, 150.0, 180.0, 90.0];
+        for views in [Views::One, Views::Two] {
+            let expected = answer(DeviceChoice::Cpu, Precision::F32, views, &centres).unwrap();
+            for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
+                let found = match answer(DeviceChoice::Cuda(0), precision, views, &centres) {
+                    Ok(found) => found,
+                    Err(e) => return eprintln!("SKIPPED: {e}"),
+                };
+                for (a, b) in found.iter().zip(&expected) {
+                    let (mut both, mut sum) = (0, 0);
+                    for (a, b) in a.iter().zip(b) {
+                        both += usize::from(*a > 127 && *b > 127);
+                        sum += usize::from(*a > 127) + usize::from(*b > 127);
+                        assert!(precision != Precision::F32 || a.abs_diff(*b) <= 2, "{views:?}: {a}, {b}");
+                    }
+                    let dice = 2.0 * both as f64 / sum as f64;
+                    assert!(sum > 1000 && dice >= 0.995, "{precision:?}, {views:?}: Dice {dice:.4}");
+                }
+                assert_eq!(found[0], found[4], "{precision:?}: eager and replayed");
+                assert!(views != Views::One || recorded(precision), "{precision:?}: not recorded");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_weights_are_in_memory_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        std::fs::write(&path, SHIPPED).unwrap();
+        let copy = dir.path().join("copy.safetensors");
+        std::fs::write(&copy, SHIPPED).unwrap();
+        let open = |path: &Path| shared(Some(path), &Device::Cpu, Precision::F32).unwrap();
+        let (first, second, other) = (open(&path), open(&path), open(&copy));
+        assert!(Arc::ptr_eq(&first, &second) && !Arc::ptr_eq(&first, &other));
+        // Nobody holds what nobody uses, and a file that has changed is opened anew.
+        let gone = Arc::downgrade(&other);
+        drop(other);
+        assert!(gone.upgrade().is_none());
+        let later = SystemTime::now() + std::time::Duration::from_secs(5);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        assert!(!Arc::ptr_eq(&first, &open(&path)));
+        let text =
+            shared(Some(&dir.path().join("nowhere")), &Device::Cpu, Precision::F32).unwrap_err().to_string();
+        assert!(text.contains("nowhere"), "{text}");
+    }
+}

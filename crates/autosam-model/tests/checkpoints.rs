@@ -1,0 +1,697 @@
+//! PyTorch's checkpoints as people have them: old and new file kinds, training scripts' dicts, wrappers' prefixes, buffers.
+//! Every file is written here, by a small pickler.
+
+use autosam_model::ModelConfig;
+use autosam_model::weights::{Checkpoint, Dtype, load, load_bytes, load_part, save_safetensors};
+use candle_core::DType;
+use proptest::prelude::*;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Whether an archive's members are compressed.
+#[derive(Clone, Copy, PartialEq)]
+enum Method {
+    Stored,
+    Deflated,
+}
+
+/// What is pickled.
+#[derive(Clone)]
+enum Object {
+    Int(i32),
+    Text(String),
+    None,
+    Dict(Vec<(String, Object)>),
+    /// As Python 2 pickles an `OrderedDict`: a list of pairs.
+    Pairs(Vec<(String, Object)>),
+    List(Vec<Object>),
+    Tensor(TensorOf),
+    /// `torch.save(module, …)`: its class is kept outside the pickle in the old kind.
+    Module(Vec<(String, Object)>),
+}
+
+#[derive(Clone)]
+struct TensorOf {
+    storage: usize,
+    offset: usize,
+    shape: Vec<usize>,
+    stride: Vec<usize>,
+    /// First element and number of elements of the part of the storage that the old kind calls a storage.
+    part: Option<(usize, usize)>,
+}
+
+/// The storages of one file: PyTorch's type and the bytes.
+#[derive(Default)]
+struct Storages(Vec<(&'static str, Vec<u8>)>);
+
+impl Storages {
+    fn tensor(&mut self, kind: &'static str, shape: &[usize], bytes: Vec<u8>) -> Object {
+        self.0.push((kind, bytes));
+        let stride = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+        let storage = self.0.len() - 1;
+        Object::Tensor(TensorOf { storage, offset: 0, shape: shape.to_vec(), stride, part: None })
+    }
+
+    /// A float tensor that counts up from `first`.
+    fn floats(&mut self, shape: &[usize], first: f32) -> Object {
+        let count = shape.iter().product::<usize>();
+        let bytes = (0..count).flat_map(|i| (first + i as f32).to_le_bytes()).collect();
+        self.tensor("FloatStorage", shape, bytes)
+    }
+
+    /// A state dict of two tensors, their names after `prefix`, that count up from `first`.
+    fn state(&mut self, prefix: &str, first: f32) -> Object {
+        let names = ["image_encoder.pos_embed", "mask_decoder.a.weight"];
+        Object::Dict(names.map(|n| (format!("{prefix}{n}"), self.floats(&[4, 3], first))).to_vec())
+    }
+
+    fn width(kind: &str) -> usize {
+        match kind {
+            "DoubleStorage" | "LongStorage" | "ComplexFloatStorage" => 8,
+            "FloatStorage" | "IntStorage" => 4,
+            "HalfStorage" | "ShortStorage" | "BFloat16Storage" => 2,
+            _ => 1,
+        }
+    }
+
+    fn pickle(&self, object: &Object, old: bool) -> Vec<u8> {
+        let mut out = b"\x80\x02".to_vec();
+        self.write(&mut out, object, old);
+        out.push(b'.');
+        out
+    }
+
+    fn write(&self, out: &mut Vec<u8>, object: &Object, old: bool) {
+        let entries = |out: &mut Vec<u8>, entries: &[(String, Object)]| {
+            out.push(b'(');
+            for (key, value) in entries {
+                text(out, key);
+                self.write(out, value, old);
+            }
+            out.push(b'u');
+        };
+        match object {
+            Object::Int(v) => int(out, *v),
+            Object::Text(v) => text(out, v),
+            Object::None => out.push(b'N'),
+            Object::Dict(pairs) => {
+                out.extend(b"ccollections\nOrderedDict\n)R");
+                entries(out, pairs);
+            }
+            Object::Pairs(pairs) => {
+                out.extend(b"ccollections\nOrderedDict\n](");
+                for (key, value) in pairs {
+                    out.extend(b"](");
+                    text(out, key);
+                    self.write(out, value, old);
+                    out.push(b'e');
+                }
+                out.extend(b"e\x85R");
+            }
+            Object::List(items) => {
+                out.extend(b"](");
+                items.iter().for_each(|item| self.write(out, item, old));
+                out.push(b'e');
+            }
+            Object::Module(parameters) => {
+                if old {
+                    out.push(b'(');
+                    text(out, "module");
+                    out.extend(b"cmodels\nNet\n");
+                    text(out, "/home/somebody/models.py");
+                    text(out, "class Net(nn.Module): …");
+                    out.extend(b"tQ");
+                } else {
+                    out.extend(b"cmodels\nNet\n");
+                }
+                out.extend(b")\x81}(");
+                text(out, "_parameters");
+                self.write(out, &Object::Dict(parameters.clone()), old);
+                out.extend(b"ub");
+            }
+            Object::Tensor(tensor) => self.write_tensor(out, tensor, old),
+        }
+    }
+
+    fn write_tensor(&self, out: &mut Vec<u8>, tensor: &TensorOf, old: bool) {
+        let (kind, bytes) = &self.0[tensor.storage];
+        out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        text(out, "storage");
+        out.extend(format!("ctorch\n{kind}\n").bytes());
+        text(out, &format!("{}", 1000 - tensor.storage));
+        text(out, "cpu");
+        int(out, (bytes.len() / Self::width(kind)) as i32);
+        match tensor.part {
+            Some((first, count)) => {
+                out.push(b'(');
+                text(out, "part");
+                int(out, first as i32);
+                int(out, count as i32);
+                out.push(b't');
+            }
+            None if old => out.push(b'N'),
+            None => {}
+        }
+        out.extend(b"tQ");
+        int(out, tensor.offset as i32);
+        for numbers in [&tensor.shape, &tensor.stride] {
+            out.push(b'(');
+            numbers.iter().for_each(|v| int(out, *v as i32));
+            out.push(b't');
+        }
+        out.extend(b"\x89ccollections\nOrderedDict\n)RtR");
+    }
+
+    /// The file that PyTorch wrote before version 1.6.
+    fn old(&self, object: &Object) -> Vec<u8> {
+        let mut out = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.".to_vec();
+        let sizes = ["short", "int", "long"].map(|n| (n.to_owned(), Object::Int(4))).to_vec();
+        let system = [
+            ("protocol_version".to_owned(), Object::Int(1001)),
+            ("little_endian".to_owned(), Object::None),
+            ("type_sizes".to_owned(), Object::Dict(sizes)),
+        ];
+        out.extend(self.pickle(&Object::Dict(system.to_vec()), true));
+        out.extend(self.pickle(object, true));
+        let keys = (0..self.0.len()).map(|i| Object::Text(format!("{}", 1000 - i))).collect();
+        out.extend(self.pickle(&Object::List(keys), true));
+        for (kind, bytes) in &self.0 {
+            out.extend(((bytes.len() / Self::width(kind)) as i64).to_le_bytes());
+            out.extend(bytes);
+        }
+        out
+    }
+
+    /// The file that PyTorch writes since version 1.6.
+    fn zip(&self, object: &Object, method: Method) -> Vec<u8> {
+        let storages = self.0.iter().enumerate();
+        let storages = storages.map(|(i, (_, bytes))| (format!("archive/data/{}", 1000 - i), bytes.clone()));
+        let pickle = ("archive/data.pkl".to_owned(), self.pickle(object, false));
+        let version = ("archive/version".to_owned(), b"3\n".to_vec());
+        zip_of(&[pickle].into_iter().chain(storages).chain([version]).collect::<Vec<_>>(), method)
+    }
+}
+
+fn int(out: &mut Vec<u8>, v: i32) {
+    out.push(b'J');
+    out.extend(v.to_le_bytes());
+}
+
+fn text(out: &mut Vec<u8>, v: &str) {
+    out.push(b'X');
+    out.extend((v.len() as u32).to_le_bytes());
+    out.extend(v.bytes());
+}
+
+fn dict(entries: &[(&str, Object)]) -> Object {
+    Object::Dict(entries.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect())
+}
+
+/// A zip archive, its members deflated or not.
+fn zip_of(members: &[(String, Vec<u8>)], method: Method) -> Vec<u8> {
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    for (name, bytes) in members {
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        let packed = match method {
+            Method::Stored => bytes.clone(),
+            Method::Deflated => {
+                let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+        };
+        let mut header = vec![20, 0, 0, 0, if method == Method::Deflated { 8 } else { 0 }, 0, 0, 0, 0x21, 0];
+        for number in [crc.sum(), packed.len() as u32, bytes.len() as u32, name.len() as u32] {
+            header.extend(number.to_le_bytes());
+        }
+        directory.extend(b"PK\x01\x02\x14\0");
+        directory.extend(&header);
+        directory.extend([0; 10]);
+        directory.extend((out.len() as u32).to_le_bytes());
+        directory.extend(name.bytes());
+        out.extend(b"PK\x03\x04");
+        out.extend(&header);
+        out.extend(name.bytes());
+        out.extend(packed);
+    }
+    let (start, count) = (out.len() as u32, members.len() as u16);
+    let length = directory.len() as u32;
+    out.extend(directory);
+    out.extend(b"PK\x05\x06\0\0\0\0");
+    out.extend([count.to_le_bytes(), count.to_le_bytes()].as_flattened());
+    out.extend([length.to_le_bytes(), start.to_le_bytes()].as_flattened());
+    out.extend([0; 2]);
+    out
+}
+
+/// A file that is gone with the folder.
+fn file(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = dir.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn read(bytes: &[u8]) -> autosam_model::Result<Checkpoint> {
+    load_bytes(Path::new("x.pth"), bytes)
+}
+
+fn names(checkpoint: &Checkpoint) -> Vec<&str> {
+    let mut names: Vec<&str> = checkpoint.tensors.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    names
+}
+
+fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f64> {
+    let tensor = checkpoint.tensors[name].to_dtype(DType::F64).unwrap();
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+const PLAIN: [&str; 2] = ["image_encoder.pos_embed", "mask_decoder.a.weight"];
+
+#[test]
+fn the_file_kind_of_pytorch_before_1_6_is_read() {
+    let mut storages = Storages::default();
+    let momentum = storages.floats(&[5], 70.0);
+    let weight = storages.floats(&[2, 3], 0.0);
+    let Object::Tensor(weight_view) = weight.clone() else { panic!() };
+    let turned = TensorOf { shape: vec![3, 2], stride: vec![1, 3], ..weight_view.clone() };
+    let inner = TensorOf { offset: 1, shape: vec![2], stride: vec![1], ..weight_view.clone() };
+    let part = TensorOf { part: Some((2, 4)), ..inner.clone() };
+    let steps = storages.tensor("LongStorage", &[], 7i64.to_le_bytes().to_vec());
+    let half = storages.tensor("HalfStorage", &[2], vec![0x00, 0x3c, 0x00, 0xc0]);
+    let empty = storages.tensor("FloatStorage", &[0, 4], Vec::new());
+    let state = Object::Pairs(
+        [
+            ("weight", weight.clone()),
+            ("tied", weight),
+            ("turned", Object::Tensor(turned)),
+            ("inner", Object::Tensor(inner)),
+            ("part", Object::Tensor(part)),
+            ("bn.num_batches_tracked", steps),
+            ("half", half),
+            ("empty", empty),
+        ]
+        .map(|(name, tensor)| (name.to_owned(), tensor))
+        .to_vec(),
+    );
+    let optimizer = dict(&[("state", dict(&[("exp_avg", momentum)]))]);
+    let script = dict(&[("epoch", Object::Int(3)), ("optimizer", optimizer), ("state_dict", state)]);
+    let bytes = storages.old(&script);
+    let found = read(&bytes).unwrap();
+    assert_eq!(found.tensors.len(), 8);
+    assert_eq!(values(&found, "weight"), [0., 1., 2., 3., 4., 5.]);
+    assert_eq!(values(&found, "tied"), values(&found, "weight"));
+    assert_eq!(found.tensors["turned"].to_vec2::<f32>().unwrap(), [[0., 3.], [1., 4.], [2., 5.]]);
+    assert_eq!(values(&found, "inner"), [1., 2.]);
+    assert_eq!(values(&found, "part"), [3., 4.], "counted from the part's first element");
+    assert_eq!(values(&found, "bn.num_batches_tracked"), [7.]);
+    assert_eq!(found.tensors["bn.num_batches_tracked"].dtype(), DType::I64);
+    assert_eq!((found.tensors["half"].dtype(), values(&found, "half")), (DType::F16, vec![1., -2.]));
+    assert_eq!(found.tensors["empty"].dims(), [0, 4]);
+    assert_eq!(found.taken.part.as_deref(), Some("state_dict"));
+    // Cut anywhere: an error that names the file and says so.
+    for keep in (1..bytes.len()).step_by(7).chain([bytes.len() - 1]) {
+        let said = read(&bytes[..keep]).unwrap_err().to_string();
+        assert!(said.contains("x.pth"), "{said}");
+        assert!(keep < 64 || said.contains("cut short"), "{keep}: {said}");
+    }
+}
+
+#[test]
+fn whole_modules_are_read_in_both_kinds() {
+    let mut storages = Storages::default();
+    let weight = storages.floats(&[2], 4.0);
+    let module = Object::Module(vec![("weight".into(), weight), ("bias".into(), Object::None)]);
+    for bytes in [storages.old(&module), storages.zip(&module, Method::Stored)] {
+        let found = read(&bytes).unwrap();
+        assert_eq!((names(&found), values(&found, "weight")), (vec!["weight"], vec![4.0, 5.0]));
+    }
+}
+
+#[test]
+fn a_wheel_or_another_archive_is_read_by_the_one_weight_file_in_it() {
+    let mut storages = Storages::default();
+    let state = storages.state("", 1.0);
+    let stored = Method::Stored;
+    let (old, new) = (storages.old(&state), storages.zip(&state, stored));
+    let member = |name: &str, bytes: &[u8]| (name.to_owned(), bytes.to_vec());
+    for weights in [&old, &new] {
+        for method in [stored, Method::Deflated] {
+            let members = [
+                member("net/__init__.py", b"x = 1"),
+                member("net/models/net.pth", weights),
+                member("__MACOSX/net/models/._net.pth", b"resource fork"),
+            ];
+            let found = read(&zip_of(&members, method)).unwrap();
+            assert_eq!((names(&found), values(&found, PLAIN[0])[11]), (PLAIN.to_vec(), 12.0));
+        }
+    }
+    let two = zip_of(&[member("a.pth", &old), member("b.pth", &old)], stored);
+    let said = read(&two).unwrap_err().to_string();
+    assert!(said.contains("a.pth, b.pth") && said.contains("unpack"), "{said}");
+    let said = read(&zip_of(&[member("readme.txt", b"x")], stored)).unwrap_err().to_string();
+    assert!(said.contains("without weights") && !said.contains("cut short"), "{said}");
+    let said = read(&zip_of(&[member("a.pth", &old[..old.len() - 4])], stored)).unwrap_err().to_string();
+    assert!(said.contains("x.pth/a.pth") && said.contains("cut short"), "{said}");
+    let inner = zip_of(&[member("a.pth", &two)], stored);
+    assert!(read(&inner).unwrap_err().to_string().contains("unpack"));
+}
+
+#[test]
+fn compressed_files_are_read() {
+    let mut storages = Storages::default();
+    let state = storages.state("", 1.0);
+    let found = read(&storages.zip(&state, Method::Deflated)).unwrap();
+    assert_eq!(values(&found, PLAIN[1]), (1..13).map(f64::from).collect::<Vec<_>>());
+    // One bit of one number, anywhere: the checksum tells.
+    let mut stored = storages.zip(&state, Method::Stored);
+    let at = stored.windows(4).position(|w| w == 12.0f32.to_le_bytes()).unwrap();
+    stored[at] ^= 1;
+    assert!(read(&stored).unwrap_err().to_string().contains("checksum"));
+}
+
+#[test]
+fn a_training_scripts_model_comes_before_loose_tensors_and_is_reported() {
+    let mut storages = Storages::default();
+    let accuracy = storages.floats(&[], 71.0);
+    let state = storages.state("module.", 1.0);
+    let script = dict(&[
+        ("epoch", Object::Int(3)),
+        ("arch", Object::Text("hardnet68".into())),
+        ("state_dict", state),
+        ("best_acc1", accuracy),
+    ]);
+    let found = read(&storages.zip(&script, Method::Stored)).unwrap();
+    assert_eq!(names(&found), PLAIN);
+    let said = found.taken.to_string();
+    assert_eq!(
+        said,
+        "taken from state_dict, without the prefix module.; not taken: the top level (1 tensor)"
+    );
+}
+
+#[test]
+fn models_are_found_under_every_usual_key_and_without_their_wrappers_prefix() {
+    for (key, prefix) in [
+        ("state_dict", "model."),
+        ("model", ""),
+        ("net", ""),
+        ("ema", "module."),
+        ("model_ema", ""),
+        ("model_state", "sam."),
+        ("params", "module.model."),
+        ("teacher", "_orig_mod."),
+        ("my_own_name", "net."),
+    ] {
+        let mut storages = Storages::default();
+        let state = storages.state(prefix, 1.0);
+        let script = dict(&[("epoch", Object::Int(3)), (key, state)]);
+        let found = read(&storages.old(&script)).unwrap();
+        assert_eq!(names(&found), PLAIN, "{key}");
+        assert_eq!((found.taken.part.as_deref(), found.taken.prefix.as_str()), (Some(key), prefix));
+    }
+    // One in the other, and a prefix without a holder.
+    let mut storages = Storages::default();
+    let script = dict(&[("state_dict", dict(&[("model", storages.state("", 1.0))]))]);
+    let found = read(&storages.old(&script)).unwrap();
+    assert_eq!((names(&found), found.taken.part.as_deref()), (PLAIN.to_vec(), Some("state_dict.model")));
+    let mut storages = Storages::default();
+    let state = storages.state("module.", 1.0);
+    assert_eq!(names(&read(&storages.old(&state)).unwrap()), PLAIN);
+}
+
+/// As PyTorch's `DataParallel` and `compile` write it, with our metadata or, from PyTorch, without.
+#[test]
+fn the_built_in_model_opens_under_a_wrappers_prefix_and_without_its_metadata() {
+    let shipped = load_bytes(Path::new("shipped"), autosam_model::SHIPPED).unwrap();
+    let expected = shipped.shapes();
+    let dir = tempfile::tempdir().unwrap();
+    for (prefix, metadata) in [("module.", true), ("_orig_mod.", true), ("module.", false), ("", false)] {
+        let path = dir.path().join("m.safetensors");
+        let tensors = shipped.tensors.iter().map(|(n, t)| (format!("{prefix}{n}"), t.clone())).collect();
+        let notes = if metadata { shipped.metadata.clone() } else { Default::default() };
+        save_safetensors(&path, &tensors, &notes, Dtype::F32).unwrap();
+        let found = load(&path).unwrap();
+        assert_eq!(found.shapes(), expected, "{prefix:?}");
+        let config = ModelConfig::of(&found).unwrap();
+        assert_eq!(config.generator, ModelConfig::of(&shipped).unwrap().generator);
+    }
+    let mut other = load(&dir.path().join("m.safetensors")).unwrap();
+    let name = other.tensors.keys().next().unwrap().clone();
+    other.tensors.remove(&name);
+    let text = ModelConfig::of(&other).unwrap_err().to_string();
+    assert!(text.contains("m.safetensors") && text.contains("no AutoSAM configuration"), "{text}");
+}
+
+#[test]
+fn a_prefix_that_belongs_to_the_model_stays() {
+    // HarDNet's own names all begin with `base`; of two modules neither is a wrapper.
+    for prefixes in [["base.0.", "base.1."], ["model.", "head."], ["model.", "modelling."]] {
+        let mut storages = Storages::default();
+        let entries = prefixes.map(|p| (format!("{p}weight"), storages.floats(&[2], 0.0)));
+        let found = read(&storages.old(&Object::Dict(entries.to_vec()))).unwrap();
+        let mut expected = prefixes.map(|p| format!("{p}weight"));
+        expected.sort();
+        assert_eq!(names(&found), expected);
+        assert!(found.taken.is_plain());
+    }
+}
+
+#[test]
+fn the_counter_of_an_averaged_model_does_not_keep_its_prefix() {
+    let mut storages = Storages::default();
+    let count = storages.tensor("LongStorage", &[], 9i64.to_le_bytes().to_vec());
+    let Object::Dict(mut entries) = storages.state("module.", 1.0) else { panic!() };
+    entries.insert(0, ("n_averaged".into(), count));
+    let found = read(&storages.zip(&Object::Dict(entries), Method::Stored)).unwrap();
+    assert_eq!(names(&found), PLAIN);
+    assert!(found.taken.to_string().contains("left out: n_averaged"), "{}", found.taken);
+}
+
+#[test]
+fn one_of_several_models_is_chosen_by_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut storages = Storages::default();
+    let (model, ema) = (storages.state("", 1.0), storages.state("module.", 50.0));
+    let script = dict(&[("ema", ema), ("model", model), ("epoch", Object::Int(1))]);
+    let path = file(&dir, "both.pth", &storages.old(&script));
+    let first = |key| values(&load_part(&path, key).unwrap(), PLAIN[0])[0];
+    assert_eq!((first(None), first(Some("model")), first(Some("ema"))), (1.0, 1.0, 50.0));
+    let said = load_part(&path, None).unwrap().taken.to_string();
+    assert_eq!(said, "taken from model; not taken: ema (2 tensors)");
+    let said = load_part(&path, Some("teacher")).unwrap_err().to_string();
+    assert!(said.contains("no part teacher") && said.contains("ema, model, epoch"), "{said}");
+
+    // Keys that nobody knows: which one is meant, the user says.
+    let mut storages = Storages::default();
+    let (a, b) = (storages.state("", 1.0), storages.state("", 50.0));
+    let script = dict(&[("first", a), ("second", b)]);
+    let path = file(&dir, "unknown.pth", &storages.zip(&script, Method::Stored));
+    let said = load(&path).unwrap_err().to_string();
+    assert!(said.contains("first (2 tensors), second (2 tensors)") && said.contains("--key"), "{said}");
+    assert_eq!(values(&load_part(&path, Some("second")).unwrap(), PLAIN[0])[0], 50.0);
+
+    // Within one state dict, and in a safetensors file: by the names' beginning.
+    let mut storages = Storages::default();
+    let (Object::Dict(mut all), Object::Dict(student)) =
+        (storages.state("teacher.", 50.0), storages.state("student.", 1.0))
+    else {
+        panic!()
+    };
+    all.extend(student);
+    let script = dict(&[("state_dict", Object::Dict(all))]);
+    let path = file(&dir, "lightning.ckpt", &storages.zip(&script, Method::Stored));
+    let whole = load(&path).unwrap();
+    assert_eq!(whole.tensors.len(), 4);
+    let saved = dir.path().join("flat.safetensors");
+    whole.save(&saved).unwrap();
+    for (path, part) in [(&path, "state_dict.teacher"), (&saved, "teacher")] {
+        let found = load_part(path, Some("teacher")).unwrap();
+        assert_eq!((names(&found), values(&found, PLAIN[0])[0]), (PLAIN.to_vec(), 50.0));
+        assert_eq!(found.taken.part.as_deref(), Some(part));
+        assert!(found.taken.to_string().contains("(2 tensors)"), "{}", found.taken);
+    }
+    let said = load_part(&saved, Some("ema")).unwrap_err().to_string();
+    assert!(said.contains("student (2 tensors), teacher (2 tensors)"), "{said}");
+}
+
+#[test]
+fn a_file_without_a_model_lists_what_it_has() {
+    let mut storages = Storages::default();
+    let momentum = storages.floats(&[2], 0.0);
+    let optimizer = dict(&[("state", Object::List(vec![dict(&[("exp_avg", momentum)])]))]);
+    let script = dict(&[("epoch", Object::Int(3)), ("optimizer", optimizer)]);
+    for bytes in [storages.old(&script), storages.zip(&script, Method::Stored)] {
+        let said = read(&bytes).unwrap_err().to_string();
+        assert!(said.contains("no tensor; its top keys are: epoch, optimizer"), "{said}");
+        assert!(!said.contains("cut short"), "{said}");
+    }
+}
+
+#[test]
+fn an_optimizers_moments_are_no_model() {
+    let mut storages = Storages::default();
+    let moments = storages.state("", 1.0);
+    let state = dict(&[("state", dict(&[("0", moments)]))]);
+    for key in ["optimizer", "optimizer_states", "optimizerG", "lr_schedulers", "scaler"] {
+        let all = dict(&[("epoch", Object::Int(3)), (key, state.clone())]);
+        let error = read(&storages.zip(&all, Method::Stored)).unwrap_err().to_string();
+        assert!(error.contains("no tensor") && error.contains(key), "{error}");
+    }
+}
+
+fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+#[test]
+fn notes_of_any_type_in_a_safetensors_header_are_kept() {
+    let tensor = r#""w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+    let notes = r#"{"epoch":3,"args":{"lr":0.1},"format":"pt"}"#;
+    let file = read(&safetensors(&format!(r#"{{"__metadata__":{notes},{tensor}}}"#), &[0; 8])).unwrap();
+    assert_eq!((names(&file), file.metadata["epoch"].as_str()), (vec!["w"], "3"));
+    assert_eq!((file.metadata["format"].as_str(), file.metadata["args"].as_str()), ("pt", r#"{"lr":0.1}"#));
+    assert!(read(&safetensors(&format!(r#"{{"__metadata__":[1],{tensor}}}"#), &[0; 8])).is_ok());
+    // What is wrong beside the notes stays wrong.
+    let short = read(&safetensors(&format!(r#"{{"__metadata__":{notes},{tensor}}}"#), &[0; 5])).unwrap_err();
+    assert!(short.to_string().contains("the file contains 5"), "{short}");
+}
+
+#[test]
+fn a_file_without_tensors_and_values_that_do_not_fit_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = file(&dir, "empty.safetensors", &safetensors(r#"{"__metadata__":{"a":"b"}}"#, &[]));
+    let error = load(&empty).unwrap_err().to_string();
+    assert!(error.contains("empty.safetensors") && error.contains("no tensor"), "{error}");
+
+    let header = r#"{"w":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}"#;
+    let large =
+        load(&file(&dir, "large.safetensors", &safetensors(header, &1e300f64.to_le_bytes()))).unwrap();
+    let out = dir.path().join("out.safetensors");
+    let error = large.save(&out).unwrap_err().to_string();
+    assert!(error.contains("out.safetensors: w has values that f32 cannot hold"), "{error}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn numbers_of_the_other_byte_order_are_not_called_cut_short() {
+    let members = [("a/byteorder", b"big".to_vec()), ("a/data.pkl", b"\x80\x02}.".to_vec())];
+    let bytes = zip_of(&members.map(|(name, data)| (name.to_owned(), data)), Method::Stored);
+    let error = read(&bytes).unwrap_err().to_string();
+    assert!(error.contains("big-endian") && !error.contains("cut short"), "{error}");
+}
+
+#[test]
+fn masks_indices_and_other_buffers_are_converted_or_left_out_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut storages = Storages::default();
+    let minus_two = |width: usize| (-2i64).to_le_bytes()[..width].to_vec();
+    let Object::Dict(mut entries) = storages.state("", 1.0) else { panic!() };
+    let Object::Tensor(one) = storages.floats(&[1], 5.0) else { panic!() };
+    for (name, tensor) in [
+        ("mask", storages.tensor("BoolStorage", &[2], vec![1, 0])),
+        ("bytes", storages.tensor("ByteStorage", &[2], vec![255, 3])),
+        ("i8", storages.tensor("CharStorage", &[1], minus_two(1))),
+        ("i16", storages.tensor("ShortStorage", &[1], minus_two(2))),
+        ("i32", storages.tensor("IntStorage", &[1], minus_two(4))),
+        ("bf16", storages.tensor("BFloat16Storage", &[1], vec![0x20, 0xc0])),
+        ("complex", storages.tensor("ComplexFloatStorage", &[1], vec![0; 8])),
+        ("expanded", Object::Tensor(TensorOf { shape: vec![9], stride: vec![0], ..one })),
+    ] {
+        entries.push((name.to_owned(), tensor));
+    }
+    let state = Object::Dict(entries);
+    for bytes in [storages.old(&state), storages.zip(&state, Method::Stored)] {
+        let found = read(&bytes).unwrap();
+        let expected = [("mask", vec![1., 0.]), ("bytes", vec![255., 3.]), ("bf16", vec![-2.5])];
+        expected.iter().for_each(|(name, v)| assert_eq!(&values(&found, name), v, "{name}"));
+        ["i8", "i16", "i32"].iter().for_each(|name| assert_eq!(values(&found, name), [-2.0], "{name}"));
+        let said = found.taken.to_string();
+        assert!(said.contains("complex (numbers of the type ComplexFloatStorage"), "{said}");
+        assert!(said.contains("expanded (it repeats its numbers"), "{said}");
+        // They do not keep a model from being loaded, and are written as they are.
+        let shapes = PLAIN.map(|name| (name.to_owned(), vec![4, 3]));
+        let floats: Vec<_> = [("bf16".to_owned(), vec![1])].into_iter().chain(shapes).collect();
+        found.check(&floats).unwrap();
+        let path = dir.path().join("c.safetensors");
+        found.save(&path).unwrap();
+        let again = load(&path).unwrap();
+        for name in names(&found) {
+            assert_eq!(values(&again, name), values(&found, name), "{name}");
+        }
+    }
+}
+
+/// Its length in little-endian bytes begins as a pickle does.
+#[test]
+fn a_safetensors_header_of_640_bytes_is_no_pickle() {
+    let mut header = br#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#.to_vec();
+    header.resize(640, b' ');
+    let mut bytes = 640u64.to_le_bytes().to_vec();
+    bytes.extend(header);
+    bytes.extend([1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()));
+    assert_eq!(values(&read(&bytes).unwrap(), "w"), [1.5, -2.0]);
+    let said = read(&bytes[..bytes.len() - 1]).unwrap_err().to_string();
+    assert!(said.contains("cut short"), "{said}");
+}
+
+#[test]
+fn a_hostile_file_of_the_old_kind_is_an_error() {
+    let said = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
+    assert!(said(b"\x80\x02}.").contains("torch.save did not write"));
+    let mut storages = Storages::default();
+    let Object::Tensor(tensor) = storages.floats(&[4], 0.0) else { panic!() };
+    let whole = storages.old(&dict(&[("w", Object::Tensor(tensor.clone()))]));
+    let count = whole.len() - 16 - 8;
+    for (wrong, expected) in [
+        (-1i64, "is not a number"),
+        (i64::MAX, "is not a number"),
+        (1 << 40, "ends at byte"),
+        (3, "needs 16 bytes"),
+    ] {
+        let mut bytes = whole.clone();
+        bytes[count..count + 8].copy_from_slice(&wrong.to_le_bytes());
+        assert!(said(&bytes).contains(expected), "{wrong}: {}", said(&bytes));
+    }
+    let large = TensorOf { shape: vec![1 << 30, 1 << 30], stride: vec![1 << 30, 1], ..tensor.clone() };
+    let text = said(&storages.old(&dict(&[("w", Object::Tensor(large))])));
+    assert!(text.contains("w: needs") || text.contains("overflows"), "{text}");
+    // A thousand tensors that are each nearly the whole storage.
+    let mut storages = Storages::default();
+    let Object::Tensor(long) = storages.floats(&[4000], 0.0) else { panic!() };
+    let shifted = (0..1000).map(|offset| {
+        let shape = vec![4000 - offset];
+        (format!("w{offset}"), Object::Tensor(TensorOf { offset, shape, ..long.clone() }))
+    });
+    let text = said(&storages.old(&Object::Dict(shifted.collect())));
+    assert!(text.contains("overlap too often"), "{text}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Whatever was done to a file of either kind: weights or an error with its name, never a panic.
+    #[test]
+    fn damaged_checkpoints_are_errors(
+        kind in 0..3usize,
+        cut in 0usize..60,
+        changes in prop::collection::vec((0usize..1000, any::<u8>()), 0..6),
+    ) {
+        let mut storages = Storages::default();
+        let steps = storages.tensor("LongStorage", &[], vec![7; 8]);
+        let script = dict(&[("state_dict", storages.state("module.", 1.0)), ("steps", steps)]);
+        let mut bytes = match kind {
+            0 => storages.old(&script),
+            1 => storages.zip(&script, Method::Stored),
+            _ => storages.zip(&script, Method::Deflated),
+        };
+        bytes.truncate(bytes.len() - if cut > 40 { cut } else { 0 });
+        for (at, value) in changes {
+            let at = at * bytes.len() / 1000;
+            bytes[at] = value;
+        }
+        if let Err(e) = read(&bytes) {
+            prop_assert!(e.to_string().contains("x.pth"), "{e}");
+        }
+    }
+}

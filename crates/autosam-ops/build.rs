@@ -1,0 +1,29 @@
+//! With the feature `cuda`, compiles the GPU's kernels (`src/kernels/cuda`) as candle compiles its own.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(hopper)");
+    #[cfg(feature = "cuda")]
+    kernels();
+}
+
+#[cfg(feature = "cuda")]
+fn kernels() {
+    println!("cargo::rerun-if-changed=src/kernels/cuda");
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let builder = cudaforge::KernelBuilder::new();
+    // Its own matrix instructions are no later GPU's: kernels for it run on no other.
+    if builder.get_compute_cap() == Some(90) {
+        println!("cargo::rustc-cfg=hopper");
+    }
+    let path = |name: &str| format!("src/kernels/cuda/{name}");
+    let built = builder
+        .source_files(["kernels.cu", "attention.cu", "hopper.cu"].map(path).to_vec())
+        .watch(["common.cuh", "attention.cuh"].map(path).to_vec())
+        .args(["-std=c++17", "-O3"])
+        .build_ptx()
+        .and_then(|ptx| ptx.write(out.join("ptx.rs")));
+    if let Err(e) = built {
+        panic!("src/kernels/cuda: {e}");
+    }
+}

@@ -1,0 +1,4 @@
+//! Gradients of our operations.
+
+mod op;
+pub(crate) mod tape;

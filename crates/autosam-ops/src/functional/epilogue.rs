@@ -1,0 +1,48 @@
+//! What is done to the fresh result of a product: a bias is added, an activation applied.
+
+use super::elementwise::activate;
+use crate::Activation;
+use crate::autograd::tape;
+use crate::kernels::cpu::bias;
+use crate::kernels::cpu::common::handles;
+use crate::kernels::cuda;
+use candle_core::{Result, Tensor};
+
+/// Bias, a number a channel, and activation of the fresh `[N, C, H, W]` of a product.
+pub(super) fn with_epilogue_in_planes(
+    y: Tensor,
+    bias: Option<&Tensor>,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
+    match bias {
+        Some(b) if handles(&[&y, b]) => {
+            tape::apply(bias::Biased { activation }, &[&y.contiguous()?, &b.contiguous()?])
+        }
+        _ => with_epilogue(y, bias, 1, activation),
+    }
+}
+
+/// Bias of the channels along `dim`, and activation, of the fresh result of a product.
+pub(super) fn with_epilogue(
+    y: Tensor,
+    bias: Option<&Tensor>,
+    dim: usize,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
+    if cuda::fusible(&[&y]) && bias.is_none_or(|b| cuda::fusible(&[b])) {
+        cuda::epilogue(&y, bias, dim, activation)?;
+        return Ok(y);
+    }
+    let y = match bias {
+        Some(b) => {
+            let mut shape = vec![1; y.rank()];
+            shape[dim] = b.elem_count();
+            y.broadcast_add(&b.to_dtype(y.dtype())?.reshape(shape)?)?
+        }
+        None => y,
+    };
+    match activation {
+        Some(f) => activate(&y, f),
+        None => Ok(y),
+    }
+}

@@ -1,0 +1,78 @@
+//! What kernels do to their results while these are in cache, without a backward: `functional` takes it only where no
+//! gradient is asked for.
+
+use super::common::simd;
+use crate::Activation;
+use crate::runtime::operands::Elements;
+use candle_core::{Result, Tensor};
+
+/// What a kernel does to its result: add a bias, apply an activation.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Epilogue {
+    /// `[channels]`.
+    pub bias: Option<Tensor>,
+    pub activation: Option<Activation>,
+}
+
+impl Epilogue {
+    pub fn new(bias: Option<&Tensor>, activation: Option<Activation>) -> Self {
+        Self { bias: bias.cloned(), activation }
+    }
+
+    /// Ready for use; `None` where there is nothing to do.
+    pub fn per_channel(&self, channels: usize) -> Result<Option<ChannelEpilogue<'_>>> {
+        if self.bias.is_none() && self.activation.is_none() {
+            return Ok(None);
+        }
+        let bias = self.bias.as_ref().map(Elements::of).transpose()?;
+        if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != channels) {
+            candle_core::bail!("a bias of {} numbers for {channels} channels", bias.len());
+        }
+        Ok(Some(ChannelEpilogue { bias, activation: self.activation }))
+    }
+}
+
+/// See [`Epilogue::per_channel`].
+pub(crate) struct ChannelEpilogue<'a> {
+    bias: Option<Elements<'a>>,
+    activation: Option<Activation>,
+}
+
+impl ChannelEpilogue<'_> {
+    /// Finishes pixels of one channel.
+    #[inline(always)]
+    pub fn channel(&self, channel: usize, pixels: &mut [f32]) {
+        Activation::apply_shifted(
+            self.activation,
+            pixels,
+            self.bias.as_ref().map_or(0.0, |bias| bias[channel]),
+        );
+    }
+
+    /// Finishes positions `[.., channels]`.
+    #[inline(always)]
+    pub fn rows(&self, rows: &mut [f32]) {
+        let bias = self.bias.as_deref().unwrap_or_default();
+        epilogue_rows(rows, bias, self.activation);
+    }
+}
+
+/// Adds a bias, where it is not empty, to rows as long as it, and applies an activation.
+#[inline(always)]
+pub(crate) fn epilogue_rows(rows: &mut [f32], bias: &[f32], activation: Option<Activation>) {
+    simd(
+        #[inline(always)]
+        || {
+            if !bias.is_empty() {
+                for row in rows.chunks_exact_mut(bias.len()) {
+                    for (v, b) in row.iter_mut().zip(bias) {
+                        *v += b;
+                    }
+                }
+            }
+            if activation.is_some() {
+                Activation::apply_shifted(activation, rows, 0.0);
+            }
+        },
+    );
+}

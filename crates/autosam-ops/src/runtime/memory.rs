@@ -1,0 +1,103 @@
+//! Memory that a kernel's result is written to, not zeroed first, and shared between the threads that write it.
+
+use std::mem::{ManuallyDrop, MaybeUninit};
+
+/// `len` floats for a kernel's result. It writes all of them, so that zeroing them first would be for nothing: a twentieth of an
+/// inference.
+pub(crate) fn uninit(len: usize) -> Vec<MaybeUninit<f32>> {
+    let mut memory = Vec::with_capacity(len);
+    // SAFETY: as much was reserved, and of `MaybeUninit` nothing need be written.
+    unsafe { memory.set_len(len) };
+    memory
+}
+
+/// What [`uninit`] gave, filled.
+///
+/// # Safety
+/// Every element was written.
+pub(crate) unsafe fn assume_init(memory: Vec<MaybeUninit<f32>>) -> Vec<f32> {
+    let mut memory = ManuallyDrop::new(memory);
+    // SAFETY: the same allocation; `MaybeUninit<f32>` has the layout of `f32`.
+    unsafe { Vec::from_raw_parts(memory.as_mut_ptr().cast(), memory.len(), memory.capacity()) }
+}
+
+/// A part of what [`uninit`] gave, filled.
+///
+/// # Safety
+/// Every element of the part was written.
+pub(crate) unsafe fn assume_init_part(part: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    unsafe { std::slice::from_raw_parts_mut(part.as_mut_ptr().cast(), part.len()) }
+}
+
+/// A part of what [`uninit`] gave, filled from as many elements.
+pub(crate) fn copied<'a>(from: &[f32], to: &'a mut [MaybeUninit<f32>]) -> &'a mut [f32] {
+    assert_eq!(from.len(), to.len());
+    // SAFETY: as long as each other, and apart, one being borrowed alone.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().cast(), from.len());
+        assume_init_part(to)
+    }
+}
+
+/// `len` floats that `write` writes.
+///
+/// # Safety
+/// It writes all of them.
+pub(crate) unsafe fn filled(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut out = uninit(len);
+    write(&mut out);
+    // SAFETY: by the function's own condition.
+    unsafe { assume_init(out) }
+}
+
+/// The bytes that lie in floats, of which four channels share one.
+pub(crate) fn bytes(floats: &[f32]) -> &[u8] {
+    // SAFETY: the same memory; every pattern of bits is a byte.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) }
+}
+
+/// [`bytes`] to write.
+pub(crate) fn bytes_mut(floats: &mut [f32]) -> &mut [u8] {
+    // SAFETY: as above, and every pattern of bits is a float.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size_of_val(floats)) }
+}
+
+/// [`bytes`] of what [`uninit`] gave.
+pub(crate) fn uninit_bytes(floats: &mut [MaybeUninit<f32>]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: the same memory, of which nothing need be written.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size_of_val(floats)) }
+}
+
+/// Bytes that are written, as a kernel's result.
+pub(crate) fn to_write(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: the same memory; whoever gets it only writes bytes.
+    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
+}
+
+/// A pointer that threads may share; each must write a part of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(*mut f32);
+
+// SAFETY: the kernels give every task its own range of elements, which they state where they take it.
+unsafe impl Send for Shared {}
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub fn new(data: &mut [f32]) -> Self {
+        Self(data.as_mut_ptr())
+    }
+
+    /// Of what [`uninit`] gave.
+    pub fn uninit(memory: &mut [MaybeUninit<f32>]) -> Self {
+        Self(memory.as_mut_ptr().cast())
+    }
+
+    /// The pointer to element `at`.
+    ///
+    /// # Safety
+    /// `at` lies inside the slice it was made of, which outlives the use, and no other task touches what is
+    /// reached through the pointer.
+    pub unsafe fn at(self, at: usize) -> *mut f32 {
+        unsafe { self.0.add(at) }
+    }
+}

@@ -1,0 +1,295 @@
+//! Containers that are chains of packets with a length each, or frames of one size: where the chain breaks, bytes are missing.
+
+use super::{Promise, bytes, cut_short, damaged_at};
+use std::collections::HashMap;
+use std::io::{Read, Seek};
+
+/// Of a file that begins with `head`, which is read from its begin; `None` if it is of no kind that is known here.
+pub fn promise(file: &mut (impl Read + Seek), head: &[u8], length: u64) -> std::io::Result<Option<Promise>> {
+    // GStreamer's demuxers read how long these last.
+    let lasting = |faults| Some(Promise { lasts: true, faults, ..Promise::default() });
+    let plain = |faults| Some(Promise { faults, ..Promise::default() });
+    let mut chain = Chain { file, at: 0, length };
+    Ok(match head {
+        [0x30, 0x26, 0xb2, 0x75, ..] => lasting(asf(&mut chain)?),
+        [b'F', b'L', b'V', ..] => lasting(flv(&mut chain)?),
+        [0x06, 0x0e, 0x2b, 0x34, ..] => lasting(mxf(&mut chain)?),
+        [b'O', b'g', b'g', b'S', ..] => plain(ogg(&mut chain)?),
+        [0, 0, 1, PACK, ..] => plain(program(&mut chain)?),
+        [0x1f, 7, 0, system, ..] => Some(digital_video(&mut chain, system & 0x80 > 0)?),
+        _ => None,
+    })
+}
+
+/// A file that is read from packet to packet.
+struct Chain<'a, F> {
+    file: &'a mut F,
+    at: u64,
+    length: u64,
+}
+
+impl<F: Read + Seek> Chain<'_, F> {
+    fn left(&self) -> u64 {
+        self.length - self.at
+    }
+
+    /// The next `N` bytes; `None` at the end.
+    fn next<const N: usize>(&mut self) -> std::io::Result<Option<[u8; N]>> {
+        if self.left() < N as u64 {
+            return Ok(None);
+        }
+        self.at += N as u64;
+        bytes(self.file).map(Some)
+    }
+
+    /// Passes over `count` bytes that are there.
+    fn skip(&mut self, count: u64) -> std::io::Result<()> {
+        self.at += count;
+        self.file.seek_relative(count.cast_signed())
+    }
+
+    /// Passes over `count` bytes; the fault if the file ends before.
+    fn pass(&mut self, count: u64) -> std::io::Result<Option<String>> {
+        let end = self.at.saturating_add(count);
+        if end > self.length {
+            return Ok(Some(cut_short(self.length, end)));
+        }
+        self.skip(count)?;
+        Ok(None)
+    }
+
+    /// Reads on to behind the next `mark`; false at the end.
+    fn find(&mut self, mark: [u8; 4]) -> std::io::Result<bool> {
+        let mut window = 0;
+        while let Some([byte]) = self.next()? {
+            window = window << 8 | u32::from(byte);
+            if window == u32::from_be_bytes(mark) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Windows Media: objects with their size; the one of data holds packets of one size.
+fn asf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
+    const HEADER: u64 = 24;
+    const OF_FILE: [u8; 4] = [0x30, 0x26, 0xb2, 0x75];
+    const OF_DATA: [u8; 4] = [0x36, 0x26, 0xb2, 0x75];
+    /// A header larger than this is not read.
+    const LARGEST: u64 = 1 << 24;
+    let mut packet = None;
+    while let Some(head) = chain.next::<24>()? {
+        let size = head[16..].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        // Of a live recording the size is not known.
+        let Some(inner) = size.checked_sub(HEADER) else { return Ok(Vec::new()) };
+        if inner > chain.left() {
+            return Ok(vec![cut_short(chain.length, chain.at.saturating_add(inner))]);
+        }
+        if head[..4] == OF_FILE && inner <= LARGEST {
+            let mut header = vec![0; inner as usize];
+            chain.file.read_exact(&mut header)?;
+            packet = packet_size(&header);
+            chain.at += inner;
+        } else if let Some(packet) = packet.filter(|_| head[..4] == OF_DATA) {
+            let damaged = damaged_packets(chain, inner, packet)?;
+            if damaged > 0 {
+                return Ok(vec![format!("{damaged} packets are damaged: frames may be missing")]);
+            }
+        } else {
+            chain.pass(inner)?;
+        }
+    }
+    Ok(rest(chain))
+}
+
+/// The size of packets by the properties in an ASF file's header, if all have the same.
+fn packet_size(header: &[u8]) -> Option<u64> {
+    const PROPERTIES: [u8; 16] =
+        [0xa1, 0xdc, 0xab, 0x8c, 0x47, 0xa9, 0xcf, 0x11, 0x8e, 0xe4, 0, 0xc0, 0x0c, 0x20, 0x53, 0x65];
+    /// Of the smallest size, from the object's begin; the largest follows.
+    const SIZES: usize = 92;
+    let at = header.windows(16).position(|window| window == PROPERTIES)? + SIZES;
+    let size = |at: usize| Some(u32::from_le_bytes(header.get(at..at + 4)?.try_into().ok()?));
+    let smallest = size(at)?;
+    (smallest > 3 && size(at + 4)? == smallest).then_some(smallest.into())
+}
+
+/// How many packets of an object of data, of `inner` bytes, do not begin as its first. Passes over all of it.
+fn damaged_packets(chain: &mut Chain<impl Read + Seek>, inner: u64, packet: u64) -> std::io::Result<u64> {
+    /// What comes before the packets.
+    const BEFORE: u64 = 26;
+    /// The first byte's bit that says that data for error correction come first. They are the same in all packets; without
+    /// them only the second byte is.
+    const CORRECTION: u8 = 0x80;
+    let end = chain.at + inner;
+    let (mut first, mut damaged) = (None, 0);
+    if chain.pass(BEFORE.min(inner))?.is_none() {
+        while chain.at + packet <= end {
+            let Some(begin) = chain.next::<3>()? else { break };
+            let first: [u8; 3] = *first.get_or_insert(begin);
+            let same = if first[0] & CORRECTION > 0 { first == begin } else { first[1] == begin[1] };
+            damaged += u64::from(!same);
+            chain.skip(packet - 3)?;
+        }
+    }
+    chain.skip(end - chain.at)?;
+    Ok(damaged)
+}
+
+/// Flash video: tags with their size.
+fn flv(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
+    /// Of the file's header and the size of no tag before the first.
+    const HEADER: u64 = 13;
+    /// The size of the tag before.
+    const BACK: u64 = 4;
+    if let Some(fault) = chain.pass(HEADER)? {
+        return Ok(vec![fault]);
+    }
+    while let Some([kind, high, middle, low, ..]) = chain.next::<11>()? {
+        if !matches!(kind & 0x1f, 8 | 9 | 18) {
+            return Ok(vec![damaged_at(chain.at - 11)]);
+        }
+        let size = u64::from(u32::from_be_bytes([0, high, middle, low]));
+        if let Some(fault) = chain.pass(size + BACK)? {
+            return Ok(vec![fault]);
+        }
+    }
+    Ok(rest(chain))
+}
+
+/// What follows the last whole packet.
+fn rest(chain: &Chain<impl Read + Seek>) -> Vec<String> {
+    match chain.left() {
+        0 => Vec::new(),
+        left => vec![format!("the file is cut short: {left} bytes of its next packet are there")],
+    }
+}
+
+/// Material exchange format: keys, lengths and values.
+fn mxf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
+    while let Some(head) = chain.next::<17>()? {
+        if head[..4] != [0x06, 0x0e, 0x2b, 0x34] {
+            return Ok(vec![damaged_at(chain.at - 17)]);
+        }
+        let mut size = u64::from(head[16]);
+        if size >= 0x80 {
+            let digits = size & 0x7f;
+            size = 0;
+            for _ in 0..digits.min(8) {
+                let Some([byte]) = chain.next()? else {
+                    return Ok(vec![cut_short(chain.length, chain.at + 1)]);
+                };
+                size = size << 8 | u64::from(byte);
+            }
+        }
+        if let Some(fault) = chain.pass(size)? {
+            return Ok(vec![fault]);
+        }
+    }
+    Ok(rest(chain))
+}
+
+/// Ogg (RFC 3533): numbered pages, the last of a stream marked as such.
+fn ogg(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
+    const MARK: [u8; 4] = *b"OggS";
+    const LAST: u8 = 4;
+    // The next page's number, and whether the last page was there, by stream.
+    let mut streams: HashMap<[u8; 4], (u32, bool)> = HashMap::new();
+    let (mut missing, mut cut) = (0u64, None);
+    while chain.find(MARK)? {
+        let Some(head) = chain.next::<23>()? else { break };
+        let serial = [head[10], head[11], head[12], head[13]];
+        let number = u32::from_le_bytes([head[14], head[15], head[16], head[17]]);
+        let stream = streams.entry(serial).or_insert((number, false));
+        missing += u64::from(number.saturating_sub(stream.0));
+        *stream = (number.wrapping_add(1), head[1] & LAST > 0);
+        let mut size = 0;
+        for _ in 0..head[22] {
+            // A table that ends early promises a byte that is not there.
+            size += chain.next::<1>()?.map_or(chain.left() + 1, |[length]| u64::from(length));
+        }
+        cut = chain.pass(size)?;
+        if cut.is_some() {
+            break;
+        }
+    }
+    let unended = streams.values().any(|(_, ended)| !ended);
+    let mut faults: Vec<String> = cut.into_iter().collect();
+    if faults.is_empty() && unended {
+        faults.push("the file is cut short: its last page is missing".into());
+    }
+    if missing > 0 {
+        faults.push(format!("at least {missing} pages are missing"));
+    }
+    Ok(faults)
+}
+
+/// The start code of a pack.
+const PACK: u8 = 0xba;
+
+/// MPEG program streams (ISO/IEC 13818-1 and 11172-1): packs and packets with their length.
+fn program(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
+    let mut breaks = 0;
+    while let Some(code) = chain.next::<4>()? {
+        let fault = match code {
+            [0, 0, 1, PACK] => pack(chain)?,
+            [0, 0, 1, 0xb9] => None,
+            [0, 0, 1, 0xbb..=0xff] => match chain.next::<2>()? {
+                Some(size) => chain.pass(u16::from_be_bytes(size).into())?,
+                None => Some(cut_short(chain.length, chain.at + 2)),
+            },
+            // Recorders fill up their last block.
+            [0, 0, 0, 0] if breaks == 0 && chain.left() < 1 << 16 => return Ok(Vec::new()),
+            _ => {
+                breaks += 1;
+                chain.find([0, 0, 1, PACK])?.then(|| pack(chain)).transpose()?.flatten()
+            }
+        };
+        if let Some(fault) = fault {
+            return Ok(vec![fault]);
+        }
+    }
+    if breaks > 0 {
+        return Ok(vec![format!("the program stream is damaged in {breaks} places")]);
+    }
+    Ok(rest(chain))
+}
+
+/// The rest of a pack's header.
+fn pack(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Option<String>> {
+    let Some([first]) = chain.next()? else { return Ok(Some(cut_short(chain.length, chain.at + 1))) };
+    if first >> 6 != 1 {
+        // MPEG-1.
+        return chain.pass(7);
+    }
+    if let Some(fault) = chain.pass(8)? {
+        return Ok(Some(fault));
+    }
+    match chain.next()? {
+        Some([stuffing]) => chain.pass(u64::from(stuffing & 7)),
+        None => Ok(Some(cut_short(chain.length, chain.at + 1))),
+    }
+}
+
+/// DV as it comes from a camera: frames of one size, each with the same begin.
+fn digital_video(chain: &mut Chain<impl Read + Seek>, pal: bool) -> std::io::Result<Promise> {
+    let frame: u64 = if pal { 144_000 } else { 120_000 };
+    let (frames, rest) = (chain.length / frame, chain.length % frame);
+    let mut promise = Promise::default();
+    if rest > 0 {
+        promise.faults.push(format!("the file is cut short: its last frame has {rest} of {frame} bytes"));
+        promise.usable = Some(frames * frame);
+        promise.hopeless = (frames == 0).then(|| "the file is cut short within its first frame".to_owned());
+    }
+    chain.file.rewind()?;
+    let mut damaged = 0;
+    for _ in 0..frames {
+        damaged += u64::from(bytes::<3>(chain.file)? != [0x1f, 7, 0]);
+        chain.file.seek_relative(frame.cast_signed() - 3)?;
+    }
+    if damaged > 0 {
+        promise.faults.push(format!("{damaged} of {frames} frames are damaged at their begin"));
+    }
+    Ok(promise)
+}

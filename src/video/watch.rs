@@ -1,0 +1,213 @@
+//! Observations of a stream while it is decoded: its tracks, and damage that decoders conceal.
+
+use crate::Error;
+use gst::prelude::*;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A run of this many zero bytes in compressed video is a hole, as bad sectors and incomplete downloads leave them.
+const HOLE: usize = 512;
+
+/// Formats in which such a run is nothing special: uncompressed video, and lossless compression of even areas.
+const WITH_ZEROS: [&str; 4] = ["video/x-raw", "video/x-huffyuv", "video/x-camtasia", "video/x-ffv"];
+
+/// What is observed.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// The video track to decode, from 1.
+    track: usize,
+    /// Video tracks, each with its format.
+    tracks: Mutex<Vec<String>>,
+    /// Whether there is sound, which may last longer than the video.
+    audio: AtomicBool,
+    /// Frames that the decoder reports as incomplete.
+    damaged: AtomicU64,
+    /// Compressed frames with a hole.
+    holes: AtomicU64,
+    /// The format of video that no decoder takes.
+    undecoded: Mutex<Option<String>>,
+    /// All tracks are known.
+    complete: AtomicBool,
+}
+
+impl Seen {
+    pub fn of_track(track: usize) -> Self {
+        Self { track, ..Self::default() }
+    }
+
+    pub fn has_audio(&self) -> bool {
+        self.audio.load(Ordering::Relaxed)
+    }
+
+    fn tracks(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.tracks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Damage, one line each.
+    pub fn problems(&self) -> impl Iterator<Item = String> {
+        let damaged = (self.damaged.load(Ordering::Relaxed), "frames are damaged");
+        let holes = (self.holes.load(Ordering::Relaxed), "frames have holes of zero bytes in their data");
+        [damaged, holes]
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+    }
+
+    /// Tracks that are not decoded.
+    pub fn notes(&self) -> Vec<String> {
+        let tracks = self.tracks();
+        if tracks.len() < 2 {
+            return Vec::new();
+        }
+        let number = |i: usize| format!("{} ({})", i + 1, tracks[i]);
+        let others: Vec<String> = (0..tracks.len()).filter(|i| i + 1 != self.track).map(number).collect();
+        let (count, used) = (tracks.len(), number(self.track.clamp(1, tracks.len()) - 1));
+        vec![format!("of {count} video tracks only {used} is used; not used: {}", others.join(", "))]
+    }
+
+    /// The error for a file whose video has no decoder. Without this, its sound would look like all that there is.
+    pub fn no_decoder(&self, input: &str) -> Option<Error> {
+        if !self.complete.load(Ordering::Relaxed) || !self.tracks().is_empty() {
+            return None;
+        }
+        let undecoded = self.undecoded.lock().unwrap_or_else(PoisonError::into_inner);
+        let format = undecoded.as_ref()?;
+        Some(Error::Video(format!(
+            "{input}: GStreamer has no decoder for its video ({format}): install gstreamer1.0-libav and \
+             gstreamer1.0-plugins-bad, or convert the file with `ffmpeg -i FILE -c:v libx264 FILE.mp4`"
+        )))
+    }
+
+    /// The error for a track that is not there; `None` if it is.
+    pub fn missing_track(&self, input: &str) -> Option<Error> {
+        let count = self.tracks().len();
+        let missing = (1..self.track).contains(&count);
+        missing.then(|| {
+            Error::Video(format!("{input}: it has {count} video tracks, but no track {}", self.track))
+        })
+    }
+}
+
+/// Links the video track of `source` that `seen` names to `upright`, and records observations.
+pub(super) fn watch(source: &gst::Element, upright: &gst::Element, seen: &Arc<Seen>) {
+    let (target, streams) = (upright.downgrade(), seen.clone());
+    source.connect_pad_added(move |_, pad| {
+        let Some(sink) = target.upgrade().and_then(|c| c.static_pad("sink")) else { return };
+        let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+        let kind = caps.structure(0).map(|s| s.name().as_str()).unwrap_or_default();
+        if kind.starts_with("audio/") {
+            streams.audio.store(true, Ordering::Relaxed);
+        }
+        if !kind.starts_with("video/") {
+            return;
+        }
+        let number = {
+            let mut tracks = streams.tracks();
+            tracks.push(size_of(&caps));
+            tracks.len()
+        };
+        // Audio and further tracks stay unlinked.
+        if number == streams.track && !sink.is_linked() && pad.link(&sink).is_err() {
+            gst::glib::g_warning!("autosam", "the video stream cannot be converted to RGB");
+        }
+    });
+    let streams = seen.clone();
+    source.connect("unknown-type", false, move |values| {
+        let caps = values.get(2)?.get::<gst::Caps>().ok()?;
+        let kind = caps.structure(0)?.name().to_string();
+        if kind.starts_with("video/") {
+            *streams.undecoded.lock().unwrap_or_else(PoisonError::into_inner) = Some(kind);
+        }
+        None
+    });
+    let streams = seen.clone();
+    source.connect_no_more_pads(move |_| streams.complete.store(true, Ordering::Relaxed));
+    if let Some(bin) = source.downcast_ref::<gst::Bin>() {
+        look_for_holes(bin, seen);
+    }
+    let seen = seen.clone();
+    if let Some(pad) = upright.static_pad("sink") {
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, probe| {
+            if probe.buffer().is_some_and(|b| b.flags().contains(gst::BufferFlags::CORRUPTED)) {
+                seen.damaged.fetch_add(1, Ordering::Relaxed);
+            }
+            gst::PadProbeReturn::Ok
+        });
+    }
+}
+
+/// Width and height, for people.
+fn size_of(caps: &gst::Caps) -> String {
+    let of = |name| caps.structure(0).and_then(|s| s.get::<i32>(name).ok());
+    match (of("width"), of("height")) {
+        (Some(width), Some(height)) => format!("{width}x{height}"),
+        _ => "of unknown size".to_owned(),
+    }
+}
+
+/// Counts compressed frames with holes behind every demuxer that `bin` plugs. Decoders conceal them.
+fn look_for_holes(bin: &gst::Bin, seen: &Arc<Seen>) {
+    let seen = seen.clone();
+    bin.connect_deep_element_added(move |_, _, element| {
+        if !element.factory().is_some_and(|f| f.has_type(gst::ElementFactoryType::DEMUXER)) {
+            return;
+        }
+        let seen = seen.clone();
+        element.connect_pad_added(move |_, pad| {
+            let seen = seen.clone();
+            pad.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
+                let kind = pad.current_caps().and_then(|c| Some(c.structure(0)?.name().to_string()));
+                let of_interest = |kind: &String| {
+                    (kind.starts_with("video/") || kind == "image/jpeg")
+                        && !WITH_ZEROS.contains(&kind.as_str())
+                };
+                if !kind.as_ref().is_some_and(of_interest) {
+                    return gst::PadProbeReturn::Remove;
+                }
+                let data = probe.buffer().and_then(|b| b.map_readable().ok());
+                if data.is_some_and(|data| has_hole(&data)) {
+                    seen.holes.fetch_add(1, Ordering::Relaxed);
+                }
+                gst::PadProbeReturn::Ok
+            });
+        });
+    });
+}
+
+/// Whether there is a run of [`HOLE`] zero bytes that is neither at the end nor before a start code: encoders fill up so.
+fn has_hole(data: &[u8]) -> bool {
+    let mut at = 0;
+    while at < data.len() {
+        // Each run has a place that is looked at.
+        if data[at] != 0 {
+            at += HOLE / 2;
+            continue;
+        }
+        let begin = data[..at].iter().rposition(|v| *v != 0).map_or(0, |last| last + 1);
+        let Some(length) = data[at..].iter().position(|v| *v != 0) else { return false };
+        let end = at + length;
+        if end - begin >= HOLE && data[end] != 1 {
+            return true;
+        }
+        at = end + 1;
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_told_from_what_fills_up_frames() {
+        let frame = |zeros: usize, rest: &[u8]| [&[7; 700][..], &vec![0; zeros], rest].concat();
+        assert!(has_hole(&frame(512, &[9; 20])) && has_hole(&frame(4096, &[9])));
+        assert!(!has_hole(&frame(511, &[9; 20])));
+        assert!(!has_hole(&frame(4096, &[])), "at the end");
+        assert!(!has_hole(&frame(4096, &[1, 0xb3, 9])), "before a start code");
+        assert!(has_hole(&[&[0; 600][..], &[9; 20]].concat()), "at the begin");
+        assert!(!has_hole(&[]));
+        let twice = [frame(300, &[5; 100]), frame(600, &[5])].concat();
+        assert!(has_hole(&twice));
+    }
+}

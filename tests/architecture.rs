@@ -1,0 +1,155 @@
+//! Modules depend one way. Between crates the compiler sees to it; inside a crate this test does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// A module's path inside its crate; the crate's own is empty.
+type Module = Vec<String>;
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+/// The modules below `dir` and their text, without comments and unit tests.
+fn modules(dir: &Path, at: &Module, found: &mut BTreeMap<Module, String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let inner: Module = at.iter().cloned().chain([name.clone()]).collect();
+        if path.is_dir() {
+            modules(&path, &inner, found);
+        } else if path.extension().is_some_and(|e| e == "rs") && !["main", "tests"].contains(&name.as_str()) {
+            let front = ["lib", "mod"].contains(&name.as_str());
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+            let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
+            found.insert(if front { at.clone() } else { inner }, lines.collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+/// `a::{b, c::d}` as `a::b` and `a::c::d`.
+fn spelled_out(path: &str) -> Vec<String> {
+    let Some((head, group)) = path.split_once('{') else { return vec![path.trim().to_owned()] };
+    let group = group.trim_end().strip_suffix('}').unwrap_or(group);
+    let (mut parts, mut depth) = (vec![String::new()], 0);
+    for c in group.chars() {
+        match c {
+            ',' if depth == 0 => parts.push(String::new()),
+            _ => {
+                depth += i32::from(c == '{') - i32::from(c == '}');
+                parts.last_mut().unwrap().push(c);
+            }
+        }
+    }
+    parts
+        .iter()
+        .flat_map(|part| spelled_out(part.trim()))
+        .map(|part| format!("{}{part}", head.trim()))
+        .collect()
+}
+
+/// The paths that `text` names: those of its `use` lines, and those that begin with `crate` or `super` elsewhere.
+fn paths(text: &str) -> Vec<String> {
+    let statements = text.split("use ").skip(1).filter_map(|rest| rest.split(';').next());
+    let mut found: Vec<String> = statements.flat_map(|s| spelled_out(&s.replace('\n', " "))).collect();
+    for start in ["crate::", "super::"] {
+        for (at, _) in text.match_indices(start) {
+            let name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+            found.push(text[at..].chars().take_while(|c| name(*c)).collect());
+        }
+    }
+    found
+}
+
+/// The module that `path`, written in `from`, leads into; `None` for another crate's.
+fn target(path: &str, from: &Module, all: &BTreeMap<Module, String>) -> Option<Module> {
+    let mut names = path.split("::").map(str::trim).peekable();
+    let mut at = match *names.peek()? {
+        "crate" => Vec::new(),
+        "self" | "super" => from.clone(),
+        child => {
+            let inner: Module = from.iter().cloned().chain([child.to_owned()]).collect();
+            return all.contains_key(&inner).then_some(inner);
+        }
+    };
+    for name in names {
+        match name {
+            "crate" | "self" => {}
+            "super" => drop(at.pop()),
+            name => {
+                at.push(name.to_owned());
+                if !all.contains_key(&at) {
+                    at.pop();
+                    break;
+                }
+            }
+        }
+    }
+    Some(at)
+}
+
+/// What the modules of `folder`, each with all below it, take from one another.
+fn siblings(folder: &Module, all: &BTreeMap<Module, String>) -> Graph {
+    let n = folder.len();
+    let below = |module: &Module| module.len() > n && module[..n] == folder[..];
+    let mut graph = Graph::new();
+    for (module, text) in all.iter().filter(|(module, _)| below(module)) {
+        let edges = graph.entry(module[n].clone()).or_default();
+        let to = paths(text).into_iter().filter_map(|path| target(&path, module, all));
+        edges.extend(to.filter(|to| below(to) && to[n] != module[n]).map(|to| to[n].clone()));
+    }
+    graph
+}
+
+fn reaches(graph: &Graph, from: &str, to: &str) -> bool {
+    let (mut seen, mut open) = (BTreeSet::new(), vec![from]);
+    while let Some(at) = open.pop() {
+        for next in graph.get(at).into_iter().flatten() {
+            if next == to {
+                return true;
+            }
+            if seen.insert(next) {
+                open.push(next);
+            }
+        }
+    }
+    false
+}
+
+/// Modules of `graph` that come back to themselves.
+fn circles(graph: &Graph) -> Vec<String> {
+    graph.keys().filter(|module| reaches(graph, module, module)).cloned().collect()
+}
+
+#[test]
+fn modules_of_a_folder_depend_one_way() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let crates =
+        std::fs::read_dir(root.join("crates")).unwrap().map(|entry| entry.unwrap().path().join("src"));
+    let mut checked = 0;
+    for dir in crates.chain([root.join("src"), root.join("plugins/gst-autosam/src")]) {
+        let mut all = BTreeMap::new();
+        modules(&dir, &Vec::new(), &mut all);
+        let folders: BTreeSet<Module> =
+            all.keys().filter_map(|m| m.split_last()).map(|(_, f)| f.to_vec()).collect();
+        for folder in folders {
+            checked += 1;
+            let found = circles(&siblings(&folder, &all));
+            assert!(found.is_empty(), "{}/{}: a circle among {found:?}", dir.display(), folder.join("/"));
+        }
+    }
+    assert!(checked > 15, "only {checked} folders were found");
+}
+
+#[test]
+fn a_circle_is_found_through_groups_and_modules_below() {
+    let all = BTreeMap::from([
+        (Vec::new(), String::new()),
+        (vec!["a".to_owned()], "use crate::{b::deep::Thing, c};".to_owned()),
+        (vec!["b".to_owned()], "use deep::Thing;".to_owned()),
+        (vec!["b".to_owned(), "deep".to_owned()], "fn f() { super::super::c::g(); }".to_owned()),
+        (vec!["c".to_owned()], String::new()),
+    ]);
+    assert_eq!(circles(&siblings(&Vec::new(), &all)), Vec::<String>::new());
+    let mut back = all;
+    back.insert(vec!["c".to_owned()], "use super::a::{self, Other};".to_owned());
+    assert_eq!(circles(&siblings(&Vec::new(), &back)), ["a", "b", "c"]);
+}
