@@ -82,7 +82,7 @@ fn decoded(counts: &str, size: usize) -> Vec<u8> {
 }
 
 #[test]
-fn every_format_tells_the_same_masks() {
+fn every_format_contains_the_same_masks() {
     let dir = tempfile::tempdir().unwrap();
     let input = videos(dir.path(), 1, "8");
     let output = dir.path().join("out");
@@ -124,7 +124,7 @@ fn every_format_tells_the_same_masks() {
 }
 
 #[test]
-fn a_bad_file_is_told_and_what_is_done_is_not_done_twice() {
+fn a_bad_file_is_reported_and_what_is_done_is_not_done_twice() {
     let dir = tempfile::tempdir().unwrap();
     let input = videos(dir.path(), 2, "3");
     std::fs::write(input.join("room0/broken.mp4"), b"not a video").unwrap();

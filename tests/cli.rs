@@ -78,7 +78,7 @@ fn a_synthetic_clip_goes_in_and_an_overlaid_one_comes_out() {
 }
 
 #[test]
-fn pictures_of_any_size_are_segmented() {
+fn frames_of_any_size_are_segmented() {
     let dir = tempfile::tempdir().unwrap();
     let frames = dir.path().join("frames");
     picture(&frames.join("1.png"), 1, 1);
@@ -178,7 +178,7 @@ fn the_shipped_model_is_listed_shown_and_whole() {
 }
 
 #[test]
-fn eval_gives_the_toolboxs_figures_as_json() {
+fn eval_prints_the_toolboxs_metrics_as_json() {
     let maps = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens/vps_maps");
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("figures.json");
@@ -329,7 +329,7 @@ fn training_refuses_what_it_cannot_use() {
 }
 
 #[test]
-fn the_model_benchmark_gives_the_figures_that_scripts_read() {
+fn the_model_benchmark_prints_the_values_that_scripts_read() {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("model.json");
     let said = good(&[

@@ -127,7 +127,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn an_rtsp_server_gives_a_camera_and_a_marked_picture() {
+fn an_rtsp_server_gives_a_camera_and_a_frame_with_its_overlay() {
     let _turn = alone();
     if !there(&plugin()) || !python(&["GstRtspServer"]) {
         return;
@@ -203,7 +203,7 @@ fn masks_are_read_from_rust_and_from_python() {
 }
 
 #[test]
-fn the_library_writes_the_mask_of_a_picture() {
+fn the_library_writes_the_mask_of_an_image() {
     let _turn = alone();
     let program = built().join("examples/segment");
     if !there(&program) {

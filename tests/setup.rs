@@ -94,7 +94,7 @@ impl Machine {
 }
 
 #[test]
-fn without_a_new_enough_rust_nothing_is_installed_and_the_way_out_is_named() {
+fn without_a_new_enough_rust_nothing_is_installed_and_the_fix_is_named() {
     for (machine, has) in [
         (Machine::new(0, ""), "this machine has none"),
         (Machine::new(0, "").rust("bin", OLD), "this machine has 1.85.0"),

@@ -76,7 +76,7 @@ fn masks_are_binary_and_polyps_come_in_a_realistic_range_of_sizes() {
 }
 
 #[test]
-fn masks_fit_the_picture() {
+fn masks_fit_the_frame() {
     // The same bowel with and without polyps: outside the mask nothing but exposure and compression may differ.
     // Here the weaker claim that needs no knowledge of either: the mask's edge lies where the image's own
     // contrast is higher than at the same edge moved away by a fifth of the image.

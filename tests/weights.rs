@@ -266,7 +266,7 @@ fn the_mean_of_files_is_that_of_their_tensors() {
 }
 
 #[test]
-fn a_sam_alone_counts_for_the_sam_of_an_average() {
+fn a_sam_without_a_generator_counts_for_the_sam_of_an_average() {
     let whole = model::checkpoint(None).unwrap();
     let mut sam = whole.clone();
     let own = whole

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_count_outside_the_mask_alone() {
+    fn only_changes_outside_the_mask_count() {
         // A mask of 8 x 4 cells of 4 pixels; one cell set, its neighbours are margin.
         let mut mask = vec![0; 32];
         mask[8 + 1] = 255;

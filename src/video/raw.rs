@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_become_raw_video_of_any_format() {
+    fn images_become_raw_video_of_any_format() {
         let red = RgbImage::from_pixel(33, 17, image::Rgb([255, 0, 0]));
         for format in ["NV12", "UYVY", "RGBA", "I420", "BGRx"] {
             let to = info(format, 33, 17, FrameRate::DEFAULT).unwrap();

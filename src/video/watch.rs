@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_are_told_from_what_fills_up_frames() {
+    fn holes_are_distinguished_from_padding_in_frames() {
         let frame = |zeros: usize, rest: &[u8]| [&[7; 700][..], &vec![0; zeros], rest].concat();
         assert!(has_hole(&frame(512, &[9; 20])) && has_hole(&frame(4096, &[9])));
         assert!(!has_hole(&frame(511, &[9; 20])));

@@ -174,7 +174,7 @@ fn train(data: &Path, out: &Path, more: &[&str]) -> (bool, String) {
 }
 
 #[test]
-fn masks_of_every_kind_are_read_and_told() {
+fn masks_of_every_kind_are_read_and_reported() {
     let red_or_green = |i: u32, path: &Path| {
         let colour = if i < 2 { [250, 0, 0] } else { [0, 250, 0] };
         let image = RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| Rgb(if disc(x, y) { colour } else { [0; 3] }));
@@ -380,7 +380,7 @@ fn maps_of_stills_are_all_scored() {
 }
 
 #[test]
-fn both_parts_of_the_sun_database_join_in_one_go() {
+fn both_parts_of_the_sun_database_are_joined_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let save = |name: &str| {
         let path = dir.path().join(name);

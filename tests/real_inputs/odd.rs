@@ -124,7 +124,7 @@ fn masks_that_would_be_read_as_empty_or_in_part_are_named() {
 }
 
 #[test]
-fn files_that_are_not_read_are_named_with_the_way_out() {
+fn files_that_are_not_read_are_named_with_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let data = set(dir.path(), "png", grey(255));
     for i in 0..3 {

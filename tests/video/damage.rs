@@ -49,28 +49,28 @@ fn cut_short_of(chain: &str, ending: &str) {
 }
 
 #[test]
-fn a_cut_mp4_is_told_and_done_again_once_it_is_whole() {
+fn a_cut_mp4_is_reported_and_processed_again_once_it_is_whole() {
     cut_short("mp4mux faststart=true", "mp4");
 }
 
 #[test]
-fn a_cut_mkv_is_told_and_done_again_once_it_is_whole() {
+fn a_cut_mkv_is_reported_and_processed_again_once_it_is_whole() {
     cut_short("matroskamux", "mkv");
 }
 
 #[test]
-fn a_cut_ogg_is_told_and_done_again_once_it_is_whole() {
+fn a_cut_ogg_is_reported_and_processed_again_once_it_is_whole() {
     cut_short_of("theoraenc ! oggmux max-page-delay=1", "ogv");
 }
 
 #[test]
-fn a_cut_flv_is_told_and_done_again_once_it_is_whole() {
+fn a_cut_flv_is_reported_and_processed_again_once_it_is_whole() {
     cut_short("flvmux", "flv");
 }
 
 /// GStreamer waits for the table of such a file, for 20 s and in vain.
 #[test]
-fn an_mp4_without_its_table_is_named_with_the_way_out() {
+fn an_mp4_without_its_table_is_named_with_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let full = dir.path().join("full.mp4");
     make(&format!(
@@ -89,7 +89,7 @@ fn an_mp4_without_its_table_is_named_with_the_way_out() {
 }
 
 #[test]
-fn a_file_without_video_and_one_without_a_decoder_are_named_with_the_way_out() {
+fn a_file_without_video_and_one_without_a_decoder_are_named_with_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let sound = dir.path().join("sound.wav");
     make(&format!("audiotestsrc num-buffers=20 ! wavenc ! filesink location={}", sound.display()));
@@ -112,17 +112,17 @@ fn a_file_without_video_and_one_without_a_decoder_are_named_with_the_way_out() {
 }
 
 #[test]
-fn a_cut_avi_is_told_and_done_again_once_it_is_whole() {
+fn a_cut_avi_is_reported_and_processed_again_once_it_is_whole() {
     cut_short("avimux", "avi");
 }
 
 #[test]
-fn a_cut_transport_stream_is_told_and_done_again_once_it_is_whole() {
+fn a_cut_transport_stream_is_reported_and_processed_again_once_it_is_whole() {
     cut_short("mpegtsmux", "ts");
 }
 
 #[test]
-fn a_live_mkv_without_sizes_that_ends_in_a_frame_is_told() {
+fn a_live_mkv_without_sizes_that_ends_in_a_frame_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let (full, short) = (dir.path().join("full.mkv"), dir.path().join("short.mkv"));
     let source = moving(30, "width=96,height=64,framerate=25/1");
@@ -133,7 +133,7 @@ fn a_live_mkv_without_sizes_that_ends_in_a_frame_is_told() {
 }
 
 #[test]
-fn packets_missing_from_a_transport_stream_are_told_and_joined_recordings_are_not() {
+fn packets_missing_from_a_transport_stream_are_reported_and_joined_recordings_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let (one, joined, lossy) =
         (dir.path().join("one.ts"), dir.path().join("joined.ts"), dir.path().join("lossy.ts"));

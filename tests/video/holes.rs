@@ -12,7 +12,7 @@ fn noisy(dir: &Path, caps: &str, chain: &str, ending: &str) -> PathBuf {
 }
 
 /// The whole file is read without a word, one with `size` zero bytes in its middle is not.
-fn a_hole_is_told(caps: &str, chain: &str, ending: &str, size: usize) {
+fn a_hole_is_reported(caps: &str, chain: &str, ending: &str, size: usize) {
     let dir = tempfile::tempdir().unwrap();
     let full = noisy(dir.path(), caps, chain, ending);
     good(&full, &dir.path().join("full.webm"), &[]);
@@ -32,25 +32,25 @@ fn a_hole_is_told(caps: &str, chain: &str, ending: &str, size: usize) {
 const SMALL: &str = "width=160,height=120,framerate=25/1";
 
 #[test]
-fn holes_in_avi_are_told() {
-    a_hole_is_told(SMALL, "jpegenc ! avimux", "avi", 8192);
-    a_hole_is_told(SMALL, &format!("{H264} ! avimux"), "avi", 4096);
+fn holes_in_avi_are_reported() {
+    a_hole_is_reported(SMALL, "jpegenc ! avimux", "avi", 8192);
+    a_hole_is_reported(SMALL, &format!("{H264} ! avimux"), "avi", 4096);
 }
 
 #[test]
-fn holes_in_matroska_are_told() {
-    a_hole_is_told(SMALL, "jpegenc ! matroskamux", "mkv", 8192);
-    a_hole_is_told(SMALL, &format!("{H264} ! matroskamux"), "mkv", 4096);
+fn holes_in_matroska_are_reported() {
+    a_hole_is_reported(SMALL, "jpegenc ! matroskamux", "mkv", 8192);
+    a_hole_is_reported(SMALL, &format!("{H264} ! matroskamux"), "mkv", 4096);
 }
 
 #[test]
-fn holes_in_asf_are_told() {
-    a_hole_is_told(SMALL, "videoconvert ! avenc_wmv2 bitrate=2000000 ! asfmux", "asf", 8192);
+fn holes_in_asf_are_reported() {
+    a_hole_is_reported(SMALL, "videoconvert ! avenc_wmv2 bitrate=2000000 ! asfmux", "asf", 8192);
 }
 
 #[test]
-fn holes_in_dv_are_told() {
-    a_hole_is_told("width=720,height=576,framerate=25/1", "videoconvert ! avenc_dvvideo", "dv", 8192);
+fn holes_in_dv_are_reported() {
+    a_hole_is_reported("width=720,height=576,framerate=25/1", "videoconvert ! avenc_dvvideo", "dv", 8192);
 }
 
 /// It used to fail as a whole.

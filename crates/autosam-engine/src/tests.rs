@@ -173,7 +173,7 @@ fn panics_once(pause: Duration) -> (Engine, Arc<Mutex<Vec<String>>>) {
 }
 
 #[test]
-fn a_panic_is_told_and_the_model_comes_back() {
+fn a_panic_is_reported_and_the_model_comes_back() {
     let (mut engine, told) = panics_once(Duration::ZERO);
     let image = frame(200);
     let text = engine.segment(&Frame::rgb_image(&image), None).unwrap_err().to_string();

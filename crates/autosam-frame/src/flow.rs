@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_follows_the_picture() {
+    fn a_mask_follows_the_frame() {
         for shift in [(0, 0), (3, 1), (7, 5), (10, 9)] {
             let flow = Flow::between(&texture((0, 0)), &texture(shift));
             let disc = |cx: usize, cy: usize| -> Vec<bool> {

@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn another_scene_is_told_and_another_light_is_not() {
+    fn another_scene_is_detected_and_another_light_is_not() {
         let before = scene(0.0, (0.0, 0.0), 0.0);
         // Blotches at random, of the same contrast.
         let mut other = before.clone();

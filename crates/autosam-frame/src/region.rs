@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_bright_part_is_the_picture() {
+    fn the_largest_bright_part_is_the_image() {
         let found = find(&screen(128, 72, 64.0, 36.0, 34.0)).unwrap();
         assert!((28..=38).contains(&found.left) && found.top <= 6, "{found:?}");
         assert!((52..=70).contains(&found.width) && found.height >= 60, "{found:?}");
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dark_moment_does_not_cut_the_picture() {
+    fn a_dark_moment_does_not_crop_the_frame() {
         let mut finder = Finder::default();
         assert!(finder.due() && !finder.due());
         assert_eq!(finder.current(), None);
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_lie_within_the_picture() {
+    fn parts_lie_within_the_frame() {
         let part = |left, top, width, height| Rect { left, top, width, height };
         assert_eq!(part(5, 7, 10, 10).within(100, 100), part(4, 6, 11, 11));
         assert_eq!(part(90, 90, usize::MAX, 50).within(100, 95), part(90, 90, 10, 5));

@@ -143,7 +143,7 @@ fn the_networks_own_size_is_copied() {
 }
 
 #[test]
-fn a_part_is_sampled_like_the_picture_it_shows() {
+fn a_part_is_sampled_like_the_frame_it_shows() {
     for format in PixelFormat::ALL {
         let (w, h) = (42, 34);
         let (planes, strides) = noise(format, w, h, 0);

@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn views_answer_a_picture_as_its_mirror_image() {
+    fn flips_give_the_same_mask_as_the_image_flipped() {
         let model = AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap();
         let (width, height) = (model.image_size(), model.image_size() - 60);
         let rgb = lesion(width, height, [90.0, 80.0, 45.0]).rgb;

@@ -9,7 +9,7 @@ use gst_check::Harness;
 use std::path::{Path, PathBuf};
 
 #[test]
-fn frame_accurate_marks_every_picture_in_every_format() {
+fn frame_accurate_draws_every_frame_in_every_format() {
     let dir = tempfile::tempdir().unwrap();
     let location = model(dir.path());
     for format in PixelFormat::ALL.map(PixelFormat::name) {
@@ -34,7 +34,7 @@ fn frame_accurate_marks_every_picture_in_every_format() {
 }
 
 #[test]
-fn async_loses_no_picture_and_draws_once_a_mask_is_there() {
+fn async_loses_no_frame_and_draws_once_a_mask_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let (mut h, element, _) = harness(&[
         ("model-location", model(dir.path()).to_str().unwrap()),
@@ -112,7 +112,7 @@ fn sizes_change_in_mid_stream_down_to_one_pixel() {
 }
 
 #[test]
-fn the_end_without_pictures_is_an_end() {
+fn the_end_without_frames_is_an_end() {
     let (mut h, element, bus) = harness(&[]);
     h.set_src_caps(caps("NV12", 64, 64));
     assert!(h.push_event(gst::event::Eos::new()));
@@ -178,7 +178,7 @@ fn a_model_that_does_not_open_is_a_bus_error_with_the_path() {
 }
 
 #[test]
-fn with_passthrough_the_picture_goes_on_and_the_bus_says_why() {
+fn with_passthrough_frames_go_on_and_the_bus_says_why() {
     let dir = tempfile::tempdir().unwrap();
     for (path, reason) in bad_models(dir.path()) {
         let (mut h, _, bus) = harness(&[("model-location", path.to_str().unwrap())]);
@@ -223,7 +223,7 @@ fn async_adds_no_latency() {
 }
 
 #[test]
-fn late_pictures_are_not_dropped() {
+fn late_frames_are_not_dropped() {
     let (_, element, _) = harness(&[]);
     assert!(!element.property::<bool>("qos"));
 }

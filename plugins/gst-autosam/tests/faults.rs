@@ -92,19 +92,19 @@ fn told_and_recovered(fault: impl Fn() -> autosam_frame::Result<u8> + Send + Syn
 }
 
 #[test]
-fn a_worker_panic_is_told_and_survived() {
+fn a_worker_panic_is_reported_and_survived() {
     told_and_recovered(|| panic!("index out of bounds"), "panicked: index out of bounds");
 }
 
 #[test]
-fn a_device_out_of_memory_is_told_and_survived() {
+fn a_device_out_of_memory_is_reported_and_survived() {
     let oom =
         || Err(autosam_frame::Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
     told_and_recovered(oom, "CUDA_ERROR_OUT_OF_MEMORY");
 }
 
 #[test]
-fn a_model_that_never_recovers_is_left_alone_for_longer_and_longer() {
+fn a_model_that_never_recovers_is_retried_more_and_more_rarely() {
     let _turn = Turn::new();
     let opened = Arc::new(AtomicUsize::new(0));
     let count = opened.clone();
@@ -201,7 +201,7 @@ fn a_stalled_worker_holds_up_nothing_and_its_old_mask_expires() {
 }
 
 #[test]
-fn a_caps_storm_passes_every_picture() {
+fn a_caps_storm_passes_every_frame() {
     let _turn = Turn::new();
     let (element, bus) = scripted(&[], |_| always(255));
     let mut h = around(&element);
@@ -217,7 +217,7 @@ fn a_caps_storm_passes_every_picture() {
 }
 
 #[test]
-fn a_flush_storm_passes_every_picture_and_no_old_mask() {
+fn a_flush_storm_passes_every_frame_and_no_old_mask() {
     let _turn = Turn::new();
     let (element, bus) = scripted(&[("expire-overlay", "0")], |_| always(255));
     let mut h = around(&element);
@@ -334,7 +334,7 @@ fn a_clock_that_jumps_changes_nothing() {
 }
 
 #[test]
-fn buffers_that_are_no_picture_pass_and_are_told_once() {
+fn buffers_that_are_no_frame_pass_and_are_reported_once() {
     let _turn = Turn::new();
     let (element, bus) = scripted(&[("expire-overlay", "0")], |_| always(255));
     let mut h = around(&element);

@@ -181,7 +181,7 @@ fn of_interlaced_video_one_field_is_seen_and_both_are_drawn_on() {
 }
 
 #[test]
-fn places_are_told_in_lines_of_the_frame() {
+fn positions_are_reported_in_lines_of_the_frame() {
     let (element, bus, _) = marking(&[ACCURATE, ("roi", "0,40,96,40")]);
     let mut h = around(&element);
     let caps = with(caps("NV12", 96, 120), "interlace-mode", "interleaved");
@@ -193,7 +193,7 @@ fn places_are_told_in_lines_of_the_frame() {
 }
 
 #[test]
-fn fields_that_come_apart_are_told_with_the_way_out() {
+fn fields_that_come_apart_are_reported_with_the_fix() {
     let (element, bus, _) = marking(&[ACCURATE]);
     let mut h = around(&element);
     let caps = with(caps("NV12", 96, 120), "interlace-mode", "fields");
@@ -299,7 +299,7 @@ fn frame_accurate_answers_the_latency_query_with_what_it_takes() {
 }
 
 #[test]
-fn a_model_too_slow_for_a_live_source_is_told_once_with_the_way_out() {
+fn a_model_too_slow_for_a_live_source_is_reported_once_with_the_fix() {
     // Frames come every 40 ms.
     let (element, bus) = slow(&[ACCURATE], Duration::from_millis(45));
     let mut h = around(&element);

@@ -50,7 +50,7 @@ fn listen(pad: &gst::Pad) -> (gst::Pad, Heard<String>, Heard<gst::Buffer>) {
 }
 
 #[test]
-fn the_mask_pad_gives_every_picture_s_mask_with_its_timestamps() {
+fn the_mask_pad_gives_every_frame_s_mask_with_its_timestamps() {
     let (element, _, value) = steered(&[ACCURATE]);
     let pad = element.request_pad_simple("mask").unwrap();
     let template = element.pad_template("mask").unwrap();
@@ -83,7 +83,7 @@ fn the_mask_pad_gives_every_picture_s_mask_with_its_timestamps() {
 }
 
 #[test]
-fn a_mask_pad_that_is_stuck_does_not_hold_up_the_picture() {
+fn a_mask_pad_that_is_stuck_does_not_hold_up_the_frame() {
     let (element, _, value) = steered(&[ACCURATE]);
     value.store(255, Ordering::Relaxed);
     let pad = element.request_pad_simple("mask").unwrap();
@@ -190,7 +190,7 @@ fn metadata_hold_regions_confidence_and_the_mask() {
 }
 
 #[test]
-fn detections_are_told_as_messages_and_signals() {
+fn detections_are_reported_as_messages_and_signals() {
     let (element, bus, value) = steered(&[ACCURATE]);
     let signals = Arc::new(Mutex::new(Vec::new()));
     for name in ["detection-started", "detection-ended"] {
@@ -230,7 +230,7 @@ fn detections_are_told_as_messages_and_signals() {
 }
 
 #[test]
-fn a_signal_handler_that_takes_its_time_does_not_hold_up_the_picture() {
+fn a_signal_handler_that_takes_its_time_does_not_hold_up_the_frame() {
     let (element, _, value) = steered(&[ACCURATE]);
     let (go, gate) = std::sync::mpsc::channel::<()>();
     let gate = Mutex::new(gate);
@@ -293,7 +293,7 @@ fn policy() -> u32 {
 }
 
 #[test]
-fn the_pictures_thread_goes_before_others_where_that_is_asked_for_and_allowed() {
+fn the_streaming_thread_gets_real_time_priority_if_asked_for_and_allowed() {
     let (element, bus, _) = steered(&[("realtime-priority", "7")]);
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
@@ -372,7 +372,7 @@ fn properties_follow_a_controller() {
 }
 
 #[test]
-fn a_region_that_cannot_be_read_is_told_and_changes_nothing() {
+fn a_region_that_cannot_be_read_is_reported_and_changes_nothing() {
     let (element, bus, _) = steered(&[("roi", "8,4,16,16")]);
     element.set_property("roi", "somewhere");
     assert_eq!(element.property::<String>("roi"), "8,4,16,16");
@@ -383,7 +383,7 @@ fn a_region_that_cannot_be_read_is_told_and_changes_nothing() {
 }
 
 #[test]
-fn nothing_is_marked_outside_the_region() {
+fn nothing_is_detected_outside_the_region() {
     let (element, _, value) = steered(&[ACCURATE, ("roi", "16,8,32,32")]);
     value.store(255, Ordering::Relaxed);
     let mut h = around(&element);
@@ -402,7 +402,7 @@ fn nothing_is_marked_outside_the_region() {
 }
 
 #[test]
-fn a_model_set_while_playing_takes_over_and_no_picture_is_lost() {
+fn a_model_set_while_playing_takes_over_and_no_frame_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let location = model(dir.path());
     // The random model marks all or nothing of a picture by threshold; what counts is that it opens.
@@ -473,7 +473,7 @@ fn an_element_whose_model_did_not_open_takes_one_later() {
 }
 
 #[test]
-fn a_worker_that_takes_too_long_is_told_as_overload() {
+fn a_worker_that_takes_too_long_is_reported_as_overload() {
     let (element, bus, go) = gated(&[("expire-overlay", "20000000")]);
     let mut h = around(&element);
     let caps = caps("RGB", 40, 30);

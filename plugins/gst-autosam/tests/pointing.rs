@@ -268,7 +268,7 @@ fn action_signals_do_the_same() {
 }
 
 #[test]
-fn a_model_that_takes_no_prompts_is_told() {
+fn a_model_that_takes_no_prompts_is_reported() {
     let (element, bus) = scripted(&[ACCURATE], |_| Ok(Box::new(Scripted(|_: &_| Ok(0)))));
     let mut h = around(&element);
     h.set_src_caps(common::caps("RGB", SIZE.0, SIZE.1));

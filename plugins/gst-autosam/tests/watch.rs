@@ -134,7 +134,7 @@ fn part(reader: &mut BufReader<TcpStream>) -> Vec<u8> {
 }
 
 #[test]
-fn the_monitor_shows_pictures_figures_and_what_is_found() {
+fn the_monitor_shows_frames_metrics_and_detections() {
     init();
     let dir = tempfile::tempdir().unwrap();
     pictures(&dir.path().join("frames"));

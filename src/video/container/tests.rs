@@ -112,7 +112,7 @@ fn chains() -> Vec<(&'static str, Vec<u8>, Vec<usize>)> {
 }
 
 #[test]
-fn chains_of_packets_that_break_are_told() {
+fn chains_of_packets_that_break_are_reported() {
     for (kind, whole, ends) in chains() {
         assert_eq!(of(&whole).faults, Vec::<String>::new(), "{kind}");
         let step = whole.len().div_ceil(300);
@@ -147,7 +147,7 @@ fn element(id: &[u8], inner: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn chains_within_matroska_s_clusters_that_break_are_told() {
+fn chains_within_matroska_s_clusters_that_break_are_reported() {
     let block = element(&[0xa3], &[5; 40]);
     let group = element(&[0xa0], &element(&[0xa1], &[6; 30]));
     let cluster = element(&[0x1f, 0x43, 0xb6, 0x75], &[block.clone(), group, block].concat());
@@ -163,7 +163,7 @@ fn chains_within_matroska_s_clusters_that_break_are_told() {
 }
 
 #[test]
-fn chains_of_avi_s_chunks_that_break_are_told() {
+fn chains_of_avi_s_chunks_that_break_are_reported() {
     let chunk = |name: &[u8], inner: &[u8]| {
         [name, &(inner.len() as u32).to_le_bytes(), inner, &vec![0; inner.len() % 2]].concat()
     };

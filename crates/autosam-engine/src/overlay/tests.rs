@@ -60,7 +60,7 @@ proptest! {
     /// Pixel integrity: in every format and size, strided, bits outside the mark are as they were; inside, every value is blended
     /// with the colour as its format counts it.
     #[test]
-    fn values_under_the_mark_are_blended_and_no_other_bit_changes(
+    fn values_under_the_overlay_are_blended_and_no_other_bit_changes(
         w in 1usize..80, h in 1usize..80, which in 0usize..PixelFormat::ALL.len(), mode in 0usize..5,
         line in 0usize..9, dx in -50isize..50, dy in -50isize..50, still in any::<bool>(), fields in 1usize..3,
     ) {
@@ -109,7 +109,7 @@ fn modes_draw_what_their_names_say() {
 }
 
 #[test]
-fn a_mark_for_another_size_is_not_drawn() {
+fn an_overlay_for_another_size_is_not_drawn() {
     let mark = Mark::new(&disc(32, 32), 64, 64, OverlayMode::Mask, 0);
     let (before, strides) = noise(PixelFormat::Rgb, 66, 64, 3);
     let mut after = before.clone();
@@ -147,7 +147,7 @@ fn lines_are_as_wide_as_asked() {
 }
 
 #[test]
-fn a_shifted_mark_is_cut_off_at_the_border() {
+fn a_shifted_overlay_is_cut_off_at_the_border() {
     let mark = Mark::new(&disc(32, 32), 32, 32, OverlayMode::Mask, 0);
     let lit = |shift| {
         let mut image = image::RgbImage::new(32, 32);

@@ -393,7 +393,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_token_file_that_cannot_be_used_is_named_with_the_way_out() {
+    fn a_token_file_that_cannot_be_used_is_named_with_the_fix() {
         use std::os::unix::fs::PermissionsExt;
         let dir = std::env::temp_dir().join(format!("autosam-token-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();

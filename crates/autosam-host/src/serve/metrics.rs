@@ -110,7 +110,7 @@ mod tests {
 
     /// One test: a process has one recorder.
     #[test]
-    fn figures_are_served_under_prometheus_names() {
+    fn metrics_are_served_under_prometheus_names() {
         let address = serve(([127, 0, 0, 1], 0).into()).unwrap();
         assert_eq!(
             serve(([127, 0, 0, 1], 0).into()).unwrap(),

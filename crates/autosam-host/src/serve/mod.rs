@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn one_client_too_many_is_told_so_and_places_are_given_back() {
+    fn one_client_too_many_is_refused_with_the_reason_and_slots_are_freed() {
         let server = server();
         let request = b"GET /stream HTTP/1.1\r\nHost: [::1]\r\n\r\n";
         let mut held = Vec::new();

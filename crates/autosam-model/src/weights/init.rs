@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn initial_values_depend_on_seed_and_name_alone() {
+    fn initial_values_depend_only_on_seed_and_name() {
         let shapes = [("a.conv.weight".to_owned(), vec![8, 4, 3, 3])];
         let get = |seed| {
             initialise(&shapes, seed).unwrap()["a.conv.weight"]
