@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_follows_the_picture() {
+    fn the_mask_follows_the_frame() {
         let augment =
             Augment { aspect: 0.3, shift: 0.1, brightness: 0.1, contrast: 0.1, ..Augment::default() };
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_polyp_is_laid_over_another_picture_with_its_mask() {
+    fn a_polyp_is_pasted_on_another_image_with_its_mask() {
         let (disc, mut rng) = (disc(), rand_chacha::ChaCha8Rng::seed_from_u64(4));
         let other = Augment::none().view(&disc, 64, &mut rng).unwrap();
         let dark = Pair { rgb: RgbImage::new(80, 60), mask: GrayImage::new(80, 60) };

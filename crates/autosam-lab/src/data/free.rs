@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn polyp_free_parts_are_pictures_without_a_polyp() {
+    fn polyp_free_parts_are_images_without_a_polyp() {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["images", "masks"] {
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();

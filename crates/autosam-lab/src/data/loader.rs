@@ -33,7 +33,13 @@ pub struct LoaderConfig {
     pub kept: u64,
     /// An unreadable image is an error. Otherwise it is said once, and the next one takes its place.
     pub strict: bool,
+    /// How many times as often as others an image comes that shows a small polyp, one of less than [`SMALL_POLYP`]; at least 1.
+    pub small_polyps: f32,
 }
+
+/// A polyp is small if it covers less than this share of its image: 32 × 32 pixels of a network's 256 × 256, a quarter of
+/// BKAI's images have one. What covers less than a 2048th is a speck of the annotation.
+pub const SMALL_POLYP: f64 = 1.0 / 64.0;
 
 impl LoaderConfig {
     /// Images for themselves, a new view every time.
@@ -48,6 +54,7 @@ impl LoaderConfig {
             window: 1,
             kept: 0,
             strict: true,
+            small_polyps: 1.0,
         }
     }
 }
@@ -61,7 +68,8 @@ pub struct Batch {
     pub ids: Vec<String>,
 }
 
-/// Draws batches from several data sets. Within an epoch every image comes `weight` times.
+/// Draws batches from several data sets. Within an epoch every image comes `weight` times, one with a small polyp
+/// [`LoaderConfig::small_polyps`] times as often.
 #[derive(Debug)]
 pub struct Loader {
     config: LoaderConfig,
@@ -89,10 +97,11 @@ impl Loader {
                     set.name
                 )));
             }
-            let weight = f64::from(*weight);
-            for (i, item) in set.items.iter().enumerate() {
-                let upto = |n: usize| (n as f64 * weight).floor() as usize;
-                items.extend(std::iter::repeat_n(item, upto(i + 1) - upto(i)).cloned());
+            let (weight, mut sum) = (f64::from(*weight), 0.0);
+            for (item, times) in set.items.iter().zip(times(set, &config)?) {
+                let upto = |sum: f64| (sum * weight).floor() as usize;
+                items.extend(std::iter::repeat_n(item, upto(sum + times) - upto(sum)).cloned());
+                sum += times;
             }
         }
         if items.is_empty() {
@@ -220,6 +229,29 @@ impl Loader {
     }
 }
 
+/// How often each image of `set` comes, before the set's weight.
+fn times(set: &Dataset, config: &LoaderConfig) -> Result<Vec<f64>> {
+    if !(1.0..=100.0).contains(&config.small_polyps) {
+        return Err(Error::invalid(format!(
+            "small_polyps is {}; it must be within 1 and 100",
+            config.small_polyps
+        )));
+    }
+    if config.small_polyps == 1.0 {
+        return Ok(vec![1.0; set.items.len()]);
+    }
+    let small = |item: &Item| match item.load() {
+        Ok(pair) => {
+            let polyps = pair.trained(config.region)?.polyps();
+            Ok(polyps.into_iter().any(|share| (1.0 / 2048.0..SMALL_POLYP).contains(&share)))
+        }
+        // It is reported, or fails the training, where it is drawn.
+        Err(_) => Ok(false),
+    };
+    let times = |item| Ok(if small(item)? { f64::from(config.small_polyps) } else { 1.0 });
+    set.items.par_iter().map(times).collect()
+}
+
 /// A stream of random numbers of its own for each `number`.
 fn stream(seed: u64, number: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -302,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_picture_gives_way_to_the_next() {
+    fn an_unreadable_image_gives_way_to_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let sets = [(set(dir.path(), 3), 1.0)];
         let bad = dir.path().join("images/1.png");
@@ -317,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_endoscope_s_picture_is_shown() {
+    fn only_the_endoscope_s_image_is_shown() {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["images", "masks"] {
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();
@@ -338,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn views_of_two_pictures_come_again() {
+    fn views_of_two_images_come_again() {
         let dir = tempfile::tempdir().unwrap();
         let sets = [(set(dir.path(), 5), 1.0)];
         let augment = Augment { cutmix: 0.5, paste: 0.5, mucosa: 0.3, ..Augment::default() };
@@ -352,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_has_each_picture_as_often_as_weighted() {
+    fn an_epoch_has_each_image_as_often_as_weighted() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let loader = loader(&[(set(a.path(), 4), 2.0), (set(b.path(), 8), 0.5)]);
         assert_eq!(loader.len(), 12);
@@ -362,6 +394,30 @@ mod tests {
         assert_eq!(of_a, 8);
         seen.dedup();
         assert_eq!(seen.len(), 8);
+    }
+
+    #[test]
+    fn images_with_a_small_polyp_come_more_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = set(dir.path(), 4);
+        // The second image has a large polyp and a small one, the third a large one, the first a speck.
+        for (i, polyps) in [vec![1], vec![20, 4], vec![20], vec![]].into_iter().enumerate() {
+            let mut mask = GrayImage::new(60, 60);
+            for (k, side) in polyps.into_iter().enumerate() {
+                let polyp = GrayImage::from_pixel(side, side, image::Luma([255]));
+                image::imageops::replace(&mut mask, &polyp, 30 * k as i64, 5);
+            }
+            mask.save(dir.path().join(format!("masks/{i}.png"))).unwrap();
+            GrayImage::new(60, 60).save(dir.path().join(format!("images/{i}.png"))).unwrap();
+        }
+        let config = LoaderConfig { small_polyps: 2.5, ..LoaderConfig::new(16, 3, 5, Augment::none()) };
+        let sets = [(set, 2.0)];
+        let loader = Loader::new(&sets, config.clone()).unwrap();
+        let of =
+            |i: usize| loader.items.iter().filter(|item| item.image.ends_with(format!("{i}.png"))).count();
+        assert_eq!([of(0), of(1), of(2), of(3)], [2, 5, 2, 2]);
+        let text = Loader::new(&sets, LoaderConfig { small_polyps: 0.5, ..config }).unwrap_err().to_string();
+        assert!(text.contains("small_polyps is 0.5"), "{text}");
     }
 
     #[test]

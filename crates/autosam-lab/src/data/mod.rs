@@ -31,6 +31,7 @@ pub use reading::{Reading, Seen};
 
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
+use autosam_frame::parts::{Neighbours, connected};
 use autosam_frame::region::Region;
 use autosam_frame::resize::Resizer;
 use autosam_frame::{Frame, Rect};
@@ -114,6 +115,13 @@ impl Pair {
             }
             _ => self.part(area),
         })
+    }
+
+    /// The share of the image, from 0 to 1, that each connected polyp covers.
+    pub fn polyps(&self) -> Vec<f64> {
+        let (size, mask) = ((self.mask.width() as usize, self.mask.height() as usize), self.mask.as_raw());
+        let polyps = connected(size, Neighbours::Eight, 0..mask.len(), |i| mask[i] > 0, |_, _| true);
+        polyps.iter().map(|polyp| polyp.len() as f64 / mask.len() as f64).collect()
     }
 
     /// The smallest rectangle that holds all labelled pixels; `None` without any.
@@ -419,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_cover_the_picture() {
+    fn tiles_cover_the_frame() {
         let dir = folder(&["images/a.png", "masks/a.png"]);
         let set = Dataset::open(dir.path()).unwrap().tiled(3).unwrap();
         let at: Vec<_> =

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_curve_is_in_the_picture() {
+    fn every_curve_is_in_the_plot() {
         let curves = ["loss", "Dice"].map(|label| Curve {
             label: label.into(),
             points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.5)],

@@ -126,6 +126,8 @@ pub struct TrainConfig {
     pub views: u32,
     /// Frames of a sequence that come one after another in a batch, under one augmentation.
     pub window: usize,
+    /// How many times as often as others an image comes that shows a small polyp, one of less than a 64th of the image.
+    pub small_polyps: f32,
     /// MiB of decoded images that are kept in memory; the rest is decoded every time.
     pub keep_images: usize,
     pub optimizer: OptimizerConfig,
@@ -170,6 +172,7 @@ impl Default for TrainConfig {
             keep_images: 4096,
             views: 0,
             window: 1,
+            small_polyps: 1.0,
         }
     }
 }

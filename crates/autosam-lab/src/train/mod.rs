@@ -107,6 +107,7 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
             window: config.window,
             kept: (config.keep_images as u64) << 20,
             strict: job.strict,
+            small_polyps: config.small_polyps,
             ..LoaderConfig::new(input, config.batch, config.seed, config.augment.clone())
         },
     )?;

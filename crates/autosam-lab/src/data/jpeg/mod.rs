@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_is_found_and_its_share_told() {
+    fn every_cut_is_found_and_its_fraction_reported() {
         let bytes = jpeg(&photo(160, 120), 80);
         for length in (0..bytes.len() - 2).rev().step_by(97) {
             // Up to the last byte of data, whose bits may be padding only.
