@@ -240,13 +240,15 @@ fn times(set: &Dataset, config: &LoaderConfig) -> Result<Vec<f64>> {
     if config.small_polyps == 1.0 {
         return Ok(vec![1.0; set.items.len()]);
     }
-    let small = |item: &Item| match item.load() {
-        Ok(pair) => {
-            let polyps = pair.trained(config.region)?.polyps();
-            Ok(polyps.into_iter().any(|share| (1.0 / 2048.0..SMALL_POLYP).contains(&share)))
+    let small = |item: &Item| -> Result<bool> {
+        match item.load() {
+            Ok(pair) => {
+                let polyps = pair.trained(config.region)?.polyps();
+                Ok(polyps.into_iter().any(|share| (1.0 / 2048.0..SMALL_POLYP).contains(&share)))
+            }
+            // It is reported, or fails the training, where it is drawn.
+            Err(_) => Ok(false),
         }
-        // It is reported, or fails the training, where it is drawn.
-        Err(_) => Ok(false),
     };
     let times = |item| Ok(if small(item)? { f64::from(config.small_polyps) } else { 1.0 });
     set.items.par_iter().map(times).collect()
