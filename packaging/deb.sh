@@ -30,6 +30,9 @@ install -D -m 644 README.md "$doc/README.md"
 install -D -m 644 LICENSE "$doc/copyright"
 gzip -9nc CHANGELOG.md > "$doc/changelog.gz"
 cp -r examples/jobs "$doc/"
+# Installed, but neither enabled nor started: which camera it is for is the user's to say.
+install -D -m 644 packaging/systemd/autosam-monitor.service "$root/usr/lib/systemd/system/autosam-monitor.service"
+install -D -m 644 packaging/systemd/autosam-monitor.default "$root/etc/default/autosam-monitor"
 "$target/autosam-video" manual "$root/usr/share/man/man1"
 gzip -9n "$root"/usr/share/man/man1/*.1
 for shell in bash:bash-completion/completions/autosam-video zsh:zsh/vendor-completions/_autosam-video \
@@ -49,6 +52,7 @@ depends="$(cd "$stage" && dpkg-shlibdeps -O root/usr/bin/autosam-video "root/usr
 [ -n "$depends" ] || { echo "dpkg-shlibdeps gave no dependencies" >&2; exit 1; }
 
 mkdir -p "$root/DEBIAN" "$out"
+echo /etc/default/autosam-monitor > "$root/DEBIAN/conffiles"
 cat > "$root/DEBIAN/control" <<CONTROL
 Package: autosam-video
 Version: $version

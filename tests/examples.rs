@@ -315,3 +315,35 @@ fn slurms_training_job_trains_in_two_processes() {
     let again = job();
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
 }
+
+/// The service of the Debian package, as systemd would run it.
+#[test]
+fn the_service_manager_hears_that_the_monitor_is_ready_and_runs() {
+    let _turn = alone();
+    if !there(&plugin()) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let frames = dir.path().join("frames");
+    std::fs::create_dir(&frames).unwrap();
+    image::RgbImage::new(64, 48).save(frames.join("0.png")).unwrap();
+    let socket = std::os::unix::net::UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_autosam-video"));
+    let mut child = command(program, dir.path())
+        .args(["monitor", "--no-window", "--repeat", "--http", "127.0.0.1:0", "--input"])
+        .arg(&frames)
+        .env("NOTIFY_SOCKET", dir.path().join("notify"))
+        .env("WATCHDOG_USEC", "400000")
+        .spawn()
+        .unwrap();
+    let mut heard = || {
+        let mut bytes = [0; 256];
+        let count = socket.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..count]).trim().to_owned()
+    };
+    let first_three = [heard(), heard(), heard()];
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(first_three, ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
+}

@@ -1,13 +1,13 @@
 //! The monitor's page over a socket: who is let in, on each of its routes.
 
-use autosam::monitor::page::{self, Board};
+use autosam::monitor::page::{self, Board, Pointing};
 use autosam::serve::Server;
 use autosam::serve::access::{Access, Token};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const SECRET: &str = "a-token-of-this-test-0123";
@@ -18,12 +18,21 @@ struct Page {
     server: Server,
     stop: Arc<AtomicBool>,
     pipeline: Option<std::thread::JoinHandle<()>>,
+    /// The prompts that came; at most two are queued.
+    prompts: Arc<Mutex<Vec<Pointing>>>,
 }
 
 impl Page {
     fn new(address: [u8; 4], access: Access) -> Self {
         let board = Arc::new(Board::default());
-        let server = page::serve((address, 0).into(), access, board.clone()).unwrap();
+        let prompts = Arc::new(Mutex::new(Vec::new()));
+        let queue = prompts.clone();
+        let point = move |pointing| {
+            let mut queue = queue.lock().unwrap();
+            let free = queue.len() < 2;
+            free.then(|| queue.push(pointing)).is_some()
+        };
+        let server = page::serve((address, 0).into(), access, board.clone(), point).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let ends = stop.clone();
         let pipeline = std::thread::spawn(move || {
@@ -32,7 +41,7 @@ impl Page {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        Self { server, stop, pipeline: Some(pipeline) }
+        Self { server, stop, pipeline: Some(pipeline), prompts }
     }
 
     /// Its name for a browser on this machine.
@@ -136,4 +145,29 @@ fn on_loopback_a_browser_s_other_pages_are_refused() {
         assert_eq!(status("GET", &["Host: evil.example:80"]), "421", "{route}");
         assert_eq!(status("GET", &["Host: 192.168.7.5:80"]), "421", "{route}");
     }
+}
+
+#[test]
+fn prompts_come_from_our_own_page_only_and_are_checked() {
+    let page = Page::new([0, 0, 0, 0], guarded(Some(token())));
+    let (host, origin) = (format!("Host: {}", page.host()), format!("Origin: http://{}", page.host()));
+    let opened = page.ask(&format!("GET /?token={SECRET}"), &[&host]);
+    let cookie = opened.lines().find_map(|l| l.strip_prefix("Set-Cookie: ")).unwrap();
+    let cookie = format!("Cookie: {}", cookie.split(';').next().unwrap());
+    let answers = |first: &str, headers: &[&str], status: &str| {
+        let answer = page.ask(first, headers);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{first} {headers:?}: {answer}");
+    };
+    let click = "POST /prompt?point=0.5,0.25";
+    answers(click, &[&host, &origin], "403");
+    answers(click, &[&host, &cookie], "403");
+    answers(click, &[&host, &cookie, "Origin: https://evil.example"], "403");
+    answers("GET /prompt?point=0.5,0.25", &[&host, &cookie], "404");
+    answers("POST /prompt?point=2,0.25", &[&host, &cookie, &origin], "400");
+    assert!(page.prompts.lock().unwrap().is_empty(), "a refused request is no prompt");
+    answers(click, &[&host, &cookie, &origin], "200");
+    answers("POST /prompt?clear", &[&host, &cookie, &origin], "200");
+    answers(click, &[&host, &cookie, &origin], "409");
+    let point = Pointing::Point { x: 0.5, y: 0.25, foreground: true };
+    assert_eq!(*page.prompts.lock().unwrap(), [point, Pointing::Clear]);
 }

@@ -100,8 +100,10 @@ pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
     let rate = FrameRate { numerator: i32::try_from(bench.rate).unwrap_or(i32::MAX), denominator: 1 };
     let info = video::info(&bench.format, width, height, rate)?;
     let most = (FRAME_MEMORY / info.size().max(1)).clamp(2, MOST_FRAMES);
-    let (frames, truths): (Vec<_>, Vec<_>) =
-        labelled(bench.input.as_deref(), width, height, most)?.into_iter().unzip();
+    let (frames, truths): (Vec<_>, Vec<_>) = labelled(bench.input.as_deref(), width, height, most)?
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .unzip();
     let frames = Arc::new(TestFrames { buffers: video::convert(&frames, &info)?, truths });
     let streams = (0..bench.streams).map(|_| Stream::new(bench, rate, &info, frames.clone()));
     let streams = streams.collect::<Result<Vec<_>>>()?;

@@ -66,46 +66,47 @@ fn fresh_pages() -> Option<u64> {
 ///
 /// # Errors
 /// If the folder has no images or cannot be read.
-pub fn pictures(input: Option<&Path>, width: u32, height: u32, most: usize) -> Result<Vec<RgbImage>> {
-    Ok(labelled(input, width, height, most)?.into_iter().map(|(picture, _)| picture).collect())
+pub fn images(input: Option<&Path>, width: u32, height: u32, most: usize) -> Result<Vec<RgbImage>> {
+    labelled(input, width, height, most)?.map(|labelled| labelled.map(|(image, _)| image)).collect()
 }
 
-/// The same with each image's true mask, if there is one.
+/// An image and its true mask, if there is one.
+type Labelled = (RgbImage, Option<GrayImage>);
+
+/// The same images with their masks, one after another: those that are not kept take no memory.
 fn labelled(
     input: Option<&Path>,
     width: u32,
     height: u32,
     most: usize,
-) -> Result<Vec<(RgbImage, Option<GrayImage>)>> {
-    let fitted = |picture: RgbImage, mask: Option<GrayImage>| match picture.dimensions() {
-        same if same == (width, height) => (picture, mask),
+) -> Result<Box<dyn Iterator<Item = Result<Labelled>>>> {
+    let fitted = move |image: RgbImage, mask: Option<GrayImage>| match image.dimensions() {
+        same if same == (width, height) => (image, mask),
         _ => (
-            imageops::resize(&picture, width, height, imageops::FilterType::Triangle),
+            imageops::resize(&image, width, height, imageops::FilterType::Triangle),
             mask.map(|m| imageops::resize(&m, width, height, imageops::FilterType::Nearest)),
         ),
     };
     let Some(dir) = input else {
         let sequence = Sequence::new(8, SequenceConfig { frames: most, ..SequenceConfig::default() })?;
-        let frame = |i| {
-            let (picture, mask) = sequence.frame(i);
-            fitted(picture, Some(mask))
+        let frame = move |i| {
+            let (image, mask) = sequence.frame(i);
+            Ok(fitted(image, Some(mask)))
         };
-        return Ok((0..most).map(frame).collect());
+        return Ok(Box::new((0..most).map(frame)));
     };
-    let mut items = data::pictures_in(dir)?;
+    let mut items = data::images_in(dir)?;
     if items.is_empty() {
         items = data::Dataset::open(dir)?.items;
     }
-    let load = |item: &data::Item| {
+    if items.is_empty() {
+        return Err(Error::data(dir, "no images in it (.jpg, .png, .bmp, .tif)"));
+    }
+    let load = move |item: data::Item| {
         let pair = item.load()?;
         Ok(fitted(pair.rgb, item.mask.is_some().then_some(pair.mask)))
     };
-    let pictures = items.iter().take(most).map(load);
-    let pictures = pictures.collect::<Result<Vec<_>>>()?;
-    if pictures.is_empty() {
-        return Err(Error::data(dir, "no images in it (.jpg, .png, .bmp, .tif)"));
-    }
-    Ok(pictures)
+    Ok(Box::new(items.into_iter().take(most).map(load)))
 }
 
 #[cfg(test)]

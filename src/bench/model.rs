@@ -1,6 +1,6 @@
 //! Benchmark of the model from frame to mask, and of each stage.
 
-use super::{Percentiles, fresh_pages, peak_memory_mb, pictures};
+use super::{Percentiles, fresh_pages, images, peak_memory_mb};
 use crate::engine::mask::{Mask, MaskSettings};
 use crate::engine::segmenter::{ModelInput, ProbMap};
 use crate::engine::{Engine, Pending, Settings};
@@ -20,6 +20,7 @@ use crate::weights::Checkpoint;
 use crate::weights::init::initialise;
 use crate::{Error, Result};
 use candle_core::Device;
+use image::RgbImage;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -73,7 +74,8 @@ pub const STAGES: [&str; 7] =
     ["sample", "preprocess", "encoder", "generator", "decoder", "probabilities", "mask_and_mark"];
 
 const WARM_UP: usize = 5;
-const MOST_PICTURES: usize = 16;
+/// 6 MB each at 1080p, which count towards the peak memory.
+const MOST_IMAGES: usize = 8;
 
 /// A published SAM architecture and `train`'s default generator with random weights, which are as fast as trained ones.
 ///
@@ -111,7 +113,7 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         return Err(Error::invalid("a benchmark needs at least 1 frame"));
     }
     let (width, height) = bench.size;
-    let pictures = pictures(bench.input.as_deref(), width, height, MOST_PICTURES.min(bench.frames))?;
+    let images = images(bench.input.as_deref(), width, height, MOST_IMAGES.min(bench.frames))?;
     let options = ModelOptions {
         device: bench.device,
         precision: bench.precision,
@@ -127,18 +129,18 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
     let mut engine = Engine::start(opener, Settings::default(), Box::new(|_| ()))?;
     let mut times = Vec::with_capacity(bench.frames);
     let mut pages = None;
-    for (i, picture) in pictures.iter().cycle().take(WARM_UP + bench.frames).enumerate() {
+    for (i, image) in images.iter().cycle().take(WARM_UP + bench.frames).enumerate() {
         if i == WARM_UP {
             pages = fresh_pages();
         }
         let begin = Instant::now();
-        engine.segment(&Frame::rgb_image(picture), None)?;
+        engine.segment(&Frame::rgb_image(image), None)?;
         if i >= WARM_UP {
             times.push(begin.elapsed());
         }
     }
     let pages = fresh_pages().zip(pages).map(|(after, before)| after - before);
-    let overlapped = overlapped(&mut engine, &pictures, bench.frames)?;
+    let overlapped = overlapped(&mut engine, &images, bench.frames)?;
     let peak_memory_mb = peak_memory_mb();
     drop(engine);
     let Some(whole) = Percentiles::of(&times) else { return Err(Error::invalid("nothing was measured")) };
@@ -148,10 +150,10 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         overlapped_frames_per_s: overlapped,
         p50_ms: whole.p50,
         p99_ms: whole.p99,
-        stages_ms: stages(bench, &checkpoint, &pictures, &device)?,
+        stages_ms: stages(bench, &checkpoint, &images, &device)?,
         peak_memory_mb,
         fresh_pages_per_frame: pages.map(|pages| pages as f64 / bench.frames as f64),
-        allocations_per_inference: allocations(bench, &checkpoint, &options, &pictures)?,
+        allocations_per_inference: allocations(bench, &checkpoint, &options, &images)?,
         frames: times.len(),
         size: format!("{width}x{height}"),
         device: if device.is_cpu() { "cpu" } else { "cuda" },
@@ -166,14 +168,14 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
 }
 
 /// Frames per second if the next frame is resized during inference.
-fn overlapped(engine: &mut Engine, pictures: &[image::RgbImage], frames: usize) -> Result<f64> {
+fn overlapped(engine: &mut Engine, images: &[RgbImage], frames: usize) -> Result<f64> {
     let mut before: Option<Pending> = None;
     let mut begin = Instant::now();
-    for (i, picture) in pictures.iter().cycle().take(WARM_UP + frames).enumerate() {
+    for (i, image) in images.iter().cycle().take(WARM_UP + frames).enumerate() {
         if i == WARM_UP {
             begin = Instant::now();
         }
-        let next = engine.submit(&Frame::rgb_image(picture), None)?;
+        let next = engine.submit(&Frame::rgb_image(image), None)?;
         if let Some(pending) = before.replace(next) {
             pending.wait()?;
         }
@@ -189,7 +191,7 @@ fn allocations(
     bench: &ModelBench,
     checkpoint: &Checkpoint,
     options: &ModelOptions,
-    pictures: &[image::RgbImage],
+    images: &[RgbImage],
 ) -> Result<Option<f64>> {
     if process::all_allocations() == 0 {
         return Ok(None);
@@ -199,8 +201,8 @@ fn allocations(
     let mut sample = ModelInput::default();
     let mut map = ProbMap::default();
     let (mut asked, frames) = (0, bench.frames.min(50));
-    for (i, picture) in pictures.iter().cycle().take(WARM_UP + frames).enumerate() {
-        sampler.resize(&Frame::rgb_image(picture), &mut sample)?;
+    for (i, image) in images.iter().cycle().take(WARM_UP + frames).enumerate() {
+        sampler.resize(&Frame::rgb_image(image), &mut sample)?;
         let before = process::all_allocations();
         segmenter.segment(&sample, &mut map)?;
         if i >= WARM_UP {
@@ -213,7 +215,7 @@ fn allocations(
 fn stages(
     bench: &ModelBench,
     checkpoint: &Checkpoint,
-    pictures: &[image::RgbImage],
+    images: &[RgbImage],
     device: &Device,
 ) -> Result<BTreeMap<&'static str, f64>> {
     let (model, Arithmetic { products, .. }) = AutoSam::with_precision(checkpoint, device, bench.precision)?;
@@ -222,8 +224,8 @@ fn stages(
     sampler.spread(!device.is_cpu());
     let mut samples = [ModelInput::default()];
     let mut clock = Clock { device, times: vec![Vec::new(); STAGES.len()] };
-    for picture in pictures.iter().cycle().take(WARM_UP + bench.frames.min(50)) {
-        let frame = Frame::rgb_image(picture);
+    for image in images.iter().cycle().take(WARM_UP + bench.frames.min(50)) {
+        let frame = Frame::rgb_image(image);
         let stages = || -> Result<()> {
             clock.time(0, || sampler.resize(&frame, &mut samples[0]))?;
             let x = clock.time(1, || model.preprocess(&samples))?;

@@ -16,6 +16,7 @@ mod run;
 mod sets;
 mod settings;
 mod shipping;
+mod supervisor;
 mod synth;
 mod train;
 

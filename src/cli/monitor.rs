@@ -1,8 +1,9 @@
 //! `autosam-video monitor`.
 
 use super::bench::parse_property;
+use super::supervisor::Supervisor;
 use anyhow::{Context, bail};
-use autosam::monitor::{Monitor, MonitorOptions};
+use autosam::monitor::{Monitor, MonitorOptions, Progress};
 use autosam::serve::metrics;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Shows live video with its masks in a window, and on a web page with --http. No frame is stored.
+///
+/// A camera or stream that is lost while it plays is opened again, after 1 s, and up to 30 s if it stays away.
 #[derive(clap::Args)]
 pub struct Args {
     /// Video file, URI (rtsp://, https://), folder of frames, /dev/videoN, or decklink[:N]
@@ -82,6 +85,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let flag = stop.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
         .context("cannot install the Ctrl-C handler")?;
-    monitor.run(&stop, |text| eprintln!("{text}"))?;
+    let mut supervisor = Supervisor::ready();
+    monitor.run(&stop, |progress| match progress {
+        Progress::Running => supervisor.runs(),
+        Progress::Problem(text) => {
+            eprintln!("{text}");
+            Supervisor::status(text);
+        }
+    })?;
     Ok(())
 }

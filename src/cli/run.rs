@@ -367,7 +367,7 @@ fn videos_in(input: &str, only: Option<Only>) -> anyhow::Result<Option<archive::
     if !path.is_dir() || only == Some(Only::Images) {
         return Ok(None);
     }
-    let (found, images) = (archive::find(path)?, data::pictures_in(path)?.len());
+    let (found, images) = (archive::find(path)?, data::images_in(path)?.len());
     match (found.videos.len(), only) {
         (0, Some(Only::Videos)) => bail!("{input}: contains no videos"),
         (0, _) => Ok(None),

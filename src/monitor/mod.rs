@@ -11,11 +11,11 @@ use crate::serve::access::{Access, Token};
 use crate::video::{self, autosam_element, make};
 use crate::{Error, Result};
 use gst::prelude::*;
-use page::{Board, State};
+use page::{Board, Pointing, State};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Input and outputs of the monitor.
@@ -41,18 +41,33 @@ const PAGE_SIZE: (i32, i32) = (1280, 720);
 /// Maximum frame rate on the page.
 const PAGE_PERIOD: Duration = Duration::from_millis(33);
 
+/// How long a live source may be silent before it is opened anew.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Pause before a lost source is opened anew; it doubles with every attempt, up to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Schemes of URIs whose video comes from a camera or an encoder, which may come back.
+const LIVE_SCHEMES: [&str; 9] =
+    ["rtsp://", "rtspu://", "rtspt://", "rtsps://", "rtmp://", "rtmps://", "srt://", "udp://", "rtp://"];
+
+/// What [`Monitor::run`] reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// The monitor runs, with video or waiting for its source; reported several times a second.
+    Running,
+    /// A warning, or why the source was lost.
+    Problem(&'a str),
+}
+
 /// A running monitor. Dropping it ends pipeline and page.
 pub struct Monitor {
-    // The page is dropped first: it uses only the board.
+    // The page is dropped first: it uses what follows.
     server: Option<Server>,
     /// The token made at start; one from a file is not for printing.
     token: Option<Token>,
-    pipeline: gst::Pipeline,
-    element: gst::Element,
-    /// Stops the thread that feeds the pipeline when dropped.
-    _source: source::Source,
+    options: MonitorOptions,
     board: Arc<Board>,
-    repeat: bool,
+    /// `None` while a lost source is waited for.
+    playing: Arc<Mutex<Option<Playing>>>,
 }
 
 impl Monitor {
@@ -63,6 +78,178 @@ impl Monitor {
     pub fn start(options: &MonitorOptions) -> Result<Self> {
         let (access, token) = access(options)?;
         let board = Arc::new(Board::default());
+        let playing = Playing::prepare(options, &board)?;
+        let started = Arc::new(Mutex::new(None::<Playing>));
+        let pointed = started.clone();
+        let point = move |pointing| lock(&pointed).as_ref().is_some_and(|playing| playing.point(pointing));
+        let serve = |address| page::serve(address, access, board.clone(), point);
+        let server = options.http.map(serve).transpose()?;
+        playing.play(&options.input)?;
+        *lock(&started) = Some(playing);
+        Ok(Self { server, token, options: options.clone(), board, playing: started })
+    }
+
+    /// The page's address.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.server.as_ref().map(Server::address)
+    }
+
+    /// The page's link, with the token if one was made at start.
+    pub fn link(&self) -> Option<String> {
+        let mut address = self.address()?;
+        if address.ip().is_unspecified() {
+            address.set_ip(outward());
+        }
+        let link = format!("http://{address}/");
+        Some(self.token.as_ref().map_or_else(|| link.clone(), |token| token.in_link(&link)))
+    }
+
+    /// Plays to the end of the input, or until `stop`. A live source that is lost once it has played is opened anew, after a pause that
+    /// doubles with every attempt, from 1 to 30 s; page and `report` say so.
+    ///
+    /// # Errors
+    /// The pipeline's, if the input is no live source or has never played.
+    pub fn run(&self, stop: &AtomicBool, mut report: impl FnMut(Progress)) -> Result<()> {
+        let (begin, mut played, mut pause) = (Instant::now(), false, PAUSES.0);
+        while !stop.load(Ordering::Relaxed) {
+            let lost = match self.play(stop, begin, played, &mut report) {
+                (End::Done, _) => return Ok(()),
+                (End::Failed(error), frames) => {
+                    played |= frames;
+                    pause = if frames { PAUSES.0 } else { pause };
+                    error
+                }
+            };
+            if !(played && is_live(&self.options.input)) {
+                return Err(lost);
+            }
+            let text = format!("{lost}; the source is opened again in {} s", pause.as_secs());
+            self.board.set_problem(Some(&text));
+            report(Progress::Problem(&text));
+            let last = lock(&self.playing).take();
+            drop(last);
+            let waits = Instant::now();
+            while waits.elapsed() < pause && !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(100));
+                report(Progress::Running);
+            }
+            pause = (2 * pause).min(PAUSES.1);
+            let again = Playing::prepare(&self.options, &self.board);
+            let again = again.and_then(|playing| playing.play(&self.options.input).map(|()| playing));
+            match again {
+                Ok(playing) => *lock(&self.playing) = Some(playing),
+                Err(e) => tracing::debug!("the source does not open: {e}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Plays to the end of the input, until `stop`, or until something fails; and whether a frame came. `again`: the first frame ends
+    /// the problem that the page shows.
+    fn play(
+        &self,
+        stop: &AtomicBool,
+        begin: Instant,
+        again: bool,
+        report: &mut impl FnMut(Progress),
+    ) -> (End, bool) {
+        let input = &self.options.input;
+        let none = || End::Failed(Error::Video(format!("{input}: it cannot be opened")));
+        let Some(bus) = lock(&self.playing).as_ref().and_then(|playing| playing.pipeline.bus()) else {
+            return (none(), false);
+        };
+        let (mut frames, mut last) = (0, Instant::now());
+        while !stop.load(Ordering::Relaxed) {
+            let message = bus.timed_pop(gst::ClockTime::from_mseconds(100));
+            let Some(state) = lock(&self.playing).as_ref().map(|p| p.state(begin.elapsed())) else {
+                return (none(), frames > 0);
+            };
+            if state.frames > frames {
+                if frames == 0 && again {
+                    self.board.set_problem(None);
+                }
+                (frames, last) = (state.frames, Instant::now());
+            }
+            self.board.set(state);
+            report(Progress::Running);
+            match message.as_ref().map(|m| m.view()) {
+                Some(gst::MessageView::Error(e)) => {
+                    return (End::Failed(video::describe(e, "monitor")), frames > 0);
+                }
+                Some(gst::MessageView::Warning(w)) => {
+                    let text = w.error().to_string();
+                    report(Progress::Problem(&text));
+                    self.board.set_problem(Some(&text));
+                }
+                Some(gst::MessageView::Eos(_)) if self.options.repeat => {
+                    if let Err(e) = self.rewind() {
+                        return (End::Failed(e), frames > 0);
+                    }
+                }
+                Some(gst::MessageView::Eos(_)) if is_live(input) => {
+                    return (End::Failed(Error::Video(format!("{input}: the stream has ended"))), frames > 0);
+                }
+                Some(gst::MessageView::Eos(_)) => return (End::Done, frames > 0),
+                Some(gst::MessageView::Element(e)) => {
+                    if let Some(text) = e.structure().and_then(outcome) {
+                        self.board.set_prompt(&text);
+                    }
+                }
+                _ => {}
+            }
+            if is_live(input) && frames > 0 && last.elapsed() > SILENCE {
+                let text = format!("{input}: no frame for {} s", SILENCE.as_secs());
+                return (End::Failed(Error::Video(text)), true);
+            }
+        }
+        (End::Done, frames > 0)
+    }
+
+    /// Back to the beginning.
+    fn rewind(&self) -> Result<()> {
+        let pipeline = lock(&self.playing).as_ref().map(|playing| playing.pipeline.clone());
+        pipeline
+            .and_then(|p| p.seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO).ok())
+            .ok_or_else(|| Error::Video("the input cannot be restarted: omit --repeat".into()))
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.server = None;
+        lock(&self.playing).take();
+    }
+}
+
+/// Why [`Monitor::play`] returned.
+enum End {
+    /// The input has ended, or the caller wants no more.
+    Done,
+    Failed(Error),
+}
+
+/// Whether `input` is a camera or an encoder, which may come back.
+fn is_live(input: &str) -> bool {
+    let device =
+        input.starts_with("/dev/video") || (input.starts_with("decklink") && !Path::new(input).exists());
+    device || LIVE_SCHEMES.iter().any(|scheme| input.starts_with(scheme))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A pipeline is as good as before after a panic elsewhere.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A pipeline from the source to window and page. Dropping it stops it.
+struct Playing {
+    pipeline: gst::Pipeline,
+    element: gst::Element,
+    /// Stops the thread that feeds the pipeline when dropped.
+    _source: source::Source,
+}
+
+impl Playing {
+    fn prepare(options: &MonitorOptions, board: &Arc<Board>) -> Result<Self> {
         let element = autosam_element()?;
         for (name, value) in &options.properties {
             video::set(&element, name, value)?;
@@ -84,75 +271,33 @@ impl Monitor {
         let shown = make("videoconvert", "gstreamer1.0-plugins-base")?;
         chain(&pipeline, &[tee.clone(), queue, shown, sink])?;
         if options.http.is_some() {
-            page_branch(&pipeline, &tee, &board)?;
+            page_branch(&pipeline, &tee, board)?;
         }
-        watch(&element, &board)?;
+        watch(&element, board)?;
         let source = source::Source::add(&options.input, &pipeline, &upright, options.repeat)?;
-        let server = options.http.map(|address| page::serve(address, access, board.clone())).transpose()?;
-        let monitor =
-            Self { server, token, pipeline, element, _source: source, board, repeat: options.repeat };
-        if monitor.pipeline.set_state(gst::State::Playing).is_err() {
-            let otherwise = || Error::Video(format!("{}: cannot be played", options.input));
-            return Err(video::error_on(&monitor.pipeline, &options.input).unwrap_or_else(otherwise));
-        }
-        Ok(monitor)
+        Ok(Self { pipeline, element, _source: source })
     }
 
-    /// The page's address.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.server.as_ref().map(Server::address)
-    }
-
-    /// The page's link, with the token if one was made at start.
-    pub fn link(&self) -> Option<String> {
-        let mut address = self.address()?;
-        if address.ip().is_unspecified() {
-            address.set_ip(outward());
-        }
-        let link = format!("http://{address}/");
-        Some(self.token.as_ref().map_or_else(|| link.clone(), |token| token.in_link(&link)))
-    }
-
-    /// Plays to the end of the input, or until `stop`; bus messages are passed to `tell`.
-    ///
-    /// # Errors
-    /// The pipeline's.
-    pub fn run(&self, stop: &AtomicBool, mut tell: impl FnMut(&str)) -> Result<()> {
-        let Some(bus) = self.pipeline.bus() else {
-            return Err(Error::Video("a pipeline without a bus".into()));
-        };
-        let begin = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
-            let message = bus.timed_pop(gst::ClockTime::from_mseconds(100));
-            self.board.set(self.state(begin.elapsed()));
-            match message.as_ref().map(|m| m.view()) {
-                Some(gst::MessageView::Error(e)) => return Err(video::describe(e, "monitor")),
-                Some(gst::MessageView::Warning(w)) => {
-                    let text = w.error().to_string();
-                    tell(&text);
-                    self.board.set_problem(&text);
-                }
-                Some(gst::MessageView::Eos(_)) if self.repeat => {
-                    self.pipeline
-                        .seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO)
-                        .map_err(|_| Error::Video("the input cannot be restarted: omit --repeat".into()))?;
-                }
-                Some(gst::MessageView::Eos(_)) => return Ok(()),
-                _ => {}
-            }
+    fn play(&self, input: &str) -> Result<()> {
+        if self.pipeline.set_state(gst::State::Playing).is_err() {
+            let otherwise = || Error::Video(format!("{input}: cannot be played"));
+            return Err(video::error_on(&self.pipeline, input).unwrap_or_else(otherwise));
         }
         Ok(())
+    }
+
+    fn info(&self) -> Option<gst_video::VideoInfo> {
+        let caps = self.element.static_pad("src").and_then(|pad| pad.current_caps());
+        caps.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok())
     }
 
     fn state(&self, uptime: Duration) -> State {
         let stats = self.element.property::<gst::Structure>("stats");
         let count = |name| stats.get::<u64>(name).unwrap_or(0);
         let ms = |name: &str| stats.get::<u64>(name).unwrap_or(0) as f64 / 1e6;
-        let caps = self.element.static_pad("src").and_then(|p| p.current_caps());
-        let info = caps.and_then(|c| gst_video::VideoInfo::from_caps(&c).ok());
         State {
             uptime_s: uptime.as_secs_f64(),
-            picture: info.map(|i| format!("{} × {} {}", i.width(), i.height(), i.format().to_str())),
+            picture: self.info().map(|i| format!("{} × {} {}", i.width(), i.height(), i.format().to_str())),
             frames: count("frames"),
             inferred: count("inferred"),
             skipped: count("skipped"),
@@ -163,12 +308,43 @@ impl Monitor {
             annotation_delay_ms: ms("annotation-delay-last"),
         }
     }
+
+    /// Passes a viewer's prompt to the element; false if it was not queued, because there was no frame yet or too many prompts wait.
+    fn point(&self, pointing: Pointing) -> bool {
+        let Some(info) = self.info() else { return false };
+        let (width, height) = (f64::from(info.width()), f64::from(info.height()));
+        // The last pixel is as far as a place can be.
+        let place = |part: f64, size: f64| (part * size).min(size - 0.5);
+        match pointing {
+            Pointing::Point { x, y, foreground } => {
+                let (x, y) = (place(x, width), place(y, height));
+                self.element.emit_by_name("prompt-point", &[&x, &y, &foreground])
+            }
+            Pointing::Box { left, top, right, bottom } => {
+                let size = ((right - left) * width, (bottom - top) * height);
+                let corner = (place(left, width), place(top, height));
+                self.element.emit_by_name("prompt-box", &[&corner.0, &corner.1, &size.0, &size.1])
+            }
+            Pointing::Clear => self.element.emit_by_name("clear-prompts", &[]),
+        }
+    }
 }
 
-impl Drop for Monitor {
+impl Drop for Playing {
     fn drop(&mut self) {
-        self.server = None;
-        crate::video::stop(&self.pipeline);
+        video::stop(&self.pipeline);
+    }
+}
+
+/// What a message of the element says about a prompt, for the page.
+fn outcome(message: &gst::StructureRef) -> Option<String> {
+    let id = message.get::<u32>("id").map_or_else(|_| String::new(), |id| format!(" {id}"));
+    let reason = || message.get::<String>("reason").unwrap_or_default();
+    match message.name().strip_prefix("application/x-autosam-")? {
+        "prompt-started" => Some(format!("object{id} is followed")),
+        "prompt-ended" => Some(format!("object{id} ended: {}", reason())),
+        "prompt-refused" => Some(format!("prompt refused: {}", reason())),
+        _ => None,
     }
 }
 
@@ -218,11 +394,11 @@ fn page_branch(pipeline: &gst::Pipeline, tee: &gst::Element, board: &Arc<Board>)
     let convert = make("videoconvert", "gstreamer1.0-plugins-base")?;
     let encoder = make("jpegenc", "gstreamer1.0-plugins-good")?;
     encoder.set_property("quality", 82i32);
-    let pictures = board.clone();
+    let shown = board.clone();
     let callbacks = gst_app::AppSinkCallbacks::builder().new_sample(move |sink| {
         let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
         if let Some(bytes) = sample.buffer().and_then(|b| b.map_readable().ok()) {
-            pictures.show(&bytes);
+            shown.show(&bytes);
         }
         Ok(gst::FlowSuccess::Ok)
     });
@@ -259,4 +435,21 @@ fn watch(element: &gst::Element, board: &Arc<Board>) -> Result<()> {
         gst::PadProbeReturn::Ok
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cameras_and_streams_are_live_and_files_are_not() {
+        for live in ["/dev/video0", "decklink", "decklink:1", "rtsp://camera/1", "srt://encoder:9000"] {
+            assert!(is_live(live), "{live}");
+        }
+        for file in
+            ["clip.mp4", "frames/", "file:///clip.mp4", "https://example.org/clip.mp4", "/data/video0"]
+        {
+            assert!(!is_live(file), "{file}");
+        }
+    }
 }

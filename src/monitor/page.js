@@ -40,8 +40,9 @@ function lost(why, detail) {
 }
 
 function show(s) {
+  // A new monitor, or a source that was opened anew: counts begin again.
+  if (history.length && (s.uptime_s < history.at(-1).at || s.frames < history.at(-1).frames)) history.length = 0;
   const before = history.findLast((h) => h.at <= s.uptime_s - 2) ?? history[0];
-  if (history.length && s.uptime_s < history.at(-1).at) history.length = 0;
   history.push({ at: s.uptime_s, frames: s.frames, inferred: s.inferred, age: s.annotation_delay_ms, marked: s.regions > 0, sure: s.confidence });
   if (history.length > KEPT) history.shift();
 
@@ -60,6 +61,7 @@ function show(s) {
   put("rate", rate("frames"));
   put("inference-rate", rate("inferred"));
   for (const name of ["frames", "skipped", "errors", "detections"]) put(name, s[name].toLocaleString("en"));
+  put("prompt", s.prompt ?? "click an object to outline it");
   $("problem").hidden = !s.problem;
   put("problem", s.problem ?? "");
   draw($("chart"), history.map((h) => (h.marked ? h.age : NaN)), "#57b8ff", 40, 0);
@@ -107,7 +109,51 @@ function draw(canvas, values, color, least, digits) {
   c.stroke();
 }
 
+// Prompts: a click is a point (with shift or the right button a background point), a drag is a box, Escape clears.
+const live = $("live");
+const LEAST_DRAG = 1 / 64; // in parts of the frame's longer side; shorter is a click
+let press = null;
+
+// The place under the pointer in parts of the frame, which is letterboxed (object-fit: contain); null outside the frame.
+function place(event) {
+  const area = live.getBoundingClientRect();
+  const [w, h] = [live.naturalWidth, live.naturalHeight];
+  if (!w || !h) return null;
+  const scale = Math.min(area.width / w, area.height / h);
+  const x = (event.clientX - area.left - (area.width - w * scale) / 2) / (w * scale);
+  const y = (event.clientY - area.top - (area.height - h * scale) / 2) / (h * scale);
+  return x >= 0 && x <= 1 && y >= 0 && y <= 1 ? { x, y, w, h } : null;
+}
+
+async function prompt(query) {
+  try {
+    const answer = await fetch(`/prompt?${query}`, { method: "POST", signal: AbortSignal.timeout(4000) });
+    if (!answer.ok) put("prompt", await answer.text());
+  } catch {
+    put("prompt", "prompt not sent");
+  }
+}
+
+live.addEventListener("pointerdown", (event) => {
+  const at = place(event);
+  press = at && event.button !== 1 ? { ...at, background: event.shiftKey || event.button === 2 } : null;
+  if (press) live.setPointerCapture(event.pointerId);
+});
+live.addEventListener("pointerup", (event) => {
+  const [from, to] = [press, place(event)];
+  press = null;
+  if (!from || !to) return;
+  const moved = Math.max(Math.abs(to.x - from.x) * from.w, Math.abs(to.y - from.y) * from.h);
+  const text = (...values) => values.map((v) => v.toFixed(5)).join(",");
+  if (from.background) prompt(`background=${text(from.x, from.y)}`);
+  else if (moved < LEAST_DRAG * Math.max(from.w, from.h)) prompt(`point=${text(from.x, from.y)}`);
+  else prompt(`box=${text(Math.min(from.x, to.x), Math.min(from.y, to.y), Math.max(from.x, to.x), Math.max(from.y, to.y))}`);
+});
+live.addEventListener("pointercancel", () => { press = null; });
+live.addEventListener("contextmenu", (event) => event.preventDefault());
+addEventListener("keydown", (event) => { if (event.key === "Escape") prompt("clear"); });
+
 // Reconnects to an interrupted stream.
-$("live").addEventListener("error", () => setTimeout(() => { $("live").src = `/live.mjpeg?${Date.now()}`; }, 2000));
+live.addEventListener("error", () => setTimeout(() => { live.src = `/live.mjpeg?${Date.now()}`; }, 2000));
 ask();
 setInterval(ask, PERIOD);

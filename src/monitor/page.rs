@@ -1,8 +1,8 @@
-//! The monitor's page: built-in documents, the latest frame, and statistics as JSON.
+//! The monitor's page: built-in documents, the latest frame, statistics as JSON, and prompts by pointer.
 
 use crate::Result;
 use crate::serve::access::Access;
-use crate::serve::{Answer, Client, Server};
+use crate::serve::{Answer, Client, Method, Request, Server};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::io::Write;
@@ -15,7 +15,7 @@ use std::time::Duration;
 /// are always served.
 pub const MOST_VIEWERS: usize = 8;
 
-const BOUNDARY: &str = "autosam-picture";
+const BOUNDARY: &str = "autosam-frame";
 
 /// Statistics of the element, at `/state.json` together with [`Found`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -43,6 +43,46 @@ pub struct Found {
     pub detections: u64,
 }
 
+/// What a viewer points at. Places are parts of the frame, 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Pointing {
+    Point {
+        x: f64,
+        y: f64,
+        foreground: bool,
+    },
+    Box {
+        left: f64,
+        top: f64,
+        right: f64,
+        bottom: f64,
+    },
+    /// Nothing any more.
+    Clear,
+}
+
+impl Pointing {
+    /// From `point=X,Y`, `background=X,Y`, `box=LEFT,TOP,RIGHT,BOTTOM` or `clear`; `None` for anything else, places outside the frame
+    /// among them.
+    fn parse(query: &str) -> Option<Self> {
+        if query == "clear" {
+            return Some(Self::Clear);
+        }
+        let (kind, places) = query.split_once('=')?;
+        let places: Vec<f64> = places.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
+        if !places.iter().all(|place| (0.0..=1.0).contains(place)) {
+            return None;
+        }
+        match (kind, &places[..]) {
+            ("point" | "background", &[x, y]) => Some(Self::Point { x, y, foreground: kind == "point" }),
+            ("box", &[left, top, right, bottom]) if left < right && top < bottom => {
+                Some(Self::Box { left, top, right, bottom })
+            }
+            _ => None,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Document<'a> {
     #[serde(flatten)]
@@ -50,6 +90,7 @@ struct Document<'a> {
     #[serde(flatten)]
     found: Found,
     problem: Option<&'a str>,
+    prompt: Option<&'a str>,
 }
 
 /// Content of the page; written by the pipeline, which never waits for a viewer.
@@ -67,6 +108,7 @@ struct Shown {
     state: State,
     found: Found,
     problem: Option<String>,
+    prompt: Option<String>,
 }
 
 impl Board {
@@ -94,9 +136,14 @@ impl Board {
         self.shown().state = state;
     }
 
-    /// Sets the last error for the page.
-    pub fn set_problem(&self, text: &str) {
-        self.shown().problem = Some(text.to_owned());
+    /// Sets the last problem for the page, or clears it.
+    pub fn set_problem(&self, text: Option<&str>) {
+        self.shown().problem = text.map(str::to_owned);
+    }
+
+    /// Sets what became of the last prompt, for the page.
+    pub fn set_prompt(&self, text: &str) {
+        self.shown().prompt = Some(text.to_owned());
     }
 
     /// Records the confidences of a frame's regions.
@@ -109,8 +156,12 @@ impl Board {
 
     fn document(&self) -> serde_json::Result<Vec<u8>> {
         let shown = self.shown();
-        let document =
-            Document { state: &shown.state, found: shown.found, problem: shown.problem.as_deref() };
+        let document = Document {
+            state: &shown.state,
+            found: shown.found,
+            problem: shown.problem.as_deref(),
+            prompt: shown.prompt.as_deref(),
+        };
         serde_json::to_vec(&document)
     }
 
@@ -139,27 +190,41 @@ impl Drop for Viewer {
     }
 }
 
-/// Serves `board` at `address` to those whom `access` lets in: `/`, its script and style, `/live.mjpeg`, `/state.json`.
+/// Serves `board` at `address` to those whom `access` lets in: `/`, its script and style, `/live.mjpeg`, `/state.json`. `POST /prompt` calls
+/// `point`, which returns whether the prompt was queued.
 ///
 /// # Errors
 /// If the address cannot be used.
-pub fn serve(address: SocketAddr, access: Access, board: Arc<Board>) -> Result<Server> {
-    Server::start(address, access, move |path| match path {
-        "/" => text("text/html; charset=utf-8", include_str!("page.html")),
-        "/page.js" => text("text/javascript; charset=utf-8", include_str!("page.js")),
-        "/page.css" => text("text/css; charset=utf-8", include_str!("page.css")),
-        "/state.json" => match board.document() {
+pub fn serve(
+    address: SocketAddr,
+    access: Access,
+    board: Arc<Board>,
+    point: impl Fn(Pointing) -> bool + Send + Sync + 'static,
+) -> Result<Server> {
+    Server::start(address, access, move |request: Request| match (request.method, request.path) {
+        (Method::Post, "/prompt") => match Pointing::parse(request.query) {
+            Some(pointing) if point(pointing) => Answer::Done,
+            Some(_) => Answer::Refused("no frame yet, or too many prompts wait\n"),
+            None => Answer::Mistaken(
+                "expected point=X,Y, background=X,Y, box=LEFT,TOP,RIGHT,BOTTOM or clear; places from 0 to 1\n",
+            ),
+        },
+        (Method::Post, _) => Answer::GetOnly,
+        (Method::Get, "/") => text("text/html; charset=utf-8", include_str!("page.html")),
+        (Method::Get, "/page.js") => text("text/javascript; charset=utf-8", include_str!("page.js")),
+        (Method::Get, "/page.css") => text("text/css; charset=utf-8", include_str!("page.css")),
+        (Method::Get, "/state.json") => match board.document() {
             Ok(json) => Answer::Document("application/json", json.into()),
             Err(_) => Answer::NotFound,
         },
-        "/live.mjpeg" => match Viewer::new(&board) {
+        (Method::Get, "/live.mjpeg") => match Viewer::new(&board) {
             Some(viewer) => Answer::Stream(
-                "multipart/x-mixed-replace; boundary=autosam-picture",
-                Box::new(move |client| pictures(&viewer.0, client)),
+                "multipart/x-mixed-replace; boundary=autosam-frame",
+                Box::new(move |client| frames(&viewer.0, client)),
             ),
             None => Answer::NotFound,
         },
-        _ => Answer::NotFound,
+        (Method::Get, _) => Answer::NotFound,
     })
 }
 
@@ -168,7 +233,7 @@ fn text(kind: &'static str, text: &'static str) -> Answer {
 }
 
 /// Writes the latest frame repeatedly, as long as the client accepts it.
-fn pictures(board: &Board, client: &mut Client) -> std::io::Result<()> {
+fn frames(board: &Board, client: &mut Client) -> std::io::Result<()> {
     let mut last = board.shown().number;
     // Opens the first part: viewers show a part when the next one begins.
     write!(client, "--{BOUNDARY}\r\n")?;
@@ -182,4 +247,36 @@ fn pictures(board: &Board, client: &mut Client) -> std::io::Result<()> {
         client.write_all(&part)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_within_the_frame_become_prompts() {
+        let point = |foreground| Some(Pointing::Point { x: 0.5, y: 0.25, foreground });
+        assert_eq!(Pointing::parse("point=0.5,0.25"), point(true));
+        assert_eq!(Pointing::parse("background=0.5,0.25"), point(false));
+        let bounds = Pointing::Box { left: 0.0, top: 0.1, right: 1.0, bottom: 0.2 };
+        assert_eq!(Pointing::parse("box=0,0.1,1,0.2"), Some(bounds));
+        assert_eq!(Pointing::parse("clear"), Some(Pointing::Clear));
+        for bad in [
+            "",
+            "point",
+            "point=",
+            "point=1",
+            "point=0.5,0.5,0.5",
+            "point=1.5,0",
+            "point=-1,0",
+            "point=NaN,0",
+            "point=inf,0",
+            "box=0,0,0,1",
+            "box=0.5,0.5,0.4,0.9",
+            "clear=1",
+            "name=0,0",
+        ] {
+            assert_eq!(Pointing::parse(bad), None, "{bad}");
+        }
+    }
 }

@@ -83,7 +83,7 @@ fn link_video(decoder: &gst::Element, target: &gst::Element) {
 
 /// The folder's images at a fixed frame rate, read by a thread on demand.
 fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Element> {
-    let mut items = data::pictures_in(dir)?;
+    let mut items = data::images_in(dir)?;
     if items.is_empty() {
         items = data::Dataset::open(dir)?.items;
     }

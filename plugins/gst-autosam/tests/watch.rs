@@ -115,6 +115,28 @@ fn get(address: SocketAddr, path: &str) -> String {
     text
 }
 
+fn post(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: {address}\r\nOrigin: http://{address}\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Waits until the page's statistics are as `expected`.
+fn until(address: SocketAddr, expected: impl Fn(&serde_json::Value) -> bool) {
+    let begin = Instant::now();
+    loop {
+        let answer = get(address, "/state.json");
+        let state = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        if expected(&state) {
+            return;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{state}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A header's value and the picture that follows it.
 fn part(reader: &mut BufReader<TcpStream>) -> Vec<u8> {
     let mut length = 0;
@@ -193,6 +215,10 @@ fn the_monitor_shows_frames_metrics_and_detections() {
         assert!(begin.elapsed() < Duration::from_secs(20), "{state}");
         std::thread::sleep(Duration::from_millis(50));
     }
+    assert!(post(address, "/prompt?point=0.5,0.5").starts_with("HTTP/1.1 200"));
+    until(address, |state| {
+        state["prompt"].as_str().is_some_and(|p| p.starts_with("object 1") || p.contains("refused"))
+    });
     stop.store(true, Ordering::Relaxed);
     playing.join().unwrap().unwrap();
     assert!(TcpStream::connect(address).is_err(), "it serves on");
@@ -221,6 +247,46 @@ fn the_monitor_ends_with_its_input_and_says_what_is_missing() {
     assert!(said("/dev/video93").to_string().contains("no such camera"));
     std::fs::create_dir(dir.path().join("empty")).unwrap();
     assert!(said(dir.path().join("empty").to_str().unwrap()).to_string().contains("empty"));
+}
+
+#[test]
+fn a_live_source_that_falls_silent_is_opened_again() {
+    init();
+    let dir = tempfile::tempdir().unwrap();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let camera = || {
+        let line = format!(
+            "videotestsrc is-live=true ! video/x-raw,width=160,height=120,framerate=25/1 ! \
+             x264enc tune=zerolatency key-int-max=5 ! mpegtsmux ! udpsink host=127.0.0.1 port={port}"
+        );
+        let pipeline = gst::parse::launch(&line).unwrap();
+        pipeline.set_state(gst::State::Playing).unwrap();
+        pipeline
+    };
+    let first = camera();
+    let options = MonitorOptions {
+        input: format!("udp://127.0.0.1:{port}"),
+        http: Some(([127, 0, 0, 1], 0).into()),
+        token_file: None,
+        names: Vec::new(),
+        window: false,
+        repeat: false,
+        properties: properties(&model(dir.path())),
+    };
+    let monitor = Monitor::start(&options).unwrap();
+    let address = monitor.address().unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let ends = stop.clone();
+    let playing = std::thread::spawn(move || monitor.run(&ends, |_| ()));
+    let plays = |state: &serde_json::Value| state["frames"].as_u64() > Some(5) && state["problem"].is_null();
+    until(address, plays);
+    first.set_state(gst::State::Null).unwrap();
+    until(address, |state| state["problem"].as_str().is_some_and(|p| p.contains("no frame for 10 s")));
+    let second = camera();
+    until(address, plays);
+    stop.store(true, Ordering::Relaxed);
+    playing.join().unwrap().unwrap();
+    second.set_state(gst::State::Null).unwrap();
 }
 
 /// Writes what `chain` gives to `path` as H.264 in MP4.

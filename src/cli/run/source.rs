@@ -48,7 +48,7 @@ impl Source {
             }
             return Ok(Self::Video(Box::new(VideoSource { reader, index: 0 })));
         }
-        let plain = data::pictures_in(path)?;
+        let plain = data::images_in(path)?;
         let labelled = plain.is_empty();
         let mut set = if labelled {
             Dataset::open(path)

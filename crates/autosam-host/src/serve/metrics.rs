@@ -1,7 +1,7 @@
 //! Prometheus exporter: serves everything counted through the `metrics` facade at `/metrics`.
 
 use super::access::Access;
-use super::{Answer, Server};
+use super::{Answer, Method, Server};
 use crate::{Error, Result};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::net::SocketAddr;
@@ -48,7 +48,8 @@ fn start(address: SocketAddr) -> Result<(Server, SocketAddr)> {
         .map_err(|e| Error::invalid(format!("cannot start the Prometheus exporter: {e}")))?;
     describe();
     let told = handle.clone();
-    let server = Server::start(address, Access::Open, move |path| match path {
+    let server = Server::start(address, Access::Open, move |request| match request.path {
+        _ if request.method != Method::Get => Answer::GetOnly,
         "/metrics" => Answer::Document(TYPE, told.render().into_bytes().into()),
         "/" => Answer::Document("text/plain; charset=utf-8", b"/metrics\n".as_slice().into()),
         _ => Answer::NotFound,

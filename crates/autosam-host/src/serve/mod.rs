@@ -1,5 +1,5 @@
-//! A small HTTP server for a monitor's page and for metrics: GET only, [`access`] checked before anything is answered, a bounded
-//! number of clients, deadlines on every read and write; paths of requests never reach the disk.
+//! A small HTTP server for a monitor's page and for metrics: GET, and POST without a body, [`access`] checked before anything is
+//! answered, a bounded number of clients, deadlines on every read and write; paths of requests never reach the disk.
 
 pub mod access;
 pub mod metrics;
@@ -36,13 +36,38 @@ const HEADERS: &str = "Content-Security-Policy: default-src 'none'; img-src 'sel
 /// Writes a streamed body until it ends or the client disconnects.
 pub type Writing = Box<dyn FnOnce(&mut Client) -> std::io::Result<()> + Send>;
 
-/// The answer to a path.
+/// How a request asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    /// Asks for a change. Browsers send it for our own pages only ([`access`]).
+    Post,
+}
+
+/// A request that was admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request<'a> {
+    pub method: Method,
+    pub path: &'a str,
+    /// What follows `?`, as it was sent; empty if nothing does.
+    pub query: &'a str,
+}
+
+/// The answer to a request.
 pub enum Answer {
     /// A whole document: content type and body.
     Document(&'static str, Cow<'static, [u8]>),
     /// A streamed document: content type, and the function that writes the body.
     Stream(&'static str, Writing),
     NotFound,
+    /// A path that is not changed by POST.
+    GetOnly,
+    /// The change is made; nothing is returned.
+    Done,
+    /// The request has a mistake: 400 and why.
+    Mistaken(&'static str),
+    /// The change cannot be made at present: 409 and why.
+    Refused(&'static str),
 }
 
 /// The output of a [`Answer::Stream`].
@@ -76,14 +101,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `answer(path)` at `address` to clients that `access` admits; port 0 chooses a free one.
+    /// Serves `answer(request)` at `address` to clients that `access` admits; port 0 chooses a free one.
     ///
     /// # Errors
     /// If the address cannot be used.
     pub fn start(
         address: SocketAddr,
         access: Access,
-        answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
+        answer: impl Fn(Request) -> Answer + Send + Sync + 'static,
     ) -> Result<Self> {
         let failed = |e| {
             Error::invalid(format!("cannot serve at {address}: {e}; does another program use this address?"))
@@ -132,7 +157,7 @@ struct Site<H> {
 
 fn accept<H>(listener: &TcpListener, stop: &Arc<AtomicBool>, site: &Arc<Site<H>>)
 where
-    H: Fn(&str) -> Answer + Send + Sync + 'static,
+    H: Fn(Request) -> Answer + Send + Sync + 'static,
 {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
@@ -181,7 +206,7 @@ impl Drop for Slot {
 
 fn serve<H>(stream: &TcpStream, site: &Site<H>, stop: &AtomicBool) -> std::io::Result<()>
 where
-    H: Fn(&str) -> Answer,
+    H: Fn(Request) -> Answer,
 {
     let Some(head) = read_head(stream)? else {
         return write_plain(stream, "400 Bad Request", "not a request\n");
@@ -196,13 +221,20 @@ where
         Ok(cookie) => cookie,
         Err((status, text)) => return write_plain(stream, status, text),
     };
-    if method != "GET" {
-        return write_plain(stream, "405 Method Not Allowed\r\nAllow: GET", "GET only\n");
-    }
+    let method = match method {
+        "GET" => Method::Get,
+        "POST" => Method::Post,
+        _ => return write_plain(stream, "405 Method Not Allowed\r\nAllow: GET, POST", "GET or POST only\n"),
+    };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let ok = cookie.map_or_else(|| "200 OK".to_owned(), |cookie| format!("200 OK\r\nSet-Cookie: {cookie}"));
-    match (site.answer)(target.split('?').next().unwrap_or_default()) {
+    match (site.answer)(Request { method, path, query }) {
         Answer::Document(kind, body) => write(stream, &ok, kind, &body),
         Answer::NotFound => write_plain(stream, "404 Not Found", "nothing here\n"),
+        Answer::GetOnly => write_plain(stream, "405 Method Not Allowed\r\nAllow: GET", "GET only\n"),
+        Answer::Done => write_plain(stream, &ok, ""),
+        Answer::Mistaken(why) => write_plain(stream, "400 Bad Request", why),
+        Answer::Refused(why) => write_plain(stream, "409 Conflict", why),
         Answer::Stream(kind, body) => {
             let mut client = Client { stream, stop };
             write!(client, "HTTP/1.1 {ok}\r\n{HEADERS}Content-Type: {kind}\r\n\r\n")?;
@@ -268,7 +300,13 @@ mod tests {
     use super::*;
 
     fn server() -> Server {
-        let answer = |path: &str| match path {
+        let answer = |request: Request| match request.path {
+            "/change" if request.method == Method::Post => match request.query {
+                "now" => Answer::Done,
+                "later" => Answer::Refused("not yet\n"),
+                _ => Answer::Mistaken("now or later\n"),
+            },
+            _ if request.method == Method::Post => Answer::GetOnly,
             "/" => Answer::Document("text/html; charset=utf-8", b"<p>hello".as_slice().into()),
             "/stream" => Answer::Stream(
                 "text/plain",
@@ -321,6 +359,10 @@ mod tests {
         for method in ["POST", "PUT", "DELETE", "HEAD", "OPTIONS"] {
             starts(&format!("{method} / HTTP/1.1\r\n{ours}"), "405");
             starts(&format!("{method} / HTTP/1.1\r\nOrigin: https://evil.example\r\n{host}"), "403");
+        }
+        for (query, status) in [("?now", "200"), ("?later", "409"), ("", "400"), ("?now?", "400")] {
+            starts(&format!("POST /change{query} HTTP/1.1\r\n{ours}"), status);
+            starts(&format!("POST /change{query} HTTP/1.1\r\n{host}"), "403");
         }
         starts("nonsense\r\n\r\n", "400");
         starts("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", "421");

@@ -312,7 +312,7 @@ mod tests {
     fn seen(draw: impl Fn(&Path)) -> ([u8; 2], Option<String>) {
         let dir = tempfile::tempdir().unwrap();
         draw(dir.path());
-        let mut items = super::super::pictures_in(dir.path()).unwrap();
+        let mut items = super::super::images_in(dir.path()).unwrap();
         let note = settle_depth(&mut items);
         let rgb = items[0].load().unwrap().rgb;
         ([rgb.get_pixel(0, 0).0[0], rgb.get_pixel(63, 0).0[0]], note)

@@ -308,7 +308,7 @@ const LEFTOVERS: [&str; 3] = ["__MACOSX", "@eaDir", "$RECYCLE.BIN"];
 
 /// The images in `dir` itself, in order, without masks. Those that differ in their ending only keep it in their names, or
 /// what is made of one would replace what is made of the other.
-pub fn pictures_in(dir: &Path) -> Result<Vec<Item>> {
+pub fn images_in(dir: &Path) -> Result<Vec<Item>> {
     let files = pictures(dir)?;
     let mut count: HashMap<String, usize> = HashMap::new();
     files.iter().for_each(|(name, _)| *count.entry(name.clone()).or_default() += 1);

@@ -70,12 +70,12 @@ pub fn score_maps(pred: &Path, gt: &Path, done: impl Fn() + Sync) -> Result<Scor
 fn sets(pred: &Path, gt: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<Folders>)>> {
     let whole = pred.display().to_string();
     let stills = |maps: PathBuf, masks: PathBuf| vec![Folders { maps, masks, sequence: String::new() }];
-    if !data::pictures_in(gt)?.is_empty() {
+    if !data::images_in(gt)?.is_empty() {
         return Ok(vec![(whole, stills(pred.to_owned(), gt.to_owned()))]);
     }
     let mut root = gt.to_owned();
     if let Some((_, masks)) = folder::pair_in(gt)? {
-        if !data::pictures_in(&masks)?.is_empty() {
+        if !data::images_in(&masks)?.is_empty() {
             return Ok(vec![(whole, stills(pred.to_owned(), masks))]);
         }
         root = masks;
@@ -83,7 +83,7 @@ fn sets(pred: &Path, gt: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, 
     let mut inside = data::folders(&root)?;
     // `TestDataset/TestDataset`, as its archive is unpacked.
     while let [only] = &inside[..] {
-        if !data::pictures_in(only)?.is_empty() || folder::pair_in(only)?.is_some() {
+        if !data::images_in(only)?.is_empty() || folder::pair_in(only)?.is_some() {
             break;
         }
         inside = data::folders(only)?;
@@ -92,7 +92,7 @@ fn sets(pred: &Path, gt: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, 
     for masks in inside {
         let name = masks.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let maps = pred.join(&name);
-        if !data::pictures_in(&masks)?.is_empty() {
+        if !data::images_in(&masks)?.is_empty() {
             sequences.push(Folders { maps, masks, sequence: name });
         } else if let Some((_, masks)) = folder::pair_in(&masks)? {
             match maps.is_dir() {
@@ -123,8 +123,8 @@ fn score(
     done: &(impl Fn() + Sync),
 ) -> Result<Sequence> {
     let mut maps: HashMap<String, PathBuf> =
-        data::pictures_in(&folders.maps)?.into_iter().map(|i| (i.name, i.image)).collect();
-    let items = data::pictures_in(&folders.masks)?;
+        data::images_in(&folders.maps)?.into_iter().map(|i| (i.name, i.image)).collect();
+    let items = data::images_in(&folders.masks)?;
     let ends = if folders.sequence.is_empty() { 0 } else { 1 };
     let count = items.len();
     let (mut pairs, mut without) = (Vec::new(), Vec::new());
