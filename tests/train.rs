@@ -5,7 +5,7 @@ use autosam::data::augment::Augment;
 use autosam::data::loader::{Loader, LoaderConfig};
 use autosam::data::{Dataset, Pair};
 use autosam::engine::segmenter::ModelInput;
-use autosam::eval::predictor::{Mode, Predictor, Way};
+use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
 use autosam::frame::region::Region;
 use autosam::frame::resize::InputSize;
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
@@ -468,8 +468,8 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let h = dir.path().join("h/model.safetensors");
     for mode in [Mode::AutoSam, Mode::Lightweight, Mode::GtPoint, Mode::GtMask, Mode::AutoSamAsMaskPrompt] {
         let device = candle_core::Device::Cpu;
-        let way = Way { mode, region: Region::Full, ..Way::default() };
-        let mut predictor = Predictor::open(job.sam.as_deref(), Some(&h), way, &device).unwrap();
+        let way = EvalOptions { mode, region: Region::Full, ..EvalOptions::default() };
+        let mut predictor = LabelledPredictor::open(job.sam.as_deref(), Some(&h), way, &device).unwrap();
         let map = predictor.answer(&pair).unwrap();
         assert_eq!((map.width, map.height, map.data.len()), (64, 56, 64 * 56));
         let nothing = Pair { mask: GrayImage::new(pair.mask.width(), pair.mask.height()), ..pair.clone() };
@@ -479,10 +479,10 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
             assert_eq!(predictor.answer(&nothing).unwrap(), map);
         }
     }
-    let text = Predictor::open(
+    let text = LabelledPredictor::open(
         None,
         Some(&item.image),
-        Way { mode: Mode::Lightweight, ..Way::default() },
+        EvalOptions { mode: Mode::Lightweight, ..EvalOptions::default() },
         &candle_core::Device::Cpu,
     )
     .err()

@@ -4,7 +4,7 @@ use super::alarms::{Alarm, Collector, Drawn, LiveFilter, PolypFree};
 use super::intervals::{Interval, bootstrap};
 use super::live::{Live, Observed, Watcher};
 use super::metrics::FrameMetrics;
-use super::predictor::{Predictor, resized};
+use super::predictor::{LabelledPredictor, resized};
 use super::reliability::{Calibration, Reliability};
 use super::summary::Summary;
 use crate::data::{Dataset, Item, Pair, case_of};
@@ -114,7 +114,7 @@ struct Answer {
 /// # Errors
 /// The model's.
 pub fn measure(
-    predictor: &mut Predictor,
+    predictor: &mut LabelledPredictor,
     set: &Dataset,
     mut done: impl FnMut(),
     mut left_out: impl FnMut(&Error),

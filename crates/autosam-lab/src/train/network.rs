@@ -3,11 +3,11 @@
 use super::config::{GeneratorKind, SamKind, Stage, TrainConfig};
 use super::params::{self, Params};
 use crate::{Error, Result};
-use autosam_frame::map::{ModelInput, ProbMap};
+use autosam_frame::resize::InputSize;
 use autosam_model::generator::{GeneratorConfig, LightweightDecoder};
 use autosam_model::sam::{Prompts, Sam, SamConfig};
 use autosam_model::weights::{self, Checkpoint, init::initialise};
-use autosam_model::{self as model, AutoSam, CONFIG_KEY, MaskMode, ModelConfig};
+use autosam_model::{self as model, AutoSam, CONFIG_KEY, ModelConfig, Network};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use std::collections::HashMap;
@@ -38,14 +38,14 @@ impl Net {
 }
 
 /// A network to be fitted: what it is, its weights, and itself.
-pub(super) struct Network {
+pub(super) struct Start {
     pub model: ModelConfig,
     pub params: Params,
     pub net: Net,
 }
 
 /// The network of `config`'s stage at its first step; `file` as in [`super::Trainer::new`].
-pub(super) fn begin(config: &TrainConfig, file: Option<Checkpoint>, device: &Device) -> Result<Network> {
+pub(super) fn begin(config: &TrainConfig, file: Option<Checkpoint>, device: &Device) -> Result<Start> {
     match (config.stage, file) {
         (Stage::Sam, file) => begin_sam(config, file, device),
         (Stage::Generator, Some(file)) => begin_generator(config, file, device),
@@ -56,7 +56,7 @@ pub(super) fn begin(config: &TrainConfig, file: Option<Checkpoint>, device: &Dev
 }
 
 /// A fresh small SAM, or that of `file`.
-fn begin_sam(config: &TrainConfig, file: Option<Checkpoint>, device: &Device) -> Result<Network> {
+fn begin_sam(config: &TrainConfig, file: Option<Checkpoint>, device: &Device) -> Result<Start> {
     let (mut sam_config, mut known) = match file {
         Some(file) => sam_of(file)?,
         None => (fresh_sam(config.sam), HashMap::new()),
@@ -74,11 +74,11 @@ fn begin_sam(config: &TrainConfig, file: Option<Checkpoint>, device: &Device) ->
     let generator = generator_config(config, &sam_config);
     let model = ModelConfig::new(sam_config, generator);
     let net = Net::load(Stage::Sam, &model, params.var_builder())?;
-    Ok(Network { model, params, net })
+    Ok(Start { model, params, net })
 }
 
 /// A generator, fresh or that of `file`, before the file's frozen SAM.
-fn begin_generator(config: &TrainConfig, file: Checkpoint, device: &Device) -> Result<Network> {
+fn begin_generator(config: &TrainConfig, file: Checkpoint, device: &Device) -> Result<Start> {
     let before = match config.generator {
         GeneratorKind::Auto => generator_of(&file)?,
         _ => None,
@@ -103,11 +103,11 @@ fn begin_generator(config: &TrainConfig, file: Checkpoint, device: &Device) -> R
     if device.is_cpu() {
         net.freeze_encoder()?;
     }
-    Ok(Network { model, params, net: Net::AutoSam(net) })
+    Ok(Start { model, params, net: Net::AutoSam(net) })
 }
 
 /// A fresh lightweight decoder behind the frozen generator of `file`.
-fn begin_lightweight(config: &TrainConfig, file: Checkpoint, device: &Device) -> Result<Network> {
+fn begin_lightweight(config: &TrainConfig, file: Checkpoint, device: &Device) -> Result<Start> {
     let model = ModelConfig::of(&file)?;
     file.check(&model.parameter_shapes()?)?;
     let channels = model.sam.embed_channels;
@@ -116,7 +116,7 @@ fn begin_lightweight(config: &TrainConfig, file: Checkpoint, device: &Device) ->
     tensors.extend(file.tensors);
     let params = Params::new(tensors, |n| n.starts_with("lightweight."), device)?;
     let net = Net::load(Stage::Lightweight, &model, params.var_builder())?;
-    Ok(Network { model, params, net })
+    Ok(Start { model, params, net })
 }
 
 /// A SAM's configuration and tensors (Meta's names) from a file of ours, of Meta's or of MobileSAM's, or
@@ -179,25 +179,30 @@ fn generator_config(config: &TrainConfig, sam: &SamConfig) -> GeneratorConfig {
     }
 }
 
-/// Averaged weights, ready to answer.
-pub struct Validator {
+/// The network of a stage, as validation runs it.
+pub struct Averaged {
     pub(super) net: Net,
-    pub(super) size: usize,
+    pub(super) input: InputSize,
     pub(super) device: Device,
 }
 
-impl Validator {
-    /// Probability maps of `samples`.
-    pub fn segment(&self, samples: &[ModelInput]) -> Result<Vec<ProbMap>> {
-        let x = model::preprocess(samples, self.size, &self.device)?;
-        let logits = match &self.net {
-            Net::AutoSam(model) => model.forward(&x)?,
-            Net::Lightweight(model, decoder) => decoder.forward(&model.dense_prompt(&x, false)?)?,
+impl Network for Averaged {
+    fn input_size(&self) -> InputSize {
+        self.input
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match &self.net {
+            Net::AutoSam(model) => model.forward(x)?,
+            Net::Lightweight(model, decoder) => decoder.forward(&model.dense_prompt(x, false)?)?,
             Net::Sam { sam, dense_pe } => {
-                let (sparse, dense) = sam.prompt_encoder.forward(&Prompts::default(), samples.len())?;
-                sam.mask_decoder.mask_logits(&sam.encode_image(&x, false)?, dense_pe, &sparse, &dense)?
+                let (sparse, dense) = sam.prompt_encoder.forward(&Prompts::default(), x.dim(0)?)?;
+                sam.mask_decoder.mask_logits(&sam.encode_image(x, false)?, dense_pe, &sparse, &dense)?
             }
-        };
-        model::probabilities(&logits, samples, self.size, MaskMode::Sigmoid)
+        })
     }
 }

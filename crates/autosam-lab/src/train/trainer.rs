@@ -4,7 +4,7 @@ use super::cache::EmbeddingCache;
 use super::checkpoint;
 use super::config::{Stage, Target, TrainConfig};
 use super::losses::{Loss, bce_with_logits, low_resolution_target, overlap_loss, segmentation_loss};
-use super::network::{self, Net, Network, Validator};
+use super::network::{self, Averaged, Net, Start};
 use super::optimizer::{Adam, Gradients};
 use super::origin::Origin;
 use super::parallel::Group;
@@ -18,7 +18,10 @@ use autosam_frame::map::ModelInput;
 use autosam_frame::resize::InputSize;
 use autosam_model::sam::Sam;
 use autosam_model::weights::{self, Dtype};
-use autosam_model::{self as model, AutoSam, CONFIG_KEY, MaskMode, ModelConfig, SAM_CONFIG_KEY, Views};
+use autosam_model::{
+    self as model, AutoSam, CONFIG_KEY, MaskMode, ModelConfig, Predictor, PredictorOptions, SAM_CONFIG_KEY,
+    Views,
+};
 use autosam_ops as ops;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
@@ -55,7 +58,7 @@ pub struct Trainer {
     device: Device,
     cache: Option<RefCell<EmbeddingCache>>,
     group: Option<Group>,
-    teacher: Option<AutoSam>,
+    teacher: Option<Predictor<AutoSam>>,
 }
 
 impl Trainer {
@@ -67,7 +70,7 @@ impl Trainer {
             (None, Stage::Sam) => None,
             (path, _) => Some(model::checkpoint(path)?),
         };
-        let Network { model, params, net } = network::begin(config, file, device)?;
+        let Start { model, params, net } = network::begin(config, file, device)?;
         let average = params
             .trained()
             .iter()
@@ -234,7 +237,9 @@ impl Trainer {
                 self.image_size()
             )));
         }
-        self.teacher = Some(teacher);
+        let options =
+            PredictorOptions { views: Views::Four, products: self.autocast(), ..Default::default() };
+        self.teacher = Some(Predictor::new(teacher, options));
         Ok(())
     }
 
@@ -406,7 +411,7 @@ impl Trainer {
         let Some(teacher) = &self.teacher else { return Ok(loss) };
         let size = self.image_size();
         let answers: Vec<Vec<u8>> = teacher
-            .maps(&batch.samples, MaskMode::Sigmoid, Views::Four, self.autocast())?
+            .maps(&batch.samples)?
             .into_iter()
             .map(|map| {
                 let whole = Rect::whole(map.width, map.height);
@@ -431,7 +436,7 @@ impl Trainer {
     }
 
     /// The averaged weights in a network of their own, for validation. A SAM answers without a prompt.
-    pub fn averaged(&self) -> Result<Validator> {
+    pub fn averaged(&self) -> Result<Predictor<Averaged>> {
         let mut tensors = self.params.snapshot();
         for (name, average) in &self.average {
             // A copy: the average goes on in place.
@@ -439,7 +444,8 @@ impl Trainer {
         }
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &self.device);
         let net = Net::load(self.config.stage, &self.model, vb)?;
-        Ok(Validator { net, size: self.image_size(), device: self.device.clone() })
+        let averaged = Averaged { net, input: self.input_size(), device: self.device.clone() };
+        Ok(Predictor::new(averaged, PredictorOptions::default()))
     }
 
     /// Writes the averaged model: stage generator, an AutoSAM file that every command opens; stage sam, a
