@@ -5,7 +5,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod losses;
-mod network;
+mod networks;
 pub mod objects;
 pub mod optimizer;
 mod origin;
