@@ -211,7 +211,7 @@ impl Pending {
     }
 
     fn answer(self) -> std::result::Result<Arc<Detection>, Refusal> {
-        let dropped = || Refusal::Failed(Error::invalid("the frame was dropped by a flush"));
+        let dropped = || Refusal::Failed(Error::engine("the frame was dropped by a flush"));
         self.0.recv().unwrap_or_else(|_| Err(dropped()))
     }
 }
@@ -321,10 +321,10 @@ impl Engine {
         let worker = std::thread::Builder::new()
             .name("autosam-worker".into())
             .spawn(move || worker.run(ready))
-            .map_err(|e| Error::invalid(format!("cannot start the worker thread: {e}")))?;
+            .map_err(|e| Error::device(format!("cannot start the worker thread: {e}")))?;
         match opened.recv() {
             Ok(result) => result?,
-            Err(_) => return Err(Error::invalid("the worker thread ended while opening the model")),
+            Err(_) => return Err(Error::engine("the worker thread ended while opening the model")),
         }
         // Without a model no frame is resized.
         let size = shared.input_size().unwrap_or(InputSize::from(1));
@@ -421,7 +421,7 @@ impl Engine {
         self.control.take_back();
         match self.send(frame, pts)?.0.recv_timeout(patience) {
             Ok(answer) => answer.map_err(Refusal::into_error),
-            Err(_) => Err(Error::invalid(format!("the model gave no mask within {patience:?}"))),
+            Err(_) => Err(Error::engine(format!("the model gave no mask within {patience:?}"))),
         }
     }
 
@@ -435,7 +435,7 @@ impl Engine {
     fn send(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Pending> {
         if self.input_size().is_none() {
             self.control.shared.figures.skipped.add_one();
-            return Err(Error::invalid("no model is loaded"));
+            return Err(Error::engine("no model is loaded"));
         }
         let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
         let (reply, answer) = bounded(1);
@@ -530,7 +530,7 @@ impl Engine {
     }
 
     fn lost(&self) -> Error {
-        Error::invalid("the worker thread has ended")
+        Error::engine("the worker thread has ended")
     }
 
     /// The latest result of the current generation.

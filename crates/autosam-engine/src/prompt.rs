@@ -99,15 +99,15 @@ impl Control {
             return Err(Error::invalid("the prompt is outside the frame, or its box is empty"));
         }
         if self.shared.input_size().is_none() {
-            return Err(Error::invalid("no model is loaded"));
+            return Err(Error::engine("no model is loaded"));
         }
         let generation = self.shared.generation.load(Ordering::Acquire);
         let epoch = self.shared.prompt_epoch.load(Ordering::Acquire);
         self.prompts.try_send(Queued { prompt, generation, epoch }).map_err(|e| match e {
             TrySendError::Full(_) => {
-                Error::invalid("too many prompts wait: frames arrive or are inferred too slowly")
+                Error::engine("too many prompts wait: frames arrive or are inferred too slowly")
             }
-            TrySendError::Disconnected(_) => Error::invalid("the worker thread has ended"),
+            TrySendError::Disconnected(_) => Error::engine("the worker thread has ended"),
         })
     }
 

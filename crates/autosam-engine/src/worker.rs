@@ -70,7 +70,7 @@ impl Refusal {
     pub fn into_error(self) -> Error {
         match self {
             Self::Failed(e) => e,
-            Self::OtherSize => Error::invalid("the model was replaced by one with another input size"),
+            Self::OtherSize => Error::engine("the model was replaced by one with another input size"),
         }
     }
 }
@@ -161,7 +161,7 @@ impl Worker {
 
     fn reopen(&mut self) -> Result<()> {
         self.segmenter = None;
-        let Some(open) = &mut self.open else { return Err(Error::invalid("no model is loaded")) };
+        let Some(open) = &mut self.open else { return Err(Error::engine("no model is loaded")) };
         let segmenter = guarded(|| opened(open))?;
         self.shared.fits(segmenter.as_ref());
         self.segmenter = Some(segmenter);
@@ -226,7 +226,7 @@ impl Worker {
             }
             Err(Failure::Resting) => {
                 self.shared.figures.skipped.add_one();
-                Err(Refusal::Failed(Error::invalid(
+                Err(Refusal::Failed(Error::engine(
                     "inference is paused after a failure; the model will be reloaded shortly",
                 )))
             }
@@ -236,7 +236,7 @@ impl Worker {
                 self.shared.latest.store(None);
                 let text = e.to_string();
                 self.tell(Event::Failed(e));
-                Err(Refusal::Failed(Error::invalid(text)))
+                Err(Refusal::Failed(Error::engine(text)))
             }
         }
     }

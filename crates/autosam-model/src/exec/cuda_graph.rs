@@ -94,7 +94,7 @@ fn record(
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
     computed?;
     let Some(graph) = graph? else {
-        return Err(crate::Error::invalid("nothing was recorded"));
+        return Err(crate::Error::device("nothing was recorded"));
     };
     let context = stream.context();
     // SAFETY: bytes may hold anything; both are written before they are read.
