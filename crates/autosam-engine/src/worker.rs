@@ -3,7 +3,8 @@
 use super::guard::{guarded, opened};
 use super::prompt::{Queued, Tracker};
 use super::reload::Model;
-use super::{Detection, Event, EventHandler, Input, Job, ModelFactory, Motion, Shared, motion};
+use super::shared::{Input, Job, Refusal, Shared};
+use super::{Detection, Event, EventHandler, ModelFactory, Motion, motion};
 use crate::overlay::Mark;
 use crate::priority;
 use crate::segmenter::Segmenter;
@@ -58,22 +59,6 @@ pub(super) struct Inbox {
 
 /// Probabilities of polyp, and of the object that a person pointed at.
 type Maps = (ProbMap, Option<ProbMap>);
-
-/// Why a frame with a waiting caller has no mask.
-pub(super) enum Refusal {
-    Failed(Error),
-    /// Its input was prepared for a model that was replaced.
-    OtherSize,
-}
-
-impl Refusal {
-    pub fn into_error(self) -> Error {
-        match self {
-            Self::Failed(e) => e,
-            Self::OtherSize => Error::engine("the model was replaced by one with another input size"),
-        }
-    }
-}
 
 enum Failure {
     New(Error),

@@ -12,8 +12,8 @@ use autosam_model::generator::LightweightDecoder;
 use autosam_model::sam::{Prompts, SamConfig};
 use autosam_model::weights;
 use autosam_model::{
-    self as model, AutoSam, MaskMode, ModelConfig, Precision, Predictor, PredictorOptions, PromptSource,
-    Prompted, Views,
+    self as model, AutoSam, MaskMode, ModelConfig, Network, Precision, Predictor, PredictorOptions,
+    PromptSource, Prompted, Views,
 };
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -215,7 +215,8 @@ fn load_lightweight(path: &Path, channels: usize, device: &Device) -> Result<Lig
     Ok(LightweightDecoder::load(channels, vb)?)
 }
 
-/// The pixel of `mask` that is furthest from what is not mask (the image's border counts as that), as (x, y).
+/// The pixel of `mask` that is furthest from what is not mask (the image's border counts as that), as (x, y). Euclidean distances,
+/// not the steps of [`ProbMap::deepest`]: results of [`Mode::GtPoint`] are to be comparable with other implementations'.
 fn deepest(mask: &[u8], width: usize, height: usize) -> (usize, usize) {
     let (w, h) = (width + 2, height + 2);
     let outside: Vec<bool> = (0..w * h)

@@ -5,7 +5,7 @@ use crate::Result;
 use autosam_frame::map::{ModelInput, ProbMap};
 
 #[derive(Default)]
-pub(crate) struct CudaGraphExecutor;
+pub(crate) struct CudaGraphExecutor {}
 
 impl CudaGraphExecutor {
     pub fn replays(&self) -> bool {

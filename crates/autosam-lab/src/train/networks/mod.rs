@@ -7,7 +7,7 @@ mod start;
 mod trainable;
 
 pub use start::Start;
-pub use trainable::{LossContext, ModelFile, Trainable};
+pub use trainable::{LossContext, Trainable};
 
 use super::config::{Stage, TrainConfig};
 use crate::{Error, Result};
