@@ -205,7 +205,7 @@ impl Archive {
             let threads: Vec<_> = (0..jobs.clamp(1, mine.len().max(1))).map(|_| scope.spawn(work)).collect();
             threads.into_iter().try_for_each(|t| match t.join() {
                 Ok(result) => result,
-                Err(_) => Err(Error::invalid("a job panicked; the videos in the output are complete")),
+                Err(_) => Err(Error::engine("a job panicked; the videos in the output are complete")),
             })
         })?;
         // Several processes may end at the same time; each writes the current state of the disk.

@@ -110,7 +110,7 @@ pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
     let begin = Instant::now();
     let ran: Vec<Result<Tally>> = std::thread::scope(|scope| {
         let threads: Vec<_> = streams.iter().map(|s| scope.spawn(|| s.run(bench, rate))).collect();
-        let lost = || Err(Error::invalid("a stream's thread panicked"));
+        let lost = || Err(Error::engine("a stream's thread panicked"));
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| lost())).collect()
     });
     let seconds = begin.elapsed().as_secs_f64() * bench.frames as f64 / (bench.frames + bench.warm_up) as f64;

@@ -6,7 +6,7 @@ use autosam::data::{Dataset, SPLITS};
 use autosam::eval::alarms::Alarm;
 use autosam::eval::maps;
 use autosam::eval::measure::{self, Evaluation, Sequence};
-use autosam::eval::predictor::{Mode, Predictor, Way};
+use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
 use autosam::frame::region::Region;
 use autosam::model::{DeviceChoice, Views};
 use autosam::report::{self, Case, Report, Sheet};
@@ -288,10 +288,10 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
     let mut parts = Vec::new();
     for (name, set) in &sets {
         for mode in &modes {
-            let mut predictor = Predictor::open(
+            let mut predictor = LabelledPredictor::open(
                 args.model.as_deref(),
                 args.lightweight.as_deref(),
-                Way {
+                EvalOptions {
                     mode: mode.mode(),
                     mask_mode: args.mask_mode.mode(),
                     region: args.roi,
@@ -329,7 +329,7 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
 
 /// Contact sheets of the frames with a polyp and of the alarms without one.
 fn sheets(
-    predictor: &mut Predictor,
+    predictor: &mut LabelledPredictor,
     set: &Dataset,
     sequences: &[Sequence],
     rate: f64,
@@ -340,7 +340,11 @@ fn sheets(
 }
 
 /// The worst frames with a polyp, then a row of the median ones and one of the best; `None` without any.
-fn cases(predictor: &mut Predictor, set: &Dataset, sequences: &[Sequence]) -> anyhow::Result<Option<Sheet>> {
+fn cases(
+    predictor: &mut LabelledPredictor,
+    set: &Dataset,
+    sequences: &[Sequence],
+) -> anyhow::Result<Option<Sheet>> {
     let mut order: Vec<(f64, usize)> = sequences
         .iter()
         .flat_map(|s| &s.frames)
@@ -407,8 +411,8 @@ pub fn look(
     device: DeviceChoice,
     dir: &Path,
 ) -> anyhow::Result<()> {
-    let way = Way { region, ..Way::default() };
-    let mut predictor = Predictor::open(Some(model), None, way, &device.resolve()?)?;
+    let way = EvalOptions { region, ..EvalOptions::default() };
+    let mut predictor = LabelledPredictor::open(Some(model), None, way, &device.resolve()?)?;
     let mut page = Report::new("Validation", vec![format!("model: {}", model.display())]);
     for set in sets {
         let sequences = measure::measure(&mut predictor, set, || {}, |e| eprintln!("left out: {e}"))?;

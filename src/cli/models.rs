@@ -199,136 +199,177 @@ enum DtypeArg {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
-        Command::List => {
-            println!(
-                "autosam-lite  {:.1} MB, built in: AutoSAM at small scale, trained by this project (not Meta's weights)",
-                model::SHIPPED.len() as f64 / 1e6
-            );
-            println!("\nDownloaded from their authors by `models fetch NAME`:");
-            for known in KNOWN {
-                let size = known.bytes.map_or("".to_owned(), |b| format!("{:.0} MB", b as f64 / 1e6));
-                let hash = match known.sha256 {
-                    Some(hash) => format!("sha256 {}…", &hash[..12]),
-                    None => "no published hash; pinned by the first download".to_owned(),
-                };
-                println!("{:12}  {:34} {size:>8}  {}, {hash}", known.name, known.what, known.source);
-            }
-        }
-        Command::Fetch { name, dir, url } => {
-            let Some(known) = known::find(&name) else {
-                let names: Vec<_> = KNOWN.iter().map(|k| k.name).collect();
-                bail!("unknown weights {name:?}; available: {}", names.join(", "));
-            };
-            let dir = dir.map_or_else(fetch::cache_dir, Ok)?;
-            let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
-                "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
-            )?);
-            let path = fetch::fetch(known, url.as_deref().unwrap_or(known.url), &dir, &mut |have, total| {
-                bar.set_length(total.unwrap_or(have));
-                bar.set_position(have);
-            });
-            bar.finish_and_clear();
-            println!("{}", path?.display());
-        }
+        Command::List => list(),
+        Command::Fetch { name, dir, url } => fetch_weights(&name, dir, url.as_deref())?,
         Command::Convert { file, part, out, dtype, image_size } => {
-            safetensors_name(&out)?;
-            let mut checkpoint = part.load(&file)?;
-            if let Some(size) = image_size {
-                model::resize(&mut checkpoint, size)?;
-            }
-            let dtype = match dtype {
-                DtypeArg::F32 => Dtype::F32,
-                DtypeArg::F16 => Dtype::F16,
-                DtypeArg::Bf16 => Dtype::Bf16,
-            };
-            weights::save_safetensors(&out, &checkpoint.tensors, &checkpoint.metadata, dtype)?;
-            println!("{}: {} tensors", out.display(), checkpoint.tensors.len());
+            convert(&file, &part, &out, dtype, image_size)?
         }
         Command::Average { files, weights: shares, keep_calibration, out } => {
-            safetensors_name(&out)?;
-            let mut models = files.iter().map(|f| weights::load(f)).collect::<autosam::Result<Vec<_>>>()?;
-            if let Some((first, others)) = models.split_first_mut() {
-                others.iter_mut().for_each(|other| model::complete(other, first));
-            }
-            let shares = if shares.is_empty() { vec![1.0; files.len()] } else { shares };
-            let mut mean = weights::average(&models, &shares)?;
-            if mean.metadata.contains_key(CONFIG_KEY) {
-                // Neither the calibration nor the activations of one model are those of their mean.
-                let mut config = ModelConfig { quantisation: None, ..ModelConfig::of(&mean)? };
-                if !keep_calibration {
-                    config.calibration = Calibration::default();
-                }
-                config.note(&mut mean)?;
-            }
-            mean.save(&out)?;
-            println!("{}: mean of {} files", out.display(), files.len());
+            average(&files, shares, keep_calibration, &out)?
         }
-        Command::Calibrate { frames, every, device } => {
-            let (mut checkpoint, sets, bar) = frames.open(every)?;
-            let found = calibrate(&mut checkpoint, &device.resolve()?, &sets, frames.roi, || bar.inc(1));
-            bar.finish_and_clear();
-            let found = found?;
-            checkpoint.save(&frames.out)?;
-            println!(
-                "{}: scale {:.4}, bias {:.4}; loss per pixel {:.4} to {:.4} on {} frames",
-                frames.out.display(),
-                found.calibration.scale,
-                found.calibration.bias,
-                found.loss.0,
-                found.loss.1,
-                found.frames
-            );
-        }
-        Command::Presence { frames, alarms, device } => {
-            if !(0.0..=1.0).contains(&alarms) {
-                bail!("--alarms {alarms}: expected a fraction of the polyp-free frames, 0 to 1");
-            }
-            let (mut checkpoint, sets, bar) = frames.open(1)?;
-            let device = device.resolve()?;
-            let found = presence::fit(&mut checkpoint, &device, &sets, frames.roi, alarms, || bar.inc(1))?;
-            bar.finish_and_clear();
-            checkpoint.save(&frames.out)?;
-            match found.presence {
-                Some(p) => {
-                    println!("{}: minimum predicted IoU of a mask {:.3}", frames.out.display(), p.least)
-                }
-                None => println!(
-                    "{}: not changed, few enough polyp-free frames have an overlay already",
-                    frames.out.display()
-                ),
-            }
-            for (what, [all, before, after]) in
-                [("polyp-free frames", found.polyp_free), ("frames with a polyp", found.polyps)]
-            {
-                println!("{what}: {all}; with an overlay: {before} before, {after} after");
-            }
-        }
-        Command::Quantize { frames, every } => {
-            let (mut checkpoint, sets, bar) = frames.open(every)?;
-            let found = quantise(&mut checkpoint, &sets, frames.roi, || bar.inc(1));
-            bar.finish_and_clear();
-            let activations = found?;
-            checkpoint.save(&frames.out)?;
-            let count = sets.iter().map(|s| s.items.len()).sum::<usize>();
-            println!("{}: ranges of {activations} activations, from {count} frames", frames.out.display());
-        }
-        Command::Show { file, part, tensors } => {
-            let checkpoint = match file {
-                Some(file) => part.load(&file)?,
-                None => model::checkpoint(None)?,
-            };
-            println!("{}\n{}", checkpoint.path.display(), kind(&checkpoint)?.0);
-            let count: usize = checkpoint.tensors.values().map(|t| t.elem_count()).sum();
-            println!("{} tensors, {count} values", checkpoint.tensors.len());
-            if tensors {
-                let mut all: Vec<_> = checkpoint.shapes().into_iter().collect();
-                all.sort();
-                for (name, shape) in all {
-                    println!("{name} {shape:?}");
-                }
-            }
-        }
+        Command::Calibrate { frames, every, device } => calibrate_model(&frames, every, device)?,
+        Command::Presence { frames, alarms, device } => fit_presence(&frames, alarms, device)?,
+        Command::Quantize { frames, every } => quantize(&frames, every)?,
+        Command::Show { file, part, tensors } => show(file.as_deref(), &part, tensors)?,
         Command::Verify { file, part } => verify(&file, &part)?,
+    }
+    Ok(())
+}
+
+/// Prints the built-in model and the published weights.
+fn list() {
+    println!(
+        "autosam-lite  {:.1} MB, built in: AutoSAM at small scale, trained by this project (not Meta's weights)",
+        model::SHIPPED.len() as f64 / 1e6
+    );
+    println!("\nDownloaded from their authors by `models fetch NAME`:");
+    for known in KNOWN {
+        let size = known.bytes.map_or("".to_owned(), |b| format!("{:.0} MB", b as f64 / 1e6));
+        let hash = match known.sha256 {
+            Some(hash) => format!("sha256 {}…", &hash[..12]),
+            None => "no published hash; pinned by the first download".to_owned(),
+        };
+        println!("{:12}  {:34} {size:>8}  {}, {hash}", known.name, known.what, known.source);
+    }
+}
+
+/// Downloads published weights and prints their path.
+fn fetch_weights(name: &str, dir: Option<PathBuf>, url: Option<&str>) -> anyhow::Result<()> {
+    let Some(known) = known::find(name) else {
+        let names: Vec<_> = KNOWN.iter().map(|k| k.name).collect();
+        bail!("unknown weights {name:?}; available: {}", names.join(", "));
+    };
+    let dir = dir.map_or_else(fetch::cache_dir, Ok)?;
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+    )?);
+    let path = fetch::fetch(known, url.unwrap_or(known.url), &dir, &mut |have, total| {
+        bar.set_length(total.unwrap_or(have));
+        bar.set_position(have);
+    });
+    bar.finish_and_clear();
+    println!("{}", path?.display());
+    Ok(())
+}
+
+/// Writes the model in `file` as safetensors.
+fn convert(
+    file: &Path,
+    part: &Part,
+    out: &Path,
+    dtype: DtypeArg,
+    image_size: Option<usize>,
+) -> anyhow::Result<()> {
+    safetensors_name(out)?;
+    let mut checkpoint = part.load(file)?;
+    if let Some(size) = image_size {
+        model::resize(&mut checkpoint, size)?;
+    }
+    let dtype = match dtype {
+        DtypeArg::F32 => Dtype::F32,
+        DtypeArg::F16 => Dtype::F16,
+        DtypeArg::Bf16 => Dtype::Bf16,
+    };
+    weights::save_safetensors(out, &checkpoint.tensors, &checkpoint.metadata, dtype)?;
+    println!("{}: {} tensors", out.display(), checkpoint.tensors.len());
+    Ok(())
+}
+
+/// Writes the mean of the models in `files`, each with its weight of `shares`.
+fn average(files: &[PathBuf], shares: Vec<f64>, keep_calibration: bool, out: &Path) -> anyhow::Result<()> {
+    safetensors_name(out)?;
+    let mut models = files.iter().map(|f| weights::load(f)).collect::<autosam::Result<Vec<_>>>()?;
+    if let Some((first, others)) = models.split_first_mut() {
+        others.iter_mut().for_each(|other| model::complete(other, first));
+    }
+    let shares = if shares.is_empty() { vec![1.0; files.len()] } else { shares };
+    let mut mean = weights::average(&models, &shares)?;
+    if mean.metadata.contains_key(CONFIG_KEY) {
+        // Neither the calibration nor the activations of one model are those of their mean.
+        let mut config = ModelConfig { quantisation: None, ..ModelConfig::of(&mean)? };
+        if !keep_calibration {
+            config.calibration = Calibration::default();
+        }
+        config.note(&mut mean)?;
+    }
+    mean.save(out)?;
+    println!("{}: mean of {} files", out.display(), files.len());
+    Ok(())
+}
+
+/// Fits a scale and a bias of the logits.
+fn calibrate_model(frames: &Frames, every: u32, device: DeviceChoice) -> anyhow::Result<()> {
+    let (mut checkpoint, sets, bar) = frames.open(every)?;
+    let found = calibrate(&mut checkpoint, &device.resolve()?, &sets, frames.roi, || bar.inc(1));
+    bar.finish_and_clear();
+    let found = found?;
+    checkpoint.save(&frames.out)?;
+    println!(
+        "{}: scale {:.4}, bias {:.4}; loss per pixel {:.4} to {:.4} on {} frames",
+        frames.out.display(),
+        found.calibration.scale,
+        found.calibration.bias,
+        found.loss.0,
+        found.loss.1,
+        found.frames
+    );
+    Ok(())
+}
+
+/// Fits the minimum mask quality for a frame to keep its overlay.
+fn fit_presence(frames: &Frames, alarms: f64, device: DeviceChoice) -> anyhow::Result<()> {
+    if !(0.0..=1.0).contains(&alarms) {
+        bail!("--alarms {alarms}: expected a fraction of the polyp-free frames, 0 to 1");
+    }
+    let (mut checkpoint, sets, bar) = frames.open(1)?;
+    let device = device.resolve()?;
+    let found = presence::fit(&mut checkpoint, &device, &sets, frames.roi, alarms, || bar.inc(1))?;
+    bar.finish_and_clear();
+    checkpoint.save(&frames.out)?;
+    match found.presence {
+        Some(p) => {
+            println!("{}: minimum predicted IoU of a mask {:.3}", frames.out.display(), p.least)
+        }
+        None => println!(
+            "{}: not changed, few enough polyp-free frames have an overlay already",
+            frames.out.display()
+        ),
+    }
+    for (what, [all, before, after]) in
+        [("polyp-free frames", found.polyp_free), ("frames with a polyp", found.polyps)]
+    {
+        println!("{what}: {all}; with an overlay: {before} before, {after} after");
+    }
+    Ok(())
+}
+
+/// Stores the ranges of the activations.
+fn quantize(frames: &Frames, every: u32) -> anyhow::Result<()> {
+    let (mut checkpoint, sets, bar) = frames.open(every)?;
+    let found = quantise(&mut checkpoint, &sets, frames.roi, || bar.inc(1));
+    bar.finish_and_clear();
+    let activations = found?;
+    checkpoint.save(&frames.out)?;
+    let count = sets.iter().map(|s| s.items.len()).sum::<usize>();
+    println!("{}: ranges of {activations} activations, from {count} frames", frames.out.display());
+    Ok(())
+}
+
+/// Prints what `file`, or the built-in model, contains.
+fn show(file: Option<&Path>, part: &Part, tensors: bool) -> anyhow::Result<()> {
+    let checkpoint = match file {
+        Some(file) => part.load(file)?,
+        None => model::checkpoint(None)?,
+    };
+    println!("{}\n{}", checkpoint.path.display(), kind(&checkpoint)?.0);
+    let count: usize = checkpoint.tensors.values().map(|t| t.elem_count()).sum();
+    println!("{} tensors, {count} values", checkpoint.tensors.len());
+    if tensors {
+        let mut all: Vec<_> = checkpoint.shapes().into_iter().collect();
+        all.sort();
+        for (name, shape) in all {
+            println!("{name} {shape:?}");
+        }
     }
     Ok(())
 }

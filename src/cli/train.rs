@@ -92,34 +92,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let out = args.out.clone().context("--out is missing")?;
     super::serve_metrics(args.metrics)?;
-    let mut sets = Vec::new();
-    for dir in &args.sunseg {
-        sets.push((Dataset::sunseg(dir, "TrainDataset")?, 1.0));
-    }
-    for text in &args.data {
-        let (dir, weight) = match text.rsplit_once(':').map(|(d, w)| (d, w.parse::<f32>())) {
-            Some((dir, Ok(weight))) => (dir, weight),
-            _ => (text.as_str(), 1.0),
-        };
-        sets.extend(open_tiled(dir, args.strict)?.into_iter().map(|set| (set, weight)));
-    }
-    if sets.is_empty() {
-        bail!(
-            "nothing to train on: give --sunseg DIR or --data DIR (autosam-video synth makes a folder to try)"
-        );
-    }
-    let mut validation = Vec::new();
-    for dir in &args.val {
-        validation.extend(open_tiled(dir, args.strict)?);
-    }
-    for set in sets.iter_mut().map(|(s, _)| s).chain(&mut validation) {
-        super::sets::verify(set, args.strict)?;
-        eprintln!("{}: {} frames", set.name, set.items.len());
-        if let Some(side) = args.tile {
-            *set = set.clone().tiled(side)?;
-        }
-    }
-    validation.iter_mut().for_each(|set| set.keep_every(args.val_every));
+    let (sets, validation) = data_sets(&args)?;
     let place = Place::from_variables(|name| std::env::var(name).ok())?;
     let first = place.as_ref().is_none_or(|p| p.rank == 0);
     let device = match &place {
@@ -164,6 +137,42 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         println!("model: {}", model.display());
     }
     Ok(())
+}
+
+/// The data sets to train on, each with its weight, and those to validate on.
+type DataSets = (Vec<(Dataset, f32)>, Vec<Dataset>);
+
+/// Opens the data sets that `args` names.
+fn data_sets(args: &Args) -> anyhow::Result<DataSets> {
+    let mut sets = Vec::new();
+    for dir in &args.sunseg {
+        sets.push((Dataset::sunseg(dir, "TrainDataset")?, 1.0));
+    }
+    for text in &args.data {
+        let (dir, weight) = match text.rsplit_once(':').map(|(d, w)| (d, w.parse::<f32>())) {
+            Some((dir, Ok(weight))) => (dir, weight),
+            _ => (text.as_str(), 1.0),
+        };
+        sets.extend(open_tiled(dir, args.strict)?.into_iter().map(|set| (set, weight)));
+    }
+    if sets.is_empty() {
+        bail!(
+            "nothing to train on: give --sunseg DIR or --data DIR (autosam-video synth makes a folder to try)"
+        );
+    }
+    let mut validation = Vec::new();
+    for dir in &args.val {
+        validation.extend(open_tiled(dir, args.strict)?);
+    }
+    for set in sets.iter_mut().map(|(s, _)| s).chain(&mut validation) {
+        super::sets::verify(set, args.strict)?;
+        eprintln!("{}: {} frames", set.name, set.items.len());
+        if let Some(side) = args.tile {
+            *set = set.clone().tiled(side)?;
+        }
+    }
+    validation.iter_mut().for_each(|set| set.keep_every(args.val_every));
+    Ok((sets, validation))
 }
 
 /// The sets in `DIR`, or their tiles for `DIR@TILE`.

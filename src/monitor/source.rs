@@ -140,6 +140,6 @@ fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Elemen
             // Fails only if the pipeline has ended.
             let _ = end.end_of_stream();
         })
-        .map_err(|e| Error::invalid(format!("cannot start a thread for frames: {e}")))?;
+        .map_err(|e| Error::device(format!("cannot start a thread for frames: {e}")))?;
     Ok(source.upcast())
 }

@@ -15,7 +15,7 @@ pub(super) fn opened(open: &mut ModelFactory) -> Result<Box<dyn Segmenter>> {
 
 /// Runs `f`; a panic becomes an error with its message.
 pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(Error::invalid(panic_text(panic.as_ref()))))
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(Error::engine(panic_text(panic.as_ref()))))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

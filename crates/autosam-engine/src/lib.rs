@@ -8,27 +8,30 @@
 
 #![deny(unsafe_code)]
 
+mod control;
 mod follow;
 mod guard;
 pub mod overlay;
+mod pacing;
 #[expect(unsafe_code, reason = "calls of the scheduler, see docs/unsafe.md")]
 pub mod priority;
 mod prompt;
 mod reload;
 pub mod segmenter;
+mod shared;
 mod stats;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 pub use autosam_frame::{Error, Result};
+pub use control::Control;
 pub use follow::Motion;
 pub use prompt::{Prompt, PromptEvent};
 pub use reload::Done;
 pub use stats::{Latency, Stats};
 
 use crate::overlay::{Mark, OverlayMode};
-use arc_swap::{ArcSwap, ArcSwapOption};
 use autosam_frame::map::ModelInput;
 use autosam_frame::mask::{Mask, MaskSettings};
 use autosam_frame::motion::{self, Scene};
@@ -38,15 +41,15 @@ use autosam_frame::temporal::TemporalSettings;
 use autosam_frame::{Frame, Luma, Rect};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use follow::{Follower, Placement};
-use prompt::{Pointed, Queued};
+use pacing::should_skip_frame;
 use reload::Reloader;
 use segmenter::Segmenter;
-use stats::Figures;
+use shared::{Input, Job, Refusal, Shared};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use worker::{Inbox, Refusal, SHORTEST_PAUSE, Worker};
+use worker::{Inbox, SHORTEST_PAUSE, Worker};
 
 /// Settings for processing frames and probabilities, up to the prepared overlay. They are read for each frame.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -107,73 +110,6 @@ pub enum Event {
 pub type ModelFactory = Box<dyn FnMut() -> Result<Box<dyn Segmenter>> + Send>;
 pub type EventHandler = Box<dyn Fn(Event) + Send>;
 
-/// A frame, resized partly or completely to the model's size. If the model runs on the CPU, the worker completes the resizing, so that
-/// the frame passes sooner. If it runs on a GPU, the streaming thread does all of it to relieve the worker.
-enum Input {
-    RowsResized(RowsResized),
-    Whole(ModelInput),
-}
-
-impl Default for Input {
-    fn default() -> Self {
-        Self::RowsResized(RowsResized::default())
-    }
-}
-
-struct Job {
-    input: Input,
-    size: (usize, usize),
-    /// The part of the frame that the input shows.
-    area: Rect,
-    luma: Option<Arc<Luma>>,
-    pts: Option<u64>,
-    /// Index of the frame, including skipped ones.
-    index: u64,
-    sampled: Instant,
-    generation: u64,
-    reply: Option<Sender<std::result::Result<Arc<Detection>, Refusal>>>,
-}
-
-struct Shared {
-    latest: ArcSwapOption<Detection>,
-    /// The object that a person pointed at.
-    pointed: ArcSwapOption<Pointed>,
-    /// Whether the worker follows an object, so that frames need their small copies.
-    prompting: AtomicBool,
-    /// Counts [`Control::clear_prompts`]: what was asked before is not shown.
-    prompt_epoch: AtomicU64,
-    settings: ArcSwap<Settings>,
-    /// Results of older generations (before a flush, a seek or new caps) are not shown.
-    generation: AtomicU64,
-    /// See [`Segmenter::input_size`]; none if no model is loaded.
-    input_size: ArcSwapOption<InputSize>,
-    /// See [`Segmenter::runs_on_gpu`].
-    spare_cpu: AtomicBool,
-    /// When the worker began its current frame, in ns after `start`, plus 1; 0 if it is idle.
-    busy_since: AtomicU64,
-    /// Typical time per frame of the worker in ns; 0 if unknown.
-    usually_busy: AtomicU64,
-    start: Instant,
-    figures: Figures,
-}
-
-impl Shared {
-    /// Current time in ns after `start`.
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    fn input_size(&self) -> Option<InputSize> {
-        self.input_size.load().as_deref().copied()
-    }
-
-    /// Stores the input size and device of `segmenter`.
-    fn fits(&self, segmenter: &dyn Segmenter) {
-        self.input_size.store(Some(Arc::new(segmenter.input_size())));
-        self.spare_cpu.store(segmenter.runs_on_gpu(), Ordering::Release);
-    }
-}
-
 /// See the crate's description. Dropping it ends the worker after its current frame.
 pub struct Engine {
     control: Control,
@@ -211,59 +147,8 @@ impl Pending {
     }
 
     fn answer(self) -> std::result::Result<Arc<Detection>, Refusal> {
-        let dropped = || Refusal::Failed(Error::invalid("the frame was dropped by a flush"));
+        let dropped = || Refusal::Failed(Error::engine("the frame was dropped by a flush"));
         self.0.recv().unwrap_or_else(|_| Err(dropped()))
-    }
-}
-
-/// A handle to the engine for other threads. It never waits, even while a frame is being segmented.
-#[derive(Clone)]
-pub struct Control {
-    shared: Arc<Shared>,
-    reloader: Arc<Reloader>,
-    /// The receiving end of the queue, to remove a frame that a newer one replaces.
-    waiting: Receiver<Job>,
-    recycle: Sender<Input>,
-    prompts: Sender<Queued>,
-}
-
-impl Control {
-    /// Changes the settings; they take effect with the worker's next frame.
-    pub fn set(&self, settings: Settings) {
-        self.shared.settings.store(Arc::new(settings));
-    }
-
-    /// Loads another model on a separate thread and switches to it between two frames. The current model works until
-    /// then, and stays if the new one cannot be loaded. `done` is called with the result on another thread. If a newer model
-    /// is set before an older one is loaded, the older one's `done` gets an error.
-    pub fn replace(&self, open: ModelFactory, done: Done) {
-        self.reloader.replace(open, done);
-    }
-
-    /// Discards all masks and waiting frames: for a flush, a seek or a new frame size.
-    pub fn flush(&self) {
-        self.shared.generation.fetch_add(1, Ordering::AcqRel);
-        self.shared.latest.store(None);
-        self.shared.pointed.store(None);
-        self.take_back();
-    }
-
-    pub fn stats(&self) -> Stats {
-        self.shared.figures.snapshot()
-    }
-
-    /// How long the worker has been on its current frame; `None` if it is idle.
-    pub fn busy(&self) -> Option<Duration> {
-        let since = self.shared.busy_since.load(Ordering::Acquire).checked_sub(1)?;
-        Some(Duration::from_nanos(self.shared.now().saturating_sub(since)))
-    }
-
-    /// Removes the queued frame. A caller that waits for it is notified because its reply sender is dropped.
-    fn take_back(&self) {
-        if let Ok(job) = self.waiting.try_recv() {
-            self.shared.figures.skipped.add_one();
-            let _ = self.recycle.try_send(job.input);
-        }
     }
 }
 
@@ -291,20 +176,7 @@ impl Engine {
         listener: EventHandler,
         first_pause: Duration,
     ) -> Result<Self> {
-        let shared = Arc::new(Shared {
-            latest: ArcSwapOption::empty(),
-            pointed: ArcSwapOption::empty(),
-            prompting: AtomicBool::new(false),
-            prompt_epoch: AtomicU64::new(0),
-            settings: ArcSwap::from_pointee(settings),
-            generation: AtomicU64::new(0),
-            input_size: ArcSwapOption::empty(),
-            spare_cpu: AtomicBool::new(false),
-            busy_since: AtomicU64::new(0),
-            usually_busy: AtomicU64::new(0),
-            start: Instant::now(),
-            figures: Figures::new(),
-        });
+        let shared = Arc::new(Shared::new(settings));
         let (queue, waiting) = bounded(1);
         // One input in the queue, one with the worker, one being filled.
         let (recycle, spare) = bounded(3);
@@ -321,10 +193,10 @@ impl Engine {
         let worker = std::thread::Builder::new()
             .name("autosam-worker".into())
             .spawn(move || worker.run(ready))
-            .map_err(|e| Error::invalid(format!("cannot start the worker thread: {e}")))?;
+            .map_err(|e| Error::device(format!("cannot start the worker thread: {e}")))?;
         match opened.recv() {
             Ok(result) => result?,
-            Err(_) => return Err(Error::invalid("the worker thread ended while opening the model")),
+            Err(_) => return Err(Error::engine("the worker thread ended while opening the model")),
         }
         // Without a model no frame is resized.
         let size = shared.input_size().unwrap_or(InputSize::from(1));
@@ -421,7 +293,7 @@ impl Engine {
         self.control.take_back();
         match self.send(frame, pts)?.0.recv_timeout(patience) {
             Ok(answer) => answer.map_err(Refusal::into_error),
-            Err(_) => Err(Error::invalid(format!("the model gave no mask within {patience:?}"))),
+            Err(_) => Err(Error::engine(format!("the model gave no mask within {patience:?}"))),
         }
     }
 
@@ -435,7 +307,7 @@ impl Engine {
     fn send(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Pending> {
         if self.input_size().is_none() {
             self.control.shared.figures.skipped.add_one();
-            return Err(Error::invalid("no model is loaded"));
+            return Err(Error::engine("no model is loaded"));
         }
         let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
         let (reply, answer) = bounded(1);
@@ -530,7 +402,7 @@ impl Engine {
     }
 
     fn lost(&self) -> Error {
-        Error::invalid("the worker thread has ended")
+        Error::engine("the worker thread has ended")
     }
 
     /// The latest result of the current generation.
@@ -548,6 +420,22 @@ impl Engine {
         let mut follower = std::mem::take(&mut self.follower);
         let shown = self.place(frame, detection, &mut follower);
         self.follower = follower;
+        shown
+    }
+
+    /// As [`Engine::current_overlay`], of the object that a person pointed at.
+    #[tracing::instrument(level = "trace", skip_all)]
+    pub fn current_object(&mut self, frame: &Frame) -> Option<Shown> {
+        let shared = &self.control.shared;
+        let pointed = shared.pointed.load_full()?;
+        let (generation, epoch) =
+            (shared.generation.load(Ordering::Acquire), shared.prompt_epoch.load(Ordering::Acquire));
+        if pointed.detection.generation != generation || pointed.epoch != epoch {
+            return None;
+        }
+        let mut follower = std::mem::take(&mut self.object_follower);
+        let shown = self.place(frame, pointed.detection.clone(), &mut follower);
+        self.object_follower = follower;
         shown
     }
 
@@ -579,19 +467,6 @@ impl Engine {
     pub fn record_annotation_delay(&self, age: Duration) {
         self.control.shared.figures.annotation_delay.record(age);
     }
-}
-
-/// Returns whether it is better to skip this frame: it would wait in the queue so long that a later frame, arriving when the
-/// worker is idle, would yield a fresher mask. Masks are drawn only when a frame arrives, so skipping makes no drawn mask older. `busy`:
-/// how long the worker has been on its current frame. `usual`: its typical time per frame. `interval`: time between frames.
-fn should_skip_frame(busy: Option<Duration>, usual: Duration, interval: Duration) -> bool {
-    let Some(rest) = busy.and_then(|busy| usual.checked_sub(busy)) else { return false };
-    if rest.is_zero() || interval.is_zero() || interval >= usual.saturating_add(rest) {
-        return false;
-    }
-    let frames = usual.as_nanos().div_ceil(interval.as_nanos());
-    // A margin of an eighth of an interval, because neither frames nor masks arrive exactly on time.
-    (usual + rest + interval / 8).as_nanos() > frames * interval.as_nanos()
 }
 
 impl Drop for Engine {

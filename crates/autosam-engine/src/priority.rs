@@ -42,7 +42,7 @@ impl RealtimeGuard {
     pub fn this_thread(level: u8) -> Result<Self> {
         let thread = system::this_thread();
         system::schedule(thread, Some(level)).map_err(|e| {
-            Error::invalid(format!(
+            Error::device(format!(
                 "cannot give the streaming thread real-time priority {level}: {e} (needs CAP_SYS_NICE or an rtprio limit of at least {level}, see `ulimit -r`)"
             ))
         })?;

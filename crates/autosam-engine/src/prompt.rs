@@ -1,19 +1,19 @@
 //! A person points at an object: a promptable model makes its mask, which follows the object until it is cleared or lost.
 //!
-//! One object is followed at a time. [`Control::prompt`] only queues what was pointed at. With the next frame that is inferred the
+//! One object is followed at a time. [`super::Control::prompt`] only queues what was pointed at. With the next frame that is inferred the
 //! worker asks the model about it; with each later one it asks again, with the object's previous mask, moved along with the tissue,
 //! and a point inside that. So the mask is as old as the automatic one, and expires and moves as that does.
 
 use super::follow::Follower;
-use super::{Control, Detection, Engine, Event, Job, Settings, Shared, Shown};
+use super::shared::{Job, Pointed, Shared};
+use super::{Detection, Event, Settings};
 use crate::overlay::Mark;
 use crate::segmenter::{ObjectPoint, ObjectPrompt};
-use crate::{Error, Result};
 use autosam_frame::map::ProbMap;
 use autosam_frame::mask::{Mask, MaskSettings};
 use autosam_frame::motion::{Extent, Scene};
-use autosam_frame::{Frame, Luma, Rect};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use autosam_frame::{Luma, Rect};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -49,7 +49,7 @@ impl Prompt {
         }
     }
 
-    fn is_valid(&self) -> bool {
+    pub(super) fn is_valid(&self) -> bool {
         let inside = |v: f32| (0.0..=1.0).contains(&v);
         match *self {
             Self::Point { x, y, .. } => inside(x) && inside(y),
@@ -73,77 +73,14 @@ pub enum PromptEvent {
 
 /// A prompt on its way to the worker.
 pub(super) struct Queued {
-    prompt: Prompt,
-    generation: u64,
+    pub prompt: Prompt,
+    pub generation: u64,
     /// See [`Shared::prompt_epoch`].
-    epoch: u64,
-}
-
-/// The object's mask as the streaming thread finds it.
-pub(super) struct Pointed {
-    detection: Arc<Detection>,
-    epoch: u64,
+    pub epoch: u64,
 }
 
 pub(super) fn queue() -> (Sender<Queued>, Receiver<Queued>) {
     bounded(MOST_WAITING)
-}
-
-impl Control {
-    /// Queues `prompt` for the next frame that is inferred; never waits. [`PromptEvent`] tells what becomes of it.
-    ///
-    /// # Errors
-    /// If a place is outside the frame, no model is loaded, or too many prompts wait.
-    pub fn prompt(&self, prompt: Prompt) -> Result<()> {
-        if !prompt.is_valid() {
-            return Err(Error::invalid("the prompt is outside the frame, or its box is empty"));
-        }
-        if self.shared.input_size().is_none() {
-            return Err(Error::invalid("no model is loaded"));
-        }
-        let generation = self.shared.generation.load(Ordering::Acquire);
-        let epoch = self.shared.prompt_epoch.load(Ordering::Acquire);
-        self.prompts.try_send(Queued { prompt, generation, epoch }).map_err(|e| match e {
-            TrySendError::Full(_) => {
-                Error::invalid("too many prompts wait: frames arrive or are inferred too slowly")
-            }
-            TrySendError::Disconnected(_) => Error::invalid("the worker thread has ended"),
-        })
-    }
-
-    /// Forgets the object and all prompts that wait. Its mask is not drawn any more from now on.
-    pub fn clear_prompts(&self) {
-        self.shared.prompt_epoch.fetch_add(1, Ordering::AcqRel);
-        self.shared.pointed.store(None);
-    }
-
-    /// Whether a prompt waits for a frame to be inferred.
-    pub fn prompts_wait(&self) -> bool {
-        !self.prompts.is_empty()
-    }
-
-    /// Whether frames need what prompts need.
-    pub(super) fn prompting(&self) -> bool {
-        self.prompts_wait() || self.shared.prompting.load(Ordering::Acquire)
-    }
-}
-
-impl Engine {
-    /// As [`Engine::current_overlay`], of the object that a person pointed at.
-    #[tracing::instrument(level = "trace", skip_all)]
-    pub fn current_object(&mut self, frame: &Frame) -> Option<Shown> {
-        let shared = &self.control.shared;
-        let pointed = shared.pointed.load_full()?;
-        let (generation, epoch) =
-            (shared.generation.load(Ordering::Acquire), shared.prompt_epoch.load(Ordering::Acquire));
-        if pointed.detection.generation != generation || pointed.epoch != epoch {
-            return None;
-        }
-        let mut follower = std::mem::take(&mut self.object_follower);
-        let shown = self.place(frame, pointed.detection.clone(), &mut follower);
-        self.object_follower = follower;
-        shown
-    }
 }
 
 /// The object that is followed.

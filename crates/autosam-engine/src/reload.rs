@@ -47,7 +47,7 @@ impl Reloader {
         let mut state = self.state();
         if state.closed {
             drop(state);
-            return done(Err(Error::invalid("the engine has stopped")));
+            return done(Err(Error::engine("the engine has stopped")));
         }
         let overtaken = state.asked.replace((open, done));
         let mut failed = None;
@@ -64,10 +64,10 @@ impl Reloader {
         }
         drop(state);
         if let Some((_, done)) = overtaken {
-            done(Err(Error::invalid("another model was set before this one was loaded")));
+            done(Err(Error::engine("another model was set before this one was loaded")));
         }
         if let Some((done, e)) = failed {
-            done(Err(Error::invalid(format!("cannot start a thread to load the model: {e}"))));
+            done(Err(Error::device(format!("cannot start a thread to load the model: {e}"))));
         }
     }
 
@@ -83,7 +83,7 @@ impl Reloader {
             match guarded(|| opened(&mut open)) {
                 Ok(segmenter) => {
                     if let Err(lost) = self.models.send(Model { segmenter, open, done }) {
-                        (lost.into_inner().done)(Err(Error::invalid("the engine has stopped")));
+                        (lost.into_inner().done)(Err(Error::engine("the engine has stopped")));
                     }
                 }
                 Err(e) => done(Err(e)),
@@ -98,7 +98,7 @@ impl Reloader {
         let (asked, thread) = (state.asked.take(), state.thread.take());
         drop(state);
         if let Some((_, done)) = asked {
-            done(Err(Error::invalid("the engine has stopped")));
+            done(Err(Error::engine("the engine has stopped")));
         }
         if let Some(thread) = thread {
             let _ = thread.join();

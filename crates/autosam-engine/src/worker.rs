@@ -3,7 +3,8 @@
 use super::guard::{guarded, opened};
 use super::prompt::{Queued, Tracker};
 use super::reload::Model;
-use super::{Detection, Event, EventHandler, Input, Job, ModelFactory, Motion, Shared, motion};
+use super::shared::{Input, Job, Refusal, Shared};
+use super::{Detection, Event, EventHandler, ModelFactory, Motion, motion};
 use crate::overlay::Mark;
 use crate::priority;
 use crate::segmenter::Segmenter;
@@ -58,22 +59,6 @@ pub(super) struct Inbox {
 
 /// Probabilities of polyp, and of the object that a person pointed at.
 type Maps = (ProbMap, Option<ProbMap>);
-
-/// Why a frame with a waiting caller has no mask.
-pub(super) enum Refusal {
-    Failed(Error),
-    /// Its input was prepared for a model that was replaced.
-    OtherSize,
-}
-
-impl Refusal {
-    pub fn into_error(self) -> Error {
-        match self {
-            Self::Failed(e) => e,
-            Self::OtherSize => Error::invalid("the model was replaced by one with another input size"),
-        }
-    }
-}
 
 enum Failure {
     New(Error),
@@ -161,7 +146,7 @@ impl Worker {
 
     fn reopen(&mut self) -> Result<()> {
         self.segmenter = None;
-        let Some(open) = &mut self.open else { return Err(Error::invalid("no model is loaded")) };
+        let Some(open) = &mut self.open else { return Err(Error::engine("no model is loaded")) };
         let segmenter = guarded(|| opened(open))?;
         self.shared.fits(segmenter.as_ref());
         self.segmenter = Some(segmenter);
@@ -226,7 +211,7 @@ impl Worker {
             }
             Err(Failure::Resting) => {
                 self.shared.figures.skipped.add_one();
-                Err(Refusal::Failed(Error::invalid(
+                Err(Refusal::Failed(Error::engine(
                     "inference is paused after a failure; the model will be reloaded shortly",
                 )))
             }
@@ -236,7 +221,7 @@ impl Worker {
                 self.shared.latest.store(None);
                 let text = e.to_string();
                 self.tell(Event::Failed(e));
-                Err(Refusal::Failed(Error::invalid(text)))
+                Err(Refusal::Failed(Error::engine(text)))
             }
         }
     }

@@ -1,4 +1,8 @@
 //! The one error type of these crates. Every message names the file or value at fault and the way out.
+//!
+//! A variant says what a caller can do. [`Error::Io`], [`Error::Image`], [`Error::Weights`], [`Error::Data`]: replace the file.
+//! [`Error::Invalid`]: change the value. [`Error::Engine`]: try again later, or start the engine again. [`Error::Device`]: choose another
+//! device, or have the machine set up.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    // `cause`, not `source`: the message tells it already, and whoever prints the chain would tell it twice.
+    // `cause`, not `source`: the message contains it, and a printed chain would repeat it.
     #[error("{}: {cause}", path.display())]
     Io { path: PathBuf, cause: std::io::Error },
     #[error("{}: cannot read the image: {cause}; {}", path.display(), way_out(cause))]
@@ -18,6 +22,12 @@ pub enum Error {
     /// A value from the user (flag, property, configuration) that cannot be used.
     #[error("{0}")]
     Invalid(String),
+    /// A request that the engine, its worker thread or its model cannot serve now: stopped, flushed, loading, paused after a failure.
+    #[error("{0}")]
+    Engine(String),
+    /// A device or the operating system that refused: a GPU without a driver, a thread, an address or a permission that is not to be had.
+    #[error("{0}")]
+    Device(String),
     /// Data on disk that does not have the layout it should have.
     #[error("{}: {reason}", path.display())]
     Data { path: PathBuf, reason: String },
@@ -62,6 +72,12 @@ impl Error {
     }
     pub fn invalid(reason: impl Into<String>) -> Self {
         Self::Invalid(reason.into())
+    }
+    pub fn engine(reason: impl Into<String>) -> Self {
+        Self::Engine(reason.into())
+    }
+    pub fn device(reason: impl Into<String>) -> Self {
+        Self::Device(reason.into())
     }
 }
 

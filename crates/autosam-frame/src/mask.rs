@@ -144,7 +144,7 @@ impl ProbMap {
     }
 
     /// The pixel from `cut` on that is furthest from those below and from the border, in steps right, left, up and down, as (x, y);
-    /// `None` if there is none.
+    /// `None` if there is none. Steps instead of distances: the engine needs some pixel well inside at every frame, at little cost.
     pub fn deepest(&self, cut: u8) -> Option<(usize, usize)> {
         let (w, h) = (self.width, self.height);
         let mut depth = vec![0u32; w * h];

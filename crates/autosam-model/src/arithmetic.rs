@@ -1,7 +1,8 @@
 //! What a model computes in.
 
-use super::{AutoSam, ModelConfig, Quantisation};
+use crate::autosam::AutoSam;
 use crate::backbone::EfficientNetLite;
+use crate::config::{ModelConfig, Quantisation};
 use crate::weights::Checkpoint;
 use crate::{Error, Precision, Result};
 use autosam_ops as ops;
@@ -130,9 +131,9 @@ impl AutoSam {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replay::Replay;
-    use crate::{MaskMode, Views, checkpoint};
+    use crate::{Predictor, PredictorOptions, Views, checkpoint};
     use autosam_frame::map::ProbMap;
+    use std::sync::Arc;
 
     /// The shipped model with the ranges of the activations of a few frames.
     fn quantised() -> Checkpoint {
@@ -140,7 +141,7 @@ mod tests {
         let mut model = AutoSam::from_checkpoint(&file, &Device::Cpu).unwrap();
         let size = model.image_size();
         let frames: Vec<_> =
-            [90.0, 130.0, 170.0].map(|x| crate::tests::lesion(size, size - 61, [x, 80.0, 45.0])).into();
+            [90.0, 130.0, 170.0].map(|x| crate::testing::lesion(size, size - 61, [x, 80.0, 45.0])).into();
         let x = model.preprocess(&frames).unwrap();
         let mut ranges = |trunk| {
             let mut ranges = Vec::new();
@@ -166,14 +167,17 @@ mod tests {
         let (model, arithmetic) = AutoSam::with_precision(&file, &Device::Cpu, Precision::Int8).unwrap();
         assert_eq!(arithmetic.name(), "int8");
         let (width, height) = (model.image_size(), model.image_size() - 61);
+        let (exact, model) = (Arc::new(exact), Arc::new(model));
         for views in [Views::One, Views::Two] {
-            let (mut replay, mut map) = (Replay::default(), ProbMap::default());
+            let options = PredictorOptions { views, ..PredictorOptions::default() };
+            let mut predictor = Predictor::replaying(model.clone(), options);
+            let mut map = ProbMap::default();
             for centre in [90.0, 130.0, 170.0, 110.0] {
-                let sample = crate::tests::lesion(width, height, [centre, 80.0, 45.0]);
-                ops::in_pool(|| replay.run(&model, &sample, MaskMode::Sigmoid, views, &mut map)).unwrap();
-                let of = |model: &AutoSam| {
-                    model
-                        .maps(std::slice::from_ref(&sample), MaskMode::Sigmoid, views, None)
+                let sample = crate::testing::lesion(width, height, [centre, 80.0, 45.0]);
+                predictor.segment(&sample, &mut map).unwrap();
+                let of = |model: &Arc<AutoSam>| {
+                    Predictor::new(model.clone(), options)
+                        .maps(std::slice::from_ref(&sample))
                         .unwrap()
                         .remove(0)
                 };
@@ -189,7 +193,7 @@ mod tests {
                 let dice = 2.0 * both as f64 / sum as f64;
                 assert!(sum > 1000 && dice > 0.95, "Dice {dice:.4} of {sum} pixels");
             }
-            assert!(replay.replays());
+            assert!(predictor.replays());
         }
     }
 

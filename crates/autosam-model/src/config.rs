@@ -1,10 +1,10 @@
 //! What a model is: the configuration that its weight file carries.
 
-use super::AutoSam;
-use crate::generator::GeneratorConfig;
-use crate::sam::SamConfig;
+use crate::generator::{Generator, GeneratorConfig};
+use crate::sam::{Sam, SamConfig};
 use crate::weights::{self, Checkpoint};
 use crate::{Error, Result};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -81,7 +81,11 @@ impl ModelConfig {
 
     /// Names and shapes of every tensor, `sam.…` and `generator.…`.
     pub fn parameter_shapes(&self) -> Result<Vec<(String, Vec<usize>)>> {
-        Ok(weights::recorder::shapes_of(|vb| AutoSam::load(self, vb))?)
+        let parts = |vb: VarBuilder| {
+            let sam = Sam::load(&self.sam, vb.pp("sam"))?;
+            Ok((sam, Generator::load(&self.generator, vb.pp("generator"))?))
+        };
+        Ok(weights::recorder::shapes_of(parts)?)
     }
 
     /// Writes it into a weight file's metadata.

@@ -1,43 +1,27 @@
-//! SAM asked about one object, beside the automatic mask, from the same image embedding.
+//! SAM prompted for one object, in addition to the automatic mask, from the same image embedding.
 
-use super::{AutoSam, MaskMode, Views, pixels};
 use crate::Result;
+use crate::autosam::AutoSam;
 use crate::sam::Prompts;
 use autosam_engine::segmenter::ObjectPrompt;
-use autosam_frame::map::{ModelInput, ProbMap};
-use autosam_ops as ops;
+use autosam_frame::map::ProbMap;
 use candle_core::{DType, Tensor};
 
 /// Largest logit of a mask prompt: probabilities of 0 and 1 have none.
 const MOST_LOGIT: f32 = 6.0;
 
 impl AutoSam {
-    /// The probability map of `sample`, as [`Self::maps`] gives it, and that of the object of `prompt`. The embedding of the frame
-    /// as it is serves both.
-    pub(super) fn maps_with_object(
-        &self,
-        sample: &ModelInput,
-        prompt: &ObjectPrompt,
-        mode: MaskMode,
-        views: Views,
-        products: Option<DType>,
-    ) -> Result<(ProbMap, ProbMap)> {
-        let (samples, mirrors) = (std::slice::from_ref(sample), views.mirrors());
-        let x = self.preprocess_mirrored(samples, mirrors)?;
-        let (logits, object) = ops::autocast(products, || -> Result<(Tensor, Tensor)> {
-            let (embeddings, dense) = self.embed_and_prompt(&x)?;
-            let logits = self.decode(&embeddings, &dense)?;
-            // The first view is the frame itself.
-            let embedding = embeddings.narrow(0, 0, 1)?.contiguous()?;
-            Ok((logits, self.decode_object(&embedding, &self.prompts(prompt)?)?))
-        })?;
-        let mut maps = pixels::mean_probabilities(&logits, samples, self.input.side, mode, mirrors)?;
-        let mut object = pixels::probabilities(&object, samples, self.input.side, MaskMode::Sigmoid)?;
-        Ok((maps.pop().unwrap_or_default(), object.pop().unwrap_or_default()))
+    /// [`Self::forward`], and the logits of the object of `prompt` in the first image, `[1, 1, 4g, 4g]`. The image's embedding serves
+    /// both.
+    pub(super) fn forward_with_object(&self, x: &Tensor, prompt: &ObjectPrompt) -> Result<(Tensor, Tensor)> {
+        let (embeddings, dense) = self.embed_and_prompt(x)?;
+        let logits = self.decode(&embeddings, &dense)?;
+        let embedding = embeddings.narrow(0, 0, 1)?.contiguous()?;
+        Ok((logits, self.decode_prompts(&embedding, &self.prompts(prompt)?)?))
     }
 
-    /// SAM's single mask for `prompts`, without the generator and not calibrated, `[N, 1, 4g, 4g]`.
-    fn decode_object(&self, embeddings: &Tensor, prompts: &Prompts) -> Result<Tensor> {
+    /// SAM's single mask for `prompts`, without the generator; not calibrated, `[N, 1, 4g, 4g]`.
+    pub(super) fn decode_prompts(&self, embeddings: &Tensor, prompts: &Prompts) -> Result<Tensor> {
         let (sparse, dense) = self.sam.prompt_encoder.forward(prompts, embeddings.dim(0)?)?;
         let logits = self.sam.mask_decoder.mask_logits(embeddings, &self.dense_pe, &sparse, &dense)?;
         Ok(logits.to_dtype(DType::F32)?)
@@ -64,7 +48,7 @@ impl AutoSam {
 
     /// The logits of `mask`, of the input's size, at the decoder's, `[1, 1, 4g, 4g]`: certainly nothing in the padding.
     fn mask_prompt(&self, mask: &ProbMap) -> Result<Tensor> {
-        let low = 4 * self.dense_pe.dim(2)?;
+        let low = self.mask_size();
         let step = self.input.side / low;
         let logit = |i: usize| {
             let (x, y) = (i % low * step + step / 2, i / low * step + step / 2);
@@ -81,11 +65,12 @@ impl AutoSam {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint;
+    use crate::{Predictor, PredictorOptions, Views, checkpoint};
     use autosam_engine::segmenter::ObjectPoint;
     use candle_core::Device;
+    use std::sync::Arc;
 
-    /// IoU of `map` with the disc of [`crate::tests::lesion`].
+    /// IoU of `map` with the disc of [`crate::testing::lesion`].
     fn iou(map: &ProbMap, [cx, cy, radius]: [f32; 3]) -> f64 {
         let (mut both, mut any) = (0u32, 0u32);
         for (i, p) in map.data.iter().enumerate() {
@@ -98,12 +83,12 @@ mod tests {
 
     #[test]
     fn an_object_is_found_by_point_box_and_earlier_mask_and_the_automatic_mask_stays() {
-        let model = AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap();
+        let model = Arc::new(AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap());
+        let predictor =
+            |views| Predictor::new(model.clone(), PredictorOptions { views, ..PredictorOptions::default() });
         let (width, height, disc) = (model.image_size(), model.image_size() - 60, [120.0, 90.0, 45.0]);
-        let sample = crate::tests::lesion(width, height, disc);
-        let ask = |prompt: &ObjectPrompt, views| {
-            model.maps_with_object(&sample, prompt, MaskMode::Sigmoid, views, None).unwrap()
-        };
+        let sample = crate::testing::lesion(width, height, disc);
+        let ask = |prompt: &ObjectPrompt, views| predictor(views).segment_object(&sample, prompt).unwrap();
         let centre = ObjectPrompt {
             points: vec![ObjectPoint { x: 120.0, y: 90.0, foreground: true }],
             ..Default::default()
@@ -118,8 +103,8 @@ mod tests {
             assert!((map.width, map.height) == (width, height) && found >= 0.5, "{name}: {found:.3}");
         }
         for views in [Views::One, Views::Two] {
-            let alone = model.maps(std::slice::from_ref(&sample), MaskMode::Sigmoid, views, None).unwrap();
-            assert_eq!(ask(&centre, views).0, alone[0], "{views:?}");
+            let automatic = predictor(views).maps(std::slice::from_ref(&sample)).unwrap();
+            assert_eq!(ask(&centre, views).0, automatic[0], "{views:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From a sample's bytes to the network's input, and from its logits to a map's bytes.
 
-use super::{MaskMode, Views};
 use crate::backbone::{PIXEL_MEAN, PIXEL_STD};
+use crate::options::{MaskMode, Views};
 use crate::{Error, Result};
 use autosam_frame::map::{Mirror, ModelInput, ProbMap};
 use autosam_ops as ops;
@@ -12,6 +12,25 @@ use candle_core::{DType, Device, Tensor};
 pub fn preprocess(samples: &[ModelInput], size: usize, device: &Device) -> Result<Tensor> {
     check(samples, size)?;
     Ok(if device.is_cpu() { normalise(samples, size)? } else { upload(samples, size, device)? })
+}
+
+/// [`preprocess`] of each sample's flipped copies, one after the other.
+pub(super) fn preprocess_mirrored(
+    samples: &[ModelInput],
+    mirrors: &[Mirror],
+    size: usize,
+    device: &Device,
+) -> Result<Tensor> {
+    let mirrored = |sample: &ModelInput| {
+        let &ModelInput { width, height, ref rgb } = sample;
+        let (pixels, _) = rgb.as_chunks::<3>();
+        let rgb = |m: &Mirror| m.of(pixels, width).into_flattened();
+        mirrors.iter().map(|m| ModelInput { width, height, rgb: rgb(m) }).collect::<Vec<_>>()
+    };
+    match mirrors {
+        [_] => preprocess(samples, size, device),
+        _ => preprocess(&samples.iter().flat_map(mirrored).collect::<Vec<_>>(), size, device),
+    }
 }
 
 /// Whether a network of `size` can take `samples`.

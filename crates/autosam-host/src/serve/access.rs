@@ -33,7 +33,7 @@ impl Token {
     pub fn random() -> Result<Self> {
         let mut bytes = [0; RANDOM_BYTES];
         getrandom::fill(&mut bytes)
-            .map_err(|e| Error::invalid(format!("cannot get random bytes for a token: {e}")))?;
+            .map_err(|e| Error::device(format!("cannot get random bytes for a token: {e}")))?;
         Ok(Self(bytes.iter().map(|b| format!("{b:02x}")).collect()))
     }
 

@@ -27,7 +27,7 @@ const TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub fn serve(address: SocketAddr) -> Result<SocketAddr> {
     static SERVED: OnceLock<std::result::Result<(Server, SocketAddr), String>> = OnceLock::new();
     let served = SERVED.get_or_init(|| start(address).map_err(|e| e.to_string()));
-    served.as_ref().map(|(_, address)| *address).map_err(|e| Error::invalid(e.clone()))
+    served.as_ref().map(|(_, address)| *address).map_err(|e| Error::device(e.clone()))
 }
 
 /// [`serve`] at the address in [`VARIABLE`]; does nothing if it is not set.
@@ -45,7 +45,7 @@ pub fn serve_from_environment() -> Result<()> {
 fn start(address: SocketAddr) -> Result<(Server, SocketAddr)> {
     let handle = builder()?
         .install_recorder()
-        .map_err(|e| Error::invalid(format!("cannot start the Prometheus exporter: {e}")))?;
+        .map_err(|e| Error::device(format!("cannot start the Prometheus exporter: {e}")))?;
     describe();
     let told = handle.clone();
     let server = Server::start(address, Access::Open, move |request| match request.path {
@@ -70,12 +70,12 @@ fn keep_up(handle: PrometheusHandle) -> Result<()> {
             }
         })
         .map(drop)
-        .map_err(|e| Error::invalid(format!("cannot start a thread for the Prometheus exporter: {e}")))
+        .map_err(|e| Error::device(format!("cannot start a thread for the Prometheus exporter: {e}")))
 }
 
 fn builder() -> Result<PrometheusBuilder> {
     let full = |name: &str| Matcher::Full(name.to_owned());
-    let unusable = |e| Error::invalid(format!("cannot start the Prometheus exporter: {e}"));
+    let unusable = |e| Error::device(format!("cannot start the Prometheus exporter: {e}"));
     PrometheusBuilder::new()
         .set_buckets_for_metric(full("autosam_video_delay_seconds"), &VIDEO_BUCKETS)
         .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &MASK_BUCKETS))

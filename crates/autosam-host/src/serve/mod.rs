@@ -111,7 +111,7 @@ impl Server {
         answer: impl Fn(Request) -> Answer + Send + Sync + 'static,
     ) -> Result<Self> {
         let failed = |e| {
-            Error::invalid(format!("cannot serve at {address}: {e}; does another program use this address?"))
+            Error::device(format!("cannot serve at {address}: {e}; does another program use this address?"))
         };
         let listener = TcpListener::bind(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;

@@ -4,7 +4,7 @@ use super::alarms::{Alarm, Collector, Drawn, LiveFilter, PolypFree};
 use super::intervals::{Interval, bootstrap};
 use super::live::{Live, Observed, Watcher};
 use super::metrics::FrameMetrics;
-use super::predictor::{Predictor, resized};
+use super::predictor::{LabelledPredictor, resized};
 use super::reliability::{Calibration, Reliability};
 use super::summary::Summary;
 use crate::data::{Dataset, Item, Pair, case_of};
@@ -114,7 +114,7 @@ struct Answer {
 /// # Errors
 /// The model's.
 pub fn measure(
-    predictor: &mut Predictor,
+    predictor: &mut LabelledPredictor,
     set: &Dataset,
     mut done: impl FnMut(),
     mut left_out: impl FnMut(&Error),
@@ -223,30 +223,7 @@ impl Evaluation {
                 by_case.entry(case).or_default().push(m);
             }
         }
-        let interval = |pick: &dyn Fn(&FrameMetrics) -> Option<f64>| {
-            let cases: Vec<(f64, usize)> = by_case
-                .values()
-                .map(|frames| {
-                    frames.iter().filter_map(|f| pick(f)).fold((0.0, 0), |(s, n), v| (s + v, n + 1))
-                })
-                .collect();
-            bootstrap(&cases)
-        };
-        let curve_mean = |c: &[f64]| Some(c.iter().sum::<f64>() / c.len() as f64).filter(|v| v.is_finite());
-        let intervals = [
-            ("dice@0.5", interval(&|f| f.dice_at_half)),
-            ("iou@0.5", interval(&|f| f.iou_at_half)),
-            ("Smeasure", interval(&|f| Some(f.s_measure))),
-            ("meanDice", interval(&|f| curve_mean(&f.dice))),
-            (
-                "negatives with an overlay",
-                interval(&|f| (!f.positive).then(|| f64::from(u8::from(f.marked)))),
-            ),
-        ]
-        .into_iter()
-        .filter_map(|(name, i)| Some((name.to_owned(), i?)))
-        .collect();
-
+        let intervals = intervals(&by_case);
         let reliability: Vec<Reliability> = metrics.iter().flatten().map(|m| m.reliability).collect();
         let stills = scored.iter().all(|(name, _)| name.is_empty());
         let line = |name: &str, frames: &[&FrameMetrics]| {
@@ -292,6 +269,28 @@ impl Evaluation {
             dice_curve,
         }
     }
+}
+
+/// Confidence intervals of the means by name, cases drawn with replacement.
+fn intervals(by_case: &BTreeMap<String, Vec<&FrameMetrics>>) -> BTreeMap<String, Interval> {
+    let interval = |pick: &dyn Fn(&FrameMetrics) -> Option<f64>| {
+        let cases: Vec<(f64, usize)> = by_case
+            .values()
+            .map(|frames| frames.iter().filter_map(|f| pick(f)).fold((0.0, 0), |(s, n), v| (s + v, n + 1)))
+            .collect();
+        bootstrap(&cases)
+    };
+    let curve_mean = |c: &[f64]| Some(c.iter().sum::<f64>() / c.len() as f64).filter(|v| v.is_finite());
+    [
+        ("dice@0.5", interval(&|f| f.dice_at_half)),
+        ("iou@0.5", interval(&|f| f.iou_at_half)),
+        ("Smeasure", interval(&|f| Some(f.s_measure))),
+        ("meanDice", interval(&|f| curve_mean(&f.dice))),
+        ("negatives with an overlay", interval(&|f| (!f.positive).then(|| f64::from(u8::from(f.marked))))),
+    ]
+    .into_iter()
+    .filter_map(|(name, i)| Some((name.to_owned(), i?)))
+    .collect()
 }
 
 /// What is drawn in each frame of `sequences`, stills left out.

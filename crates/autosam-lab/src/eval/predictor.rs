@@ -9,9 +9,12 @@ use autosam_frame::mask::{Mask, MaskSettings};
 use autosam_frame::region::Region;
 use autosam_frame::resize::Resizer;
 use autosam_model::generator::LightweightDecoder;
-use autosam_model::sam::Prompts;
+use autosam_model::sam::{Prompts, SamConfig};
 use autosam_model::weights;
-use autosam_model::{self as model, Arithmetic, AutoSam, MaskMode, ModelConfig, Precision, Views};
+use autosam_model::{
+    self as model, AutoSam, MaskMode, ModelConfig, Network, Precision, Predictor, PredictorOptions,
+    PromptSource, Prompted, Views,
+};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use image::GrayImage;
@@ -47,9 +50,9 @@ pub const LIGHTWEIGHT_KEY: &str = "autosam.lightweight";
 /// Logits of a mask prompt made of a binary mask, as training simulates them (`train::prompts`).
 const CERTAIN: f32 = 6.0;
 
-/// How a frame is answered.
+/// How labelled frames are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Way {
+pub struct EvalOptions {
     pub mode: Mode,
     pub mask_mode: MaskMode,
     /// What of each frame the model sees.
@@ -61,42 +64,56 @@ pub struct Way {
     pub precision: Precision,
 }
 
-pub struct Predictor {
-    model: AutoSam,
-    arithmetic: Arithmetic,
-    lightweight: Option<LightweightDecoder>,
-    way: Way,
-    device: Device,
+/// A model that answers labelled frames.
+pub struct LabelledPredictor {
+    predictor: Predictor<Prompted>,
+    options: EvalOptions,
     sampler: Resizer,
     sample: ModelInput,
 }
 
-impl Predictor {
-    /// Opens the model at `location` (the shipped one where there is none); [`Mode::Lightweight`] needs the decoder that
+impl LabelledPredictor {
+    /// Opens the model at `location`, or the shipped one if there is none; [`Mode::Lightweight`] needs the decoder that
     /// `train --stage lightweight` made for it.
+    ///
+    /// # Errors
+    /// Unusable weights; a mode without its decoder.
     pub fn open(
         location: Option<&Path>,
         lightweight: Option<&Path>,
-        way: Way,
+        options: EvalOptions,
         device: &Device,
     ) -> Result<Self> {
         let file = model::checkpoint(location)?;
         let config = ModelConfig::of(&file)?;
-        let lightweight = match (way.mode, lightweight) {
+        let source = match (options.mode, lightweight) {
             (Mode::Lightweight, None) => {
                 return Err(Error::invalid(
                     "mode lightweight needs the decoder's weights: train them with `train --stage lightweight --sam MODEL` and pass --lightweight FILE",
                 ));
             }
             (Mode::Lightweight, Some(path)) => {
-                Some(load_lightweight(path, config.sam.embed_channels, device)?)
+                PromptSource::Lightweight(load_lightweight(path, config.sam.embed_channels, device)?)
             }
-            _ => None,
+            (Mode::RandomPrompt, _) => PromptSource::Dense(random_prompt(&config.sam, device)?),
+            (Mode::AutoSamAsMaskPrompt, _) => PromptSource::OwnMask,
+            // The frame's truth is set at each frame.
+            (Mode::NoPrompt | Mode::GtPoint | Mode::GtBox | Mode::GtMask, _) => {
+                PromptSource::Given(Prompts::default())
+            }
+            (Mode::AutoSam, _) => PromptSource::Generated,
         };
-        let (model, arithmetic) = AutoSam::with_precision(&file, device, way.precision)?;
+        let (model, arithmetic) = AutoSam::with_precision(&file, device, options.precision)?;
         let sampler = Resizer::new(model.input_size());
-        let (device, sample) = (device.clone(), ModelInput::default());
-        Ok(Self { model, arithmetic, lightweight, way, device, sampler, sample })
+        let plain = PredictorOptions { mask_mode: options.mask_mode, ..PredictorOptions::default() };
+        let how = match options.mode {
+            Mode::AutoSam => {
+                PredictorOptions { views: options.views, products: arithmetic.products, ..plain }
+            }
+            _ => plain,
+        };
+        let predictor = Predictor::new(Prompted { model, source }, how);
+        Ok(Self { predictor, options, sampler, sample: ModelInput::default() })
     }
 
     /// The map of a labelled frame, of the whole of it whatever part the model sees, without regions that are nowhere certain.
@@ -105,106 +122,83 @@ impl Predictor {
         Ok(self.settled(map))
     }
 
-    /// A map of [`Self::raw`] without regions that are nowhere certain ([`Way::hysteresis`]).
+    /// A map of [`Self::raw`] without regions that are nowhere certain ([`EvalOptions::hysteresis`]).
     pub fn settled(&self, map: ProbMap) -> ProbMap {
-        Mask::new(map, &MaskSettings { hysteresis: self.way.hysteresis, ..MaskSettings::default() }).map
+        Mask::new(map, &MaskSettings { hysteresis: self.options.hysteresis, ..MaskSettings::default() }).map
     }
 
     /// The network's own map of a labelled frame, of the whole of it.
     pub fn raw(&mut self, pair: &Pair) -> Result<ProbMap> {
         let frame = Frame::rgb_image(&pair.rgb);
-        let area = self.way.region.of(&frame)?;
+        let area = self.options.region.of(&frame)?;
         self.sampler.resize(&frame.crop(area), &mut self.sample)?;
         let truth = resized(&pair.part(area).mask, self.sample.width, self.sample.height);
-        let map = self.predict(&self.sample, &truth)?;
+        let map = self.predict(&truth)?;
         Ok(map.embedded(area, frame.info.width, frame.info.height))
     }
 
-    /// The map of `sample`. `truth` (the sample's size, 255 polyp) is looked at by the modes that are prompted with it;
-    /// where it is empty they have nothing to point at, and nothing is marked.
-    fn predict(&self, sample: &ModelInput, truth: &[u8]) -> Result<ProbMap> {
-        let samples = std::slice::from_ref(sample);
-        let size = self.model.image_size();
-        let x = self.model.preprocess(samples)?;
-        let empty = truth.iter().all(|t| *t <= 127);
-        let logits = match self.way.mode {
-            Mode::AutoSam => {
-                let mut maps =
-                    self.model.maps(samples, self.way.mask_mode, self.way.views, self.arithmetic.products)?;
-                return Ok(maps.pop().unwrap_or_default());
+    /// The map of the current sample. `truth` (the sample's size, 255 polyp) is used by the modes that are prompted with it; if it is
+    /// empty, they have nothing to point at and the map is empty.
+    fn predict(&mut self, truth: &[u8]) -> Result<ProbMap> {
+        let (width, height) = (self.sample.width, self.sample.height);
+        if matches!(self.options.mode, Mode::GtPoint | Mode::GtBox | Mode::GtMask) {
+            if truth.iter().all(|t| *t <= 127) {
+                return Ok(ProbMap { width, height, data: vec![0; width * height] });
             }
-            Mode::Lightweight => match &self.lightweight {
-                Some(decoder) => decoder.forward(&self.model.dense_prompt(&x, false)?)?,
-                None => return Err(Error::invalid("mode lightweight needs its decoder")),
-            },
-            Mode::GtPoint | Mode::GtBox | Mode::GtMask if empty => {
-                return Ok(ProbMap {
-                    width: sample.width,
-                    height: sample.height,
-                    data: vec![0; sample.width * sample.height],
-                });
-            }
-            Mode::GtPoint => {
-                let (px, py) = deepest(truth, sample.width, sample.height);
-                let point = Tensor::new(&[[[px as f32, py as f32]]], &self.device)?;
-                let points = Some((point, Tensor::new(&[[1f32]], &self.device)?));
-                self.prompted(&x, &Prompts { points, ..Prompts::default() })?
-            }
-            Mode::GtBox => {
-                let inside = |v: &[u8]| v.iter().any(|t| *t > 127);
-                let rows: Vec<usize> = truth
-                    .chunks_exact(sample.width)
-                    .enumerate()
-                    .filter_map(|(y, row)| inside(row).then_some(y))
-                    .collect();
-                let column = |x: &usize| truth.iter().skip(*x).step_by(sample.width).any(|t| *t > 127);
-                let columns: Vec<usize> = (0..sample.width).filter(column).collect();
-                let end = |all: &[usize], at: usize| all[at] as f32;
-                let corners = [
-                    end(&columns, 0),
-                    end(&rows, 0),
-                    end(&columns, columns.len() - 1),
-                    end(&rows, rows.len() - 1),
-                ];
-                let boxes = Some(Tensor::new(&[corners], &self.device)?);
-                self.prompted(&x, &Prompts { boxes, ..Prompts::default() })?
-            }
-            Mode::NoPrompt => self.prompted(&x, &Prompts::default())?,
-            Mode::RandomPrompt => {
-                let embeddings = self.model.embed(&x)?;
-                let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
-                let values = (0..embeddings.elem_count()).map(|_| rng.random_range(-1.0..1.0f32)).collect();
-                let prompt = Tensor::from_vec(values, embeddings.shape(), &self.device)?;
-                self.model.decode(&embeddings, &prompt)?
-            }
-            Mode::GtMask => {
-                let low = 4 * self.model.embed(&x)?.dim(2)?;
-                let at = |v: usize| v * size / low + size / low / 2;
-                let logit = |i: usize| {
-                    let (x, y) = (at(i % low), at(i / low));
-                    let inside = x < sample.width && y < sample.height && truth[y * sample.width + x] > 127;
-                    if inside { CERTAIN } else { -CERTAIN }
-                };
-                let values: Vec<f32> = (0..low * low).map(logit).collect();
-                let masks = Some(Tensor::from_vec(values, (1, 1, low, low), &self.device)?);
-                self.prompted(&x, &Prompts { masks, ..Prompts::default() })?
-            }
-            Mode::AutoSamAsMaskPrompt => {
-                let masks = Some(self.model.forward(&x)?);
-                self.prompted(&x, &Prompts { masks, ..Prompts::default() })?
-            }
-        };
-        let mut maps = model::probabilities(&logits, samples, size, self.way.mask_mode)?;
+            let prompts = self.truth_as_prompt(truth)?;
+            self.predictor.set_prompt(PromptSource::Given(prompts));
+        }
+        let mut maps = self.predictor.maps(std::slice::from_ref(&self.sample))?;
         Ok(maps.pop().unwrap_or_default())
     }
 
-    /// SAM's answer to `prompts`, without the generator.
-    fn prompted(&self, x: &Tensor, prompts: &Prompts) -> Result<Tensor> {
-        let sam = self.model.sam();
-        let (sparse, dense) = sam.prompt_encoder.forward(prompts, 1)?;
-        let pe = sam.prompt_encoder.dense_pe()?;
-        Ok(sam.mask_decoder.mask_logits(&self.model.embed(x)?, &pe, &sparse, &dense)?)
+    /// `truth`, which is not empty, as point, box or mask.
+    fn truth_as_prompt(&self, truth: &[u8]) -> Result<Prompts> {
+        let (width, height) = (self.sample.width, self.sample.height);
+        let model = &self.predictor.network().model;
+        let device = model.device();
+        let none = Prompts::default();
+        Ok(match self.options.mode {
+            Mode::GtPoint => {
+                let (x, y) = deepest(truth, width, height);
+                let point = Tensor::new(&[[[x as f32, y as f32]]], device)?;
+                Prompts { points: Some((point, Tensor::new(&[[1f32]], device)?)), ..none }
+            }
+            Mode::GtBox => Prompts { boxes: Some(Tensor::new(&[bounds(truth, width)], device)?), ..none },
+            Mode::GtMask => {
+                let (size, low) = (model.image_size(), model.mask_size());
+                let at = |v: usize| v * size / low + size / low / 2;
+                let logit = |i: usize| {
+                    let (x, y) = (at(i % low), at(i / low));
+                    let inside = x < width && y < height && truth[y * width + x] > 127;
+                    if inside { CERTAIN } else { -CERTAIN }
+                };
+                let values: Vec<f32> = (0..low * low).map(logit).collect();
+                Prompts { masks: Some(Tensor::from_vec(values, (1, 1, low, low), device)?), ..none }
+            }
+            _ => none,
+        })
     }
+}
+
+/// A dense prompt of random numbers in (-1, 1), `[1, C, g, g]`.
+fn random_prompt(sam: &SamConfig, device: &Device) -> Result<Tensor> {
+    let shape = (1, sam.embed_channels, sam.grid(), sam.grid());
+    let count = sam.embed_channels * sam.grid().pow(2);
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+    let values = (0..count).map(|_| rng.random_range(-1.0..1.0f32)).collect();
+    Ok(Tensor::from_vec(values, shape, device)?)
+}
+
+/// The box around `mask`, which is not empty: left, top, right, bottom, all inside.
+fn bounds(mask: &[u8], width: usize) -> [f32; 4] {
+    let (mut left, mut top, mut right, mut bottom) = (usize::MAX, usize::MAX, 0, 0);
+    for i in mask.iter().enumerate().filter(|(_, m)| **m > 127).map(|(i, _)| i) {
+        let (x, y) = (i % width, i / width);
+        (left, top) = (left.min(x), top.min(y));
+        (right, bottom) = (right.max(x), bottom.max(y));
+    }
+    [left, top, right, bottom].map(|v| v as f32)
 }
 
 /// The decoder that `train --stage lightweight` wrote, for prompts of `channels`.
@@ -221,7 +215,8 @@ fn load_lightweight(path: &Path, channels: usize, device: &Device) -> Result<Lig
     Ok(LightweightDecoder::load(channels, vb)?)
 }
 
-/// The pixel of `mask` that is furthest from what is not mask (the image's border counts as that), as (x, y).
+/// The pixel of `mask` that is furthest from what is not mask (the image's border counts as that), as (x, y). Euclidean distances,
+/// not the steps of [`ProbMap::deepest`]: results of [`Mode::GtPoint`] are to be comparable with other implementations'.
 fn deepest(mask: &[u8], width: usize, height: usize) -> (usize, usize) {
     let (w, h) = (width + 2, height + 2);
     let outside: Vec<bool> = (0..w * h)

@@ -5,7 +5,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod losses;
-mod network;
+mod networks;
 pub mod objects;
 pub mod optimizer;
 mod origin;
@@ -83,20 +83,7 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
             job.out.display()
         )));
     }
-    let mut trainer = Trainer::new(config, job.sam.as_deref(), &job.device)?;
-    if let Some(file) = &job.teacher {
-        trainer.learn_from(file)?;
-    }
-    if let Some(file) = &job.init {
-        trainer.begin_with(file)?;
-    }
-    let origin = Origin::of(job, trainer.frozen_fingerprint()?)?;
-    if job.resume {
-        trainer.resume(&job.out, &origin)?;
-    }
-    if let Some(place) = &job.place {
-        trainer.join(Group::gather(place, &trainer.fingerprint()?, &job.device)?);
-    }
+    let (mut trainer, origin) = trainer(job)?;
     let (rank, size) = trainer.place();
     let input = trainer.input_size();
     let loader = Loader::new(
@@ -155,6 +142,25 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         }
     }
     Ok(())
+}
+
+/// The trainer of `job`, new or at the run's checkpoint, and what the run began with.
+fn trainer(job: &Job) -> Result<(Trainer, Origin)> {
+    let mut trainer = Trainer::new(&job.config, job.sam.as_deref(), &job.device)?;
+    if let Some(file) = &job.teacher {
+        trainer.learn_from(file)?;
+    }
+    if let Some(file) = &job.init {
+        trainer.begin_with(file)?;
+    }
+    let origin = Origin::of(job, trainer.frozen_fingerprint()?)?;
+    if job.resume {
+        trainer.resume(&job.out, &origin)?;
+    }
+    if let Some(place) = &job.place {
+        trainer.join(Group::gather(place, &trainer.fingerprint()?, &job.device)?);
+    }
+    Ok((trainer, origin))
 }
 
 /// What process 0 keeps of a run beside its weights.

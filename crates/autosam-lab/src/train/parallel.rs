@@ -2,8 +2,7 @@
 //! common order, gradients are averaged before every step, so all hold the same weights.
 //!
 //! The processes find each other by torchrun's environment variables. Process 0 listens, the others connect to it, and
-//! numbers travel through this star as f32, process 0 adding them up. With feature `nccl` and a GPU for each process,
-//! tensors go from GPU to GPU by NCCL, and the star carries only what is agreed upon (losses, Ctrl-C).
+//! numbers travel through this star as f32, and process 0 adds them up. Tensors on a GPU are copied to the CPU for it.
 
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -89,8 +88,6 @@ pub struct Group {
     size: usize,
     /// For process 0: all others by rank, from 1. For the others: only process 0.
     links: Vec<(usize, TcpStream)>,
-    #[cfg(feature = "nccl")]
-    ring: Option<nccl::Ring>,
 }
 
 impl Group {
@@ -109,18 +106,7 @@ impl Group {
             let set = link.set_read_timeout(Some(SILENCE)).and_then(|()| link.set_nodelay(true));
             set.map_err(|e| Error::Peer(format!("cannot connect the processes: {e}")))?;
         }
-        let group = Self {
-            rank: place.rank,
-            size: place.size,
-            links,
-            #[cfg(feature = "nccl")]
-            ring: None,
-        };
-        #[cfg(feature = "nccl")]
-        if let Device::Cuda(device) = device {
-            let ring = Some(nccl::Ring::new(&group, device)?);
-            return Ok(Self { ring, ..group });
-        }
+        let group = Self { rank: place.rank, size: place.size, links };
         tracing::info!(rank = group.rank, size = group.size, device = ?device.location(), "the run's processes are connected");
         Ok(group)
     }
@@ -185,11 +171,6 @@ impl Group {
 
     /// `[n]` f32, summed over all processes.
     fn sum_of_tensor(&self, tensor: Tensor) -> Result<Tensor> {
-        #[cfg(feature = "nccl")]
-        if let Some(ring) = &self.ring {
-            tensor.inplace_op1(ring)?;
-            return Ok(tensor);
-        }
         let mut values = tensor.to_vec1::<f32>()?;
         self.sum(&mut values)?;
         Ok(Tensor::new(values, tensor.device())?)
@@ -344,54 +325,6 @@ fn join(place: &Place, fingerprint: &str, deadline: Instant) -> Result<TcpStream
                 )));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
-/// Sums from GPU to GPU.
-#[cfg(feature = "nccl")]
-mod nccl {
-    use super::Group;
-    use crate::{Error, Result};
-    use candle_core::cuda_backend::cudarc::nccl::{Comm, Id, ReduceOp};
-    use candle_core::{CpuStorage, CudaDevice, CudaStorage, InplaceOp1, Layout};
-
-    /// NCCL's communicator of a run. As an operation on a tensor: its sum over all processes, in its place.
-    #[derive(Debug)]
-    pub struct Ring(Comm);
-
-    impl Ring {
-        /// On the stream that candle computes on, so sums wait for gradients and steps for sums.
-        pub fn new(group: &Group, device: &CudaDevice) -> Result<Self> {
-            let failed = |e| Error::Peer(format!("NCCL does not work between the processes: {e:?}"));
-            // Process 0's number for this run: added to nothing, it comes to all.
-            let mut id = [0.0f32; 128];
-            if group.rank() == 0 {
-                let own = Id::new().map_err(failed)?;
-                id.iter_mut().zip(own.internal()).for_each(|(v, b)| *v = f32::from(b.cast_unsigned()));
-            }
-            group.sum(&mut id)?;
-            let id = Id::uninit(id.map(|v| (v as u8).cast_signed()));
-            Comm::from_rank(device.cuda_stream(), group.rank(), group.size(), id).map(Self).map_err(failed)
-        }
-    }
-
-    impl InplaceOp1 for Ring {
-        fn name(&self) -> &'static str {
-            "nccl-sum"
-        }
-
-        fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-            candle_core::bail!("NCCL sums tensors on GPUs, not on a CPU")
-        }
-
-        /// The whole storage: the tensor is a fresh, contiguous one.
-        fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
-            let values = storage.as_cuda_slice_mut::<f32>()?;
-            match self.0.all_reduce_in_place(values, &ReduceOp::Sum) {
-                Ok(_) => Ok(()),
-                Err(e) => candle_core::bail!("NCCL: {e:?}"),
-            }
         }
     }
 }

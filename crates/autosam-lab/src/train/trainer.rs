@@ -1,30 +1,23 @@
-//! One optimiser step after another, for either stage.
+//! One optimiser step after another, for every stage.
 
 use super::cache::EmbeddingCache;
 use super::checkpoint;
-use super::config::{Stage, Target, TrainConfig};
-use super::losses::{Loss, bce_with_logits, low_resolution_target, overlap_loss, segmentation_loss};
-use super::network::{self, Net, Network, Validator};
+use super::config::{Stage, TrainConfig};
+use super::losses::Loss;
+use super::networks::{self, LossContext, Start, Trainable};
 use super::optimizer::{Adam, Gradients};
 use super::origin::Origin;
 use super::parallel::Group;
 use super::params::{self, Params};
-use super::prompts::{self, PromptKind};
 use crate::data::loader::Batch;
-use crate::eval::predictor::LIGHTWEIGHT_KEY;
 use crate::{Error, Result};
-use autosam_frame::Rect;
-use autosam_frame::map::ModelInput;
 use autosam_frame::resize::InputSize;
-use autosam_model::sam::Sam;
 use autosam_model::weights::{self, Dtype};
-use autosam_model::{self as model, AutoSam, CONFIG_KEY, MaskMode, ModelConfig, SAM_CONFIG_KEY, Views};
+use autosam_model::{self as model, AutoSam, ModelConfig, Network, Predictor, PredictorOptions, Views};
 use autosam_ops as ops;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use half::f16;
-use rand::SeedableRng;
 use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -48,14 +41,14 @@ pub struct Trainer {
     config: TrainConfig,
     model: ModelConfig,
     params: Params,
-    net: Net,
+    net: Box<dyn Trainable>,
     average: HashMap<String, Tensor>,
     adam: Adam,
     step: u64,
     device: Device,
     cache: Option<RefCell<EmbeddingCache>>,
     group: Option<Group>,
-    teacher: Option<AutoSam>,
+    teacher: Option<Predictor<AutoSam>>,
 }
 
 impl Trainer {
@@ -67,7 +60,7 @@ impl Trainer {
             (None, Stage::Sam) => None,
             (path, _) => Some(model::checkpoint(path)?),
         };
-        let Network { model, params, net } = network::begin(config, file, device)?;
+        let Start { model, params, net } = networks::begin(config, file, device)?;
         let average = params
             .trained()
             .iter()
@@ -94,11 +87,7 @@ impl Trainer {
     /// # Errors
     /// A file that has no tensor of the backbone, or lacks one, or has one of another shape.
     pub fn begin_with(&mut self, file: &Path) -> Result<()> {
-        let prefix = match self.config.stage {
-            Stage::Sam => "image_encoder.backbone.",
-            Stage::Generator => "generator.backbone.",
-            Stage::Lightweight => return Err(Error::invalid("--init: stage lightweight trains no backbone")),
-        };
+        let prefix = self.net.backbone()?;
         let known = weights::load(file)?.tensors;
         let mut count = 0;
         for (name, var) in self.params.trained() {
@@ -234,7 +223,9 @@ impl Trainer {
                 self.image_size()
             )));
         }
-        self.teacher = Some(teacher);
+        let options =
+            PredictorOptions { views: Views::Four, products: self.autocast(), ..Default::default() };
+        self.teacher = Some(Predictor::new(teacher, options));
         Ok(())
     }
 
@@ -243,26 +234,6 @@ impl Trainer {
         let cache = self.cache.as_ref()?.borrow();
         let (held, room) = cache.fill();
         Some((held, room, cache.record_bytes()))
-    }
-
-    /// The encoder's answer to `x`, the preprocessed `samples`: from the cache where it is there.
-    fn embeddings(&self, model: &AutoSam, samples: &[ModelInput], x: &Tensor) -> Result<Tensor> {
-        let Some(cache) = &self.cache else { return model.embed(x) };
-        let mut cache = cache.borrow_mut();
-        let keys: Vec<[u8; 32]> = samples.iter().map(EmbeddingCache::key).collect();
-        let mut found: Vec<Option<Vec<f16>>> = keys.iter().map(|k| cache.get(k)).collect();
-        let missing: Vec<u32> = (0..).zip(&found).filter(|(_, f)| f.is_none()).map(|(i, _)| i).collect();
-        if !missing.is_empty() {
-            let of = Tensor::new(missing.as_slice(), x.device())?;
-            let fresh = model.embed(&x.index_select(&of, 0)?)?.to_dtype(DType::F16)?.flatten_from(1)?;
-            for (i, values) in missing.iter().zip(fresh.to_vec2::<f16>()?) {
-                cache.put(keys[*i as usize], &values)?;
-                found[*i as usize] = Some(values);
-            }
-        }
-        let all: Vec<f16> = found.into_iter().flatten().flatten().collect();
-        let (c, g) = (self.model.sam.embed_channels, self.model.sam.grid());
-        Ok(Tensor::from_vec(all, (samples.len(), c, g, g), &self.device)?.to_dtype(DType::F32)?)
     }
 
     /// One optimiser step over `batches` (the micro-batches of gradient accumulation).
@@ -331,90 +302,17 @@ impl Trainer {
     }
 
     fn loss(&self, batch: &Batch, micro: usize) -> Result<Loss> {
-        let mut loss = match &self.net {
-            Net::AutoSam(model) => self.generator_loss(model, batch)?,
-            Net::Lightweight(model, decoder) => {
-                let x = self.input(&batch.samples)?;
-                let logits = decoder.forward(&model.dense_prompt(&x, false)?.detach())?;
-                let low = 4 * self.model.sam.grid();
-                let logits = ops::resize_bilinear(&logits, low, low, false)?;
-                let target = self.target(&batch.masks, low, self.config.target)?;
-                let loss = segmentation_loss(&logits, &target, self.config.mask_mode)?;
-                self.taught(loss, &logits, batch)?
-            }
-            Net::Sam { sam, dense_pe } => self.sam_loss(sam, dense_pe, batch, micro)?,
+        let context = LossContext {
+            config: &self.config,
+            model: &self.model,
+            device: &self.device,
+            step: self.step,
+            micro,
+            teacher: self.teacher.as_ref(),
+            cache: self.cache.as_ref(),
         };
+        let mut loss = self.net.loss(&context, batch)?;
         loss.auxiliary = loss.auxiliary.map(|t| t.to_dtype(DType::F32)).transpose()?;
-        Ok(loss)
-    }
-
-    fn input(&self, samples: &[ModelInput]) -> Result<Tensor> {
-        model::preprocess(samples, self.image_size(), &self.device)
-    }
-
-    /// Masks at `low × low`, `[N, 1, low, low]`.
-    fn target(&self, masks: &[Vec<u8>], low: usize, kind: Target) -> Result<Tensor> {
-        Ok(low_resolution_target(masks, self.image_size(), low, kind, &self.device)?)
-    }
-
-    /// Of the mask that the frozen SAM makes of the generator's prompt, of what its IoU head says of it, and of the generator's own
-    /// logits.
-    fn generator_loss(&self, model: &AutoSam, batch: &Batch) -> Result<Loss> {
-        let x = self.input(&batch.samples)?;
-        let generated = model.generate(&x)?;
-        let embeddings = self.embeddings(model, &batch.samples, &x)?;
-        let (logits, overlap) = model.decode_with_overlap(&embeddings, &generated.prompt)?;
-        let config = &self.config;
-        let target = self.target(&batch.masks, logits.dim(2)?, config.target)?;
-        let mut loss = segmentation_loss(&logits, &target, config.mask_mode)?;
-        if config.overlap_weight > 0.0 && config.mask_mode == MaskMode::Sigmoid {
-            loss.add(&overlap_loss(&overlap, &logits, &target)?, config.overlap_weight)?;
-        }
-        if let Some(own) = generated.own.filter(|_| config.own_weight > 0.0) {
-            let target = self.target(&batch.masks, own.dim(2)?, config.target)?;
-            loss.add(&segmentation_loss(&own, &target, config.mask_mode)?.total()?, config.own_weight)?;
-        }
-        self.taught(loss, &logits, batch)
-    }
-
-    /// Of what a SAM answers when it is asked for objects of every kind, and of what its IoU head says of the answer.
-    fn sam_loss(&self, sam: &Sam, dense_pe: &Tensor, batch: &Batch, micro: usize) -> Result<Loss> {
-        let size = self.image_size();
-        let seed = self.config.seed ^ self.step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ micro as u64;
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-        let kind = self.config.prompts.draw(&mut rng);
-        let (mut samples, mut masks) = (batch.samples.clone(), batch.masks.clone());
-        if kind == PromptKind::None {
-            masks.iter_mut().for_each(|mask| mask.fill(0));
-        } else {
-            let point = kind == PromptKind::Point;
-            self.config.objects.choose(&mut samples, &mut masks, size, point, &mut rng);
-        }
-        let low = 4 * dense_pe.dim(2)?;
-        let prompts = prompts::simulate(kind, &masks, size, low, &mut rng, &self.device)?;
-        let (sparse, dense) = sam.prompt_encoder.forward(&prompts, masks.len())?;
-        let embeddings = sam.encode_image(&self.input(&samples)?, true)?;
-        let (logits, overlap) = sam.mask_decoder.forward(&embeddings, dense_pe, &sparse, &dense, false)?;
-        let target = self.target(&masks, low, self.config.target)?;
-        let mut loss = segmentation_loss(&logits, &target, MaskMode::Sigmoid)?;
-        loss.add(&overlap_loss(&overlap, &logits, &target)?, self.config.overlap_weight)?;
-        Ok(loss)
-    }
-
-    /// Adds what the teacher, if there is one, says of the samples.
-    fn taught(&self, mut loss: Loss, logits: &Tensor, batch: &Batch) -> Result<Loss> {
-        let Some(teacher) = &self.teacher else { return Ok(loss) };
-        let size = self.image_size();
-        let answers: Vec<Vec<u8>> = teacher
-            .maps(&batch.samples, MaskMode::Sigmoid, Views::Four, self.autocast())?
-            .into_iter()
-            .map(|map| {
-                let whole = Rect::whole(map.width, map.height);
-                map.embedded(whole, size, size).data
-            })
-            .collect();
-        let answers = self.target(&answers, logits.dim(2)?, Target::Area)?;
-        loss.add(&bce_with_logits(logits, &answers)?.mean_all()?, self.config.teacher_weight)?;
         Ok(loss)
     }
 
@@ -431,33 +329,25 @@ impl Trainer {
     }
 
     /// The averaged weights in a network of their own, for validation. A SAM answers without a prompt.
-    pub fn averaged(&self) -> Result<Validator> {
+    pub fn averaged(&self) -> Result<Predictor<Box<dyn Network>>> {
         let mut tensors = self.params.snapshot();
         for (name, average) in &self.average {
             // A copy: the average goes on in place.
             tensors.insert(name.clone(), average.copy()?);
         }
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &self.device);
-        let net = Net::load(self.config.stage, &self.model, vb)?;
-        Ok(Validator { net, size: self.image_size(), device: self.device.clone() })
+        let net: Box<dyn Network> = networks::load(self.config.stage, &self.model, vb)?;
+        Ok(Predictor::new(net, PredictorOptions::default()))
     }
 
-    /// Writes the averaged model: stage generator, an AutoSAM file that every command opens; stage sam, a
-    /// SAM with Meta's tensor names; stage lightweight, the decoder alone.
+    /// Writes the averaged model as the stage's [`Trainable::file`]: an AutoSAM, a SAM with Meta's tensor names, or only the
+    /// lightweight decoder.
     pub fn save_model(&self, path: &Path, dtype: Dtype) -> Result<()> {
         let mut tensors = self.params.snapshot();
         tensors.extend(self.average.clone());
-        let (key, json) = match self.config.stage {
-            Stage::Sam => (SAM_CONFIG_KEY, serde_json::to_string(&self.model.sam)),
-            Stage::Generator => (CONFIG_KEY, serde_json::to_string(&self.model)),
-            Stage::Lightweight => {
-                let own = |(n, t): (String, Tensor)| Some((n.strip_prefix("lightweight.")?.to_owned(), t));
-                tensors = tensors.into_iter().filter_map(own).collect();
-                (LIGHTWEIGHT_KEY, Ok(self.model.sam.embed_channels.to_string()))
-            }
-        };
-        let json = json.map_err(|e| Error::invalid(e.to_string()))?;
-        weights::save_safetensors(path, &tensors, &HashMap::from([(key.to_owned(), json)]), dtype)
+        let file = self.net.file(&self.model, tensors).map_err(|e| Error::invalid(e.to_string()))?;
+        let metadata = HashMap::from([(file.key.to_owned(), file.config)]);
+        weights::save_safetensors(path, &file.tensors, &metadata, dtype)
     }
 
     /// Writes the checkpoint of the run in `out`, which began with `origin`.

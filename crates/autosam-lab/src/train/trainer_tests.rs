@@ -4,6 +4,7 @@ use super::*;
 use crate::train::config::SamKind;
 use crate::train::objects::ObjectMix;
 use crate::train::prompts::PromptMix;
+use autosam_frame::map::ModelInput;
 
 /// A disc at a place of its own in each of two images.
 fn batch(size: usize) -> Batch {

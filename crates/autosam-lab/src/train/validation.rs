@@ -1,12 +1,12 @@
 //! Quick figures during training: Dice at 0.5 on frames with a polyp, alarms on frames without.
 
-use super::network::Validator;
 use crate::Result;
 use crate::data::Dataset;
 use crate::eval::dice;
 use autosam_frame::map::ModelInput;
 use autosam_frame::region::Region;
 use autosam_frame::resize::{InputSize, Resizer};
+use autosam_model::{Network, Predictor};
 
 /// Images a forward pass.
 const BATCH: usize = 8;
@@ -43,14 +43,14 @@ impl Sets {
         Ok(Self(all))
     }
 
-    pub fn run(&self, network: &Validator) -> Result<Vec<Validation>> {
+    pub fn run<N: Network>(&self, network: &Predictor<N>) -> Result<Vec<Validation>> {
         let mut results = Vec::new();
         for (name, items) in &self.0 {
             let (mut sum, mut result) =
                 (0.0, Validation { name: name.clone(), dice: None, positives: 0, negatives: 0, alarms: 0 });
             for chunk in items.chunks(BATCH) {
                 let samples: Vec<ModelInput> = chunk.iter().map(|(s, _)| s.clone()).collect();
-                for (map, (_, truth)) in network.segment(&samples)?.iter().zip(chunk) {
+                for (map, (_, truth)) in network.maps(&samples)?.iter().zip(chunk) {
                     if truth.iter().any(|t| *t > 127) {
                         result.positives += 1;
                         sum += dice(&map.data, truth);

@@ -21,7 +21,7 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(id) if cfg!(feature = "cuda") => cuda(id, Stream::Main),
-            Self::Cuda(id) => Err(Error::invalid(format!(
+            Self::Cuda(id) => Err(Error::device(format!(
                 "cuda device {id}: this build has no CUDA; build with --features cuda, or use the CPU"
             ))),
             Self::Auto if cfg!(feature = "cuda") => Ok(cuda(0, Stream::Main).unwrap_or_else(|reason| {
@@ -51,7 +51,7 @@ pub fn cuda(id: usize, stream: Stream) -> Result<Device> {
         return Ok(device.clone());
     }
     driver::find().map_err(|e| {
-        Error::invalid(format!("cuda device {id}: no driver ({e}); install NVIDIA's, or use the CPU"))
+        Error::device(format!("cuda device {id}: no driver ({e}); install NVIDIA's, or use the CPU"))
     })?;
     let open = || -> candle_core::Result<Device> {
         // A stream of its own: the driver's default stream cannot be recorded.
@@ -68,9 +68,9 @@ pub fn cuda(id: usize, stream: Stream) -> Result<Device> {
             // The first line: with RUST_BACKTRACE candle's errors carry a backtrace.
             let text = e.to_string();
             let text = text.lines().next().unwrap_or("unknown error");
-            Err(Error::invalid(format!("cuda device {id}: {text}")))
+            Err(Error::device(format!("cuda device {id}: {text}")))
         }
-        Err(_) => Err(Error::invalid(format!(
+        Err(_) => Err(Error::device(format!(
             "cuda device {id}: the driver is too old or broken; install a newer one, or use the CPU"
         ))),
     }

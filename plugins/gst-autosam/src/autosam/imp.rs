@@ -1,24 +1,25 @@
 //! An in-place video filter: submits each frame to the engine and draws the latest mask.
 
 use super::CAT;
-use super::input::{self, Input, seen};
+use super::drawing::{self, Drawn};
+use super::input::{self, Input};
 use super::latency::{self, Times};
 use super::mask_pad::{MaskPad, Picture};
 use super::notify::{Notice, Notices, Notifier, post};
 use super::pointing::{self, Pointer, Wish};
 use super::properties;
 use super::settings::{OnError, Settings, SyncMode};
+use super::signals;
 use super::state::State;
+use super::statistics;
 use autosam_engine::segmenter::Segmenter;
-use autosam_engine::{Control, Engine, Event, EventHandler, Latency, ModelFactory, PromptEvent, Shown};
-use autosam_frame::{Frame, FrameMut, PlaneMut};
+use autosam_engine::{Control, Engine, Event, EventHandler, ModelFactory, PromptEvent};
 use autosam_host::process;
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
-use gst_video::prelude::*;
 use gst_video::subclass::prelude::*;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -140,6 +141,12 @@ impl AutoSam {
         }
     }
 
+    /// [`Self::ask`] for what `wish` makes of the pointer.
+    pub fn ask_by(&self, wish: impl FnOnce(&mut Pointer) -> Option<Wish>) -> bool {
+        let wish = wish(&mut lock(&self.pointer));
+        self.ask(wish)
+    }
+
     /// Queues what a person asks for; returns whether it was accepted.
     pub fn ask(&self, wish: Option<Wish>) -> bool {
         let refused = |reason| {
@@ -167,128 +174,11 @@ impl AutoSam {
         }
     }
 
-    /// Submits the frame for inference and draws the current masks on it.
-    fn work(&self, state: &mut State, settings: &Settings, buffer: &mut gst::BufferRef) -> Drawn {
-        let mut drawn = Drawn::default();
-        let pts = buffer.pts().map(gst::ClockTime::nseconds);
-        let due = state.due(settings, pts);
-        let (Some(engine), Some(input)) = (&mut state.engine, &state.input) else { return drawn };
-        let fields = input.has_fields(buffer);
-        let mut frame = match gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, &input.video) {
-            Ok(frame) => frame,
-            Err(_) => {
-                let caps = input.describe();
-                state.complain(format!("A buffer does not hold a {caps} frame; it passes unchanged"));
-                return drawn;
-            }
-        };
-        let strides =
-            [0, 1, 2].map(|p| frame.plane_stride().get(p).map_or(0, |s| usize::try_from(*s).unwrap_or(0)));
-        let [a, b, c, _] = frame.planes_data_mut();
-        let plane = |data, p: usize| PlaneMut { data, stride: strides[p] };
-        let mut canvas = match FrameMut::new(input.info, [plane(a, 0), plane(b, 1), plane(c, 2)]) {
-            Ok(canvas) => canvas,
-            Err(e) => {
-                state.complain(e.to_string());
-                return drawn;
-            }
-        };
-        state.complained = false;
-        let due = due || engine.control().prompts_wait();
-        // Both before either is drawn: the second is not to follow the first one's outline.
-        let frame = seen(&canvas, fields);
-        drawn.automatic = self.shown(engine, settings, &frame, pts, due);
-        drawn.object = engine.current_object(&frame).filter(|s| lasting(settings, s));
-        let styles = [settings.style(), settings.object_style()];
-        for (shown, style) in [&mut drawn.automatic, &mut drawn.object].into_iter().zip(styles) {
-            let Some(shown) = shown else { continue };
-            let mark = &shown.detection.mark;
-            if !mark.is_empty() {
-                if fields {
-                    mark.draw_on_fields(&mut canvas, &style, shown.shift);
-                } else {
-                    mark.draw_at(&mut canvas, &style, shown.shift);
-                }
-                engine.record_annotation_delay(shown.detection.sampled.elapsed());
-            }
-            if fields {
-                // From field lines to frame lines.
-                shown.shift.1 *= 2;
-            }
-        }
-        drawn
-    }
-
-    /// The mask to draw on `frame`, which is submitted for inference if it is `due`.
-    fn shown(
-        &self,
-        engine: &mut Engine,
-        settings: &Settings,
-        frame: &Frame,
-        pts: Option<u64>,
-        due: bool,
-    ) -> Option<Shown> {
-        let own = |detection| Some(Shown { detection, shift: (0, 0) });
-        let accurate = settings.sync_mode == SyncMode::FrameAccurate;
-        if accurate && due {
-            // If inference fails, the worker has posted it on the bus.
-            return engine.segment(frame, pts).ok().and_then(own);
-        }
-        // A paused pipeline shows this frame for long, and nothing is live: wait for its own mask.
-        if due && self.obj().current_state() < gst::State::Playing {
-            return engine.segment_within(frame, pts, settings.mask_max_age()).ok().and_then(own);
-        }
-        if !due {
-            engine.skip();
-        } else if let Err(e) = engine.try_submit(frame, pts) {
-            gst::warning!(CAT, imp = self, "{e}");
-        }
-        engine.current_overlay(frame).filter(|s| lasting(settings, s))
-    }
-
     pub fn stats(&self) -> gst::Structure {
         let stats = self.control().map(|c| c.stats()).unwrap_or_default();
-        let mut s = gst::Structure::builder("application/x-autosam-stats")
-            .field("frames", stats.frames)
-            .field("inferred", stats.inferred)
-            .field("skipped", stats.skipped)
-            .field("errors", stats.errors)
-            .field("restarts", stats.restarts)
-            .field("pending", stats.pending)
-            .build();
-        if process::COUNTS {
-            s.set("allocations", self.allocations.load(Ordering::Relaxed));
-        }
-        let mut add = |name: &str, l: &Latency| {
-            s.set(format!("{name}-last"), l.last.as_nanos() as u64);
-            s.set(format!("{name}-mean"), l.mean.as_nanos() as u64);
-            s.set(format!("{name}-max"), l.max.as_nanos() as u64);
-        };
-        add("inference", &stats.inference);
-        add("video-delay", &stats.video_delay);
-        add("annotation-delay", &stats.annotation_delay);
-        s
+        let allocations = process::COUNTS.then(|| self.allocations.load(Ordering::Relaxed));
+        statistics::structure(&stats, allocations)
     }
-}
-
-/// Argument `i` of an action signal, a coordinate; outside every frame if it is none.
-fn place(args: &[glib::Value], i: usize) -> f64 {
-    args.get(i).and_then(|v| v.get().ok()).unwrap_or(f64::NAN)
-}
-
-/// Whether a mask is young enough to be drawn.
-fn lasting(settings: &Settings, shown: &Shown) -> bool {
-    settings.sync_mode == SyncMode::FrameAccurate
-        || settings.expire_overlay.is_zero()
-        || shown.detection.sampled.elapsed() <= settings.mask_max_age()
-}
-
-/// The masks drawn on a frame.
-#[derive(Default)]
-struct Drawn {
-    automatic: Option<Shown>,
-    /// Of the object that a person pointed at.
-    object: Option<Shown>,
 }
 
 #[glib::object_subclass]
@@ -304,48 +194,7 @@ impl ObjectImpl for AutoSam {
     }
 
     fn signals() -> &'static [glib::subclass::Signal] {
-        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(|| {
-            let detection = |name: &'static str| {
-                glib::subclass::Signal::builder(name).param_types([gst::Structure::static_type()]).build()
-            };
-            let action = |name: &'static str,
-                          types: &[glib::Type],
-                          wish: fn(&AutoSam, &[glib::Value]) -> Option<Wish>| {
-                glib::subclass::Signal::builder(name)
-                    .param_types(types.iter().copied())
-                    .return_type::<bool>()
-                    .action()
-                    .run_last()
-                    .class_handler(move |args| {
-                        let element = args.first().and_then(|v| v.get::<super::AutoSam>().ok());
-                        Some(element.is_some_and(|e| e.imp().ask(wish(e.imp(), args))).to_value())
-                    })
-                    .build()
-            };
-            vec![
-                detection("detection-started"),
-                detection("detection-ended"),
-                detection("prompt-started"),
-                detection("prompt-ended"),
-                detection("prompt-refused"),
-                action(
-                    "prompt-point",
-                    &[f64::static_type(), f64::static_type(), bool::static_type()],
-                    |imp, args| {
-                        let foreground = args.get(3).is_none_or(|v| v.get().unwrap_or(true));
-                        lock(&imp.pointer).point(place(args, 1), place(args, 2), foreground).map(Wish::Prompt)
-                    },
-                ),
-                action("prompt-box", &[f64::static_type(); 4], |imp, args| {
-                    let (x, y) = (place(args, 1), place(args, 2));
-                    lock(&imp.pointer).bounds(x, y, x + place(args, 3), y + place(args, 4)).map(Wish::Prompt)
-                }),
-                action("clear-prompts", &[], |_, _| Some(Wish::Clear)),
-                glib::subclass::Signal::builder("model-updated")
-                    .param_types([String::static_type(), bool::static_type(), String::static_type()])
-                    .build(),
-            ]
-        });
+        static SIGNALS: LazyLock<Vec<glib::subclass::Signal>> = LazyLock::new(signals::all);
         &SIGNALS
     }
 
@@ -536,7 +385,11 @@ impl BaseTransformImpl for AutoSam {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         state.apply_realtime_priority(settings.realtime_priority);
-        let drawn = if settings.enabled { self.work(state, &settings, buffer) } else { Drawn::default() };
+        let drawn = if settings.enabled {
+            drawing::draw(&self.obj(), state, &settings, buffer)
+        } else {
+            Drawn::default()
+        };
         let size = state.input.as_ref().map_or((0, 0), |input| (input.info.width, input.info.height));
         if settings.attach_meta {
             for shown in [&drawn.automatic, &drawn.object].into_iter().flatten() {

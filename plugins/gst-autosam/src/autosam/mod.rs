@@ -11,6 +11,7 @@ use gst::subclass::prelude::*;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
+mod drawing;
 mod imp;
 mod input;
 mod latency;
@@ -20,7 +21,9 @@ mod notify;
 mod pointing;
 mod properties;
 mod settings;
+mod signals;
 mod state;
+mod statistics;
 
 /// What the element logs under: `GST_DEBUG=autosam:LEVEL`.
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {

@@ -1,11 +1,13 @@
 //! What training promises: the SAM stays frozen to the bit, an interrupted run goes on as if unbroken, the same seed
 //! gives the same weights.
 
+mod processes;
+
 use autosam::data::augment::Augment;
 use autosam::data::loader::{Loader, LoaderConfig};
 use autosam::data::{Dataset, Pair};
 use autosam::engine::segmenter::ModelInput;
-use autosam::eval::predictor::{Mode, Predictor, Way};
+use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
 use autosam::frame::region::Region;
 use autosam::frame::resize::InputSize;
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
@@ -316,11 +318,6 @@ fn kill_9_loses_nothing() {
     assert_eq!(log.lines().count() as u64, steps);
 }
 
-/// A free port on loopback for the processes of a run.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn a_teacher_s_answers_are_learned_beside_the_masks() {
     let dir = tempfile::tempdir().unwrap();
@@ -353,99 +350,6 @@ fn a_teacher_s_answers_are_learned_beside_the_masks() {
 }
 
 #[test]
-fn two_processes_step_as_one_that_accumulates() {
-    let dir = tempfile::tempdir().unwrap();
-    let port = free_port();
-    // The embeddings are cached, by each process for itself.
-    let config = TrainConfig { views: 2, schedule: Schedule::Constant, ..config(5) };
-    let job = |config: TrainConfig, out: &str, rank: Option<usize>| Job {
-        cache: (dir.path().join(out).join("cache"), 1 << 30),
-        place: rank.map(|rank| Place {
-            rank,
-            size: 2,
-            local_rank: rank,
-            address: ("127.0.0.1".into(), port),
-        }),
-        ..job(config, dir.path(), out)
-    };
-    let one = fit_until(&job(TrainConfig { accumulate: 2, ..config.clone() }, "one", None), 0);
-    one.result.unwrap();
-    // Process 1 is asked to stop; both do, after the same step.
-    let long = TrainConfig { steps: 6, ..config };
-    let (first, second) = (job(long.clone(), "two", Some(0)), job(long, "two", Some(1)));
-    let (a, b) = std::thread::scope(|scope| {
-        let second = scope.spawn(|| fit_until(&second, 5));
-        (fit_until(&first, 0), second.join().unwrap())
-    });
-    for result in [a.result, b.result] {
-        assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
-    }
-    assert_eq!(a.losses, b.losses, "all processes tell the same loss");
-    for (one, two) in one.losses.iter().zip(&a.losses) {
-        assert!((one - two).abs() < 1e-6, "{one} in one process, {two} in two");
-    }
-    let checkpoint = |out: &str| weights::load(&dir.path().join(out).join("checkpoint.safetensors")).unwrap();
-    let (one, two) = (checkpoint("one"), checkpoint("two"));
-    let mut compared = 0;
-    for (name, tensor) in one.tensors.iter().filter(|(n, _)| n.starts_with("param/")) {
-        // Running statistics: one process moves them twice a step, two take the mean.
-        if !autosam::train::params::is_buffer(name) {
-            let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(values(tensor), values(&two.tensors[name]), "{name}");
-            compared += 1;
-        }
-    }
-    assert!(compared > 50, "{compared} tensors");
-    assert!(dir.path().join("two/cache/rank-1").is_dir());
-}
-
-/// One process of two is killed: the other says which, and both go on to the weights of an unbroken run.
-#[test]
-fn a_killed_process_ends_its_run_and_resume_goes_on() {
-    let dir = tempfile::tempdir().unwrap();
-    pictures(&dir.path().join("data"));
-    let steps = 12;
-    let config = TrainConfig { checkpoint_every: 1, ..config(steps) };
-    std::fs::write(dir.path().join("config.toml"), toml::to_string(&config).unwrap()).unwrap();
-    let sam = small_sam(dir.path());
-    let start = |out: &str, rank: usize, port: u16, resume: bool| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_autosam-video"));
-        command.arg("train").arg("--config").arg(dir.path().join("config.toml")).arg("--sam").arg(&sam);
-        command.arg("--data").arg(dir.path().join("data")).arg("--out").arg(dir.path().join(out));
-        command.args(resume.then_some("--resume"));
-        command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string()).env("WORLD_SIZE", "2");
-        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
-        command.spawn().unwrap()
-    };
-    let both = |out: &str, resume: bool| {
-        let port = free_port();
-        let processes = [start(out, 0, port, resume), start(out, 1, port, resume)];
-        processes.map(|p| p.wait_with_output().unwrap())
-    };
-    assert!(both("whole", false).iter().all(|p| p.status.success()));
-
-    let port = free_port();
-    let (mut first, mut second) = (start("broken", 0, port, false), start("broken", 1, port, false));
-    let log = dir.path().join("broken/log.jsonl");
-    let done = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
-    while done() < 3 {
-        assert!(first.try_wait().unwrap().is_none(), "the run ended before its third step");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    second.kill().unwrap();
-    second.wait().unwrap();
-    let first = first.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&first.stderr);
-    assert!(!first.status.success() && text.contains("process 1 of the run is gone"), "{text}");
-    assert!((done() as u64) < steps);
-
-    assert!(both("broken", true).iter().all(|p| p.status.success()));
-    assert_eq!(bytes(dir.path(), "whole"), bytes(dir.path(), "broken"));
-    assert_eq!(done() as u64, steps);
-}
-
-#[test]
 fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), "autosam", 2, 0, false).result.unwrap();
@@ -468,8 +372,8 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let h = dir.path().join("h/model.safetensors");
     for mode in [Mode::AutoSam, Mode::Lightweight, Mode::GtPoint, Mode::GtMask, Mode::AutoSamAsMaskPrompt] {
         let device = candle_core::Device::Cpu;
-        let way = Way { mode, region: Region::Full, ..Way::default() };
-        let mut predictor = Predictor::open(job.sam.as_deref(), Some(&h), way, &device).unwrap();
+        let way = EvalOptions { mode, region: Region::Full, ..EvalOptions::default() };
+        let mut predictor = LabelledPredictor::open(job.sam.as_deref(), Some(&h), way, &device).unwrap();
         let map = predictor.answer(&pair).unwrap();
         assert_eq!((map.width, map.height, map.data.len()), (64, 56, 64 * 56));
         let nothing = Pair { mask: GrayImage::new(pair.mask.width(), pair.mask.height()), ..pair.clone() };
@@ -479,10 +383,10 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
             assert_eq!(predictor.answer(&nothing).unwrap(), map);
         }
     }
-    let text = Predictor::open(
+    let text = LabelledPredictor::open(
         None,
         Some(&item.image),
-        Way { mode: Mode::Lightweight, ..Way::default() },
+        EvalOptions { mode: Mode::Lightweight, ..EvalOptions::default() },
         &candle_core::Device::Cpu,
     )
     .err()

@@ -5,6 +5,8 @@
 //! A tile `d` of 4x4 inputs becomes `V = Bᵀ d B`, a kernel `U = G g Gᵀ`; of the 16 products over channels `M = U V`, summed,
 //! the output is `Aᵀ M A`. The gradient of the kernel is the adjoint of that: `Gᵀ ((A dY Aᵀ) Vᵀ) G`.
 
+mod tiles;
+
 use super::common::{simd, sum_over_images};
 use super::epilogue::{ChannelEpilogue, Epilogue};
 use super::gemm::{MatRef, gemm, scratch};
@@ -16,6 +18,7 @@ use crate::runtime::operands::Args;
 use candle_core::{Result, Shape};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
+use tiles::{LANES, Lanes, Parted, Tiles, add, join, load, neg, sub};
 
 /// Numbers of a transformed tile.
 pub(crate) const POINTS: usize = 16;
@@ -26,30 +29,6 @@ const BLOCK: usize = 2 * 1024 * 1024;
 const FEW: usize = 16;
 /// Channels that a thread takes at a time.
 const CHANNELS: usize = 8;
-
-/// Neighbouring tiles, worked on together.
-const LANES: usize = 8;
-type Lanes = [f32; LANES];
-
-#[inline(always)]
-fn load(from: &[f32], at: usize) -> Lanes {
-    std::array::from_fn(|i| from[at..at + LANES][i])
-}
-
-#[inline(always)]
-fn add(a: Lanes, b: Lanes) -> Lanes {
-    std::array::from_fn(|i| a[i] + b[i])
-}
-
-#[inline(always)]
-fn sub(a: Lanes, b: Lanes) -> Lanes {
-    std::array::from_fn(|i| a[i] - b[i])
-}
-
-#[inline(always)]
-fn neg(a: Lanes) -> Lanes {
-    std::array::from_fn(|i| -a[i])
-}
 
 /// True where this is the convolution of kernels of such a shape.
 pub(crate) fn applies(kernels: &[usize], cfg: Conv2d) -> bool {
@@ -104,38 +83,6 @@ pub(crate) struct Winograd {
     pub o: usize,
     pub h: usize,
     pub w: usize,
-}
-
-/// A row of tiles' inputs or outputs, even columns and odd ones apart, with room for a whole [`Lanes`] at the end.
-struct Parted<'a> {
-    even: &'a mut [f32],
-    odd: &'a mut [f32],
-}
-
-/// Where transformed tiles of one channel lie: point p of tile t at `first + p · stride + t`.
-#[derive(Clone, Copy)]
-struct Tiles {
-    shared: Shared,
-    first: usize,
-    stride: usize,
-}
-
-impl Tiles {
-    /// # Safety
-    /// As [`Shared::at`], for the [`LANES`] tiles from `tile` on.
-    #[inline(always)]
-    unsafe fn put(self, point: usize, tile: usize, lanes: Lanes) {
-        unsafe {
-            self.shared.at(self.first + point * self.stride + tile).cast::<Lanes>().write_unaligned(lanes)
-        }
-    }
-
-    /// # Safety
-    /// As [`Tiles::put`]; they are initialised, and nothing writes them meanwhile.
-    #[inline(always)]
-    unsafe fn get(self, point: usize, tile: usize) -> Lanes {
-        unsafe { self.shared.at(self.first + point * self.stride + tile).cast::<Lanes>().read_unaligned() }
-    }
 }
 
 impl Winograd {
@@ -489,19 +436,6 @@ unsafe impl Kernel for Transformed {
         let g = Winograd::of(args)?;
         g.forward(&args.get(0)?, &args.get(1)?, self.epilogue.per_channel(g.o)?.as_ref(), out);
         Ok(())
-    }
-}
-
-/// Even and odd columns, one after the other.
-#[inline(always)]
-fn join(parted: &Parted, line: &mut [f32]) {
-    let (pairs, rest) = line.as_chunks_mut::<2>();
-    let across = pairs.len();
-    for ((pair, even), odd) in pairs.iter_mut().zip(&*parted.even).zip(&*parted.odd) {
-        *pair = [*even, *odd];
-    }
-    if let [last] = rest {
-        *last = parted.even[across];
     }
 }
 

@@ -1,6 +1,10 @@
-//! One inference recorded as a CUDA graph: its hundreds of launches become one, and the CPU has next to nothing to do. Frames go up and
-//! maps come back through pinned memory.
+//! One inference captured as a CUDA graph: one launch instead of hundreds, so the CPU has little to do. Inputs and probability maps
+//! are copied through pinned memory.
 
+use super::Inference;
+use super::warm_up::WarmUp;
+use crate::pixels::{map_of, normalise_bytes, probability_bytes};
+use autosam_frame::map::{ModelInput, ProbMap};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, PinnedHostSlice, sys};
@@ -9,18 +13,12 @@ use candle_core::{
 };
 use std::thread::{self, ThreadId};
 
-/// Inferences of a size before it is recorded: all kernels are loaded then, and what they take from the CPU lies on the GPU.
-const WARM_UP: usize = 2;
-
-/// Runs an inference and, once it came often enough, replays it.
+/// Runs inferences on a GPU and, after a few of the same size on the same thread, replays them.
 #[derive(Default)]
-pub(super) struct Recorder {
+pub(crate) struct CudaGraphExecutor {
+    /// Width and height of the input.
     size: (usize, usize),
-    /// Inferences of this size on this thread so far.
-    seen: usize,
-    recorded: Option<Recorded>,
-    /// Recording failed once: it would again.
-    gave_up: bool,
+    recorded: WarmUp<Recorded>,
 }
 
 struct Recorded {
@@ -35,48 +33,46 @@ struct Recorded {
     thread: ThreadId,
 }
 
-// SAFETY: the graph is launched by one thread at a time, the owner's (`Recorder::run` takes `&mut self`).
+// SAFETY: the graph is launched by one thread at a time, the owner's (`CudaGraphExecutor::run` takes `&mut self`).
 unsafe impl Send for Recorded {}
 
-impl Recorder {
-    #[cfg(test)]
+impl CudaGraphExecutor {
     pub fn replays(&self) -> bool {
-        self.recorded.is_some()
+        self.recorded.graph().is_some()
     }
 
-    /// `read` of what `compute` makes of `rgb`, `width · height · 3` bytes: from `[H, W, 3]` bytes on the GPU to bytes there, always by
-    /// the same operations.
-    pub fn run<R>(
+    /// Writes the probability map of `sample` to `out`: bytes `[H, W, 3]` go to the GPU, bytes come back.
+    pub fn run(
         &mut self,
-        device: &CudaDevice,
-        rgb: &[u8],
-        (width, height): (usize, usize),
-        compute: impl Fn(&Tensor) -> crate::Result<Tensor>,
-        read: impl FnOnce(&[u8]) -> R,
-    ) -> crate::Result<R> {
+        inference: &Inference,
+        sample: &ModelInput,
+        out: &mut ProbMap,
+    ) -> crate::Result<()> {
+        let device = inference.network.device().as_cuda_device()?;
+        let (size, mode, mirrors) = (inference.size(), inference.mode, inference.mirrors());
+        let compute = |rgb: &Tensor| -> crate::Result<Tensor> {
+            let x = normalise_bytes(rgb, size)?;
+            Ok(probability_bytes(&inference.logits(&x)?, size, mode)?)
+        };
+        let mut read = |p: &[u8]| map_of(p, |p| p, size, sample, mirrors, out);
+        let (rgb, shape) = (&sample.rgb, (sample.width, sample.height));
         let here = thread::current().id();
-        let known = self.recorded.as_ref().is_none_or(|r| r.thread == here);
-        if self.size != (width, height) || !known {
-            *self = Self { size: (width, height), gave_up: self.gave_up, ..Self::default() };
+        let known = self.recorded.graph().is_none_or(|r| r.thread == here);
+        if self.size != shape || !known {
+            self.size = shape;
+            self.recorded.restart();
         }
-        if self.recorded.is_none() && self.seen >= WARM_UP && !self.gave_up {
-            match record(device, (width, height), &compute) {
-                Ok(recorded) => self.recorded = Some(recorded),
-                Err(e) => {
-                    tracing::warn!("cannot record a CUDA graph; inference will be slower: {e}");
-                    self.gave_up = true;
-                }
-            }
-        }
-        self.seen += 1;
-        match &mut self.recorded {
-            Some(recorded) => Ok(read(recorded.replay(device, rgb)?)),
+        let failed = "cannot record a CUDA graph; inference will be slower";
+        match self.recorded.next(|| record(device, shape, compute), failed) {
+            Some(recorded) => read(recorded.replay(device, rgb)?),
             None => {
                 let _cache = device.enable_cuda_graph_htod_cache();
-                let input = Tensor::from_slice(rgb, (height, width, 3), &Device::Cuda(device.clone()))?;
-                Ok(read(&compute(&input)?.flatten_all()?.to_vec1()?))
+                let input =
+                    Tensor::from_slice(rgb, (sample.height, sample.width, 3), &Device::Cuda(device.clone()))?;
+                read(&compute(&input)?.flatten_all()?.to_vec1::<u8>()?);
             }
         }
+        Ok(())
     }
 }
 
@@ -98,7 +94,7 @@ fn record(
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
     computed?;
     let Some(graph) = graph? else {
-        return Err(crate::Error::invalid("nothing was recorded"));
+        return Err(crate::Error::device("nothing was recorded"));
     };
     let context = stream.context();
     // SAFETY: bytes may hold anything; both are written before they are read.

@@ -1,20 +1,17 @@
-//! Opens models for the engine. Who opens the same shares its weights.
+//! Opens models for the engine, which sees them as a [`Segmenter`]. Models opened from the same file share their weights.
 
-#[cfg(feature = "cuda")]
-use super::graph;
-#[cfg(feature = "cuda")]
-use super::pixels::{map_of, normalise_bytes, probability_bytes};
-use super::replay::Replay;
-use super::{Arithmetic, AutoSam, MaskMode, ModelOptions, Precision, Views, checkpoint};
+use crate::arithmetic::Arithmetic;
+use crate::autosam::AutoSam;
+use crate::network::Network;
+use crate::options::ModelOptions;
+use crate::predictor::{Predictor, PredictorOptions};
 use crate::weights::Checkpoint;
-use crate::{Error, Result};
+use crate::{Error, Precision, Result, checkpoint};
 use autosam_engine::segmenter::{ObjectPrompt, Segmenter};
 use autosam_frame::map::{ModelInput, ProbMap};
 use autosam_frame::resize::InputSize;
 use autosam_ops as ops;
-#[cfg(feature = "cuda")]
-use candle_core::Tensor;
-use candle_core::{Device, DeviceLocation};
+use candle_core::{Device, DeviceLocation, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
@@ -40,7 +37,33 @@ impl Origin {
 }
 
 /// A model, and what it computes in.
-type Opened = (AutoSam, Arithmetic);
+#[derive(Debug)]
+struct Opened {
+    model: AutoSam,
+    arithmetic: Arithmetic,
+}
+
+impl Opened {
+    fn new(checkpoint: &Checkpoint, device: &Device, precision: Precision) -> Result<Arc<Self>> {
+        let (model, arithmetic) = AutoSam::with_precision(checkpoint, device, precision)?;
+        Ok(Arc::new(Self { model, arithmetic }))
+    }
+}
+
+impl Network for Opened {
+    fn input_size(&self) -> InputSize {
+        self.model.input_size()
+    }
+    fn device(&self) -> &Device {
+        self.model.device()
+    }
+    fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        self.model.logits(x)
+    }
+    fn logits_with_object(&self, x: &Tensor, prompt: &ObjectPrompt) -> Result<(Tensor, Tensor)> {
+        self.model.logits_with_object(x, prompt)
+    }
+}
 
 /// The model of `location` on `device` for `precision`: one copy of its weights in the process, for as long as anybody uses it.
 fn shared(location: Option<&Path>, device: &Device, precision: Precision) -> Result<Arc<Opened>> {
@@ -52,7 +75,7 @@ fn shared(location: Option<&Path>, device: &Device, precision: Precision) -> Res
     if let Some(model) = open.iter().find(|(o, _)| *o == origin).and_then(|(_, model)| model.upgrade()) {
         return Ok(model);
     }
-    let model = Arc::new(AutoSam::with_precision(&checkpoint(location)?, device, precision)?);
+    let model = Opened::new(&checkpoint(location)?, device, precision)?;
     open.push((origin, Arc::downgrade(&model)));
     Ok(model)
 }
@@ -68,65 +91,28 @@ pub fn open(location: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn S
 /// [`open`] of weights that are in memory, shared with nobody.
 pub fn open_checkpoint(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
     let device = options.device.resolve()?;
-    let model = Arc::new(AutoSam::with_precision(checkpoint, &device, options.precision)?);
+    let model = Opened::new(checkpoint, &device, options.precision)?;
     Ok(Box::new(AutoSamSegmenter::new(model, options)))
 }
 
-/// A GPU's stream takes one inference at a time: one that is being recorded would take in another's.
-static TURN: Mutex<()> = Mutex::new(());
-
 /// An [`AutoSam`] as the engine sees it.
-struct AutoSamSegmenter {
-    model: Arc<Opened>,
-    mask_mode: MaskMode,
-    views: Views,
-    replay: Replay,
-    #[cfg(feature = "cuda")]
-    recorder: graph::Recorder,
-}
+struct AutoSamSegmenter(Predictor<Arc<Opened>>);
 
 impl AutoSamSegmenter {
     fn new(model: Arc<Opened>, options: &ModelOptions) -> Self {
-        Self {
-            model,
-            mask_mode: options.mask_mode,
-            views: options.views,
-            replay: Replay::default(),
-            #[cfg(feature = "cuda")]
-            recorder: graph::Recorder::default(),
-        }
-    }
-
-    /// On a GPU, on this thread alone: one view is recorded and replayed.
-    fn on_a_gpu(&mut self, sample: &ModelInput) -> Result<Vec<ProbMap>> {
-        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let opened = self.model.clone();
-        let (model, products) = (&opened.0, opened.1.products);
-        #[cfg(feature = "cuda")]
-        if let (Device::Cuda(device), Views::One) = (&model.device, self.views) {
-            let (size, mode) = (model.input.side, self.mask_mode);
-            let compute = |rgb: &Tensor| -> Result<Tensor> {
-                let x = normalise_bytes(rgb, size)?;
-                Ok(probability_bytes(&ops::autocast(products, || model.forward(&x))?, size, mode)?)
-            };
-            let read = |p: &[u8]| {
-                let mut map = ProbMap::default();
-                map_of(p, |p| p, size, sample, self.views.mirrors(), &mut map);
-                vec![map]
-            };
-            return self.recorder.run(device, &sample.rgb, (sample.width, sample.height), compute, read);
-        }
-        model.maps(std::slice::from_ref(sample), self.mask_mode, self.views, products)
+        let ModelOptions { mask_mode, views, .. } = *options;
+        let products = model.arithmetic.products;
+        Self(Predictor::replaying(model, PredictorOptions { mask_mode, views, products }))
     }
 }
 
 impl Segmenter for AutoSamSegmenter {
     fn input_size(&self) -> InputSize {
-        self.model.0.input_size()
+        self.0.network().input_size()
     }
 
     fn runs_on_gpu(&self) -> bool {
-        !self.model.0.device.is_cpu()
+        !self.0.network().device().is_cpu()
     }
 
     fn on_each_thread(&self, f: &(dyn Fn() + Sync)) {
@@ -134,14 +120,7 @@ impl Segmenter for AutoSamSegmenter {
     }
 
     fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> Result<()> {
-        if self.model.0.device.is_cpu() {
-            let Self { model, mask_mode, views, replay, .. } = self;
-            return ops::in_pool(|| replay.run(&model.0, sample, *mask_mode, *views, out));
-        }
-        if let Some(map) = self.on_a_gpu(sample)?.into_iter().next_back() {
-            *out = map;
-        }
-        Ok(())
+        self.0.segment(sample, out)
     }
 
     fn takes_prompts(&self) -> bool {
@@ -155,14 +134,7 @@ impl Segmenter for AutoSamSegmenter {
         out: &mut ProbMap,
         object: &mut ProbMap,
     ) -> Result<()> {
-        let (model, products) = (&self.model.0, self.model.1.products);
-        let run = || model.maps_with_object(sample, prompt, self.mask_mode, self.views, products);
-        (*out, *object) = if model.device.is_cpu() {
-            ops::in_pool(run)?
-        } else {
-            let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-            run()?
-        };
+        (*out, *object) = self.0.segment_object(sample, prompt)?;
         Ok(())
     }
 }
@@ -172,7 +144,7 @@ mod tests {
     use super::*;
     use crate::SHIPPED;
     #[cfg(feature = "cuda")]
-    use crate::{DeviceChoice, ModelConfig};
+    use crate::{DeviceChoice, ModelConfig, Views};
 
     /// Eagerly and replayed as a graph, in f32 and in 16 bits.
     #[cfg(feature = "cuda")]
@@ -180,7 +152,7 @@ mod tests {
     fn a_gpu_answers_as_the_cpu() {
         let side = ModelConfig::of(&checkpoint(None).unwrap()).unwrap().sam.image_size;
         let (width, height) = (side, side - 60);
-        let sample = |centre: f32| crate::tests::lesion(width, height, [centre, 80.0, 45.0]);
+        let sample = |centre: f32| crate::testing::lesion(width, height, [centre, 80.0, 45.0]);
         let answer = |device, precision, views, centres: &[f32]| -> Result<Vec<Vec<u8>>> {
             let options = ModelOptions { device, precision, views, ..ModelOptions::default() };
             let mut segmenter = open(None, &options)?;
@@ -193,10 +165,10 @@ mod tests {
             let options =
                 ModelOptions { device: DeviceChoice::Cuda(0), precision, ..ModelOptions::default() };
             let device = options.device.resolve().unwrap();
-            let model = AutoSam::with_precision(&checkpoint(None).unwrap(), &device, precision).unwrap();
-            let mut segmenter = AutoSamSegmenter::new(Arc::new(model), &options);
+            let model = Opened::new(&checkpoint(None).unwrap(), &device, precision).unwrap();
+            let mut segmenter = AutoSamSegmenter::new(model, &options);
             (0..4).for_each(|_| segmenter.segment(&sample(90.0), &mut ProbMap::default()).unwrap());
-            segmenter.recorder.replays()
+            segmenter.0.replays()
         };
         let centres = [90.0, 120.0, 150.0, 180.0, 90.0];
         for views in [Views::One, Views::Two] {

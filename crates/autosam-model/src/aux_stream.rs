@@ -1,4 +1,4 @@
-//! A second stream of a GPU: what is small and independent is computed there beside what is large.
+//! A second stream of a GPU: the small generator is computed there in parallel with the large encoder.
 
 use crate::Result;
 use autosam_ops::device;
@@ -7,22 +7,22 @@ use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};
 use std::sync::Arc;
 
-/// A GPU's main stream and one beside it. To candle they are two devices: tensors of one are of no use to the other.
+/// A GPU's main stream and an auxiliary one. To candle they are two devices, which cannot use each other's tensors.
 #[derive(Debug)]
-pub(super) struct Side {
+pub(super) struct AuxStream {
     main: CudaDevice,
     side: Device,
 }
 
-/// What is being computed beside the main stream.
+/// A computation in progress on the auxiliary stream.
 pub(super) struct Pending {
     result: Tensor,
     done: CudaEvent,
     main: Arc<CudaStream>,
 }
 
-impl Side {
-    /// `None` where `device` is no GPU.
+impl AuxStream {
+    /// `None` if `device` is not a GPU.
     ///
     /// # Errors
     /// The driver's.
@@ -32,12 +32,13 @@ impl Side {
         Ok(Some(Self { main: main.clone(), side }))
     }
 
-    /// Where the weights lie that [`Self::begin`] needs.
+    /// The device on which [`Self::begin`] needs the weights.
     pub fn device(&self) -> &Device {
         &self.side
     }
 
-    /// `compute` of `x`, which is f32 on the main stream, there and back in f32; in a recording it becomes a branch of its own.
+    /// Starts `compute` of `x` on the auxiliary stream; `x` and the result are f32 on the main stream. In a captured graph this becomes
+    /// a parallel branch.
     pub fn begin(&self, x: &Tensor, compute: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Pending> {
         let (main, side) = (self.main.cuda_stream(), self.side.as_cuda_device()?.cuda_stream());
         side.join(&main).w()?;
@@ -52,14 +53,14 @@ impl Side {
 }
 
 impl Pending {
-    /// The result, which the main stream waits for from here on.
+    /// The result. The main stream waits for it from here on.
     pub fn join(self) -> Result<Tensor> {
         self.main.wait(&self.done).w()?;
         Ok(self.result)
     }
 }
 
-/// Copies a tensor of the side into one of the main stream, as the side's work.
+/// Copies a tensor of the auxiliary stream into one of the main stream, on the auxiliary stream.
 struct Fill<'a> {
     from: &'a Tensor,
     side: &'a Arc<CudaStream>,

@@ -1,64 +1,41 @@
-//! One inference on a CPU captured as a graph and replayed in memory that stays, as [`super::graph`] does on a GPU.
+//! One inference on a CPU, captured as a graph and replayed in memory that is kept.
 
-use super::pixels::{byte, check, map_of, normalise_into, probability};
-use super::{AutoSam, MaskMode, Views};
+use super::Inference;
+use super::warm_up::WarmUp;
 use crate::Result;
+use crate::pixels::{byte, check, map_of, normalise_into, probability};
 use autosam_frame::map::{ModelInput, ProbMap};
 use autosam_ops::CapturedGraph;
 use candle_core::{Device, Tensor};
 
-/// Inferences before one is captured, which takes as long as three: a few frames are done before.
-const WARM_UP: usize = 2;
-
-/// Runs inferences and, once there were a few, replays them.
+/// Runs inferences on a CPU and, after a few, replays them without allocation.
 #[derive(Default)]
-pub(super) struct Replay {
-    seen: usize,
-    graph: Option<CapturedGraph>,
-    /// Capturing failed once: it would again.
-    gave_up: bool,
-}
+pub(crate) struct Plan(WarmUp<CapturedGraph>);
 
-impl Replay {
-    #[cfg(test)]
+impl Plan {
     pub fn replays(&self) -> bool {
-        self.graph.is_some()
+        self.0.graph().is_some()
     }
 
-    /// The probability map of `sample`, the mean over its `views`; always by the same `model`, mode and views.
-    pub fn run(
-        &mut self,
-        model: &AutoSam,
-        sample: &ModelInput,
-        mode: MaskMode,
-        views: Views,
-        out: &mut ProbMap,
-    ) -> Result<()> {
-        let (size, mirrors) = (model.input.side, views.mirrors());
+    /// Writes the probability map of `sample` to `out`; `inference` must be the same at every call.
+    pub fn run(&mut self, inference: &Inference, sample: &ModelInput, out: &mut ProbMap) -> Result<()> {
+        let (size, mirrors) = (inference.size(), inference.mirrors());
         let shape = (mirrors.len(), 3, size, size);
-        let network = |x: &Tensor| -> Result<Tensor> { Ok(probability(&model.forward(x)?, size, mode)?) };
+        let network =
+            |x: &Tensor| -> Result<Tensor> { Ok(probability(&inference.logits(x)?, size, inference.mode)?) };
         check(std::slice::from_ref(sample), size)?;
-        if self.graph.is_none() && self.seen >= WARM_UP && !self.gave_up {
-            match CapturedGraph::capture(shape, |x| network(x).map_err(candle_core::Error::wrap)) {
-                Ok(graph) => {
-                    tracing::debug!(bytes = graph.memory(), "inferences are replayed without allocation");
-                    self.graph = Some(graph);
-                }
-                Err(e) => {
-                    tracing::warn!(
-                        "cannot replay inferences; inference will be slower and use more memory: {e}"
-                    );
-                    self.gave_up = true;
-                }
-            }
-        }
-        self.seen += 1;
         let fill = |x: &mut [f32]| {
             for (x, mirror) in x.chunks_exact_mut(3 * size * size).zip(mirrors) {
                 normalise_into(sample, *mirror, size, x);
             }
         };
-        match &mut self.graph {
+        let capture = || {
+            let graph = CapturedGraph::capture(shape, |x| network(x).map_err(candle_core::Error::wrap))?;
+            tracing::debug!(bytes = graph.memory(), "inferences are replayed without allocation");
+            Ok::<_, candle_core::Error>(graph)
+        };
+        let failed = "cannot replay inferences; inference will be slower and use more memory";
+        match self.0.next(capture, failed) {
             Some(graph) => graph.run(fill, |p| map_of(p, byte, size, sample, mirrors, out))?,
             None => {
                 let mut x = vec![0f32; mirrors.len() * 3 * size * size];
@@ -79,35 +56,8 @@ mod tests {
     use crate::sam::{DecoderConfig, EncoderConfig, SamConfig};
     use crate::weights::Checkpoint;
     use crate::weights::init::initialise;
-    use crate::{Calibration, ModelConfig, checkpoint};
-    use autosam_ops as ops;
+    use crate::{AutoSam, Calibration, ModelConfig};
     use std::collections::HashMap;
-
-    /// The shipped model, in every mode and number of views.
-    #[test]
-    fn inferences_are_replayed_and_give_what_they_gave() {
-        let model = AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap();
-        let (width, height) = (model.image_size(), model.image_size() - 61);
-        let sample = |centre: f32| crate::tests::lesion(width, height, [centre, 80.0, 45.0]);
-        let cases = [
-            (MaskMode::Sigmoid, Views::One),
-            (MaskMode::Sigmoid, Views::Four),
-            (MaskMode::MinMax, Views::One),
-            (MaskMode::MinMax, Views::Two),
-        ];
-        for (mode, views) in cases {
-            let mut replay = Replay::default();
-            let mut map = ProbMap::default();
-            for (i, centre) in [90.0, 130.0, 170.0, 110.0, 90.0].into_iter().enumerate() {
-                let sample = sample(centre);
-                ops::in_pool(|| replay.run(&model, &sample, mode, views, &mut map)).unwrap();
-                assert_eq!(replay.replays(), i >= WARM_UP, "{mode:?}, {views:?}");
-                let expected = model.maps(&[sample], mode, views, None).unwrap().remove(0);
-                assert_eq!(map, expected, "{mode:?}, {views:?}, picture {i}");
-                assert!(map.data.iter().any(|p| *p > 127));
-            }
-        }
-    }
 
     /// SAM's ViT with windows and a grid and the published generators; EfficientNet-Lite on both sides, with a say about presence.
     #[test]

@@ -1,0 +1,59 @@
+//! Signals of the element: detections and prompts for applications, and actions by which they prompt.
+
+use super::pointing::{Pointer, Wish};
+use gst::glib;
+use gst::glib::subclass::Signal;
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+
+/// All of them.
+pub fn all() -> Vec<Signal> {
+    let detection =
+        |name: &'static str| Signal::builder(name).param_types([gst::Structure::static_type()]).build();
+    vec![
+        detection("detection-started"),
+        detection("detection-ended"),
+        detection("prompt-started"),
+        detection("prompt-ended"),
+        detection("prompt-refused"),
+        action(
+            "prompt-point",
+            &[f64::static_type(), f64::static_type(), bool::static_type()],
+            |pointer, args| {
+                let foreground = args.get(3).is_none_or(|v| v.get().unwrap_or(true));
+                pointer.point(place(args, 1), place(args, 2), foreground).map(Wish::Prompt)
+            },
+        ),
+        action("prompt-box", &[f64::static_type(); 4], |pointer, args| {
+            let (x, y) = (place(args, 1), place(args, 2));
+            pointer.bounds(x, y, x + place(args, 3), y + place(args, 4)).map(Wish::Prompt)
+        }),
+        action("clear-prompts", &[], |_, _| Some(Wish::Clear)),
+        Signal::builder("model-updated")
+            .param_types([String::static_type(), bool::static_type(), String::static_type()])
+            .build(),
+    ]
+}
+
+/// A signal that applications emit; `wish` makes a wish of its arguments, the element being the first. Its result: whether the wish was accepted.
+fn action(
+    name: &'static str,
+    types: &[glib::Type],
+    wish: fn(&mut Pointer, &[glib::Value]) -> Option<Wish>,
+) -> Signal {
+    Signal::builder(name)
+        .param_types(types.iter().copied())
+        .return_type::<bool>()
+        .action()
+        .run_last()
+        .class_handler(move |args| {
+            let element = args.first().and_then(|v| v.get::<super::AutoSam>().ok());
+            Some(element.is_some_and(|e| e.imp().ask_by(|pointer| wish(pointer, args))).to_value())
+        })
+        .build()
+}
+
+/// Argument `i` of an action signal, a coordinate; outside every frame if it is missing.
+fn place(args: &[glib::Value], i: usize) -> f64 {
+    args.get(i).and_then(|v| v.get().ok()).unwrap_or(f64::NAN)
+}
