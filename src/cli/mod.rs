@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::fmt::format::FmtSpan;
 
+// First, because its macros are in scope from here on.
+#[macro_use]
+mod print;
+
 mod archive;
 mod bench;
 mod data;
@@ -65,6 +69,11 @@ fn serve_metrics(address: Option<SocketAddr>) -> anyhow::Result<()> {
 }
 
 pub fn main() -> ExitCode {
+    print::finish(command())
+}
+
+/// Parses the command line and runs its command.
+fn command() -> ExitCode {
     let cli = match settings::parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -84,6 +93,8 @@ pub fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
         .with_span_events(FmtSpan::CLOSE)
+        // They are written to stderr, by a macro that panics if stderr is closed.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match cli.log_format {
         LogFormat::Text => log.init(),

@@ -12,7 +12,9 @@ pub struct Completions {
 }
 
 pub fn completions(args: Completions) -> anyhow::Result<()> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "autosam-video", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "autosam-video", &mut script);
+    print!("{}", String::from_utf8(script)?);
     Ok(())
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Seen {
     track: usize,
     /// Video tracks, each with its format.
     tracks: Mutex<Vec<String>>,
+    /// Names of the video pads that are there now. A transport stream may replace all of them in the middle.
+    current: Mutex<Vec<String>>,
     /// Whether there is sound, which may last longer than the video.
     audio: AtomicBool,
     /// Frames that the decoder reports as incomplete.
@@ -102,14 +104,24 @@ pub(super) fn watch(source: &gst::Element, upright: &gst::Element, seen: &Arc<Se
             return;
         }
         let number = {
-            let mut tracks = streams.tracks();
-            tracks.push(size_of(&caps));
-            tracks.len()
+            let mut current = streams.current.lock().unwrap_or_else(PoisonError::into_inner);
+            current.push(pad.name().to_string());
+            current.len()
         };
+        let mut tracks = streams.tracks();
+        if number > tracks.len() {
+            tracks.push(size_of(&caps));
+        }
+        drop(tracks);
         // Audio and further tracks stay unlinked.
         if number == streams.track && !sink.is_linked() && pad.link(&sink).is_err() {
             gst::glib::g_warning!("autosam", "the video stream cannot be converted to RGB");
         }
+    });
+    let streams = seen.clone();
+    source.connect_pad_removed(move |_, pad| {
+        let mut current = streams.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.retain(|name| *name != pad.name());
     });
     let streams = seen.clone();
     source.connect("unknown-type", false, move |values| {

@@ -150,6 +150,28 @@ fn packets_missing_from_a_transport_stream_are_reported_and_joined_recordings_ar
 }
 
 #[test]
+fn a_transport_stream_whose_program_changes_is_read_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = Vec::new();
+    // Recordings of two devices: other packet numbers, and another codec.
+    for (number, chain) in [(256, H264), (512, H264), (256, MPEG2)] {
+        let part = dir.path().join("part.ts");
+        let source = moving(20, "width=160,height=120,framerate=25/1");
+        let location = part.display();
+        make(&format!(
+            "{source} ! {chain} ! m.sink_{number} mpegtsmux name=m ! filesink location={location}"
+        ));
+        bytes.extend(std::fs::read(part).unwrap());
+    }
+    let (video, output) = (dir.path().join("v.ts"), dir.path().join("o.mp4"));
+    std::fs::write(&video, bytes).unwrap();
+    good(&video, &output, &[]);
+    let frames = decoded(&output).len();
+    // Elementary streams without an end code keep their last frame.
+    assert!((57..=60).contains(&frames), "{frames} frames");
+}
+
+#[test]
 fn frames_that_a_damaged_mp4_has_lost_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let (full, damaged) = (dir.path().join("full.mp4"), dir.path().join("damaged.mp4"));

@@ -335,8 +335,8 @@ fn a_model_s_time_is_known_before_the_first_frame() {
     assert!((0..3).any(known), "{assumed:?} is only assumed");
 }
 
-#[test]
-fn a_live_pipeline_with_a_sink_that_syncs_renders_every_frame() {
+/// Frames that a live pipeline renders and drops, whose model takes long.
+fn rendered_and_dropped() -> (u64, u64) {
     // Longer than a sink waits for a late frame (20 ms).
     let (element, _) = slow(&[ACCURATE], Duration::from_millis(50));
     element.set_bus(None);
@@ -363,7 +363,14 @@ fn a_live_pipeline_with_a_sink_that_syncs_renders_every_frame() {
     let stats = inner.property::<gst::Structure>("stats");
     let (rendered, dropped) = (stats.get::<u64>("rendered").unwrap(), stats.get::<u64>("dropped").unwrap());
     pipeline.set_state(gst::State::Null).unwrap();
-    assert_eq!((rendered, dropped), (20, 0));
+    (rendered, dropped)
+}
+
+#[test]
+fn a_live_pipeline_with_a_sink_that_syncs_renders_every_frame() {
+    // A machine that is busy with other work may be late by chance. Without the latency nearly every frame is late, always.
+    let mut played = (0..3).map(|_| rendered_and_dropped());
+    assert!(played.any(|frames| frames == (20, 0)), "three times frames were dropped");
 }
 
 #[test]

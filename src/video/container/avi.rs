@@ -15,26 +15,41 @@ pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Pr
         if &head[..4] != b"RIFF" {
             break;
         }
-        let end = at + HEADER + u64::from(little(&head, 4).unwrap_or(0));
+        let size = little(&head, 4).unwrap_or(0);
+        // A program that writes into a pipe cannot go back to fill in the size and the number of frames.
+        let streamed = matches!(size, 0 | u32::MAX);
+        let end = if streamed { length } else { at + HEADER + u64::from(size) };
         if end > length {
             promise.faults.push(cut_short(length, end));
         }
-        if at == 0 {
+        if at == 0 && !streamed {
             let mut header = Vec::new();
             file.by_ref().take(1 << 16).read_to_end(&mut header)?;
             promise.seconds = seconds(&header);
         }
-        if let Some(broken) = broken(file, at + 12, end.min(length))? {
-            promise.faults.push(damaged_at(broken));
-            break;
+        match chunks(file, at + 12, end.min(length))? {
+            Chunks::Broken(at) => {
+                promise.faults.push(damaged_at(at));
+                break;
+            }
+            Chunks::Until(last) if streamed && last > length => promise.faults.push(cut_short(length, last)),
+            Chunks::Until(_) => {}
         }
         at = end.next_multiple_of(2);
     }
     Ok(promise)
 }
 
-/// Where the chunks between `at` and `end` do not follow each other.
-fn broken(file: &mut (impl Read + Seek), mut at: u64, end: u64) -> std::io::Result<Option<u64>> {
+/// A sequence of chunks.
+enum Chunks {
+    /// The place where they do not follow each other.
+    Broken(u64),
+    /// The end of the last one, which may be behind the end of the file.
+    Until(u64),
+}
+
+/// The chunks between `at` and `end`.
+fn chunks(file: &mut (impl Read + Seek), mut at: u64, end: u64) -> std::io::Result<Chunks> {
     let (mut odd, mut again) = (false, false);
     file.seek(SeekFrom::Start(at))?;
     while at + HEADER <= end {
@@ -42,7 +57,7 @@ fn broken(file: &mut (impl Read + Seek), mut at: u64, end: u64) -> std::io::Resu
         if !head[..4].iter().all(|byte| (0x20..0x7f).contains(byte)) {
             // Some programs do not fill up chunks of odd length.
             if !odd || again {
-                return Ok(Some(at + u64::from(again)));
+                return Ok(Chunks::Broken(at + u64::from(again)));
             }
             again = true;
             at -= 1;
@@ -66,7 +81,7 @@ fn broken(file: &mut (impl Read + Seek), mut at: u64, end: u64) -> std::io::Resu
         file.seek_relative(step.cast_signed())?;
         at += step;
     }
-    Ok(None)
+    Ok(Chunks::Until(at))
 }
 
 fn little(data: &[u8], at: usize) -> Option<u32> {

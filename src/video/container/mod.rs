@@ -93,7 +93,7 @@ mod mp4 {
     pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Promise> {
         let mut promise = Promise::default();
         let (mut at, mut track, mut fragments) = (0, None, Vec::new());
-        let mut tables = 0;
+        let (mut tables, mut indexed) = (0, 0);
         while at + 8 <= length {
             file.seek(SeekFrom::Start(at))?;
             let head: [u8; 8] = bytes(file)?;
@@ -115,15 +115,20 @@ mod mp4 {
             }
             let kind = &head[4..];
             tables += usize::from(kind == b"moov");
-            if (kind == b"moov" || kind == b"moof") && size <= LARGEST {
+            if matches!(kind, b"moov" | b"moof" | b"sidx") && size <= LARGEST {
                 let mut data = vec![0; (size - header) as usize];
                 file.read_exact(&mut data)?;
                 match kind {
                     b"moov" => track = video_track(&data),
+                    b"sidx" => indexed = indexed.max(end.saturating_add(referenced(&data).unwrap_or(0))),
                     _ => fragments.push(data),
                 }
             }
             at = end;
+        }
+        // Files that end between two fragments.
+        if indexed > length && promise.faults.is_empty() {
+            promise.faults.push(cut_short(length, indexed));
         }
         promise.hopeless = (tables == 0).then(|| NO_TABLE.to_owned());
         if let Some(track) = track {
@@ -132,6 +137,18 @@ mod mp4 {
             promise.frames = track.shown.map(|shown| shown + in_fragments);
         }
         Ok(promise)
+    }
+
+    /// Bytes behind a segment index that it refers to.
+    fn referenced(sidx: &[u8]) -> Option<u64> {
+        let (first, at) = match sidx.first()? {
+            0 => (u64::from(u32_at(sidx, 16)?), 20),
+            _ => (u64_at(sidx, 20)?, 28),
+        };
+        let count = u32_at(sidx, at)? as usize & 0xffff;
+        // The first bit says whether the reference is to another index.
+        let sizes = (0..count).map_while(|i| Some(u64::from(u32_at(sidx, at + 4 + 12 * i)? & 0x7fff_ffff)));
+        first.checked_add(sizes.sum())
     }
 
     struct Track {

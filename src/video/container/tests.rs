@@ -44,6 +44,23 @@ fn frames_outside_an_mp4_s_edit_are_not_promised() {
     assert_eq!((cut.frames, cut.faults.len()), (Some(4), 1));
 }
 
+/// Each fragment is whole, but the index says that more follow.
+#[test]
+fn an_mp4_that_ends_between_two_fragments_is_cut_short() {
+    let moov = mp4([0, 10]);
+    let fragment = |first: u8| [atom(b"moof", &[first; 12]), atom(b"mdat", &[first; 30])].concat();
+    let sizes = [fragment(1).len() as u32, fragment(2).len() as u32];
+    for (version, times) in [(0, &[0, 0][..]), (1 << 24, &[0, 0, 0, 0])] {
+        let reference = |size: u32| words(&[size, 10, 0]);
+        let head = [words(&[version, 1, 100]), words(times), words(&[2])].concat();
+        let index = atom(b"sidx", &[head, reference(sizes[0]), reference(sizes[1])].concat());
+        let whole = [moov.clone(), index, fragment(1), fragment(2)].concat();
+        assert_eq!(of(&whole).faults, Vec::<String>::new());
+        let cut = of(&whole[..whole.len() - fragment(2).len()]);
+        assert!(cut.faults.len() == 1 && cut.faults[0].contains("cut short"), "{:?}", cut.faults);
+    }
+}
+
 /// Fuzzing found tables of many runs, which took long to count.
 #[test]
 fn a_table_of_more_frames_than_there_can_be_promises_none() {
@@ -183,6 +200,22 @@ fn chains_of_avi_s_chunks_that_break_are_reported() {
     let length = unfilled.len() as u32 - 8;
     unfilled[4..8].copy_from_slice(&length.to_le_bytes());
     assert_eq!(of(&unfilled).faults, Vec::<String>::new());
+}
+
+/// FFmpeg and GStreamer leave the sizes open in a pipe, and FFmpeg writes an impossible number of frames.
+#[test]
+fn an_avi_from_a_pipe_promises_nothing_but_whole_chunks() {
+    let chunk = |name: &[u8; 4], size: u32, inner: &[u8]| [name, &size.to_le_bytes()[..], inner].concat();
+    let values = [0u32, 0, 0, 0, 1, 25, 0, 1 << 30].map(u32::to_le_bytes).concat();
+    let header = chunk(b"strh", 36, &[b"vids", values.as_slice()].concat());
+    let frame = chunk(b"00dc", 30, &[7; 30]);
+    for open in [0, u32::MAX] {
+        let movi = chunk(b"LIST", open.max(4), &[b"movi", frame.repeat(2).as_slice()].concat());
+        let whole = chunk(b"RIFF", open, &[b"AVI ", header.as_slice(), &movi].concat());
+        assert_eq!(of(&whole), Promise::default());
+        let faults = of(&whole[..whole.len() - 5]).faults;
+        assert!(faults.len() == 1 && faults[0].contains("cut short"), "{faults:?}");
+    }
 }
 
 #[test]

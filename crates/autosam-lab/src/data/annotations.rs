@@ -1,4 +1,4 @@
-//! Annotations that are no images: COCO, CVAT, LabelMe and Pascal VOC. They are not read, but images beside them are not
+//! Annotations that are no images: COCO, CVAT, LabelMe, VIA, Pascal VOC and YOLO. They are not read, but images beside them are not
 //! polyp-free.
 
 use super::{file_name, list};
@@ -25,17 +25,29 @@ fn kind(path: &Path) -> Option<&'static str> {
         "json" if has("\"regions\"") => Some("VIA"),
         "xml" if has("<annotations>") => Some("CVAT"),
         "xml" if has("<annotation>") || has("<annotation ") => Some("Pascal VOC"),
+        "txt" if text.lines().next().is_some_and(is_yolo) => Some("YOLO"),
         _ => None,
     }
 }
 
-/// Says which annotations lie in the folder at `dir` and those within, and if `beside` also in the one above; `None` without any.
+/// Whether the line is a class and a box or a polygon in fractions of the image's size.
+fn is_yolo(line: &str) -> bool {
+    let mut numbers = line.split_whitespace();
+    let class = numbers.next().is_some_and(|class| class.parse::<u16>().is_ok());
+    let places: Vec<_> = numbers.map(str::parse::<f32>).collect();
+    let inside = |place: &Result<f32, _>| place.as_ref().is_ok_and(|v| (0.0..=1.0).contains(v));
+    class && places.len() >= 4 && places.iter().all(inside)
+}
+
+/// Says which annotations lie in the folder at `dir` and two levels below it, and if `beside` also in the one above; `None` without any.
 pub(super) fn found(dir: &Path, beside: bool) -> Option<String> {
     let is_one = |p: &Path| {
         let ending = p.extension().unwrap_or_default().to_ascii_lowercase();
-        (ending == "json" || ending == "xml") && p.is_file()
+        ["json", "xml", "txt"].iter().any(|known| ending == *known) && p.is_file()
     };
-    let inside = super::folders(dir).unwrap_or_default();
+    let within = |folder: &Path| super::folders(folder).unwrap_or_default();
+    let mut inside = within(dir);
+    inside.extend(inside.clone().iter().flat_map(|folder| within(folder)));
     let places =
         std::iter::once(dir).chain(dir.parent().filter(|_| beside)).chain(inside.iter().map(AsRef::as_ref));
     places
@@ -84,11 +96,14 @@ mod tests {
             ("case1/a.png", "case1/a.json", r#"{"version": "5", "shapes": []}"#, "LabelMe"),
             ("case1/a.png", "annotations.xml", "<?xml?><annotations><version>1.1</version>", "CVAT"),
             ("case1/a.png", "case1_xml/a.xml", "<annotation><object>", "Pascal VOC"),
+            ("images/train/a.png", "labels/train/a.txt", "0 0.5 0.5 0.25 0.2\n", "YOLO"),
+            ("case1/a.png", "case1/a.txt", "1 0.1 0.1 0.2 0.1 0.2 0.2\n", "YOLO"),
         ] {
             let said = opened(image, file, text);
             assert!(said.contains(&format!("annotations of {kind}")), "{image}, {file}: {said}");
             assert!(!said.contains("polyp-free"), "{said}");
         }
         assert_eq!(opened("case1/a.png", "case1/info.json", r#"{"patient": 7}"#), "1 sets");
+        assert_eq!(opened("case1/a.png", "case1/notes.txt", "1 2 3 4 5\n"), "1 sets");
     }
 }

@@ -71,10 +71,16 @@ pub fn numbered_pair(folder: &Folder) -> Option<(&PathBuf, &PathBuf)> {
     })
 }
 
+/// nnU-Net's `imagesTr` and `labelsTr`, or `imagesTs` and `labelsTs`.
+pub fn nnunet_pair(folder: &Folder) -> Option<(&PathBuf, &PathBuf)> {
+    let pairs = [("imagestr", "labelstr"), ("imagests", "labelsts")];
+    pairs.iter().find_map(|(images, masks)| Some((folder.named(images)?, folder.named(masks)?)))
+}
+
 /// The folders of images and of masks in `dir`, by any rule that goes by names.
 pub fn pair_in(dir: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
     let folder = Folder::read(dir)?;
-    let pair = named_pair(&folder).or_else(|| numbered_pair(&folder));
+    let pair = named_pair(&folder).or_else(|| numbered_pair(&folder)).or_else(|| nnunet_pair(&folder));
     Ok(pair.map(|(images, masks)| (images.clone(), masks.clone())))
 }
 

@@ -1,6 +1,6 @@
 //! How data sets lie on disk: the layouts that are recognised, one table for code, docs and tests.
 
-use super::folder::{Folder, half_names, named_pair, numbered_pair, plain};
+use super::folder::{Folder, half_names, named_pair, nnunet_pair, numbered_pair, plain};
 use super::reading::Reading;
 use super::{Dataset, Item, annotations, file_name, nearest, pictures};
 use crate::{Error, Result};
@@ -20,7 +20,7 @@ pub struct Layout {
 }
 
 /// All of them, in the order in which they are tried.
-pub const LAYOUTS: [Layout; 7] = [
+pub const LAYOUTS: [Layout; 8] = [
     Layout {
         name: "sequences",
         shape: "Frame/case1_1/a.jpg, GT/case1_1/a.png",
@@ -44,6 +44,12 @@ pub const LAYOUTS: [Layout; 7] = [
         shape: "images_C1/a.jpg, masks_C1/a_mask.jpg",
         sets: "PolypGen's `data_C1` to `data_C6`",
         open: numbered,
+    },
+    Layout {
+        name: "stills of nnU-Net",
+        shape: "imagesTr/a_0000.png, labelsTr/a.png",
+        sets: "nnU-Net's raw data sets (`Dataset001_Polyp`), with one file of all colours per image",
+        open: nnunet,
     },
     Layout {
         name: "stills and a folder of truth",
@@ -257,6 +263,10 @@ fn sequence_folders(folder: &Folder) -> Result<Option<Dataset>> {
 
 fn numbered(folder: &Folder) -> Result<Option<Dataset>> {
     numbered_pair(folder).map(|(images, masks)| stills(folder, images, masks)).transpose()
+}
+
+fn nnunet(folder: &Folder) -> Result<Option<Dataset>> {
+    nnunet_pair(folder).map(|(images, masks)| stills(folder, images, masks)).transpose()
 }
 
 /// `X/` and `X_gt/`, or a folder of truth and one other whose names agree.

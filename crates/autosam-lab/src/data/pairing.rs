@@ -35,6 +35,19 @@ const AFFIXES: [(&str, &str); 20] = [
     ("p", ""),
 ];
 
+/// What nnU-Net's image names end with: the number of the first channel. A file of all colours is one channel.
+const CHANNEL: &str = "_0000";
+
+/// `images` without [`CHANNEL`] in their names if all of them have it, and no mask has.
+fn without_channel(images: Files, masks: &[File]) -> Files {
+    let has = |(name, _): &File| name.ends_with(CHANNEL);
+    if !images.iter().all(has) || masks.iter().any(has) {
+        return images;
+    }
+    let strip = |(name, path): File| (name[..name.len() - CHANNEL.len()].to_owned(), path);
+    images.into_iter().map(strip).collect()
+}
+
 /// What a mask's name ends with that lies beside its image.
 pub fn beside_ending(name: &str) -> Option<&'static str> {
     let name = name.to_lowercase();
@@ -110,6 +123,7 @@ impl Dataset {
         if images.is_empty() {
             self.problems.push(format!("{}: no images", image_dir.display()));
         }
+        let images = without_channel(images, &masks);
         let affix = affix(&images, &masks);
         let order: Vec<String> = images.iter().map(|(name, _)| name.clone()).collect();
         let strip = |(name, path): (String, PathBuf)| {

@@ -247,12 +247,40 @@ pub fn load_part(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
     if meta.is_dir() {
         return Err(Error::weights(path, "this is a folder; name the weight file in it"));
     }
+    if let Some(what) = in_parts(path) {
+        let join = "join its parts into one file first (docs/howto/weights.md has the script)";
+        return Err(Error::weights(path, format!("this is {what} of a checkpoint in several files: {join}")));
+    }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let checkpoint = read(path, BufReader::with_capacity(1 << 16, file), key, false)?;
     if checkpoint.tensors.is_empty() && checkpoint.taken.left_out.is_empty() {
         return Err(Error::weights(path, "it holds no tensor; expected the weights of a model"));
     }
     Ok(checkpoint)
+}
+
+/// What the file is if its checkpoint is in several files: `model-00001-of-00002.safetensors`, `model.safetensors.index.json`. By
+/// itself a part would be taken for the whole model.
+fn in_parts(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_string_lossy();
+    if name.ends_with(".index.json") {
+        return Some("the index".to_owned());
+    }
+    let (front, total) = path.file_stem()?.to_str()?.rsplit_once("-of-")?;
+    let (_, part) = front.rsplit_once('-')?;
+    let (part, total) = (part.parse::<u32>().ok()?, total.parse::<u32>().ok()?);
+    (total > 1).then(|| format!("part {part} of {total}"))
+}
+
+/// How to unpack a file that is compressed as a whole, by its first bytes.
+fn unpacker(head: &[u8]) -> Option<&'static str> {
+    let kinds: [(&[u8], &str); 4] = [
+        (&[0x1f, 0x8b], "gunzip"),
+        (b"BZh", "bunzip2"),
+        (b"\xfd7zXZ", "unxz"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "unzstd"),
+    ];
+    kinds.iter().find(|(begin, _)| head.starts_with(begin)).map(|(_, program)| *program)
 }
 
 /// [`load`] for bytes in memory; `path` is what messages call them.
@@ -278,6 +306,10 @@ fn read(path: &Path, mut reader: impl BufRead + Seek, key: Option<&str>, inner: 
     }
     if matches!(*head, [0x80, 2..=5, ..]) {
         return pytorch::read_old(path, reader, length, key).map_err(|fault| fault.at(path, "PyTorch"));
+    }
+    if let Some(program) = unpacker(&head) {
+        let unpack = format!("the file is compressed: `{program} '{}'` unpacks it", path.display());
+        return Err(Error::weights(path, unpack));
     }
     Err(Error::weights(
         path,

@@ -460,3 +460,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_checkpoint_in_several_files_is_not_taken_for_one_of_its_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes, told) in [
+        ("model-00001-of-00002.safetensors", &b"{}"[..], "part 1 of 2 of a checkpoint"),
+        ("pytorch_model-00002-of-00003.bin", b"{}", "part 2 of 3 of a checkpoint"),
+        ("model.safetensors.index.json", b"{}", "the index of a checkpoint"),
+        ("model-00001-of-00001.safetensors", b"{}", "text file"),
+        ("net.pth.gz", &[0x1f, 0x8b, 8, 0], "gunzip"),
+    ] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let error = load(&path).unwrap_err().to_string();
+        assert!(error.contains(told), "{name}: {error}");
+    }
+}
