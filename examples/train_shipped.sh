@@ -46,9 +46,6 @@ generator() {
 generator generator lite-generator sam 1 --init "$wheel"
 generator longer lite-generator-longer generator 1.5
 [ -e "$out/synthetic" ] || "$program" synth --sequences 6 --negatives 8 --frames 30 --seed 5 --out "$out/synthetic"
-synthetic="--data $out/synthetic/TrainDataset:0.4 --data $out/synthetic/SUN-Negative:0.4"
-# shellcheck disable=SC2086 # a list of options
-generator stretched lite-generator-stretched longer 1.5 $synthetic
-# shellcheck disable=SC2086 # a list of options
-generator small lite-generator-small stretched 2 $synthetic
-cp "$out/small/model.safetensors" "$out/autosam-lite.safetensors"
+generator stretched lite-generator-stretched longer 1.5 \
+    --data "$out/synthetic/TrainDataset:0.4" --data "$out/synthetic/SUN-Negative:0.4"
+cp "$out/stretched/model.safetensors" "$out/autosam-lite.safetensors"

@@ -337,7 +337,7 @@ fn the_service_manager_hears_that_the_monitor_is_ready_and_runs() {
         .env("WATCHDOG_USEC", "400000")
         .spawn()
         .unwrap();
-    let mut heard = || {
+    let heard = || {
         let mut bytes = [0; 256];
         let count = socket.recv(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes[..count]).trim().to_owned()

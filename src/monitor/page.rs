@@ -69,7 +69,7 @@ impl Pointing {
             return Some(Self::Clear);
         }
         let (kind, places) = query.split_once('=')?;
-        let places: Vec<f64> = places.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let places: Vec<f64> = places.split(',').map(|place| place.parse().ok()).collect::<Option<_>>()?;
         if !places.iter().all(|place| (0.0..=1.0).contains(place)) {
             return None;
         }
