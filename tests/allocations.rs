@@ -51,7 +51,8 @@ fn inference_takes_no_memory() {
     for (views, precision, frames) in [
         (Views::One, Precision::F32, 100),
         (Views::Four, Precision::F32, 10),
-        (Views::One, Precision::Int8, 100),
+        // Slow on processors without instructions for products of bytes.
+        (Views::One, Precision::Int8, 10),
     ] {
         let options = ModelOptions { device: DeviceChoice::Cpu, views, precision, ..ModelOptions::default() };
         let mut segmenter = model::open_checkpoint(&file, &options).unwrap();
