@@ -10,7 +10,7 @@ libfuzzer_sys::fuzz_target!(|input: (&str, u8, &[u8])| {
     let path = dir.path().join(format!("{stem}.{}", ["png", "jpg", "tif", "bmp"][usize::from(kind % 4)]));
     if let Ok(mut file) = std::fs::File::create(&path) {
         file.write_all(bytes).expect("written");
-        let mut items = autosam::data::pictures_in(dir.path()).expect("the folder is there");
+        let mut items = autosam::data::images_in(dir.path()).expect("the folder is there");
         autosam::data::settle_depth(&mut items);
         for item in items {
             let _ = item.load();
