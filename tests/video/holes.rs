@@ -25,7 +25,8 @@ fn place(path: &Path, bytes: &[u8], demuxer: &str, index: usize) -> (usize, usiz
     let pipeline = gst::parse::launch(&description).unwrap().downcast::<gst::Pipeline>().unwrap();
     let sink = pipeline.by_name("sink").unwrap().downcast::<gst_app::AppSink>().unwrap();
     pipeline.set_state(gst::State::Playing).unwrap();
-    let sample = (0..=index).map(|_| sink.pull_sample().unwrap()).last().unwrap();
+    (0..index).for_each(|_| drop(sink.pull_sample().unwrap()));
+    let sample = sink.pull_sample().unwrap();
     pipeline.set_state(gst::State::Null).unwrap();
     let frame = sample.buffer().unwrap().map_readable().unwrap().to_vec();
     let find = |part: &[u8]| bytes.windows(part.len()).position(|window| window == part);
