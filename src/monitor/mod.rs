@@ -112,14 +112,11 @@ impl Monitor {
     pub fn run(&self, stop: &AtomicBool, mut report: impl FnMut(Progress)) -> Result<()> {
         let (begin, mut played, mut pause) = (Instant::now(), false, PAUSES.0);
         while !stop.load(Ordering::Relaxed) {
-            let lost = match self.play(stop, begin, played, &mut report) {
-                (End::Done, _) => return Ok(()),
-                (End::Failed(error), frames) => {
-                    played |= frames;
-                    pause = if frames { PAUSES.0 } else { pause };
-                    error
-                }
-            };
+            let mut frames = 0;
+            let Err(lost) = self.play(stop, begin, played, &mut frames, &mut report) else { return Ok(()) };
+            if frames > 0 {
+                (played, pause) = (true, PAUSES.0);
+            }
             if !(played && is_live(&self.options.input)) {
                 return Err(lost);
             }
@@ -144,52 +141,47 @@ impl Monitor {
         Ok(())
     }
 
-    /// Plays to the end of the input, until `stop`, or until something fails; and whether a frame came. `again`: the first frame ends
-    /// the problem that the page shows.
+    /// Plays to the end of the input or until `stop`, and counts the `frames`. `again`: the first frame ends the problem that the page
+    /// shows.
+    ///
+    /// # Errors
+    /// What failed; a live source fails if it ends or falls silent.
     fn play(
         &self,
         stop: &AtomicBool,
         begin: Instant,
         again: bool,
+        frames: &mut u64,
         report: &mut impl FnMut(Progress),
-    ) -> (End, bool) {
+    ) -> Result<()> {
         let input = &self.options.input;
-        let none = || End::Failed(Error::Video(format!("{input}: it cannot be opened")));
-        let Some(bus) = lock(&self.playing).as_ref().and_then(|playing| playing.pipeline.bus()) else {
-            return (none(), false);
-        };
-        let (mut frames, mut last) = (0, Instant::now());
+        let live = is_live(input);
+        let bus = self.with_playing(|playing| playing.pipeline.bus())?;
+        let bus = bus.ok_or_else(|| Error::Video("a pipeline without a bus".into()))?;
+        let mut last = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             let message = bus.timed_pop(gst::ClockTime::from_mseconds(100));
-            let Some(state) = lock(&self.playing).as_ref().map(|p| p.state(begin.elapsed())) else {
-                return (none(), frames > 0);
-            };
-            if state.frames > frames {
-                if frames == 0 && again {
+            let state = self.with_playing(|playing| playing.state(begin.elapsed()))?;
+            if state.frames > *frames {
+                if *frames == 0 && again {
                     self.board.set_problem(None);
                 }
-                (frames, last) = (state.frames, Instant::now());
+                (*frames, last) = (state.frames, Instant::now());
             }
             self.board.set(state);
             report(Progress::Running);
             match message.as_ref().map(|m| m.view()) {
-                Some(gst::MessageView::Error(e)) => {
-                    return (End::Failed(video::describe(e, "monitor")), frames > 0);
-                }
+                Some(gst::MessageView::Error(e)) => return Err(video::describe(e, "monitor")),
                 Some(gst::MessageView::Warning(w)) => {
                     let text = w.error().to_string();
                     report(Progress::Problem(&text));
                     self.board.set_problem(Some(&text));
                 }
-                Some(gst::MessageView::Eos(_)) if self.options.repeat => {
-                    if let Err(e) = self.rewind() {
-                        return (End::Failed(e), frames > 0);
-                    }
+                Some(gst::MessageView::Eos(_)) if self.options.repeat => self.rewind()?,
+                Some(gst::MessageView::Eos(_)) if live => {
+                    return Err(Error::Video(format!("{input}: the stream has ended")));
                 }
-                Some(gst::MessageView::Eos(_)) if is_live(input) => {
-                    return (End::Failed(Error::Video(format!("{input}: the stream has ended"))), frames > 0);
-                }
-                Some(gst::MessageView::Eos(_)) => return (End::Done, frames > 0),
+                Some(gst::MessageView::Eos(_)) => return Ok(()),
                 Some(gst::MessageView::Element(e)) => {
                     if let Some(text) = e.structure().and_then(outcome) {
                         self.board.set_prompt(&text);
@@ -197,20 +189,28 @@ impl Monitor {
                 }
                 _ => {}
             }
-            if is_live(input) && frames > 0 && last.elapsed() > SILENCE {
-                let text = format!("{input}: no frame for {} s", SILENCE.as_secs());
-                return (End::Failed(Error::Video(text)), true);
+            if live && *frames > 0 && last.elapsed() > SILENCE {
+                return Err(Error::Video(format!("{input}: no frame for {} s", SILENCE.as_secs())));
             }
         }
-        (End::Done, frames > 0)
+        Ok(())
+    }
+
+    /// Of the pipeline that plays.
+    ///
+    /// # Errors
+    /// If there is none, because a lost source could not be opened again.
+    fn with_playing<R>(&self, f: impl FnOnce(&Playing) -> R) -> Result<R> {
+        let none = || Error::Video(format!("{}: it cannot be opened", self.options.input));
+        lock(&self.playing).as_ref().map(f).ok_or_else(none)
     }
 
     /// Back to the beginning.
     fn rewind(&self) -> Result<()> {
-        let pipeline = lock(&self.playing).as_ref().map(|playing| playing.pipeline.clone());
+        let pipeline = self.with_playing(|playing| playing.pipeline.clone())?;
         pipeline
-            .and_then(|p| p.seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO).ok())
-            .ok_or_else(|| Error::Video("the input cannot be restarted: omit --repeat".into()))
+            .seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO)
+            .map_err(|_| Error::Video("the input cannot be restarted: omit --repeat".into()))
     }
 }
 
@@ -219,13 +219,6 @@ impl Drop for Monitor {
         self.server = None;
         lock(&self.playing).take();
     }
-}
-
-/// Why [`Monitor::play`] returned.
-enum End {
-    /// The input has ended, or the caller wants no more.
-    Done,
-    Failed(Error),
 }
 
 /// Whether `input` is a camera or an encoder, which may come back.

@@ -123,21 +123,56 @@ fn post(address: SocketAddr, path: &str) -> String {
     text
 }
 
-/// Waits until the page's statistics are as `expected`.
-fn until(address: SocketAddr, expected: impl Fn(&serde_json::Value) -> bool) {
+/// The page's statistics once they are as `expected`.
+fn until(
+    address: SocketAddr,
+    patience: Duration,
+    expected: impl Fn(&serde_json::Value) -> bool,
+) -> serde_json::Value {
     let begin = Instant::now();
     loop {
         let answer = get(address, "/state.json");
         let state = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
         if expected(&state) {
-            return;
+            return state;
         }
-        assert!(begin.elapsed() < Duration::from_secs(60), "{state}");
+        assert!(begin.elapsed() < patience, "{state}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// A header's value and the picture that follows it.
+/// A monitor without a window that runs on a thread of its own.
+struct Watched {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    playing: std::thread::JoinHandle<autosam::Result<()>>,
+}
+
+impl Watched {
+    fn start(input: &str, repeat: bool, properties: Vec<(String, String)>) -> Self {
+        let options = MonitorOptions {
+            input: input.to_owned(),
+            http: Some(([127, 0, 0, 1], 0).into()),
+            token_file: None,
+            names: Vec::new(),
+            window: false,
+            repeat,
+            properties,
+        };
+        let monitor = Monitor::start(&options).unwrap();
+        let address = monitor.address().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let ends = stop.clone();
+        Self { address, stop, playing: std::thread::spawn(move || monitor.run(&ends, |_| ())) }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.playing.join().unwrap().unwrap();
+    }
+}
+
+/// A header's value and the frame that follows it.
 fn part(reader: &mut BufReader<TcpStream>) -> Vec<u8> {
     let mut length = 0;
     loop {
@@ -160,20 +195,9 @@ fn the_monitor_shows_frames_metrics_and_detections() {
     init();
     let dir = tempfile::tempdir().unwrap();
     pictures(&dir.path().join("frames"));
-    let options = MonitorOptions {
-        input: dir.path().join("frames").to_str().unwrap().to_owned(),
-        http: Some(([127, 0, 0, 1], 0).into()),
-        token_file: None,
-        names: Vec::new(),
-        window: false,
-        repeat: true,
-        properties: properties(&model(dir.path())),
-    };
-    let monitor = Monitor::start(&options).unwrap();
-    let address = monitor.address().unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let ends = stop.clone();
-    let playing = std::thread::spawn(move || monitor.run(&ends, |_| ()));
+    let input = dir.path().join("frames");
+    let watched = Watched::start(input.to_str().unwrap(), true, properties(&model(dir.path())));
+    let address = watched.address;
 
     let page = get(address, "/");
     assert!(
@@ -195,32 +219,18 @@ fn the_monitor_shows_frames_metrics_and_detections() {
             image::load_from_memory_with_format(&part(&mut reader), image::ImageFormat::Jpeg).unwrap();
         assert_eq!((picture.width(), picture.height()), (160, 120));
     }
-    let begin = Instant::now();
-    loop {
-        let answer = get(address, "/state.json");
-        let json = answer.split_once("\r\n\r\n").unwrap().1;
-        let state: serde_json::Value = serde_json::from_str(json).unwrap();
-        if state["regions"].as_u64() > Some(0) {
-            assert!(
-                state["confidence"].as_f64() > Some(0.0) && state["detections"].as_u64() > Some(0),
-                "{state}"
-            );
-            assert!(
-                state["frames"].as_u64() > Some(0) && state["annotation_delay_ms"].as_f64() > Some(0.0),
-                "{state}"
-            );
-            assert!(state["picture"].as_str().unwrap().starts_with("160 × 120"), "{state}");
-            break;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(20), "{state}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let state = until(address, Duration::from_secs(20), |state| state["regions"].as_u64() > Some(0));
+    assert!(state["confidence"].as_f64() > Some(0.0) && state["detections"].as_u64() > Some(0), "{state}");
+    assert!(
+        state["frames"].as_u64() > Some(0) && state["annotation_delay_ms"].as_f64() > Some(0.0),
+        "{state}"
+    );
+    assert!(state["picture"].as_str().unwrap().starts_with("160 × 120"), "{state}");
     assert!(post(address, "/prompt?point=0.5,0.5").starts_with("HTTP/1.1 200"));
-    until(address, |state| {
+    until(address, Duration::from_secs(60), |state| {
         state["prompt"].as_str().is_some_and(|p| p.starts_with("object 1") || p.contains("refused"))
     });
-    stop.store(true, Ordering::Relaxed);
-    playing.join().unwrap().unwrap();
+    watched.end();
     assert!(TcpStream::connect(address).is_err(), "it serves on");
     assert_eq!(*CRITICALS.lock().unwrap(), [""; 0]);
 }
@@ -264,28 +274,18 @@ fn a_live_source_that_falls_silent_is_opened_again() {
         pipeline
     };
     let first = camera();
-    let options = MonitorOptions {
-        input: format!("udp://127.0.0.1:{port}"),
-        http: Some(([127, 0, 0, 1], 0).into()),
-        token_file: None,
-        names: Vec::new(),
-        window: false,
-        repeat: false,
-        properties: properties(&model(dir.path())),
-    };
-    let monitor = Monitor::start(&options).unwrap();
-    let address = monitor.address().unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let ends = stop.clone();
-    let playing = std::thread::spawn(move || monitor.run(&ends, |_| ()));
+    let input = format!("udp://127.0.0.1:{port}");
+    let watched = Watched::start(&input, false, properties(&model(dir.path())));
+    let (address, patience) = (watched.address, Duration::from_secs(60));
     let plays = |state: &serde_json::Value| state["frames"].as_u64() > Some(5) && state["problem"].is_null();
-    until(address, plays);
+    until(address, patience, plays);
     first.set_state(gst::State::Null).unwrap();
-    until(address, |state| state["problem"].as_str().is_some_and(|p| p.contains("no frame for 10 s")));
+    until(address, patience, |state| {
+        state["problem"].as_str().is_some_and(|p| p.contains("no frame for 10 s"))
+    });
     let second = camera();
-    until(address, plays);
-    stop.store(true, Ordering::Relaxed);
-    playing.join().unwrap().unwrap();
+    until(address, patience, plays);
+    watched.end();
     second.set_state(gst::State::Null).unwrap();
 }
 
@@ -304,26 +304,12 @@ fn video(chain: &str, path: &Path) {
 fn shown(input: &Path, model: &Path) -> image::RgbImage {
     let mut properties = properties(model);
     properties.push(("overlay-mode".into(), "none".into()));
-    let options = MonitorOptions {
-        input: input.to_str().unwrap().to_owned(),
-        http: Some(([127, 0, 0, 1], 0).into()),
-        token_file: None,
-        names: Vec::new(),
-        window: false,
-        repeat: true,
-        properties,
-    };
-    let monitor = Monitor::start(&options).unwrap();
-    let address = monitor.address().unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let ends = stop.clone();
-    let playing = std::thread::spawn(move || monitor.run(&ends, |_| ()));
-    let mut stream = TcpStream::connect(address).unwrap();
+    let watched = Watched::start(input.to_str().unwrap(), true, properties);
+    let mut stream = TcpStream::connect(watched.address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     write!(stream, "GET /live.mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let frame = part(&mut BufReader::new(stream));
-    stop.store(true, Ordering::Relaxed);
-    playing.join().unwrap().unwrap();
+    watched.end();
     image::load_from_memory_with_format(&frame, image::ImageFormat::Jpeg).unwrap().to_rgb8()
 }
 

@@ -38,8 +38,10 @@ pub struct LoaderConfig {
 }
 
 /// A polyp is small if it covers less than this share of its image: 32 × 32 pixels of a network's 256 × 256, a quarter of
-/// BKAI's images have one. What covers less than a 2048th is a speck of the annotation.
+/// BKAI's images have one.
 pub const SMALL_POLYP: f64 = 1.0 / 64.0;
+/// What covers less is a speck of the annotation.
+const SPECK: f64 = 1.0 / 2048.0;
 
 impl LoaderConfig {
     /// Images for themselves, a new view every time.
@@ -89,6 +91,12 @@ struct Kept {
 
 impl Loader {
     pub fn new(sets: &[(Dataset, f32)], config: LoaderConfig) -> Result<Self> {
+        if !(1.0..=100.0).contains(&config.small_polyps) {
+            return Err(Error::invalid(format!(
+                "small_polyps is {}; it must be within 1 and 100",
+                config.small_polyps
+            )));
+        }
         let mut items = Vec::new();
         for (set, weight) in sets {
             if !(0.0..=1000.0).contains(weight) {
@@ -231,12 +239,6 @@ impl Loader {
 
 /// How often each image of `set` comes, before the set's weight.
 fn times(set: &Dataset, config: &LoaderConfig) -> Result<Vec<f64>> {
-    if !(1.0..=100.0).contains(&config.small_polyps) {
-        return Err(Error::invalid(format!(
-            "small_polyps is {}; it must be within 1 and 100",
-            config.small_polyps
-        )));
-    }
     if config.small_polyps == 1.0 {
         return Ok(vec![1.0; set.items.len()]);
     }
@@ -244,7 +246,7 @@ fn times(set: &Dataset, config: &LoaderConfig) -> Result<Vec<f64>> {
         match item.load() {
             Ok(pair) => {
                 let polyps = pair.trained(config.region)?.polyps();
-                Ok(polyps.into_iter().any(|share| (1.0 / 2048.0..SMALL_POLYP).contains(&share)))
+                Ok(polyps.into_iter().any(|share| (SPECK..SMALL_POLYP).contains(&share)))
             }
             // It is reported, or fails the training, where it is drawn.
             Err(_) => Ok(false),

@@ -95,7 +95,7 @@ impl Geometry {
                         (3, 2) => self.row::<3, 2, 9>(image, weights, rows, out),
                         (5, 1) => self.row::<5, 1, 8>(image, weights, rows, out),
                         (5, 2) => self.row::<5, 2, 11>(image, weights, rows, out),
-                        _ => self.cells_alone(image, weights, rows, 0, out),
+                        _ => self.single_cells(image, weights, rows, 0, out),
                     }
                     // SAFETY: its cells are all there is.
                     epilogue(unsafe { assume_init_part(out) });
@@ -116,7 +116,7 @@ impl Geometry {
         const { assert!(N == (CELLS - 1) * S + K) };
         let c = self.c;
         if !c.is_multiple_of(LANES_OF_CELLS) {
-            return self.cells_alone(image, weights, rows, 0, out);
+            return self.single_cells(image, weights, rows, 0, out);
         }
         // Outputs from `first` to `last` have all their taps within the line.
         let first = self.padding.div_ceil(S).min(self.ow);
@@ -125,12 +125,12 @@ impl Geometry {
         let last = first + (last - first) / CELLS * CELLS;
         let (left, rest) = out.split_at_mut(first * c);
         let (inside, right) = rest.split_at_mut((last - first) * c);
-        self.cells_alone(image, weights, rows, 0, left);
+        self.single_cells(image, weights, rows, 0, left);
         for (i, out) in inside.chunks_exact_mut(CELLS * c).enumerate() {
             let from = (first + i * CELLS) * S - self.padding;
             self.cells::<K, S, N>(image, weights, rows, from, out);
         }
-        self.cells_alone(image, weights, rows, last, right);
+        self.single_cells(image, weights, rows, last, right);
     }
 
     /// [`CELLS`] outputs whose inputs begin at column `from` and lie within the line.
@@ -170,7 +170,7 @@ impl Geometry {
 
     /// Outputs of a row from `first` on, one after another.
     #[inline(always)]
-    fn cells_alone(
+    fn single_cells(
         &self,
         image: &[f32],
         weights: &[f32],
@@ -299,7 +299,7 @@ mod tests {
     }
 
     proptest! {
-        /// Several outputs at once, those at a row's ends alone.
+        /// Several outputs at once, those at a row's ends one by one.
         #[test]
         fn a_result_is_the_sum_of_its_taps(
             c in prop_oneof![Just(16usize), Just(48), 1usize..70],
