@@ -257,9 +257,9 @@ impl Reader {
         problems
     }
 
-    /// What is in the file and not processed, such as further video tracks, after the first frame.
+    /// What is in the file and not processed, such as further video tracks, and what it leaves open, after the first frame.
     pub fn notes(&self) -> Vec<String> {
-        self.seen.notes()
+        [self.seen.notes(), self.promise.notes.clone()].concat()
     }
 
     /// Whether the promised duration may be that of sound.

@@ -1,12 +1,10 @@
 //! Observations of a stream while it is decoded: its tracks, and damage that decoders conceal.
 
+use super::container::has_hole;
 use crate::Error;
 use gst::prelude::*;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// A run of this many zero bytes in compressed video is a hole, as bad sectors and incomplete downloads leave them.
-const HOLE: usize = 512;
 
 /// Formats in which such a run is nothing special: uncompressed video, and lossless compression of even areas.
 const WITH_ZEROS: [&str; 4] = ["video/x-raw", "video/x-huffyuv", "video/x-camtasia", "video/x-ffv"];
@@ -184,42 +182,4 @@ fn look_for_holes(bin: &gst::Bin, seen: &Arc<Seen>) {
             });
         });
     });
-}
-
-/// Whether there is a run of [`HOLE`] zero bytes that is neither at the end nor before a start code: encoders fill up so.
-fn has_hole(data: &[u8]) -> bool {
-    let mut at = 0;
-    while at < data.len() {
-        // Each run has a place that is looked at.
-        if data[at] != 0 {
-            at += HOLE / 2;
-            continue;
-        }
-        let begin = data[..at].iter().rposition(|v| *v != 0).map_or(0, |last| last + 1);
-        let Some(length) = data[at..].iter().position(|v| *v != 0) else { return false };
-        let end = at + length;
-        if end - begin >= HOLE && data[end] != 1 {
-            return true;
-        }
-        at = end + 1;
-    }
-    false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holes_are_distinguished_from_padding_in_frames() {
-        let frame = |zeros: usize, rest: &[u8]| [&[7; 700][..], &vec![0; zeros], rest].concat();
-        assert!(has_hole(&frame(512, &[9; 20])) && has_hole(&frame(4096, &[9])));
-        assert!(!has_hole(&frame(511, &[9; 20])));
-        assert!(!has_hole(&frame(4096, &[])), "at the end");
-        assert!(!has_hole(&frame(4096, &[1, 0xb3, 9])), "before a start code");
-        assert!(has_hole(&[&[0; 600][..], &[9; 20]].concat()), "at the begin");
-        assert!(!has_hole(&[]));
-        let twice = [frame(300, &[5; 100]), frame(600, &[5])].concat();
-        assert!(has_hole(&twice));
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::support::*;
 use dicom_core::value::{PixelFragmentSequence, Value};
-use dicom_core::{DataElement, PrimitiveValue, VR};
+use dicom_core::{DataElement, PrimitiveValue, Tag, VR};
 use dicom_dictionary_std::{tags, uids};
 use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
 use image::{ExtendedColorType, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
@@ -293,4 +293,45 @@ fn an_archive_takes_images_in_dicom_files_and_names_what_is_not_read() {
     let (frames, text) = frames_of(&dir.path().join("cut.dcm"), &[]);
     assert_eq!(frames.len(), 2, "{text}");
     assert!(text.contains("2 of 3 frames could be read"), "{text}");
+}
+
+/// Replaces the tags of `path` that state its frames' times.
+fn retime(path: &Path, stated: &[(Tag, VR, PrimitiveValue)]) {
+    let mut file = dicom_object::open_file(path).unwrap();
+    file.remove_element(tags::FRAME_TIME);
+    for (tag, vr, value) in stated {
+        file.put(DataElement::new(*tag, *vr, value.clone()));
+    }
+    file.write_to_file(path).unwrap();
+}
+
+#[test]
+fn a_vector_of_frame_times_in_a_dicom_file_sets_each_frame_s_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("IM1");
+    let vector = |text: &str| (tags::FRAME_TIME_VECTOR, VR::DS, PrimitiveValue::from(text));
+    let pointer = |tag: Tag| (tags::FRAME_INCREMENT_POINTER, VR::AT, PrimitiveValue::Tags([tag][..].into()));
+    let time = || (tags::FRAME_TIME, VR::DS, PrimitiveValue::from("100"));
+    let timed = |stated: &[(Tag, VR, PrimitiveValue)]| {
+        write(&path, uids::EXPLICIT_VR_LITTLE_ENDIAN, &kind("RGB", 3, 8, 8), 3, native(|p| p.to_vec()));
+        retime(&path, stated);
+        let output = dir.path().join("out.webm");
+        let (whole, text) = run(&path, &output, &[]);
+        let times = times(&output);
+        std::fs::remove_file(&output).unwrap();
+        (times, whole, text)
+    };
+    let near = |found: &[f64], expected: &[f64]| assert!(same_times(found, expected), "{found:?}");
+    near(&timed(&[vector("0\\40\\160.5")]).0, &[0.0, 0.04, 0.2005]);
+    // The pointer decides if both are there.
+    near(&timed(&[vector("0\\40\\160.5"), time(), pointer(tags::FRAME_TIME_VECTOR)]).0, &[0.0, 0.04, 0.2005]);
+    near(&timed(&[vector("0\\40\\160.5"), time(), pointer(tags::FRAME_TIME)]).0, &[0.0, 0.1, 0.2]);
+    let (found, _, text) = timed(&[vector("0\\40")]);
+    near(&found, &[0.0, 0.04, 0.08]);
+    assert!(text.contains("2 of 3 frames"), "{text}");
+    let (_, whole, text) = timed(&[vector("0\\-40\\20")]);
+    assert!(!whole && text.contains("FrameTimeVector"), "{text}");
+    let (found, _, text) = timed(&[]);
+    near(&found, &[0.0, 0.04, 0.08]);
+    assert!(text.contains("no frame rate"), "{text}");
 }

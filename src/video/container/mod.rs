@@ -3,9 +3,11 @@
 //! Only headers and tables are read, never pixels. A container that cannot be read states nothing.
 
 mod avi;
+mod holes;
 mod matroska;
 mod packets;
 
+pub use holes::has_hole;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -25,6 +27,8 @@ pub struct Promise {
     pub hopeless: Option<String>,
     /// Bytes from the begin to which the file can be read, if GStreamer's demuxer fails for the rest (DV).
     pub usable: Option<u64>,
+    /// What the container leaves open, such as where it ends.
+    pub notes: Vec<String>,
 }
 
 /// The promise of the file at `path`; an empty one for containers without any (MPEG elementary streams).
@@ -88,12 +92,13 @@ mod mp4 {
     const MOST_SAMPLES: u32 = 1 << 26;
     /// Boxes that a file begins with.
     pub const FIRST: [&[u8; 4]; 6] = [b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"];
+    const NO_INDEX: &str = "its fragments have no index (sidx, mfra) and no stated duration: if the file was cut between two of them, the missing part goes unnoticed";
     const NO_TABLE: &str = "the file is cut short: its table of frames (moov) is missing; copy it again, or have the recorder or a repair program finish it";
 
     pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Promise> {
         let mut promise = Promise::default();
         let (mut at, mut track, mut fragments) = (0, None, Vec::new());
-        let (mut tables, mut indexed) = (0, 0);
+        let (mut tables, mut indexed, mut closed) = (0, 0, false);
         while at + 8 <= length {
             file.seek(SeekFrom::Start(at))?;
             let head: [u8; 8] = bytes(file)?;
@@ -115,11 +120,16 @@ mod mp4 {
             }
             let kind = &head[4..];
             tables += usize::from(kind == b"moov");
+            // The random access table is what a recorder writes last.
+            closed |= kind == b"mfra";
             if matches!(kind, b"moov" | b"moof" | b"sidx") && size <= LARGEST {
                 let mut data = vec![0; (size - header) as usize];
                 file.read_exact(&mut data)?;
                 match kind {
-                    b"moov" => track = video_track(&data),
+                    b"moov" => {
+                        track = video_track(&data);
+                        promise.seconds = fragmented_seconds(&data);
+                    }
                     b"sidx" => indexed = indexed.max(end.saturating_add(referenced(&data).unwrap_or(0))),
                     _ => fragments.push(data),
                 }
@@ -130,6 +140,13 @@ mod mp4 {
         if indexed > length && promise.faults.is_empty() {
             promise.faults.push(cut_short(length, indexed));
         }
+        let missing = missing_fragments(&fragments);
+        if missing > 0 {
+            promise.faults.push(format!("{missing} fragments are missing"));
+        }
+        if !fragments.is_empty() && !closed && indexed == 0 && promise.seconds.is_none() {
+            promise.notes.push(NO_INDEX.to_owned());
+        }
         promise.hopeless = (tables == 0).then(|| NO_TABLE.to_owned());
         if let Some(track) = track {
             let in_fragments: u64 = fragments.iter().map(|moof| samples_in(moof, track.id)).sum();
@@ -137,6 +154,22 @@ mod mp4 {
             promise.frames = track.shown.map(|shown| shown + in_fragments);
         }
         Ok(promise)
+    }
+
+    /// The duration of all fragments by a movie's header (`mehd`), if it is certainly the video's: the only track's.
+    fn fragmented_seconds(moov: &[u8]) -> Option<f64> {
+        let header = find(moov, &[b"mvex", b"mehd"])?;
+        let ticks = if header.first() == Some(&1) { u64_at(header, 4)? } else { u32_at(header, 4)?.into() };
+        let scale = timescale(find(moov, &[b"mvhd"])?)?.max(1);
+        let tracks = boxes(moov).filter(|(kind, _)| *kind == b"trak").count();
+        (tracks == 1 && ticks > 0).then(|| ticks as f64 / f64::from(scale))
+    }
+
+    /// Fragments left out of the sequence that they are numbered in. A smaller number begins another recording.
+    fn missing_fragments(fragments: &[Vec<u8>]) -> u64 {
+        let numbers: Vec<u32> =
+            fragments.iter().filter_map(|moof| u32_at(find(moof, &[b"mfhd"])?, 4)).collect();
+        numbers.windows(2).map(|pair| u64::from(pair[1].saturating_sub(pair[0]).saturating_sub(1))).sum()
     }
 
     /// Bytes behind a segment index that it refers to.

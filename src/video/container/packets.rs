@@ -1,5 +1,6 @@
 //! Containers that are chains of packets with a length each, or frames of one size: where the chain breaks, bytes are missing.
 
+use super::holes::has_hole;
 use super::{Promise, bytes, cut_short, damaged_at};
 use std::collections::HashMap;
 use std::io::{Read, Seek};
@@ -78,7 +79,7 @@ fn asf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
     const OF_DATA: [u8; 4] = [0x36, 0x26, 0xb2, 0x75];
     /// A header larger than this is not read.
     const LARGEST: u64 = 1 << 24;
-    let mut packet = None;
+    let (mut packet, mut silent) = (None, false);
     while let Some(head) = chain.next::<24>()? {
         let size = head[16..].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         // Of a live recording the size is not known.
@@ -90,9 +91,10 @@ fn asf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
             let mut header = vec![0; inner as usize];
             chain.file.read_exact(&mut header)?;
             packet = packet_size(&header);
+            silent = has_plain_sound(&header);
             chain.at += inner;
         } else if let Some(packet) = packet.filter(|_| head[..4] == OF_DATA) {
-            let damaged = damaged_packets(chain, inner, packet)?;
+            let damaged = damaged_packets(chain, inner, packet, silent)?;
             if damaged > 0 {
                 return Ok(vec![format!("{damaged} packets are damaged: frames may be missing")]);
             }
@@ -115,22 +117,41 @@ fn packet_size(header: &[u8]) -> Option<u64> {
     (smallest > 3 && size(at + 4)? == smallest).then_some(smallest.into())
 }
 
-/// How many packets of an object of data, of `inner` bytes, do not begin as its first. Passes over all of it.
-fn damaged_packets(chain: &mut Chain<impl Read + Seek>, inner: u64, packet: u64) -> std::io::Result<u64> {
+/// Whether an ASF file has uncompressed sound, in which silence is zeros.
+fn has_plain_sound(header: &[u8]) -> bool {
+    const SOUND: [u8; 16] =
+        [0x40, 0x9e, 0x69, 0xf8, 0x4d, 0x5b, 0xcf, 0x11, 0xa8, 0xfd, 0, 0x80, 0x5f, 0x5c, 0x44, 0x2b];
+    /// Of the sound's format, from the begin of its stream's type.
+    const FORMAT: usize = 54;
+    const UNCOMPRESSED: [u8; 2] = [1, 0];
+    header.windows(FORMAT + 2).any(|w| w[..16] == SOUND && w[FORMAT..] == UNCOMPRESSED)
+}
+
+/// How many packets of an object of data, of `inner` bytes, do not begin as its first, or have a hole. Passes over all of it.
+fn damaged_packets(
+    chain: &mut Chain<impl Read + Seek>,
+    inner: u64,
+    packet: u64,
+    silent: bool,
+) -> std::io::Result<u64> {
     /// What comes before the packets.
     const BEFORE: u64 = 26;
+    /// Packets are at most 64 KiB large, but for damaged headers.
+    const LARGEST: u64 = 1 << 20;
     /// The first byte's bit that says that data for error correction come first. They are the same in all packets; without
     /// them only the second byte is.
     const CORRECTION: u8 = 0x80;
     let end = chain.at + inner;
     let (mut first, mut damaged) = (None, 0);
-    if chain.pass(BEFORE.min(inner))?.is_none() {
+    if packet <= LARGEST && chain.pass(BEFORE.min(inner))?.is_none() {
+        let mut data = vec![0; packet as usize];
         while chain.at + packet <= end {
-            let Some(begin) = chain.next::<3>()? else { break };
+            chain.file.read_exact(&mut data)?;
+            chain.at += packet;
+            let begin = [data[0], data[1], data[2]];
             let first: [u8; 3] = *first.get_or_insert(begin);
             let same = if first[0] & CORRECTION > 0 { first == begin } else { first[1] == begin[1] };
-            damaged += u64::from(!same);
-            chain.skip(packet - 3)?;
+            damaged += u64::from(!same || !silent && has_hole(&data));
         }
     }
     chain.skip(end - chain.at)?;

@@ -61,6 +61,35 @@ fn an_mp4_that_ends_between_two_fragments_is_cut_short() {
     }
 }
 
+/// Without an index only the fragments' numbers, the movie's stated duration and the closing table speak of the end.
+#[test]
+fn fragments_without_an_index_are_missed_by_number_and_duration_or_noted() {
+    let moov = mp4([0, 10]);
+    let fragment = |number: u32| {
+        let header = atom(b"mfhd", &words(&[0, number]));
+        [atom(b"moof", &header), atom(b"mdat", &[7; 30])].concat()
+    };
+    let joined =
+        |numbers: &[u32]| [moov.clone(), numbers.iter().flat_map(|n| fragment(*n)).collect()].concat();
+    let open = of(&joined(&[1, 2, 3]));
+    assert!(
+        open.faults.is_empty() && open.notes.len() == 1 && open.notes[0].contains("no index"),
+        "{open:?}"
+    );
+    let closed = of(&[joined(&[1, 2, 3]), atom(b"mfra", &[])].concat());
+    assert!(closed.faults.is_empty() && closed.notes.is_empty(), "{closed:?}");
+    assert_eq!(of(&joined(&[1, 2, 5, 6])).faults, ["2 fragments are missing"]);
+    // A joined recording begins anew.
+    assert_eq!(of(&joined(&[7, 8, 1, 2])).faults, Vec::<String>::new());
+    // 2.5 s in the movie's scale.
+    let duration = atom(b"mvex", &atom(b"mehd", &words(&[0, 2500])));
+    let begin = moov.windows(4).position(|w| w == b"moov").unwrap() - 4;
+    let size = u32::from_be_bytes(moov[begin..begin + 4].try_into().unwrap()) as usize;
+    let movie = atom(b"moov", &[&moov[begin + 8..begin + size], &duration].concat());
+    let whole = of(&[&moov[..begin], &movie, &fragment(1)].concat());
+    assert_eq!((whole.seconds, whole.notes.len()), (Some(2.5), 0), "{whole:?}");
+}
+
 /// Fuzzing found tables of many runs, which took long to count.
 #[test]
 fn a_table_of_more_frames_than_there_can_be_promises_none() {

@@ -5,27 +5,58 @@ use crate::video::source::decoder;
 use crate::video::{FrameRate, rgb_buffer};
 use gst::prelude::*;
 use image::RgbImage;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the images have in common.
 pub(super) struct RawFrames {
     pub width: u32,
     pub height: u32,
-    pub rate: FrameRate,
+    pub times: Times,
     /// Pixel aspect ratio, width to height.
     pub pixel_aspect: (i32, i32),
 }
 
-/// An element that gives the images of `next` until there are no more.
+/// When frames are shown.
+pub(super) enum Times {
+    /// At equal intervals.
+    Rate(FrameRate),
+    /// The begin of each in nanoseconds, not decreasing. The last frame is as long as the one before.
+    Begins(Vec<u64>),
+}
+
+impl Times {
+    /// The rate for caps; 0 if the intervals differ.
+    fn rate(&self) -> gst::Fraction {
+        match self {
+            Self::Rate(rate) => gst::Fraction::new(rate.numerator, rate.denominator),
+            Self::Begins(_) => gst::Fraction::new(0, 1),
+        }
+    }
+
+    /// The begin of frame `index` in nanoseconds. Frames behind the last one follow at its interval.
+    fn begin(&self, index: usize) -> u64 {
+        match self {
+            Self::Rate(rate) => rate.time(index as u64),
+            Self::Begins(begins) => begins.get(index).copied().unwrap_or_else(|| {
+                let last = begins.last().copied().unwrap_or(0);
+                let step = begins.len().checked_sub(2).map_or(0, |before| last - begins[before]);
+                last.saturating_add(step.saturating_mul((index + 1).saturating_sub(begins.len()) as u64))
+            }),
+        }
+    }
+}
+
+/// An element that gives the images of `next`, each with its number, until there are no more.
 ///
 /// # Errors
 /// If GStreamer lacks `uridecodebin`.
 pub(super) fn fed_frames(
     raw: RawFrames,
-    next: impl FnMut() -> Option<RgbImage> + Send + 'static,
+    next: impl FnMut() -> Option<(usize, RgbImage)> + Send + 'static,
 ) -> Result<gst::Element> {
     let element = decoder("appsrc://")?;
     let next = Mutex::new(Some(next));
+    let times = Arc::new(raw.times);
     element.connect("source-setup", false, move |values| {
         let source = values.get(1)?.get::<gst_app::AppSrc>().ok()?;
         let mut next = next.lock().unwrap_or_else(PoisonError::into_inner).take()?;
@@ -33,25 +64,24 @@ pub(super) fn fed_frames(
             .format(gst_video::VideoFormat::Rgb)
             .width(raw.width.cast_signed())
             .height(raw.height.cast_signed())
-            .framerate(gst::Fraction::new(raw.rate.numerator, raw.rate.denominator))
+            .framerate(times.rate())
             .pixel_aspect_ratio(gst::Fraction::new(raw.pixel_aspect.0, raw.pixel_aspect.1))
             .build();
         source.set_caps(Some(&caps));
         source.set_format(gst::Format::Time);
-        let (rate, mut index) = (raw.rate, 0);
+        let times = times.clone();
         let callbacks = gst_app::AppSrcCallbacks::builder().need_data(move |source, _| {
-            let Some(image) = next() else {
+            let Some((index, image)) = next() else {
                 // Fails only if the pipeline ends.
                 let _ = source.end_of_stream();
                 return;
             };
             let mut buffer = rgb_buffer(&image);
             if let Some(buffer) = buffer.get_mut() {
-                let (begin, end) = (rate.time(index), rate.time(index + 1));
+                let (begin, end) = (times.begin(index), times.begin(index + 1));
                 buffer.set_pts(gst::ClockTime::from_nseconds(begin));
                 buffer.set_duration(gst::ClockTime::from_nseconds(end - begin));
             }
-            index += 1;
             let _ = source.push_buffer(buffer);
         });
         source.set_callbacks(callbacks.build());

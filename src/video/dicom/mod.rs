@@ -11,7 +11,7 @@ use crate::{Error, Result};
 use dicom_core::Tag;
 use dicom_dictionary_std::{tags, uids};
 use dicom_object::{DicomCollector, InMemDicomObject};
-use feed::{RawFrames, fed_frames};
+use feed::{RawFrames, Times, fed_frames};
 use images::{Coding, Pixels};
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
@@ -171,10 +171,12 @@ pub fn source(path: &Path) -> Result<(gst::Element, Promise)> {
             let first = frames.first().map_or(&[][..], Vec::as_slice);
             pixels.image(coding, first).map_err(|e| Error::data(path, format!("its first frame: {e}")))?;
             let (width, height) = (pixels.width, pixels.height);
-            let raw = RawFrames { width, height, rate: rate(&header), pixel_aspect: pixel_aspect(&header) };
-            let mut frames = frames.into_iter();
+            let times = times(&header, count, &mut promise);
+            let raw = RawFrames { width, height, times, pixel_aspect: pixel_aspect(&header) };
+            let mut frames = frames.into_iter().enumerate();
             // Others that cannot be read are missing, which is noticed at the end.
-            let next = move || frames.by_ref().find_map(|frame| pixels.image(coding, &frame).ok());
+            let next =
+                move || frames.by_ref().find_map(|(i, frame)| Some((i, pixels.image(coding, &frame).ok()?)));
             Ok((fed_frames(raw, next)?, promise))
         }
     }
@@ -203,15 +205,54 @@ fn joined(fragments: Vec<Vec<u8>>, frames: usize, table: &[u32]) -> Vec<Vec<u8>>
     out
 }
 
-/// Frames a second, by the first of its tags that says so.
-fn rate(header: &InMemDicomObject) -> FrameRate {
+/// When the `count` frames are shown, by the tag that the frame increment pointer (PS3.3 C.7.6.6) names, or else by the first
+/// that is there. What is missing is added to `promise`.
+fn times(header: &InMemDicomObject, count: u64, promise: &mut Promise) -> Times {
+    let vector = header.get(tags::FRAME_TIME_VECTOR).filter(|_| {
+        let pointer = header.get(tags::FRAME_INCREMENT_POINTER).and_then(|e| e.value().to_tag().ok());
+        match pointer {
+            Some(tag) => tag == tags::FRAME_TIME_VECTOR,
+            None => header.get(tags::FRAME_TIME).is_none(),
+        }
+    });
+    if let Some(vector) = vector {
+        match vector.to_multi_float64().ok().as_deref().and_then(begins) {
+            Some(begins) => {
+                if (begins.len() as u64) < count {
+                    let stated = begins.len();
+                    promise.notes.push(format!("FrameTimeVector has times for {stated} of {count} frames"));
+                }
+                return Times::Begins(begins);
+            }
+            None => {
+                promise.faults.push("FrameTimeVector cannot be read: the times of frames are guesses".into())
+            }
+        }
+    }
     let number = |tag: Tag| images::number(header, tag).filter(|v| v.is_finite() && *v > 0.0);
     let per_second = number(tags::FRAME_TIME).map(|ms| 1000.0 / ms);
     let per_second = per_second.or(number(tags::CINE_RATE)).or(number(tags::RECOMMENDED_DISPLAY_FRAME_RATE));
-    match per_second.filter(|rate| (0.001..1000.0).contains(rate)) {
+    Times::Rate(match per_second.filter(|rate| (0.001..1000.0).contains(rate)) {
         Some(rate) => FrameRate { numerator: (rate * 1000.0).round() as i32, denominator: 1000 },
-        None => FrameRate::DEFAULT,
-    }
+        None => {
+            if count > 1 {
+                let assumed = FrameRate::DEFAULT.per_second();
+                promise.notes.push(format!("the file states no frame rate: {assumed} frames/s are assumed"));
+            }
+            FrameRate::DEFAULT
+        }
+    })
+}
+
+/// The begin of each frame in nanoseconds from the milliseconds between it and the one before; `None` if one is no time.
+fn begins(intervals: &[f64]) -> Option<Vec<u64>> {
+    let mut time = 0.0;
+    // The first frame has none before it.
+    let begins = intervals.iter().enumerate().map(|(i, interval)| {
+        time += if i == 0 { 0.0 } else { *interval };
+        (interval.is_finite() && *interval >= 0.0).then_some((time * 1e6).round() as u64)
+    });
+    begins.collect::<Option<Vec<u64>>>().filter(|begins| !begins.is_empty())
 }
 
 /// Width to height; DICOM has the height first.
