@@ -2,7 +2,7 @@
 # Makes a few small files of each kind for the fuzzer to begin from: fuzz/seeds/TARGET.
 set -eu
 cd "$(dirname "$0")"
-mkdir -p seeds/weights seeds/config seeds/picture seeds/frame seeds/container seeds/dicom
+mkdir -p seeds/weights seeds/config seeds/image seeds/frame seeds/container seeds/dicom
 cp ../configs/*.toml seeds/config/
 python3 - <<'PY'
 import io, json, struct, zipfile
@@ -55,5 +55,5 @@ for coding in range(3):
         frame = struct.pack("<16I", 1, 64, *[0] * 14) + b"\3abcd\xfe1" if coding == 1 else bytes(range(64))
         open(f"seeds/dicom/{coding}{colour}", "wb").write(bytes([coding, colour, 4, 4, 8, 8, 0, 0]) + frame)
 PY
-head -c 4000 ../tests/data/goldens/vps_maps/gt/case10/000.png > seeds/picture/small.png
+head -c 4000 ../tests/data/goldens/vps_maps/gt/case10/000.png > seeds/image/small.png
 head -c 600 /dev/zero > seeds/frame/zeros

@@ -1,5 +1,5 @@
 //! COCO's instance annotations (cocodataset.org, format of its 2017 release), masks as compressed run lengths
-//! (`maskApi.c`: column by column, differences to the run two before, five bits a character).
+//! (`maskApi.c`: column by column, differences to the run two before, five bits per character).
 
 use super::Summary;
 use crate::{Error, Result};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct Writer {
     file: BufWriter<File>,
     path: PathBuf,
-    /// Number of the first frame, less one; see `Archive::first_id`.
+    /// Id of the first frame minus one; see `Archive::first_id`.
     first_id: u64,
     video: String,
     annotations: u64,
@@ -43,7 +43,7 @@ impl Writer {
         self.file.write_all(text.as_bytes()).map_err(|e| Error::io(&self.path, e))
     }
 
-    /// One annotation for the frame's whole mask (`width × height` bytes, above 0 polyp); none if it is empty.
+    /// Writes one annotation for the frame's whole mask (`width × height` bytes, above 0 polyp), or none if it is empty.
     pub fn write(&mut self, frame: u64, (w, h): (u32, u32), mask: &[u8], score: f32) -> Result<()> {
         if self.sizes.last().is_none_or(|(_, size)| *size != (w, h)) {
             self.sizes.push((frame, (w, h)));
@@ -76,7 +76,7 @@ impl Writer {
             if let Some((_, new)) = sizes.next_if(|(from, _)| *from == frame) {
                 size = new;
             }
-            // CVAT's name of a video's frame.
+            // CVAT names the frames of a video like this.
             let name = format!("frame_{frame:06}.png");
             let id = self.first_id + frame + 1;
             let image =
@@ -101,7 +101,7 @@ pub(super) fn bounds(mask: &[u8], width: usize) -> Option<[usize; 4]> {
     found
 }
 
-/// Alternating lengths of the runs of 0 and of other values, beginning with 0, down the columns.
+/// Lengths of the alternating runs of 0 and of other values, column by column, starting with 0.
 fn runs(mask: &[u8], width: usize, height: usize) -> Vec<u32> {
     let (mut out, mut run, mut inside) = (Vec::new(), 0u32, false);
     for x in 0..width {
@@ -141,9 +141,9 @@ fn compressed(runs: &[u32]) -> String {
 mod tests {
     use super::*;
 
-    /// Masks and what pycocotools 2.0 encodes them as.
+    /// Masks and their encodings by pycocotools 2.0.
     #[test]
-    fn run_lengths_are_cocos() {
+    fn run_lengths_equal_those_of_pycocotools() {
         let mask = [0, 0, 0, 0, 0, 255, 255, 0, 0, 255, 255, 0];
         assert_eq!(runs(&mask, 4, 3), [4, 2, 1, 2, 3]);
         assert_eq!(compressed(&[4, 2, 1, 2, 3]), "42102");

@@ -1,6 +1,6 @@
 //! CVAT's "CVAT for video 1.1" (docs.cvat.ai, XML annotation format): one mask per frame, as run lengths within its box.
 //!
-//! CVAT has no tracks of masks: each is a track of one frame, as its own export writes them.
+//! CVAT has no tracks of masks. Each mask becomes a track of one frame, as in CVAT's own exports.
 
 use super::Summary;
 use super::coco::bounds;
@@ -46,7 +46,7 @@ impl Writer {
         self.file.write_all(text.as_bytes()).map_err(|e| Error::io(&self.path, e))
     }
 
-    /// The frame's whole mask (`width × height` bytes, above 0 polyp); nothing if it is empty.
+    /// Writes the frame's whole mask (`width × height` bytes, above 0 polyp), or nothing if it is empty.
     pub fn write(&mut self, frame: u64, (w, _): (u32, u32), mask: &[u8]) -> Result<()> {
         self.frames = frame + 1;
         let Some([left, top, right, bottom]) = bounds(mask, w as usize) else { return Ok(()) };
@@ -76,7 +76,7 @@ impl Writer {
     }
 }
 
-/// Alternating lengths of the runs of background and polyp, row by row, beginning with background.
+/// Lengths of the alternating runs of background and polyp, row by row, starting with background.
 fn runs(pixels: impl Iterator<Item = bool>) -> String {
     let (mut text, mut inside, mut length) = (String::new(), false, 0u64);
     for pixel in pixels {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn run_lengths_are_cvats() {
+    fn run_lengths_follow_cvats_format() {
         let row = |text: &str| runs(text.bytes().map(|b| b == b'#'));
         assert_eq!(row("..##.#"), "2, 2, 1, 1");
         assert_eq!(row("##."), "0, 2, 1");

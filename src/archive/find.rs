@@ -18,7 +18,7 @@ const ENDINGS: [&str; 37] = [
 pub struct Found {
     /// Sorted by path.
     pub videos: Vec<Video>,
-    /// Files that are no videos, sorted by path.
+    /// Files that are not videos, sorted by path.
     pub left_out: Vec<LeftOut>,
 }
 
@@ -30,7 +30,7 @@ pub struct LeftOut {
     pub reason: String,
 }
 
-/// The videos in `dir` and its subfolders, by file extension, and DICOM files with video under any name. Hidden files
+/// Finds the videos in `dir` and its subfolders by file extension, and DICOM files with video under any name. Hidden files
 /// and linked folders are ignored.
 ///
 /// # Errors
@@ -62,13 +62,13 @@ pub fn find(dir: &Path) -> Result<Found> {
     Ok(found)
 }
 
-/// Why the file at `path` is not a video; `None` if it is one.
+/// The reason why the file at `path` is not a video; `None` if it is one.
 fn refused(path: &Path) -> Option<String> {
     if path.is_dir() {
         return Some("a linked folder".into());
     }
     if !path.is_file() {
-        return Some("no file".into());
+        return Some("not a file".into());
     }
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if ENDINGS.contains(&ending.as_str()) {
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn videos_are_found_at_any_depth_and_what_is_left_out_is_named() {
+    fn videos_are_found_at_any_depth_and_other_files_are_listed_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         for name in
             ["b/c/x.MP4", "a.mkv", "tower.VOB", "d.mxf", "note.txt", "b/s.jpg", ".hidden/y.mp4", "b/.z.mp4"]
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn no_ending_is_listed_twice() {
+    fn no_extension_is_listed_twice() {
         let mut endings = ENDINGS.to_vec();
         endings.sort();
         endings.dedup();

@@ -56,9 +56,10 @@ pub enum Format {
     Cvat,
 }
 
-/// Model and settings of the masks. They are stored in a video's folder; a folder made with others does not count as finished.
+/// Model and settings that the masks were made with. They are stored in a video's folder; a folder made with others does not count as
+/// finished.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Making {
+pub struct Provenance {
     /// SHA-256 of the weights.
     pub model: String,
     pub threshold: f32,
@@ -83,7 +84,7 @@ impl Video {
         self.relative.to_string_lossy().into_owned()
     }
 
-    /// The name of its files in `.autosam`: short for any path.
+    /// The name of its files in `.autosam`, short even if the path is long.
     fn id(&self) -> String {
         let mut id = weights::sha256(self.relative.as_os_str().as_encoded_bytes());
         id.truncate(24);
@@ -117,7 +118,7 @@ pub struct Archive {
     /// Files of the input that are not videos; the overview lists them.
     pub left_out: Vec<LeftOut>,
     pub output: PathBuf,
-    pub making: Making,
+    pub provenance: Provenance,
     /// This process's share of `videos`.
     pub shard: Option<Shard>,
     /// Process finished videos again.
@@ -128,7 +129,7 @@ pub struct Archive {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     Done(Box<Summary>),
-    /// It was finished already.
+    /// It was finished by an earlier run.
     Skipped(Box<Summary>),
     /// Another process works on it.
     Elsewhere,
@@ -150,7 +151,7 @@ pub struct Tally {
 }
 
 impl Archive {
-    /// Processes this process's videos with `jobs` parallel engines; `tell` is called with each outcome. The overview is
+    /// Processes this process's videos with `jobs` parallel engines and calls `report` with each outcome. The overview is
     /// written at the end.
     ///
     /// # Errors
@@ -160,7 +161,7 @@ impl Archive {
         jobs: usize,
         engine: &(dyn Fn() -> Result<Engine> + Sync),
         stop: &AtomicBool,
-        tell: &(dyn Fn(&Video, &Outcome) + Sync),
+        report: &(dyn Fn(&Video, &Outcome) + Sync),
     ) -> Result<Tally> {
         for folder in ["locks", "work", "failed"] {
             let dir = self.output.join(".autosam").join(folder);
@@ -184,7 +185,7 @@ impl Archive {
                     // If the model failed, the next video must not start during the pause after the failure.
                     worker = engine()?;
                 }
-                tell(video, &outcome);
+                report(video, &outcome);
                 let mut tally = tally.lock().unwrap_or_else(|e| e.into_inner());
                 if let Outcome::Done(summary) | Outcome::Skipped(summary) = &outcome
                     && !summary.problems.is_empty()
@@ -243,7 +244,7 @@ impl Archive {
         let place = self.output.join(&video.relative);
         if place.exists() && !self.redo {
             let summary = page::summary(&place)?;
-            if summary.making != self.making {
+            if summary.provenance != self.provenance {
                 return Err(Error::data(
                     &place,
                     "made with another model or other settings; use --redo to replace it, or another --output to keep both",
@@ -289,7 +290,7 @@ impl Archive {
         let begin = Instant::now();
         let path = video.path.to_str().ok_or_else(|| Error::data(&video.path, "its name is not UTF-8"))?;
         let mut reader = Reader::open(path)?;
-        let mut summary = Summary::begun(video, &reader, &self.making)?;
+        let mut summary = Summary::begun(video, &reader, &self.provenance)?;
         let (mut out, mut shape) = (None, None);
         while let Some(frame) = reader.next_frame()? {
             if stop.load(Ordering::Relaxed) {
@@ -368,7 +369,7 @@ impl Outputs {
         let mut csv = BufWriter::new(File::create(&csv_path).map_err(|e| Error::io(&csv_path, e))?);
         csv.write_all(b"frame,time_s,regions,area,confidence,left,top,right,bottom\n")
             .map_err(|e| Error::io(&csv_path, e))?;
-        let wants = |format| summary.making.formats.contains(&format);
+        let wants = |format| summary.provenance.formats.contains(&format);
         Ok(Self {
             csv,
             csv_path,
@@ -427,7 +428,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shards_cover_all_and_share_nothing() {
+    fn shards_cover_all_videos_without_overlap() {
         let videos: Vec<usize> = (0..11).collect();
         let mut all: Vec<usize> = (0..4)
             .flat_map(|i| {

@@ -1,4 +1,4 @@
-//! The overview of an archive: `index.html` and `summary.csv` of all its videos. They contain no image of a patient.
+//! The overview of an archive: `index.html` and `summary.csv` with all its videos. They contain no images of patients.
 
 use super::{LeftOut, Summary, Video};
 use crate::{Error, Result, write_atomically};
@@ -16,7 +16,7 @@ pub enum State {
 /// The `summary.json` of a video's folder.
 ///
 /// # Errors
-/// If there is none: the folder does not belong to an archive.
+/// If the file is missing, because the folder does not belong to an archive.
 pub(super) fn summary(place: &Path) -> Result<Summary> {
     let path = place.join("summary.json");
     let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
@@ -32,7 +32,7 @@ fn state(video: &Video, output: &Path) -> Result<State> {
     Ok(std::fs::read_to_string(failed).map_or(State::Open, State::Failed))
 }
 
-/// Writes `index.html` and `summary.csv` from what is on disk, so that any of several processes can write them last.
+/// Writes `index.html` and `summary.csv` from the results on disk, so that any of several processes can write them last.
 pub fn write_pages(videos: &[Video], left_out: &[LeftOut], output: &Path) -> Result<()> {
     let mut csv = String::from(
         "video,state,frames,seconds,marked_frames,marked_part,stretches,first_mark_s,largest_area,reason\n",
@@ -88,7 +88,7 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\"").replace('\n', " "))
 }
 
-/// A finished video's row in both files.
+/// Appends a finished video's row to both files.
 fn row(csv: &mut String, rows: &mut String, video: &Video, s: &Summary) -> std::fmt::Result {
     let name = video.name();
     // Summaries of earlier versions contain no times.
@@ -126,11 +126,11 @@ fn row(csv: &mut String, rows: &mut String, video: &Video, s: &Summary) -> std::
 
 const STYLE: &str = "<style>body{font:15px/1.5 sans-serif;max-width:80rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:right}td:first-child,th:first-child,.bad td{text-align:left}.bad{background:#fdecea}svg{display:block;background:#eee}</style>";
 
-/// A bar of the video's length with its detections in green.
+/// A bar that represents the video's duration, with its detections in green.
 fn strip(s: &Summary) -> String {
     const WIDTH: u64 = 240;
     let scale = WIDTH as f64 / s.frames.max(1) as f64;
-    // Stretches on the same column are drawn once.
+    // Several stretches in the same column are drawn once.
     let mut columns: Vec<(u64, u64)> = Vec::new();
     for (from, to) in &s.stretches {
         let (left, right) = ((*from as f64 * scale) as u64, ((*to + 1) as f64 * scale).ceil() as u64);
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_from_outside_cannot_become_markup() {
+    fn file_names_are_escaped_in_html_and_csv() {
         let dir = tempfile::tempdir().unwrap();
         let name = "<script>\"x\" & y, z.mp4";
         let video = Video { path: name.into(), relative: name.into() };

@@ -15,10 +15,10 @@ use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// Bytes of pixels after which a further object is started, to limit memory and to stay below DICOM's 4 GB.
+/// Bytes of pixels after which another object is started, to limit memory and to stay below DICOM's 4 GB.
 const LARGEST: usize = 128 << 20;
 
-/// Objects of one video, one after another.
+/// Writes the objects of one video one after another.
 pub(super) struct Writer {
     dir: PathBuf,
     video: String,
@@ -29,7 +29,7 @@ pub(super) struct Writer {
     pixel_aspect: (u32, u32),
     /// Indices of the buffered frames, from 0, and their times in nanoseconds.
     frames: Vec<(u64, u64)>,
-    /// Their pixels, consecutive without gaps, lowest bit first.
+    /// The buffered frames' pixels, packed without gaps, lowest bit first.
     bits: Bits,
     parts: u32,
 }
@@ -62,7 +62,7 @@ fn sequence(object: &mut Object, tag: Tag, items: Vec<Object>) {
     object.put(DataElement::new(tag, VR::SQ, DataSetSequence::from(items)));
 }
 
-/// One item of these texts.
+/// A sequence item with these text elements.
 fn item(elements: &[(Tag, VR, &str)]) -> Object {
     let mut object = Object::new_empty();
     for (tag, vr, value) in elements {
@@ -79,7 +79,7 @@ fn code(value: &str, scheme: &str, meaning: &str) -> Vec<Object> {
     ])]
 }
 
-/// A UID of the form 2.25 (PS3.5 B.2) that is derived from the given words.
+/// A UID of the form 2.25 (PS3.5 B.2), derived from `words`.
 fn uid(words: &[&str]) -> String {
     let hash = Sha256::digest(words.join("\n").as_bytes());
     let mut bytes = [0; 16];
@@ -96,7 +96,8 @@ impl Writer {
             dir: dir.to_owned(),
             video: summary.sha256.clone(),
             program: summary.program.clone(),
-            model: format!("{:?}", summary.making),
+            // UIDs are derived from this text, and earlier releases called the type so: the same masks must keep their UIDs.
+            model: format!("{:?}", summary.provenance).replacen("Provenance", "Making", 1),
             size: (summary.width, summary.height),
             pixel_aspect: summary.pixel_aspect,
             frames: Vec::new(),
@@ -105,7 +106,7 @@ impl Writer {
         }
     }
 
-    /// `mask`: `width × height` bytes, above 0 polyp. Frames without a detection are left out, as the standard allows.
+    /// `mask`: `width × height` bytes, above 0 polyp. Frames without a detection are omitted, as the standard allows.
     /// `time`: nanoseconds since the first frame.
     pub fn write(&mut self, frame: u64, time: u64, size: (u32, u32), mask: &[u8]) -> Result<()> {
         if mask.iter().all(|v| *v == 0) {
@@ -302,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bits_run_on_from_frame_to_frame() {
+    fn bits_are_packed_across_frames() {
         let mut bits = Bits::default();
         for v in [1, 0, 0, 1, 1, 0, 0, 0, 1] {
             bits.push(v == 1);
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn uids_are_of_their_words_and_within_dicoms_bounds() {
+    fn uids_depend_on_their_words_and_fit_dicoms_length() {
         let one = uid(&["a", "b"]);
         assert_eq!(one, uid(&["a", "b"]));
         assert_ne!(one, uid(&["a", "c"]));

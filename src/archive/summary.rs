@@ -1,6 +1,6 @@
 //! The summary of a video.
 
-use super::{Making, Video};
+use super::{Provenance, Video};
 use crate::engine::Detection;
 use crate::video::Reader;
 use crate::weights::sha256_of;
@@ -17,7 +17,7 @@ pub struct Summary {
     pub video: String,
     pub bytes: u64,
     pub sha256: String,
-    /// When the file was last changed, in milliseconds since 1970.
+    /// Time of the file's last change, in milliseconds since 1970.
     #[serde(default)]
     pub modified_ms: Option<u64>,
     /// Size of the first frame, upright.
@@ -32,7 +32,7 @@ pub struct Summary {
     /// Number of frames stated by the container, if any.
     #[serde(default)]
     pub promised_frames: Option<u64>,
-    /// Reasons why `frames` is not the whole video; empty if it is.
+    /// Reasons why `frames` is less than the whole video; empty if nothing is missing.
     #[serde(default)]
     pub problems: Vec<String>,
     /// Further remarks on the written files.
@@ -41,7 +41,7 @@ pub struct Summary {
     /// Time from the first frame to the end of the last.
     #[serde(default)]
     pub seconds: f64,
-    /// The container's own time of the first frame, from which all times count.
+    /// The first frame's time by the container; all other times are relative to it.
     #[serde(default)]
     pub start_s: f64,
     pub marked_frames: u64,
@@ -54,7 +54,8 @@ pub struct Summary {
     pub largest_area: f32,
     pub seconds_taken: f64,
     pub program: String,
-    pub making: Making,
+    #[serde(rename = "making")]
+    pub provenance: Provenance,
 }
 
 fn square() -> (u32, u32) {
@@ -63,7 +64,7 @@ fn square() -> (u32, u32) {
 
 impl Summary {
     /// An empty summary, before any frame is read.
-    pub(super) fn begun(video: &Video, reader: &Reader, making: &Making) -> Result<Self> {
+    pub(super) fn begun(video: &Video, reader: &Reader, provenance: &Provenance) -> Result<Self> {
         let meta = fs::metadata(&video.path).map_err(|e| Error::io(&video.path, e))?;
         let (width, height) = reader.size();
         Ok(Self {
@@ -87,7 +88,7 @@ impl Summary {
             largest_area: 0.0,
             seconds_taken: 0.0,
             program: format!("autosam-video {}", env!("CARGO_PKG_VERSION")),
-            making: making.clone(),
+            provenance: provenance.clone(),
         })
     }
 

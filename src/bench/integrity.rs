@@ -3,8 +3,8 @@
 use super::shown::ShownMask;
 use gst_video::prelude::*;
 
-/// Where the element may have drawn: the mask of its meta, one pixel of the network wider all around, because marks follow
-/// the enlarged probabilities between the network's pixels.
+/// The area where the element may have drawn: the mask of its meta, widened by one pixel of the network on all sides, because
+/// overlays follow the enlarged probabilities between the network's pixels.
 #[derive(Default)]
 pub struct Allowed {
     width: usize,
@@ -14,7 +14,7 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// What is shown allows: nothing if nothing is.
+    /// The area allowed by the shown mask; empty if none is shown.
     pub fn of(shown: Option<&ShownMask>) -> Self {
         shown.map(|s| Self::new(&s.cells, s.width, s.height, s.shift)).unwrap_or_default()
     }
@@ -39,13 +39,13 @@ impl Allowed {
     }
 }
 
-/// See [`Allowed::rows`]. Neighbouring rows mostly lie in the same cells: these are read once.
+/// See [`Allowed::rows`]. Neighbouring rows mostly lie in the same cells, which are therefore read once.
 struct Rows<'a> {
     allowed: &'a Allowed,
     height: usize,
     /// The cells of each column of pixels.
     columns: Vec<std::ops::Range<usize>>,
-    /// The cells that `row` was computed from.
+    /// The cells from which `row` was computed.
     last: std::ops::Range<usize>,
     row: Vec<bool>,
 }
@@ -78,8 +78,8 @@ fn cells(at: usize, shift: i64, side: usize, count: usize) -> std::ops::Range<us
     cell(low)..cell(high) + 1
 }
 
-/// Samples of `after` that differ from `before` (the same layout) outside what is allowed. A shared chroma sample counts once,
-/// alpha counts too.
+/// Number of samples of `after` that differ from `before` (same layout) outside the allowed area. A shared chroma sample counts
+/// once; alpha counts as well.
 pub fn changed_outside(
     before: &gst_video::VideoFrameRef<&gst::BufferRef>,
     after: &gst_video::VideoFrameRef<&gst::BufferRef>,
@@ -113,14 +113,14 @@ pub fn changed_outside(
                     continue;
                 }
                 let bytes = format.depth()[*c].div_ceil(8) as usize;
-                // GStreamer 1.22 gives 1 for P010's Cr, which begins at byte 2.
+                // GStreamer 1.22 reports an offset of 1 for P010's Cr, which begins at byte 2.
                 let offset = (format.poffset()[*c] as usize).next_multiple_of(bytes);
                 let mut last = None;
                 changed += differing(old, new)
                     .filter_map(|at| at.checked_sub(offset))
                     .filter(|at| at % step < bytes)
                     .map(|at| at / step)
-                    // Of the bytes of a sample the first counts.
+                    // A sample whose bytes differ counts once, by its first byte.
                     .filter(|at| last.replace(*at) != Some(*at))
                     .filter(outside)
                     .count() as u64;
@@ -130,8 +130,8 @@ pub fn changed_outside(
     changed
 }
 
-/// The samples of component `c` that differ in two lines of v210, the one format whose samples begin within bytes: three in each word,
-/// in the order Cb, Y', Cr, Y'.
+/// The samples of component `c` that differ in two lines of v210. It is the only format whose samples begin within bytes: each
+/// word holds three, in the order Cb, Y', Cr, Y'.
 fn triples<'a>(old: &'a [u8], new: &'a [u8], c: usize) -> impl Iterator<Item = usize> + 'a {
     let (old, new) = (old.as_chunks::<4>().0, new.as_chunks::<4>().0);
     let words = old.iter().zip(new).map(|(a, b)| u32::from_le_bytes(*a) ^ u32::from_le_bytes(*b)).enumerate();
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_mask_allows_where_it_moved_to() {
+    fn a_moved_mask_allows_changes_at_its_new_position() {
         let mut mask = vec![0; 64];
         mask[0] = 255;
         let moved = Allowed::new(&mask, 8, 8, (16, 0));

@@ -28,7 +28,7 @@ pub struct LiveBench {
     pub streams: usize,
     /// Folder of images; synthetic frames if `None`.
     pub input: Option<PathBuf>,
-    /// Every Nth frame's pixels are compared with the source's, on the streaming thread, which slows down what is measured.
+    /// The pixels of every Nth frame are compared with the source's. This runs on the streaming thread and slows down the measured path.
     pub check_every: u64,
     /// Properties of the element, in the syntax of `gst-launch-1.0`.
     pub properties: Vec<(String, String)>,
@@ -47,10 +47,10 @@ pub struct LiveReport {
     /// Samples that differ from the source's outside the overlay; `None` if the element does not report its mask (no property
     /// `attach-meta`).
     pub pixels_changed_outside_mask: Option<u64>,
-    /// Number of frames checked for this.
+    /// Number of frames whose pixels were checked.
     pub frames_checked: u64,
-    /// Mean intersection over union of the shown mask with the frame's own true mask, over the checked frames with a polyp: one
-    /// without a mask counts 0. `None` if no true masks are known.
+    /// Mean intersection over union of the shown mask with the frame's own true mask, over the checked frames with a polyp;
+    /// frames without a shown mask count as 0. `None` if no true masks are known.
     pub mask_iou: Option<f64>,
     /// Frames due at the source that did not leave the element.
     pub dropped: u64,
@@ -58,7 +58,7 @@ pub struct LiveReport {
     pub marked: u64,
     /// Bytes of frame memory copied between the pads: 0 if the element works in place.
     pub bytes_copied_per_frame: f64,
-    /// Buffers per frame that left with a different memory than they came with.
+    /// Buffers per frame that left the element with other memory than they entered with.
     pub buffers_allocated_per_frame: f64,
     /// Heap allocations of the element's own code on the streaming thread; `None` if the element does not count them
     /// (allocations by GStreamer, for metadata, are not included).
@@ -82,19 +82,19 @@ const FRAME_MEMORY: usize = 256 << 20;
 const MOST_FRAMES: usize = 48;
 
 /// Time limit for the last frames.
-const PATIENCE: gst::ClockTime = gst::ClockTime::from_seconds(20);
+const DRAIN_TIMEOUT: gst::ClockTime = gst::ClockTime::from_seconds(20);
 
 /// Runs the pipelines in real time.
 ///
 /// # Errors
-/// If a format, size, folder or property is invalid, if the element is missing, and the pipeline's own errors.
+/// If a format, size, folder or property is invalid, if the element is missing, or if the pipeline fails.
 pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
     if bench.rate == 0 || bench.frames == 0 || bench.streams == 0 {
         return Err(Error::invalid(
             "a live benchmark needs a rate, a number of frames and a number of streams of at least 1",
         ));
     }
-    // Before frames are made, so that errors appear at once.
+    // This comes before frames are made, so that errors appear at once.
     drop(video::autosam_element()?);
     let (width, height) = bench.size;
     let rate = FrameRate { numerator: i32::try_from(bench.rate).unwrap_or(i32::MAX), denominator: 1 };
@@ -126,7 +126,7 @@ pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
         frames_out: sum.frames_out,
         inferred: sum.inferred,
         skipped: sum.skipped,
-        pixels_changed_outside_mask: streams.iter().all(|s| s.tells_mask).then_some(sum.changed),
+        pixels_changed_outside_mask: streams.iter().all(|s| s.reports_mask).then_some(sum.changed),
         frames_checked: sum.checked,
         mask_iou: (sum.labelled > 0).then(|| sum.iou / sum.labelled as f64),
         dropped: (bench.frames * bench.streams as u64).saturating_sub(sum.frames_out),
@@ -143,14 +143,14 @@ pub fn run(bench: &LiveBench) -> Result<(LiveReport, Delays)> {
     Ok((report, sum.delays))
 }
 
-/// What the source gives, again and again.
+/// The frames that the source sends repeatedly.
 struct TestFrames {
     buffers: Vec<gst::Buffer>,
-    /// Their true masks, as far as they are known.
+    /// True masks of the frames; `None` if unknown.
     truths: Vec<Option<GrayImage>>,
 }
 
-/// What one stream counted, warm-up left out.
+/// Counts of one stream, without the warm-up.
 #[derive(Default)]
 struct Tally {
     delays: Delays,
@@ -160,7 +160,7 @@ struct Tally {
     skipped: u64,
     changed: u64,
     checked: u64,
-    /// Checked frames that have a polyp, and the sum of what [`LiveReport::mask_iou`] is the mean of.
+    /// Number of checked frames with a polyp, and the sum of their IoU (see [`LiveReport::mask_iou`]).
     labelled: u64,
     iou: f64,
     copied: u64,
@@ -203,7 +203,7 @@ struct Stream {
     pool: gst::BufferPool,
     frames: Arc<TestFrames>,
     passing: Arc<Mutex<Passing>>,
-    tells_mask: bool,
+    reports_mask: bool,
 }
 
 impl Stream {
@@ -229,8 +229,8 @@ impl Stream {
         for (name, value) in &bench.properties {
             video::set(&element, name, value)?;
         }
-        let tells_mask = element.has_property("attach-meta");
-        if tells_mask {
+        let reports_mask = element.has_property("attach-meta");
+        if reports_mask {
             element.set_property("attach-meta", true);
         }
         let sink = video::make("fakesink", "libgstreamer1.0-0")?;
@@ -250,7 +250,7 @@ impl Stream {
             pool: pool.upcast(),
             frames,
             passing: Arc::default(),
-            tells_mask,
+            reports_mask,
         };
         stream.watch(bench, rate, info)?;
         Ok(stream)
@@ -281,8 +281,8 @@ impl Stream {
             }
             gst::PadProbeReturn::Ok
         });
-        let (passing, frames, info, tells) =
-            (self.passing.clone(), self.frames.clone(), info.clone(), self.tells_mask);
+        let (passing, frames, info, reports_mask) =
+            (self.passing.clone(), self.frames.clone(), info.clone(), self.reports_mask);
         pad("src")?.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
             let end = Instant::now();
             let Some(buffer) = probe.buffer() else { return gst::PadProbeReturn::Ok };
@@ -302,7 +302,7 @@ impl Stream {
             if another {
                 now.tally.delays.annotation.push(Duration::from_nanos(drawn));
             }
-            if tells && buffer.offset().is_multiple_of(check_every) {
+            if reports_mask && buffer.offset().is_multiple_of(check_every) {
                 let index = buffer.offset() as usize % frames.buffers.len();
                 let shown = ShownMask::of(buffer);
                 let frame = |b| gst_video::VideoFrameRef::from_buffer_ref_readable(b, &info);
@@ -339,7 +339,7 @@ impl Stream {
         }
         self.source.end_of_stream().map_err(|_| failure())?;
         let ends = [gst::MessageType::Eos, gst::MessageType::Error];
-        let message = self.pipeline.bus().and_then(|b| b.timed_pop_filtered(PATIENCE, &ends));
+        let message = self.pipeline.bus().and_then(|b| b.timed_pop_filtered(DRAIN_TIMEOUT, &ends));
         match message.as_ref().map(|m| m.view()) {
             Some(gst::MessageView::Eos(_)) => {}
             Some(gst::MessageView::Error(e)) => return Err(video::describe(e, "live pipeline")),
@@ -378,7 +378,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // A pipeline that does not stop cannot be helped.
+        // Nothing can be done about a pipeline that does not stop.
         let _ = self.pipeline.set_state(gst::State::Null);
         let _ = self.pool.set_active(false);
     }

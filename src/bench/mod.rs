@@ -73,7 +73,7 @@ pub fn images(input: Option<&Path>, width: u32, height: u32, most: usize) -> Res
 /// An image and its true mask, if there is one.
 type Labelled = (RgbImage, Option<GrayImage>);
 
-/// The same images with their masks, one after another: those that are not kept take no memory.
+/// The same images with their masks, as an iterator, so that images need memory only while they are used.
 fn labelled(
     input: Option<&Path>,
     width: u32,
@@ -115,9 +115,9 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn pages_that_are_touched_first_are_counted() {
+    fn the_first_touch_of_a_page_is_counted() {
         let before = fresh_pages().unwrap();
-        // Larger than what any allocator keeps back for its callers.
+        // Larger than the memory that any allocator keeps for reuse.
         let mut memory = vec![0u8; 64 << 20];
         memory.chunks_mut(4096).for_each(|page| page[0] = 1);
         assert!(std::hint::black_box(memory)[4096] == 1);

@@ -47,25 +47,26 @@ pub struct ModelBench {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelReport {
-    /// Times of frames, one after another.
+    /// Rate of frames processed one after another.
     pub frames_per_s: f64,
     /// Rate if the next frame is submitted during inference.
     pub overlapped_frames_per_s: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// Median time of each stage, run separately with one view. On a CPU encoder and generator run in parallel, so the total is less than the sum.
+    /// Median time of each stage, run separately and without test-time augmentation. On a CPU encoder and generator run in parallel,
+    /// so the total is less than the sum.
     pub stages_ms: BTreeMap<&'static str, f64>,
     /// Peak memory of the process, including frames, without GPU memory.
     pub peak_memory_mb: Option<f64>,
-    /// Memory pages per frame, after the first few, that come from the OS; 0 if all memory is reused.
+    /// Memory pages per frame requested from the OS after the first few frames; 0 if all memory is reused.
     pub fresh_pages_per_frame: Option<f64>,
-    /// Allocations of all threads from an input to its map, after the first few; `None` if the program does not use
+    /// Allocations by all threads from an input to its map, after the first few inferences; `None` if the program does not use
     /// [`process::Allocator`] or was built without `count-allocations`.
     pub allocations_per_inference: Option<f64>,
     pub frames: usize,
     pub size: String,
     pub device: &'static str,
-    /// What the model computed in: `f32`, `f16`, `bf16` or `int8`.
+    /// Number format of inference: `f32`, `f16`, `bf16` or `int8`.
     pub precision: &'static str,
 }
 
@@ -125,8 +126,8 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         None => model::checkpoint(bench.model.as_deref())?,
     });
     let weights = checkpoint.clone();
-    let opener = Box::new(move || model::open_checkpoint(&weights, &options));
-    let mut engine = Engine::start(opener, Settings::default(), Box::new(|_| ()))?;
+    let factory = Box::new(move || model::open_checkpoint(&weights, &options));
+    let mut engine = Engine::start(factory, Settings::default(), Box::new(|_| ()))?;
     let mut times = Vec::with_capacity(bench.frames);
     let mut pages = None;
     for (i, image) in images.iter().cycle().take(WARM_UP + bench.frames).enumerate() {

@@ -1,4 +1,4 @@
-//! The mask that the element says it has drawn on a frame, by its custom meta.
+//! The mask drawn on a frame, as the element reports it in its custom meta.
 
 use image::GrayImage;
 
@@ -15,7 +15,7 @@ pub struct ShownMask {
 }
 
 impl ShownMask {
-    /// `None` if nothing is drawn on `buffer`.
+    /// Reads the mask of `buffer`; `None` if nothing is drawn on it.
     pub fn of(buffer: &gst::BufferRef) -> Option<Self> {
         let meta = gst::meta::CustomMeta::from_buffer(buffer, MASK_META).ok()?;
         let s = meta.structure();
@@ -39,10 +39,10 @@ impl ShownMask {
     }
 }
 
-/// Pixels along both sides of which one is compared: this runs on the frame's thread.
+/// Only every `STEP`th pixel in both directions is compared, because this runs on the streaming thread.
 const STEP: usize = 4;
 
-/// Intersection over union of what is shown with `truth`, of the frame's size; `None` if `truth` has no polyp.
+/// Intersection over union of the shown mask and `truth`, which has the frame's size; `None` if `truth` has no polyp.
 pub fn iou(shown: Option<&ShownMask>, truth: &GrayImage) -> Option<f64> {
     let (width, height) = truth.dimensions();
     let (mut both, mut any, mut polyp) = (0u64, 0u64, false);
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_is_compared_where_it_was_moved_to() {
+    fn a_moved_mask_is_compared_at_its_new_position() {
         // A mask of 8 x 4 cells of 16 pixels, the left half set; the truth is the left half 32 pixels farther right.
         let cells = (0..32).map(|i| if i % 8 < 4 { 255 } else { 0 }).collect();
         let mut shown = ShownMask { width: 8, height: 4, shift: (32, 0), cells };

@@ -1,7 +1,7 @@
 //! `autosam-video run` on a folder of videos.
 
 use anyhow::{Context, bail};
-use autosam::archive::{Archive, Format, Found, LeftOut, Making, Outcome, Shard};
+use autosam::archive::{Archive, Format, Found, LeftOut, Outcome, Provenance, Shard};
 use autosam::engine::Engine;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ pub fn run(
     options: &Options,
     found: Found,
     output: Option<PathBuf>,
-    making: Making,
+    provenance: Provenance,
     engine: &(dyn Fn() -> autosam::Result<Engine> + Sync),
 ) -> anyhow::Result<()> {
     let output = output.context("a folder of videos needs --output DIR")?;
@@ -75,7 +75,7 @@ pub fn run(
         videos: found.videos,
         left_out: found.left_out,
         output: output.clone(),
-        making,
+        provenance,
         shard: options.shard,
         redo: options.redo,
     };

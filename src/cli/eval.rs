@@ -13,11 +13,11 @@ use autosam::report::{self, Case, Report, Sheet};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
-/// Frames a row of a contact sheet.
+/// Frames per row of a contact sheet.
 const COLUMNS: usize = 6;
 /// Worst frames on a contact sheet.
 const WORST: usize = 24;
-/// Frames a second, if nothing else is said.
+/// Default frame rate in frames per second.
 const RATE: f64 = 25.0;
 /// Alarms on a contact sheet.
 const ALARMS: usize = 60;
@@ -137,10 +137,11 @@ impl ModeArg {
     }
 }
 
-/// One evaluated set: its name, its sequences, whether first and last frames count.
+/// One evaluated set.
 struct Part {
     name: String,
     sequences: Vec<Sequence>,
+    /// Whether the first and last frame of each sequence count.
     ends: bool,
     sheets: Vec<Sheet>,
 }
@@ -176,7 +177,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         print(name, evaluation);
     }
     let several_modes = args.modes().len() > 1;
-    // Modes are not added up: they saw the same frames.
+    // Modes are not pooled, because they saw the same frames.
     let all = (!several_modes).then(|| {
         let sequences: Vec<Sequence> = parts.iter().flat_map(|p| p.sequences.clone()).collect();
         Evaluation::new(&sequences, args.rate, parts.iter().all(|p| p.ends))
@@ -281,7 +282,7 @@ impl Args {
     }
 }
 
-/// Every data set in every mode.
+/// Evaluates every data set in every mode.
 fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
     let (sets, modes, device) = (args.sets()?, args.modes(), args.device.resolve()?);
     let bar = progress((sets.iter().map(|(_, s)| s.items.len()).sum::<usize>() * modes.len()) as u64);
@@ -370,16 +371,16 @@ fn cases(
     }))
 }
 
-/// Every alarm of the polyp-free sequences in order, by its frame with the largest overlay.
+/// Contact sheets of all alarms on polyp-free sequences; each alarm is shown by its frame with the largest overlay.
 fn alarms(set: &Dataset, sequences: &[Sequence], rate: f64) -> anyhow::Result<Vec<Sheet>> {
     let mut sheets = Vec::new();
-    for (way, (file, how)) in
+    for (protocol, (file, how)) in
         [("alarms", "with each frame by itself"), ("live-alarms", "through the live filter")]
             .into_iter()
             .enumerate()
     {
         let all: Vec<(&str, &Alarm)> =
-            sequences.iter().flat_map(|s| s.alarms[way].iter().map(|a| (s.name.as_str(), a))).collect();
+            sequences.iter().flat_map(|s| s.alarms[protocol].iter().map(|a| (s.name.as_str(), a))).collect();
         for (page, part) in all.chunks(ALARMS).enumerate() {
             let case = |(sequence, alarm): &(&str, &Alarm)| {
                 let pair = set.items[alarm.item].load()?;
@@ -403,16 +404,16 @@ fn alarms(set: &Dataset, sequences: &[Sequence], rate: f64) -> anyhow::Result<Ve
     Ok(sheets)
 }
 
-/// The contact sheet of the model at `model` on `sets`, and their metrics, written to `dir`; `train` ends with it.
-pub fn look(
+/// Writes a report of the model at `model` on `sets` to `dir`, with metrics and contact sheets. `train` calls it at the end.
+pub fn write_validation_report(
     model: &Path,
     sets: &[Dataset],
     region: Region,
     device: DeviceChoice,
     dir: &Path,
 ) -> anyhow::Result<()> {
-    let way = EvalOptions { region, ..EvalOptions::default() };
-    let mut predictor = LabelledPredictor::open(Some(model), None, way, &device.resolve()?)?;
+    let options = EvalOptions { region, ..EvalOptions::default() };
+    let mut predictor = LabelledPredictor::open(Some(model), None, options, &device.resolve()?)?;
     let mut page = Report::new("Validation", vec![format!("model: {}", model.display())]);
     for set in sets {
         let sequences = measure::measure(&mut predictor, set, || {}, |e| eprintln!("left out: {e}"))?;

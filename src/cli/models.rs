@@ -133,7 +133,7 @@ enum Command {
     },
 }
 
-/// A model, the frames that something of it is measured on, and where the result goes.
+/// A model, the frames to measure it on, and the file for the result.
 #[derive(clap::Args)]
 struct Frames {
     /// Weights made by `train` [default: the built-in model]

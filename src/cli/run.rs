@@ -171,7 +171,7 @@ pub fn parse_device(text: &str) -> Result<DeviceChoice, String> {
 
 pub fn parse_part(text: &str) -> Result<f32, String> {
     let value: f32 = text.parse().map_err(|_| format!("invalid number {text:?}"))?;
-    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("{text} is not within 0 and 1")) }
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("{text} is not between 0 and 1")) }
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -214,8 +214,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         if args.track > 1 {
             bail!("--track applies to a single video; of a folder's videos the first track is used");
         }
-        let making = making(&args, settings.mask)?;
-        return super::archive::run(&args.archive, found, args.output, making, &start);
+        let provenance = provenance(&args, settings.mask)?;
+        return super::archive::run(&args.archive, found, args.output, provenance, &start);
     }
     if args.archive.given() {
         bail!(
@@ -236,9 +236,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     segment(&args, source, engine)
 }
 
-/// What masks are made with, as an archive keeps it.
-fn making(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Making> {
-    Ok(archive::Making {
+/// The model and settings of the masks, which an archive stores with them.
+fn provenance(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Provenance> {
+    Ok(archive::Provenance {
         model: match &args.model {
             Some(path) => weights::sha256_of(path)?,
             None => weights::sha256(model::SHIPPED),
@@ -252,7 +252,7 @@ fn making(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Making> {
     })
 }
 
-/// Every frame of `source` with its own mask, to where `args` says. Whatever ends it, what was written is closed and kept.
+/// Segments every frame of `source` and writes the outputs that `args` requests. Outputs are closed and kept even if it fails.
 fn segment(args: &Args, mut source: Source, mut engine: Engine) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -300,9 +300,9 @@ struct Results {
 }
 
 impl Results {
-    /// Every frame of `source`, to its end or until `stop`.
+    /// Segments every frame of `source` until its end or until `stop`.
     fn all(&mut self, source: &mut Source, engine: &mut Engine, stop: &AtomicBool) -> anyhow::Result<()> {
-        // One frame's mask is computed while the previous one is written.
+        // The mask of one frame is computed while the previous frame is written.
         let mut before: Option<(SourceFrame, Pending)> = None;
         let mut last = None;
         while let Some(frame) = source.next().filter(|_| !stop.load(Ordering::Relaxed)) {
@@ -334,13 +334,13 @@ impl Results {
         before.map_or(Ok(()), |before| self.take(before))
     }
 
-    /// Waits for the frame's mask; counts and writes.
+    /// Waits for the frame's mask, counts it and writes it.
     fn take(&mut self, (frame, pending): (SourceFrame, Pending)) -> anyhow::Result<()> {
         let SourceFrame { name, mut frame, truth, .. } = frame;
         let rgb = &mut frame.rgb;
         let detection = pending.wait().with_context(|| name.clone())?;
         self.tally.frames += 1;
-        self.tally.marked += u64::from(!detection.mask.regions.is_empty());
+        self.tally.detections += u64::from(!detection.mask.regions.is_empty());
         if truth.is_some() || self.masks.is_some() {
             let mask = detection.mask.enlarge(rgb.width() as usize, rgb.height() as usize);
             if let Some(truth) = truth {
@@ -361,7 +361,7 @@ impl Results {
     }
 }
 
-/// The videos in a folder; `None` where `input` is no folder, or one of images.
+/// The videos in a folder; `None` if `input` is not a folder, or a folder of images.
 fn videos_in(input: &str, only: Option<Only>) -> anyhow::Result<Option<archive::Found>> {
     let path = Path::new(input);
     if !path.is_dir() || only == Some(Only::Images) {
@@ -382,7 +382,7 @@ fn videos_in(input: &str, only: Option<Only>) -> anyhow::Result<Option<archive::
 #[derive(Default)]
 struct Tally {
     frames: u64,
-    marked: u64,
+    detections: u64,
     unreadable: u64,
     positives: u64,
     dice: f64,
@@ -391,13 +391,13 @@ struct Tally {
 }
 
 impl Tally {
-    fn compare(&mut self, mask: &[u8], truth: &[u8], marked: bool) {
+    fn compare(&mut self, mask: &[u8], truth: &[u8], detected: bool) {
         if truth.iter().any(|t| *t > 127) {
             self.positives += 1;
             self.dice += eval::dice(mask, truth);
         } else {
             self.negatives += 1;
-            self.alarms += u64::from(marked);
+            self.alarms += u64::from(detected);
         }
     }
 
@@ -406,7 +406,7 @@ impl Tally {
             "{} frames in {seconds:.1} s ({:.1} frames/s), {} with a detection",
             self.frames,
             self.frames as f64 / seconds.max(1e-9),
-            self.marked
+            self.detections
         );
         if self.positives > 0 {
             println!(

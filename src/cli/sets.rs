@@ -1,4 +1,4 @@
-//! Opens and checks a command's data sets, and prints what is left out or doubtful.
+//! Opens and checks a command's data sets, and prints left-out files and warnings.
 
 use anyhow::bail;
 use autosam::data::Dataset;
@@ -39,7 +39,7 @@ pub fn verify(set: &mut Dataset, strict: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints what is doubtful about `set`, and how its images are read where that is not obvious.
+/// Prints warnings about `set`, and how its images are read if that is not obvious.
 pub fn print_remarks(set: &Dataset) {
     for warning in &set.warnings {
         eprintln!("warning: {warning}");

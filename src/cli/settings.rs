@@ -19,11 +19,11 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    command: What,
+    command: ConfigCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum What {
+enum ConfigCommand {
     /// Checks the settings file
     Check,
     /// Prints the values in effect from file and environment, as a settings file
@@ -46,23 +46,23 @@ pub fn parse() -> anyhow::Result<Cli> {
 pub fn run(args: Args, given: Option<PathBuf>) -> anyhow::Result<()> {
     match args.command {
         // Reached only if `parse` accepted the file.
-        What::Check => match given.or_else(usual) {
+        ConfigCommand::Check => match given.or_else(usual) {
             Some(file) => println!("{}: valid", file.display()),
             None => println!("no settings file found; the default path is {}", place().display()),
         },
-        What::Print => {
+        ConfigCommand::Print => {
             let mut command = Cli::command();
             if let Some(file) = given.or_else(usual) {
                 command = with_file(command, &file)?;
             }
             print!("{}", effective(&with_environment(command))?);
         }
-        What::Schema => println!("{:#}", schema(&Cli::command())),
+        ConfigCommand::Schema => println!("{:#}", schema(&Cli::command())),
     }
     Ok(())
 }
 
-/// The settings file: `--settings`, which must be found before the parser has its defaults, otherwise
+/// The settings file: `--settings` (read here, because the parser needs the file's values as its defaults), otherwise
 /// `AUTOSAM_SETTINGS`, otherwise the default path if it exists.
 fn file(args: &[OsString]) -> anyhow::Result<Option<PathBuf>> {
     for (i, arg) in args.iter().enumerate() {
@@ -257,12 +257,12 @@ mod tests {
     }
 
     #[test]
-    fn the_commands_are_sound() {
+    fn command_definitions_pass_claps_checks() {
         with_environment(Cli::command()).debug_assert();
     }
 
     #[test]
-    fn the_file_gives_defaults_that_flags_override() {
+    fn flags_override_the_file_s_values() {
         let command = with("[run]\nthreshold = 0.75\nmask_mode = \"minmax\"\nredo = true\n").unwrap();
         let threshold = |args: &[&str]| {
             let matches = command.clone().try_get_matches_from(args).unwrap();
@@ -282,18 +282,18 @@ mod tests {
     }
 
     #[test]
-    fn what_the_file_cannot_say_is_named() {
+    fn unknown_keys_and_invalid_values_are_reported_by_name() {
         let said = |text: &str| format!("{:#}", with(text).err().unwrap());
         assert!(said("[run]\ntreshold = 1").contains("[run] has no key treshold; expected one of input"));
         assert!(said("[runn]\n").contains("unknown section [runn]; expected one of run"));
-        assert!(said("[run]\nthreshold = 7").contains("not within 0 and 1"));
+        assert!(said("[run]\nthreshold = 7").contains("not between 0 and 1"));
         assert!(said("[run]\noverlay = \"pink\"").contains("pink"));
         assert!(said("run = 3").contains("[run]"));
         assert!(said("[run").contains("settings.toml"));
     }
 
     #[test]
-    fn the_schema_knows_every_flag() {
+    fn the_schema_contains_switches_and_lists() {
         let schema = schema(&Cli::command());
         assert_eq!(schema["properties"]["run"]["properties"]["redo"]["type"], "boolean");
         assert!(schema["properties"]["train"]["properties"]["set"]["items"].is_object());

@@ -1,11 +1,11 @@
-//! The service manager that started the program: systemd's notifications (sd_notify(3)). Without one, nothing is sent.
+//! Notifications to the service manager that started the program, systemd (sd_notify(3)). Without one, nothing is sent.
 
 use sd_notify::NotifyState;
 use std::time::{Duration, Instant};
 
-/// Tells the service manager that the program is ready, and that it still runs.
+/// Reports to the service manager that the program is ready and still running.
 pub struct Supervisor {
-    /// Half the time after which it would restart the program; `None` if it has no watchdog.
+    /// Half of the watchdog's timeout; `None` without a watchdog.
     period: Option<Duration>,
     last: Instant,
 }
@@ -17,7 +17,7 @@ impl Supervisor {
         Self { period: sd_notify::watchdog_enabled().map(|limit| limit / 2), last: Instant::now() }
     }
 
-    /// Reports that the program runs; to be called often, what is sent is less.
+    /// Reports that the program is still running. Call it often: it sends at most one notification per period.
     pub fn runs(&mut self) {
         if self.period.is_some_and(|period| self.last.elapsed() >= period) {
             send(&[NotifyState::Watchdog]);
@@ -25,7 +25,7 @@ impl Supervisor {
         }
     }
 
-    /// A line for the service's status.
+    /// Sets the line of text in the service's status.
     pub fn status(text: &str) {
         send(&[NotifyState::Status(text)]);
     }

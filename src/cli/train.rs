@@ -120,7 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         place,
     };
     let region = job.config.roi;
-    let shows = first && job.config.stage == Stage::Generator && !job.validation.is_empty();
+    let has_report = first && job.config.stage == Stage::Generator && !job.validation.is_empty();
     let mut progress = Progress::default();
     match train::fit(&job, &mut progress, &stop) {
         Err(autosam::Error::Interrupted) => {
@@ -129,8 +129,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         result => result?,
     }
     let model = out.join("model.safetensors");
-    if shows {
-        super::eval::look(&model, &job.validation, region, device, &out.join("report"))?;
+    if has_report {
+        super::eval::write_validation_report(&model, &job.validation, region, device, &out.join("report"))?;
         println!("report: {}", out.join("report/report.html").display());
     }
     if first {
@@ -157,7 +157,7 @@ fn data_sets(args: &Args) -> anyhow::Result<DataSets> {
     }
     if sets.is_empty() {
         bail!(
-            "nothing to train on: give --sunseg DIR or --data DIR (autosam-video synth makes a folder to try)"
+            "nothing to train on: give --sunseg DIR or --data DIR (autosam-video synth makes an example folder)"
         );
     }
     let mut validation = Vec::new();

@@ -25,9 +25,10 @@ pub struct MonitorOptions {
     pub input: String,
     /// Address of the page; no page if `None`. At any address except loopback it requires an access token.
     pub http: Option<SocketAddr>,
-    /// The file that has the token, which is then asked for on loopback too; without, one is made at start if one is needed.
+    /// File with the access token, which is then required on loopback as well. Without it, a token is generated at start if required.
     pub token_file: Option<PathBuf>,
-    /// Names that the page is reached by, beside addresses and this machine's own name: a proxy's, say. Any asks for a token.
+    /// Further host names of the page, for example a proxy's, besides addresses and this machine's own name. With any of them the
+    /// token is required.
     pub names: Vec<String>,
     pub window: bool,
     /// Restart at the end.
@@ -41,32 +42,32 @@ const PAGE_SIZE: (i32, i32) = (1280, 720);
 /// Maximum frame rate on the page.
 const PAGE_PERIOD: Duration = Duration::from_millis(33);
 
-/// How long a live source may be silent before it is opened anew.
+/// How long a live source may be silent before it is opened again.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Pause before a lost source is opened anew; it doubles with every attempt, up to the second.
+/// First and longest pause before a lost source is opened again; the pause doubles with every attempt.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Schemes of URIs whose video comes from a camera or an encoder, which may come back.
 const LIVE_SCHEMES: [&str; 9] =
     ["rtsp://", "rtspu://", "rtspt://", "rtsps://", "rtmp://", "rtmps://", "srt://", "udp://", "rtp://"];
 
-/// What [`Monitor::run`] reports.
+/// Events reported by [`Monitor::run`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress<'a> {
     /// The monitor runs, with video or waiting for its source; reported several times a second.
     Running,
-    /// A warning, or why the source was lost.
+    /// A warning, or the reason why the source was lost.
     Problem(&'a str),
 }
 
 /// A running monitor. Dropping it ends pipeline and page.
 pub struct Monitor {
-    // The page is dropped first: it uses what follows.
+    // Dropped first, because the page uses the other fields.
     server: Option<Server>,
-    /// The token made at start; one from a file is not for printing.
+    /// The token generated at start; a token from a file is not printed.
     token: Option<Token>,
     options: MonitorOptions,
     board: Arc<Board>,
-    /// `None` while a lost source is waited for.
+    /// `None` while waiting for a lost source.
     playing: Arc<Mutex<Option<Playing>>>,
 }
 
@@ -94,7 +95,7 @@ impl Monitor {
         self.server.as_ref().map(Server::address)
     }
 
-    /// The page's link, with the token if one was made at start.
+    /// The page's link, with the token if one was generated at start.
     pub fn link(&self) -> Option<String> {
         let mut address = self.address()?;
         if address.ip().is_unspecified() {
@@ -104,11 +105,11 @@ impl Monitor {
         Some(self.token.as_ref().map_or_else(|| link.clone(), |token| token.in_link(&link)))
     }
 
-    /// Plays to the end of the input, or until `stop`. A live source that is lost once it has played is opened anew, after a pause that
-    /// doubles with every attempt, from 1 to 30 s; page and `report` say so.
+    /// Plays to the end of the input, or until `stop`. If a live source is lost after it has played, it is opened again, after a
+    /// pause that doubles with every attempt, from 1 to 30 s. The loss is shown on the page and passed to `report`.
     ///
     /// # Errors
-    /// The pipeline's, if the input is no live source or has never played.
+    /// The pipeline's error, if the input is not a live source or has never played.
     pub fn run(&self, stop: &AtomicBool, mut report: impl FnMut(Progress)) -> Result<()> {
         let (begin, mut played, mut pause) = (Instant::now(), false, PAUSES.0);
         while !stop.load(Ordering::Relaxed) {
@@ -120,7 +121,7 @@ impl Monitor {
             if !(played && is_live(&self.options.input)) {
                 return Err(lost);
             }
-            let text = format!("{lost}; the source is opened again in {} s", pause.as_secs());
+            let text = format!("{lost}; the source will be opened again in {} s", pause.as_secs());
             self.board.set_problem(Some(&text));
             report(Progress::Problem(&text));
             let last = lock(&self.playing).take();
@@ -135,17 +136,17 @@ impl Monitor {
             let again = again.and_then(|playing| playing.play(&self.options.input).map(|()| playing));
             match again {
                 Ok(playing) => *lock(&self.playing) = Some(playing),
-                Err(e) => tracing::debug!("the source does not open: {e}"),
+                Err(e) => tracing::debug!("the source cannot be opened: {e}"),
             }
         }
         Ok(())
     }
 
-    /// Plays to the end of the input or until `stop`, and counts the `frames`. `again`: the first frame ends the problem that the page
-    /// shows.
+    /// Plays to the end of the input or until `stop`, and counts the `frames`. If `again`, the first frame clears the problem shown on
+    /// the page.
     ///
     /// # Errors
-    /// What failed; a live source fails if it ends or falls silent.
+    /// If the pipeline fails, or a live source ends or falls silent.
     fn play(
         &self,
         stop: &AtomicBool,
@@ -196,16 +197,16 @@ impl Monitor {
         Ok(())
     }
 
-    /// Of the pipeline that plays.
+    /// Calls `f` with the playing pipeline.
     ///
     /// # Errors
     /// If there is none, because a lost source could not be opened again.
     fn with_playing<R>(&self, f: impl FnOnce(&Playing) -> R) -> Result<R> {
-        let none = || Error::Video(format!("{}: it cannot be opened", self.options.input));
+        let none = || Error::Video(format!("{}: cannot be opened", self.options.input));
         lock(&self.playing).as_ref().map(f).ok_or_else(none)
     }
 
-    /// Back to the beginning.
+    /// Seeks to the beginning.
     fn rewind(&self) -> Result<()> {
         let pipeline = self.with_playing(|playing| playing.pipeline.clone())?;
         pipeline
@@ -229,7 +230,7 @@ fn is_live(input: &str) -> bool {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A pipeline is as good as before after a panic elsewhere.
+    // A panic elsewhere does not affect the guarded values.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -255,7 +256,7 @@ impl Playing {
         let convert = make("videoconvert", "gstreamer1.0-plugins-base")?;
         let tee = make("tee", "libgstreamer1.0-0")?;
         chain(&pipeline, &[upright.clone(), convert, element.clone(), tee.clone()])?;
-        // Short, so that the display is close to the element's output.
+        // A short queue, so that the display shows the element's latest output.
         let queue = make("queue", "libgstreamer1.0-0")?;
         queue.set_property("max-size-buffers", 2u32);
         let sink =
@@ -290,7 +291,9 @@ impl Playing {
         let ms = |name: &str| stats.get::<u64>(name).unwrap_or(0) as f64 / 1e6;
         State {
             uptime_s: uptime.as_secs_f64(),
-            picture: self.info().map(|i| format!("{} × {} {}", i.width(), i.height(), i.format().to_str())),
+            frame_format: self
+                .info()
+                .map(|i| format!("{} × {} {}", i.width(), i.height(), i.format().to_str())),
             frames: count("frames"),
             inferred: count("inferred"),
             skipped: count("skipped"),
@@ -302,11 +305,11 @@ impl Playing {
         }
     }
 
-    /// Passes a viewer's prompt to the element; false if it was not queued, because there was no frame yet or too many prompts wait.
+    /// Passes a viewer's prompt to the element. Returns false if it was not queued: before the first frame, or if too many prompts wait.
     fn point(&self, pointing: Pointing) -> bool {
         let Some(info) = self.info() else { return false };
         let (width, height) = (f64::from(info.width()), f64::from(info.height()));
-        // The last pixel is as far as a place can be.
+        // Positions are limited to the last pixel.
         let place = |part: f64, size: f64| (part * size).min(size - 0.5);
         match pointing {
             Pointing::Point { x, y, foreground } => {
@@ -329,7 +332,7 @@ impl Drop for Playing {
     }
 }
 
-/// What a message of the element says about a prompt, for the page.
+/// The text for the page about an element's message on a prompt; `None` for other messages.
 fn outcome(message: &gst::StructureRef) -> Option<String> {
     let id = message.get::<u32>("id").map_or_else(|_| String::new(), |id| format!(" {id}"));
     let reason = || message.get::<String>("reason").unwrap_or_default();
@@ -404,7 +407,7 @@ fn page_branch(pipeline: &gst::Pipeline, tee: &gst::Element, board: &Arc<Board>)
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         if !viewers.watched() || last.is_some_and(|l| l.elapsed() < PAGE_PERIOD) {
-            // Not `Drop`: the bindings free the buffer themselves then, and GStreamer complains that it has none to free.
+            // Not `Drop`: the bindings would free the buffer, and GStreamer would then warn that it has none to free.
             return gst::PadProbeReturn::Handled;
         }
         *last = Some(Instant::now());

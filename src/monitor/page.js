@@ -10,7 +10,7 @@ const ms = (v) => (v < 10 ? v.toFixed(2) : v.toFixed(0));
 const BOUNDS = { video: 5.75, annotation: 120 };
 let waiting = false;
 
-// The cookie has the token now: it need not stay in the address bar.
+// The token is in the cookie now and need not stay in the address bar.
 if (location.search) window.history.replaceState(null, "", location.pathname);
 
 async function ask() {
@@ -40,22 +40,22 @@ function lost(why, detail) {
 }
 
 function show(s) {
-  // A new monitor, or a source that was opened anew: counts begin again.
+  // After a restart of the monitor or its source, counts begin again at 0.
   if (history.length && (s.uptime_s < history.at(-1).at || s.frames < history.at(-1).frames)) history.length = 0;
   const before = history.findLast((h) => h.at <= s.uptime_s - 2) ?? history[0];
-  history.push({ at: s.uptime_s, frames: s.frames, inferred: s.inferred, age: s.annotation_delay_ms, marked: s.regions > 0, sure: s.confidence });
+  history.push({ at: s.uptime_s, frames: s.frames, inferred: s.inferred, age: s.annotation_delay_ms, detected: s.regions > 0, sure: s.confidence });
   if (history.length > KEPT) history.shift();
 
-  const marked = s.regions > 0;
-  $("stage").dataset.state = marked ? "marked" : "clear";
-  put("verdict", marked ? (s.regions === 1 ? "1 region detected" : `${s.regions} regions detected`) : "no polyp detected");
-  put("detail", marked ? `confidence ${(100 * s.confidence).toFixed(0)} %` : "");
+  const detected = s.regions > 0;
+  $("stage").dataset.state = detected ? "detected" : "clear";
+  put("verdict", detected ? (s.regions === 1 ? "1 region detected" : `${s.regions} regions detected`) : "no polyp detected");
+  put("detail", detected ? `confidence ${(100 * s.confidence).toFixed(0)} %` : "");
   put("video", ms(s.video_delay_ms));
   put("video-max", ms(s.video_delay_max_ms));
   put("annotation", s.annotation_delay_ms ? ms(s.annotation_delay_ms) : "–");
   for (const [id, bound] of Object.entries(BOUNDS)) $(id).closest("div").className = s[`${id}_delay_ms`] > bound ? "over" : "";
   put("inference", s.inferred ? ms(s.inference_ms) : "–");
-  put("picture", s.picture ?? "waiting for the first");
+  put("frame-format", s.picture ?? "waiting for the first");
   const seconds = before ? s.uptime_s - before.at : 0;
   const rate = (name) => (seconds > 0 ? ((s[name] - before[name]) / seconds).toFixed(1) : "–");
   put("rate", rate("frames"));
@@ -64,8 +64,8 @@ function show(s) {
   put("prompt", s.prompt ?? "click an object to outline it");
   $("problem").hidden = !s.problem;
   put("problem", s.problem ?? "");
-  draw($("chart"), history.map((h) => (h.marked ? h.age : NaN)), "#57b8ff", 40, 0);
-  draw($("sure"), history.map((h) => (h.marked ? h.sure : NaN)), "#2bd576", 1, 1);
+  draw($("chart"), history.map((h) => (h.detected ? h.age : NaN)), "#57b8ff", 40, 0);
+  draw($("sure"), history.map((h) => (h.detected ? h.sure : NaN)), "#2bd576", 1, 1);
 }
 
 // Draws a line with gaps for missing values; the scale ends at `least` or the highest value.
@@ -111,10 +111,10 @@ function draw(canvas, values, color, least, digits) {
 
 // Prompts: a click is a point (with shift or the right button a background point), a drag is a box, Escape clears.
 const live = $("live");
-const LEAST_DRAG = 1 / 64; // in parts of the frame's longer side; shorter is a click
+const MIN_DRAG = 1 / 64; // fraction of the frame's longer side; shorter is a click
 let press = null;
 
-// The place under the pointer in parts of the frame, which is letterboxed (object-fit: contain); null outside the frame.
+// The position under the pointer as fractions of the frame, which is letterboxed (object-fit: contain); null outside the frame.
 function place(event) {
   const area = live.getBoundingClientRect();
   const [w, h] = [live.naturalWidth, live.naturalHeight];
@@ -146,7 +146,7 @@ live.addEventListener("pointerup", (event) => {
   const moved = Math.max(Math.abs(to.x - from.x) * from.w, Math.abs(to.y - from.y) * from.h);
   const text = (...values) => values.map((v) => v.toFixed(5)).join(",");
   if (from.background) prompt(`background=${text(from.x, from.y)}`);
-  else if (moved < LEAST_DRAG * Math.max(from.w, from.h)) prompt(`point=${text(from.x, from.y)}`);
+  else if (moved < MIN_DRAG * Math.max(from.w, from.h)) prompt(`point=${text(from.x, from.y)}`);
   else prompt(`box=${text(Math.min(from.x, to.x), Math.min(from.y, to.y), Math.max(from.x, to.x), Math.max(from.y, to.y))}`);
 });
 live.addEventListener("pointercancel", () => { press = null; });

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Maximum number of viewers of the video; further ones see the page without it. Fewer than the server's clients, so that statistics
-/// are always served.
+/// Maximum number of viewers of the video; others get the page without video. It is below the server's limit of clients, so that
+/// statistics are always served.
 pub const MOST_VIEWERS: usize = 8;
 
 const BOUNDARY: &str = "autosam-frame";
@@ -22,7 +22,8 @@ const BOUNDARY: &str = "autosam-frame";
 pub struct State {
     pub uptime_s: f64,
     /// Size and format; `None` before the first frame.
-    pub picture: Option<String>,
+    #[serde(rename = "picture")]
+    pub frame_format: Option<String>,
     pub frames: u64,
     pub inferred: u64,
     pub skipped: u64,
@@ -43,7 +44,7 @@ pub struct Found {
     pub detections: u64,
 }
 
-/// What a viewer points at. Places are parts of the frame, 0 to 1.
+/// A viewer's prompt. Positions are fractions of the frame, 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pointing {
     Point {
@@ -57,13 +58,13 @@ pub enum Pointing {
         right: f64,
         bottom: f64,
     },
-    /// Nothing any more.
+    /// Removes all prompts.
     Clear,
 }
 
 impl Pointing {
-    /// From `point=X,Y`, `background=X,Y`, `box=LEFT,TOP,RIGHT,BOTTOM` or `clear`; `None` for anything else, places outside the frame
-    /// among them.
+    /// Parses `point=X,Y`, `background=X,Y`, `box=LEFT,TOP,RIGHT,BOTTOM` or `clear`; `None` for anything else, including positions
+    /// outside the frame.
     fn parse(query: &str) -> Option<Self> {
         if query == "clear" {
             return Some(Self::Clear);
@@ -113,7 +114,7 @@ struct Shown {
 
 impl Board {
     fn shown(&self) -> MutexGuard<'_, Shown> {
-        // Plain values, consistent after a panic too.
+        // These are plain values, consistent even after a panic.
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -141,7 +142,7 @@ impl Board {
         self.shown().problem = text.map(str::to_owned);
     }
 
-    /// Sets what became of the last prompt, for the page.
+    /// Sets the outcome of the last prompt for the page.
     pub fn set_prompt(&self, text: &str) {
         self.shown().prompt = Some(text.to_owned());
     }
@@ -190,8 +191,8 @@ impl Drop for Viewer {
     }
 }
 
-/// Serves `board` at `address` to those whom `access` lets in: `/`, its script and style, `/live.mjpeg`, `/state.json`. `POST /prompt` calls
-/// `point`, which returns whether the prompt was queued.
+/// Serves `board` at `address` to clients that `access` admits: `/` with its script and style, `/live.mjpeg` and `/state.json`.
+/// `POST /prompt` calls `point`, which returns whether the prompt was queued.
 ///
 /// # Errors
 /// If the address cannot be used.
@@ -201,12 +202,14 @@ pub fn serve(
     board: Arc<Board>,
     point: impl Fn(Pointing) -> bool + Send + Sync + 'static,
 ) -> Result<Server> {
-    Server::start(address, access, move |request: Request| match (request.method, request.path) {
+    Server::start(address, access, move |request: Request| {
+        match (request.method, request.path) {
         (Method::Post, "/prompt") => match Pointing::parse(request.query) {
             Some(pointing) if point(pointing) => Answer::Done,
             Some(_) => Answer::Refused("no frame yet, or too many prompts wait\n"),
             None => Answer::Mistaken(
-                "expected point=X,Y, background=X,Y, box=LEFT,TOP,RIGHT,BOTTOM or clear; places from 0 to 1\n",
+                "expected point=X,Y, background=X,Y, box=LEFT,TOP,RIGHT,BOTTOM or clear; positions from 0 to 1
+",
             ),
         },
         (Method::Post, _) => Answer::GetOnly,
@@ -225,6 +228,7 @@ pub fn serve(
             None => Answer::NotFound,
         },
         (Method::Get, _) => Answer::NotFound,
+    }
     })
 }
 
@@ -235,7 +239,7 @@ fn text(kind: &'static str, text: &'static str) -> Answer {
 /// Writes the latest frame repeatedly, as long as the client accepts it.
 fn frames(board: &Board, client: &mut Client) -> std::io::Result<()> {
     let mut last = board.shown().number;
-    // Opens the first part: viewers show a part when the next one begins.
+    // Browsers show a part when the next one begins, so each frame is followed by a boundary; this is the first.
     write!(client, "--{BOUNDARY}\r\n")?;
     while !client.ended() {
         let Some((number, jpeg)) = board.next(last) else { continue };
@@ -254,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_within_the_frame_become_prompts() {
+    fn only_positions_within_the_frame_are_parsed_as_prompts() {
         let point = |foreground| Some(Pointing::Point { x: 0.5, y: 0.25, foreground });
         assert_eq!(Pointing::parse("point=0.5,0.25"), point(true));
         assert_eq!(Pointing::parse("background=0.5,0.25"), point(false));

@@ -99,13 +99,13 @@ fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Elemen
                 if stop.load(Ordering::Relaxed) {
                     return Ok(());
                 }
-                let picture = item.load()?.rgb;
-                if size != picture.dimensions() {
-                    size = picture.dimensions();
+                let image = item.load()?.rgb;
+                if size != image.dimensions() {
+                    size = image.dimensions();
                     let info = crate::video::info("RGB", size.0, size.1, FrameRate::DEFAULT)?;
                     feed.set_caps(info.to_caps().ok().as_ref());
                 }
-                let mut buffer = rgb_buffer(&picture);
+                let mut buffer = rgb_buffer(&image);
                 if let Some(buffer) = buffer.get_mut() {
                     let begin = FrameRate::DEFAULT.time(count);
                     buffer.set_pts(gst::ClockTime::from_nseconds(begin));
@@ -121,7 +121,7 @@ fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Elemen
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 if feed.push_buffer(buffer).is_err() {
-                    // The pipeline ends.
+                    // The pipeline has stopped.
                     return Ok(());
                 }
             }
@@ -132,7 +132,7 @@ fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Elemen
     };
     let end = source.clone();
     std::thread::Builder::new()
-        .name("autosam-pictures".into())
+        .name("autosam-images".into())
         .spawn(move || {
             if let Err(e) = push() {
                 gst::element_error!(end, gst::ResourceError::Read, ("{e}"));

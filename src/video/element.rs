@@ -53,7 +53,7 @@ pub(crate) fn set(element: &gst::Element, name: &str, value: &str) -> Result<()>
         Error::invalid(format!("the element autosam has no property {name}; see gst-inspect-1.0 autosam"))
     })?;
     let value = gst::glib::Value::deserialize_with_pspec(value, &pspec).map_err(|_| {
-        Error::invalid(format!("the property {name} does not take {value:?}; see gst-inspect-1.0 autosam"))
+        Error::invalid(format!("the property {name} does not accept {value:?}; see gst-inspect-1.0 autosam"))
     })?;
     element.set_property_from_value(name, &value);
     Ok(())
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_plugin_is_looked_for_beside_the_program_and_in_lib() {
+    fn the_plugin_is_searched_next_to_the_program_and_in_lib() {
         let places = candidates(Path::new("/opt/autosam/bin/autosam-video"));
         assert_eq!(places[0], Path::new("/opt/autosam/bin/libgstautosam.so"));
         assert_eq!(places[1], Path::new("/opt/autosam/lib/gstreamer-1.0/libgstautosam.so"));

@@ -70,7 +70,7 @@ pub(crate) fn stop(pipeline: &gst::Pipeline) {
     let pipeline = pipeline.clone();
     let (stopped, ended) = crossbeam_channel::bounded(1);
     let stopping = std::thread::Builder::new().name("autosam-stop".into()).spawn(move || {
-        // A pipeline that does not stop cannot be helped, and there is no caller left to inform.
+        // Nothing can be done about a pipeline that does not stop, and no caller is left to inform.
         let _ = pipeline.set_state(gst::State::Null);
         let _ = stopped.send(());
     });
@@ -95,9 +95,9 @@ pub(crate) fn describe(e: &gst::message::Error, what: &str) -> Error {
             "{what}: {error}: install gstreamer1.0-libav and gstreamer1.0-plugins-bad, or convert the file with `ffmpeg -i FILE -c:v libx264 FILE.mp4`"
         ));
     }
-    // Nothing takes what the file holds: sound or subtitles.
+    // The file contains only sound or subtitles, which stay unlinked.
     if e.debug().is_some_and(|d| d.contains("reason not-linked")) {
-        return Error::Video(format!("{what}: it holds no video"));
+        return Error::Video(format!("{what}: contains no video"));
     }
     let detail =
         e.debug().map(|d| format!(" ({})", d.lines().last().unwrap_or_default())).unwrap_or_default();

@@ -37,7 +37,7 @@ pub(crate) fn rgb_buffer(image: &RgbImage) -> gst::Buffer {
 ///
 /// # Errors
 /// If GStreamer cannot convert to it.
-pub(crate) fn convert(pictures: &[RgbImage], to: &gst_video::VideoInfo) -> Result<Vec<gst::Buffer>> {
+pub(crate) fn convert(images: &[RgbImage], to: &gst_video::VideoInfo) -> Result<Vec<gst::Buffer>> {
     init()?;
     let failed = |e: gst::glib::BoolError| Error::Video(e.to_string());
     let rate = FrameRate { numerator: to.fps().numer(), denominator: to.fps().denom() };
@@ -58,12 +58,12 @@ pub(crate) fn convert(pictures: &[RgbImage], to: &gst_video::VideoInfo) -> Resul
     };
     let work = || -> Result<Vec<gst::Buffer>> {
         pipeline.set_state(gst::State::Playing).map_err(|_| failure())?;
-        let mut converted = Vec::with_capacity(pictures.len());
-        for (i, picture) in pictures.iter().enumerate() {
-            if picture.dimensions() != (to.width(), to.height()) {
+        let mut converted = Vec::with_capacity(images.len());
+        for (i, image) in images.iter().enumerate() {
+            if image.dimensions() != (to.width(), to.height()) {
                 return Err(Error::invalid("frames of different sizes in one stream"));
             }
-            let mut buffer = rgb_buffer(picture);
+            let mut buffer = rgb_buffer(image);
             if let Some(buffer) = buffer.get_mut() {
                 buffer.set_pts(gst::ClockTime::from_nseconds(rate.time(i as u64)));
             }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_become_raw_video_of_any_format() {
+    fn images_are_converted_to_any_raw_format() {
         let red = RgbImage::from_pixel(33, 17, image::Rgb([255, 0, 0]));
         for format in ["NV12", "UYVY", "RGBA", "I420", "BGRx"] {
             let to = info(format, 33, 17, FrameRate::DEFAULT).unwrap();

@@ -1,7 +1,7 @@
 //! Video, frame by frame.
 
 use super::container::{self, Promise};
-use super::source::{PATIENCE, begin_of, decoder, is_uri, uri_of};
+use super::source::{SOURCE_TIMEOUT, begin_of, decoder, is_uri, uri_of};
 use super::upright::upright;
 use super::watch::{Seen, watch};
 use super::{FrameRate, error_on, init, make};
@@ -12,7 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Shorter limit for a camera after its last frame: rtpsession also ends a stream that has been silent for long.
+/// Time after a camera's last frame within which an end of stream counts. Later ones come from rtpsession, which also ends streams
+/// that have been silent for long.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A decoded frame as shown on a monitor: upright and progressive, with pixels of aspect ratio `pixel_aspect`.
@@ -49,7 +50,7 @@ impl Reader {
     /// Opens `input` and waits for the first frame of its first video track. `rtsp://` travels over TCP, `rtspu://` over UDP.
     ///
     /// # Errors
-    /// [`Error::Io`] for a missing file; [`Error::Video`] with GStreamer's reason for what is not video.
+    /// [`Error::Io`] for a missing file; [`Error::Video`] with GStreamer's reason if the input is not video.
     pub fn open(input: &str) -> Result<Self> {
         Self::open_track(input, 1)
     }
@@ -57,17 +58,17 @@ impl Reader {
     /// [`Self::open`] of video track `track`, from 1.
     ///
     /// # Errors
-    /// As [`Self::open`]'s, and if there are fewer tracks.
+    /// Those of [`Self::open`], and an error if the file has fewer tracks.
     pub fn open_track(input: &str, track: usize) -> Result<Self> {
         init()?;
         let uri = uri_of(input)?;
         let mut promise =
             if is_uri(input) { Promise::default() } else { container::promise(Path::new(input)) };
         if track > 1 {
-            // It speaks of the first.
+            // The container states the number of frames of the first track.
             promise.frames = None;
         }
-        // GStreamer would wait for its table without end.
+        // GStreamer would wait forever for the missing table.
         if let Some(reason) = &promise.hopeless {
             return Err(Error::Video(format!("{input}: {reason}")));
         }
@@ -79,7 +80,7 @@ impl Reader {
         if let Some(length) = promise.usable {
             return Self::play(input, begin_of(Path::new(input), length)?, track, false, promise);
         }
-        // A camera does not wait: without room for a burst, the server's end of stream would be lost behind the frames.
+        // A camera does not wait: if a burst of frames filled the queue, the server's end of stream would be lost.
         let camera = uri.starts_with("rtsp");
         Self::play(input, decoder(&uri)?, track, camera, promise)
     }
@@ -117,7 +118,7 @@ impl Reader {
         }
         reader.first = reader.pull().map_err(|e| reader.seen.missing_track(input).unwrap_or(e))?;
         let Some(first) = &reader.first else {
-            return Err(Error::Video(format!("{input}: no frames in it")));
+            return Err(Error::Video(format!("{input}: contains no frames")));
         };
         let info = info(first, input)?;
         reader.size = (info.width(), info.height());
@@ -136,7 +137,7 @@ impl Reader {
         self.size
     }
 
-    /// The rate stated by the stream, if any. Frames may come at other times: [`VideoFrame::time`].
+    /// The rate stated by the stream, if any. Frames may have other times; see [`VideoFrame::time`].
     pub fn nominal_rate(&self) -> Option<FrameRate> {
         self.nominal
     }
@@ -146,7 +147,7 @@ impl Reader {
         self.nominal.unwrap_or(FrameRate::DEFAULT)
     }
 
-    /// Number of frames by the container, or by duration and rate, if the source knows its duration.
+    /// Number of frames by the container, or by duration and rate if the duration is known.
     pub fn expected(&self) -> Option<u64> {
         if self.promise.frames.is_some() {
             return self.promise.frames;
@@ -248,7 +249,7 @@ impl Reader {
             problems.push(format!("{frames} of {expected} frames could be read"));
         } else if let Some(seconds) = self.promise.seconds.filter(|_| !self.longer_sound()) {
             let read = self.clock.end as f64 / 1e9;
-            // Containers round, and differ in whether they count the duration of the last frame.
+            // Containers round durations and differ in whether they include the last frame's.
             if read + (2.5 * self.clock.step as f64 / 1e9).max(0.1) < seconds {
                 problems.push(format!("{read:.2} of {seconds:.2} s could be read"));
             }
@@ -262,7 +263,7 @@ impl Reader {
         [self.seen.notes(), self.promise.notes.clone()].concat()
     }
 
-    /// Whether the promised duration may be that of sound.
+    /// Whether the stated duration may be that of the sound.
     fn longer_sound(&self) -> bool {
         self.promise.lasts && self.seen.has_audio()
     }
@@ -285,8 +286,12 @@ impl Reader {
             if self.sink.is_eos() && !(self.camera && begin.elapsed() > FAREWELL) {
                 return Ok(None);
             }
-            if begin.elapsed() > PATIENCE {
-                return Err(Error::Video(format!("{}: no frame for {} s", self.what, PATIENCE.as_secs())));
+            if begin.elapsed() > SOURCE_TIMEOUT {
+                return Err(Error::Video(format!(
+                    "{}: no frame for {} s",
+                    self.what,
+                    SOURCE_TIMEOUT.as_secs()
+                )));
             }
         }
     }
@@ -311,7 +316,8 @@ struct Clock {
 }
 
 impl Clock {
-    /// The time of the next frame, whose stream time is `stamp`. Frames without one, or whose time goes back, follow the last.
+    /// The time of the next frame, whose stream time is `stamp`. Frames without a time, or with a time that goes back, directly follow
+    /// the previous frame.
     fn next(&mut self, stamp: Option<u64>, duration: Option<u64>) -> u64 {
         let follows = if self.frames == 0 { 0 } else { self.end.max(self.last + 1) };
         let start = *self.start.get_or_insert(stamp.unwrap_or(0));

@@ -13,7 +13,7 @@ use std::time::Duration;
 const CHUNK: usize = 1 << 16;
 
 /// How long a source may send no data.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const SOURCE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Whether the text has the form `scheme://…`.
 pub fn is_uri(text: &str) -> bool {
@@ -41,10 +41,10 @@ pub(crate) fn decoder(uri: &str) -> Result<gst::Element> {
         source.connect("source-setup", false, |values| {
             let rtsp = values.get(1).and_then(|v| v.get::<gst::Element>().ok())?;
             if rtsp.has_property("protocols") && rtsp.has_property("tcp-timeout") {
-                // TCP loses nothing, not even the end of the stream. rtspu:// requests UDP.
+                // TCP loses no data, not even the end of the stream. Users request UDP with rtspu://.
                 rtsp.set_property_from_str("protocols", "tcp");
-                // Ours comes first and names the camera.
-                rtsp.set_property("tcp-timeout", 3 * PATIENCE.as_micros() as u64);
+                // The reader's own timeout comes first, and its message names the camera.
+                rtsp.set_property("tcp-timeout", 3 * SOURCE_TIMEOUT.as_micros() as u64);
             }
             None
         });
@@ -61,7 +61,7 @@ pub(super) fn begin_of(path: &Path, length: u64) -> Result<gst::Element> {
     fed(Bytes { reader: file, length, random: false })
 }
 
-/// Bytes that are decoded without a file of their own.
+/// Bytes to decode that are not a file by themselves.
 pub(super) struct Bytes<R> {
     pub reader: R,
     pub length: u64,
@@ -94,7 +94,7 @@ fn feed<R: Read + Seek + Send + 'static>(source: &gst_app::AppSrc, bytes: Bytes<
     source.set_size(i64::try_from(bytes.length).unwrap_or(-1));
     source.set_format(gst::Format::Bytes);
     let length = bytes.length;
-    // With the place that is read next.
+    // The reader, and the position of the next read.
     let reader = Arc::new(Mutex::new((bytes.reader, 0u64)));
     let seeker = reader.clone();
     let callbacks = gst_app::AppSrcCallbacks::builder()
@@ -103,10 +103,10 @@ fn feed<R: Read + Seek + Send + 'static>(source: &gst_app::AppSrc, bytes: Bytes<
             let (reader, at) = &mut *reader;
             let wanted = if wanted == u32::MAX { CHUNK as u64 } else { wanted.into() };
             let mut part = Vec::new();
-            // What cannot be read is missing at the end, which is noticed there.
+            // Unreadable bytes end the stream early; the reader then reports what is missing.
             let _ = reader.by_ref().take(wanted.min(length.saturating_sub(*at))).read_to_end(&mut part);
             *at += part.len() as u64;
-            // Fails only if the pipeline ends.
+            // Fails only if the pipeline has stopped.
             let _ = match part.is_empty() {
                 true => source.end_of_stream(),
                 false => source.push_buffer(gst::Buffer::from_mut_slice(part)),

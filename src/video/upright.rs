@@ -1,4 +1,4 @@
-//! Converts decoded frames to what a monitor shows: progressive and upright.
+//! Converts decoded frames to progressive and upright ones, as a monitor shows them.
 
 use super::init;
 use crate::{Error, Result};

@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Formats in which such a run is nothing special: uncompressed video, and lossless compression of even areas.
 const WITH_ZEROS: [&str; 4] = ["video/x-raw", "video/x-huffyuv", "video/x-camtasia", "video/x-ffv"];
 
-/// What is observed.
+/// Observations of a stream.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// The video track to decode, from 1.
     track: usize,
     /// Video tracks, each with its format.
     tracks: Mutex<Vec<String>>,
-    /// Names of the video pads that are there now. A transport stream may replace all of them in the middle.
+    /// Names of the current video pads. A transport stream may replace all of them in mid-stream.
     current: Mutex<Vec<String>>,
     /// Whether there is sound, which may last longer than the video.
     audio: AtomicBool,
@@ -24,9 +24,9 @@ pub(super) struct Seen {
     damaged: AtomicU64,
     /// Compressed frames with a hole.
     holes: AtomicU64,
-    /// The format of video that no decoder takes.
+    /// The format of a video track without a decoder.
     undecoded: Mutex<Option<String>>,
-    /// All tracks are known.
+    /// Whether all tracks are known.
     complete: AtomicBool,
 }
 
@@ -65,7 +65,7 @@ impl Seen {
         vec![format!("of {count} video tracks only {used} is used; not used: {}", others.join(", "))]
     }
 
-    /// The error for a file whose video has no decoder. Without this, its sound would look like all that there is.
+    /// The error for a file whose video has no decoder. Without it, the file would seem to contain only sound.
     pub fn no_decoder(&self, input: &str) -> Option<Error> {
         if !self.complete.load(Ordering::Relaxed) || !self.tracks().is_empty() {
             return None;
@@ -78,7 +78,7 @@ impl Seen {
         )))
     }
 
-    /// The error for a track that is not there; `None` if it is.
+    /// The error if the requested track does not exist.
     pub fn missing_track(&self, input: &str) -> Option<Error> {
         let count = self.tracks().len();
         let missing = (1..self.track).contains(&count);
@@ -146,7 +146,7 @@ pub(super) fn watch(source: &gst::Element, upright: &gst::Element, seen: &Arc<Se
     }
 }
 
-/// Width and height, for people.
+/// Width and height as text.
 fn size_of(caps: &gst::Caps) -> String {
     let of = |name| caps.structure(0).and_then(|s| s.get::<i32>(name).ok());
     match (of("width"), of("height")) {
@@ -155,7 +155,7 @@ fn size_of(caps: &gst::Caps) -> String {
     }
 }
 
-/// Counts compressed frames with holes behind every demuxer that `bin` plugs. Decoders conceal them.
+/// Counts compressed frames with holes after every demuxer in `bin`, because decoders conceal them.
 fn look_for_holes(bin: &gst::Bin, seen: &Arc<Seen>) {
     let seen = seen.clone();
     bin.connect_deep_element_added(move |_, _, element| {

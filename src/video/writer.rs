@@ -9,15 +9,16 @@ use std::time::Duration;
 /// Maximum number of frames that wait for the encoder.
 const QUEUE: u64 = 4;
 
-/// Endings of files that are written.
+/// Extensions of the supported files.
 const WRITTEN: [&str; 3] = ["mp4", "mkv", "webm"];
 
 /// How long the encoder may take for its last frames.
-const PATIENCE: gst::ClockTime = gst::ClockTime::from_seconds(60);
+const ENCODER_TIMEOUT: gst::ClockTime = gst::ClockTime::from_seconds(60);
 
 /// Maximum loss of an MP4 in milliseconds if the program is killed or the disk is full.
 const FRAGMENT: u32 = 1000;
-/// Ticks a second of MP4: 24, 25, 30, 50 and 60 frames a second, their 1000/1001ths, and milliseconds are whole numbers of them.
+/// Ticks per second of MP4. Milliseconds and the frame durations of 24, 25, 30, 50 and 60 frames/s, also times 1000/1001, are whole
+/// numbers of ticks.
 const TICKS: u32 = 120_000;
 
 /// Properties shared by all frames of a file.
@@ -43,7 +44,7 @@ impl Shape {
 
 /// Encodes frames into a file; the format follows the name: `.mp4` or `.mkv` (H.264), `.webm` (VP8).
 ///
-/// The file is written as `NAME.partial` and gets its name when it is closed, also if the encoder or the disk failed: the part
+/// The file is written as `NAME.partial` and renamed when it is closed, even if the encoder or the disk failed: the part
 /// written before is playable. A killed program leaves `NAME.partial`, which is playable up to its last second.
 #[derive(Debug)]
 pub struct Writer {
@@ -60,10 +61,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Fails for a name whose ending is none that is written.
+    /// Checks that the format of a file of this name is supported.
     ///
     /// # Errors
-    /// With the endings that are.
+    /// If it is not; the error lists the supported extensions.
     pub fn check_name(path: &Path) -> Result<()> {
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         match WRITTEN.contains(&ending.as_str()) {
@@ -72,7 +73,7 @@ impl Writer {
         }
     }
 
-    /// `rate` is what the file's header says; frames are shown when [`Self::write_at`] says.
+    /// `rate` is stated in the file's header; frames are shown at the times passed to [`Self::write_at`].
     ///
     /// # Errors
     /// If the file extension is unknown, the encoder is missing (with its package), or the path cannot be written.
@@ -98,7 +99,7 @@ impl Writer {
             .max_buffers(QUEUE)
             .build();
         let convert = make("videoconvert", "gstreamer1.0-plugins-base")?;
-        // Chroma is halved both ways: players know no other H.264.
+        // Chroma is subsampled in both directions, because players support no other H.264.
         let planar = make("capsfilter", "libgstreamer1.0-0")?;
         let caps = gst_video::VideoCapsBuilder::new().format(gst_video::VideoFormat::I420).build();
         planar.set_property("caps", &caps);
@@ -145,7 +146,7 @@ impl Writer {
         self.count
     }
 
-    /// Appends a frame one frame's length after the last.
+    /// Appends a frame one frame duration after the last one.
     ///
     /// # Errors
     /// See [`Self::write_at`].
@@ -153,14 +154,14 @@ impl Writer {
         self.write_at(image, self.rate.time(self.count), None)
     }
 
-    /// Appends a frame that is shown from `time` on, in nanoseconds since the file's begin; times must grow.
+    /// Appends a frame that is shown from `time` on, in nanoseconds since the start of the file; times must increase.
     ///
     /// # Errors
-    /// If the frame differs in size, and errors of the encoder or the disk.
+    /// If the frame has another size, or the encoder or the disk fails.
     pub fn write_at(&mut self, image: &RgbImage, time: u64, duration: Option<u64>) -> Result<()> {
         if image.dimensions() != (self.shape.width, self.shape.height) {
             return Err(Error::Video(format!(
-                "{}: a frame of {}x{} among frames of {}x{}",
+                "{}: a frame is {}x{}, the others are {}x{}",
                 self.path.display(),
                 image.width(),
                 image.height(),
@@ -194,7 +195,7 @@ impl Writer {
     /// Waits for the encoder, then gives the file its name.
     ///
     /// # Errors
-    /// Errors of the encoder or the disk; the written part is playable.
+    /// If the encoder or the disk fails; the written part is then playable.
     pub fn finish(mut self) -> Result<()> {
         self.close()
     }
@@ -204,7 +205,7 @@ impl Writer {
             return Ok(());
         }
         let ended = if self.failed { Ok(()) } else { self.end() };
-        // An encoder that does not stop cannot be helped.
+        // Nothing can be done about an encoder that does not stop.
         let _ = self.pipeline.set_state(gst::State::Null);
         let empty = std::fs::metadata(&self.partial).map_or(true, |m| m.len() == 0);
         if self.count == 0 || (empty && (self.failed || ended.is_err())) {
@@ -221,7 +222,7 @@ impl Writer {
         }
         let what = self.path.display().to_string();
         let ends = [gst::MessageType::Eos, gst::MessageType::Error];
-        let message = self.pipeline.bus().and_then(|b| b.timed_pop_filtered(PATIENCE, &ends));
+        let message = self.pipeline.bus().and_then(|b| b.timed_pop_filtered(ENCODER_TIMEOUT, &ends));
         match message.as_ref().map(|m| m.view()) {
             Some(gst::MessageView::Eos(_)) => Ok(()),
             Some(gst::MessageView::Error(e)) => Err(describe(e, &what)),
@@ -247,7 +248,7 @@ impl Drop for Writer {
 fn encoder(path: &Path, shape: &Shape) -> Result<(Vec<gst::Element>, gst::Element)> {
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     match ending.as_str() {
-        // Chroma is halved both ways, and x264enc takes no half pixel.
+        // Chroma is subsampled in both directions, and x264enc supports no odd sizes.
         "mp4" | "mkv" if shape.width % 2 + shape.height % 2 > 0 => Err(Error::invalid(format!(
             "{}: H.264 needs an even width and height, not {}x{}; write a .webm or a folder",
             path.display(),
@@ -266,7 +267,7 @@ fn encoder(path: &Path, shape: &Shape) -> Result<(Vec<gst::Element>, gst::Elemen
             let muxer =
                 make(if ending == "mp4" { "mp4mux" } else { "matroskamux" }, "gstreamer1.0-plugins-good")?;
             if ending == "mp4" {
-                // Playable at any moment, and an ordinary file at the end.
+                // The file is playable at any moment, and an ordinary MP4 once it is finished.
                 muxer.set_property("fragment-duration", FRAGMENT);
                 muxer.set_property_from_str("fragment-mode", "first-moov-then-finalise");
             }
@@ -277,7 +278,7 @@ fn encoder(path: &Path, shape: &Shape) -> Result<(Vec<gst::Element>, gst::Elemen
             encoder.set_property("deadline", 1i64);
             encoder.set_property("cpu-used", 4i32);
             encoder.set_property("target-bitrate", 6_000_000i32);
-            // WebM's own timebase: by default frames closer than the stated rate get the same time.
+            // The time base of WebM. With the default, frames closer than the stated rate would get the same time.
             encoder.set_property("timebase", gst::Fraction::new(1, 1000));
             Ok((vec![encoder], make("webmmux", "gstreamer1.0-plugins-good")?))
         }

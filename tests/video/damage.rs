@@ -94,7 +94,7 @@ fn a_file_without_video_and_one_without_a_decoder_are_named_with_the_fix() {
     let sound = dir.path().join("sound.wav");
     make(&format!("audiotestsrc num-buffers=20 ! wavenc ! filesink location={}", sound.display()));
     let text = bad(&sound, &dir.path().join("o.mp4"), &[]);
-    assert!(text.contains("sound.wav: it holds no video"), "{text}");
+    assert!(text.contains("sound.wav: contains no video"), "{text}");
     // Video that nobody decodes, beside sound.
     let odd = dir.path().join("odd.avi");
     let source = moving(5, "width=96,height=64,framerate=25/1");

@@ -259,7 +259,7 @@ fn a_seek_storm_on_a_file_ends_with_the_file() {
         file.display()
     ));
     let element = reads.by_name("a").unwrap();
-    element.downcast_ref::<gstautosam::AutoSam>().unwrap().set_opener(|_| always(255));
+    element.downcast_ref::<gstautosam::AutoSam>().unwrap().set_model_factory(|_| always(255));
     reads.set_state(gst::State::Paused).unwrap();
     wait_for(&reads, gst::MessageType::AsyncDone);
     for i in 0..60u64 {

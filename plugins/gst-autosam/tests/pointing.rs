@@ -343,7 +343,7 @@ fn an_object_outlives_its_model() {
     assert!(asked.lock().unwrap().last().unwrap().mask.is_some());
     let no: fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> =
         |_| Ok(Box::new(Scripted(|_: &_| Ok(0))));
-    element.downcast_ref::<gstautosam::AutoSam>().unwrap().set_opener(no);
+    element.downcast_ref::<gstautosam::AutoSam>().unwrap().set_model_factory(no);
     element.set_property("model-location", "without prompts");
     assert!(next_message(&bus, "application/x-autosam-model-updated").get::<bool>("success").unwrap());
     assert!(!is_blue(&h.push_and_pull(frame(0.0)).unwrap()));

@@ -12,20 +12,20 @@ pub enum Output {
     Video(VideoOutput),
 }
 
-/// A video, or several if the frames' size changes on the way: `NAME-2.mp4`, …
+/// A video, or several if the frame size changes: `NAME-2.mp4`, …
 pub struct VideoOutput {
     path: PathBuf,
     rate: FrameRate,
     /// The writer, opened with the size of the first frame, and that frame's time.
     open: Option<(Writer, u64)>,
     parts: usize,
-    /// Whether frames have timestamps; images are shown one after another.
+    /// Whether frames have timestamps; otherwise each is shown for one frame interval.
     timed: bool,
 }
 
-/// True for the name of a file: folders may have a dot in their names (`run.2024-11-28`).
+/// Whether `path` names a file. Names of folders may contain a dot, too (`run.2024-11-28`).
 fn is_file(path: &Path) -> bool {
-    // Images are here because one file cannot be several.
+    // Image formats are listed so that they are rejected: one image file cannot hold several frames.
     const ENDINGS: [&str; 22] = [
         "mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "m2ts", "mts", "wmv", "flv", "vob",
         "ogv", "gif", "png", "jpg", "jpeg", "tif", "tiff", "bmp",
@@ -35,10 +35,10 @@ fn is_file(path: &Path) -> bool {
 }
 
 impl Output {
-    /// Where frames go by the name that the user gave.
+    /// Chooses the kind of output by the path that the user gave.
     ///
     /// # Errors
-    /// For a file of a kind that is not written.
+    /// If the path names a file in a format that cannot be written.
     pub fn new(path: Option<&Path>, rate: FrameRate, timed: bool) -> anyhow::Result<Self> {
         Ok(match path {
             None => Self::Nothing,
@@ -50,7 +50,7 @@ impl Output {
         })
     }
 
-    /// True if something was written that can be used.
+    /// Whether any usable output was written.
     pub fn has_begun(&self) -> bool {
         match self {
             Self::Nothing => false,
@@ -69,7 +69,7 @@ impl Output {
         }
     }
 
-    /// Closes what is open.
+    /// Closes the open file, if any.
     pub fn finish(self) -> anyhow::Result<()> {
         match self {
             Self::Video(VideoOutput { open: Some((writer, _)), .. }) => Ok(writer.finish()?),

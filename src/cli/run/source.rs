@@ -11,13 +11,13 @@ use std::time::Instant;
 
 /// A frame or image of the source.
 pub struct SourceFrame {
-    /// Without ending; with its sequence's folder where it has one.
+    /// File name without ending, after the folder of its sequence if it belongs to one.
     pub name: String,
     pub frame: VideoFrame,
-    /// False of images, which have no time.
+    /// False for images, which have no timestamps.
     pub timed: bool,
     pub truth: Option<GrayImage>,
-    /// The sequence it belongs to, or itself if it stands by itself. `None` for a video, which is one.
+    /// The sequence it belongs to, or its own name if there is none. `None` for a video, which is one sequence.
     pub scene: Option<String>,
 }
 
@@ -60,7 +60,7 @@ impl Source {
         Ok(Self::Files { items: set.items.into_iter(), labelled, unreadable })
     }
 
-    /// Images that were left out because they cannot be read.
+    /// Number of images that are left out because they cannot be read.
     pub fn unreadable(&self) -> u64 {
         match self {
             Self::Video(_) => 0,
@@ -82,7 +82,7 @@ impl Source {
         }
     }
 
-    /// Why the frames are not the whole video, once there are no more.
+    /// Reasons why frames of the video are missing. The list is complete after the last frame.
     pub fn problems(&self) -> Vec<String> {
         match self {
             Self::Video(v) => v.reader.problems(),

@@ -16,7 +16,7 @@ pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Pr
             break;
         }
         let size = little(&head, 4).unwrap_or(0);
-        // A program that writes into a pipe cannot go back to fill in the size and the number of frames.
+        // A program that wrote into a pipe could not go back to fill in the size and the number of frames.
         let streamed = matches!(size, 0 | u32::MAX);
         let end = if streamed { length } else { at + HEADER + u64::from(size) };
         if end > length {
@@ -42,9 +42,9 @@ pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Pr
 
 /// A sequence of chunks.
 enum Chunks {
-    /// The place where they do not follow each other.
+    /// The position at which the sequence breaks.
     Broken(u64),
-    /// The end of the last one, which may be behind the end of the file.
+    /// The end of the last chunk, which may be beyond the end of the file.
     Until(u64),
 }
 
@@ -55,7 +55,7 @@ fn chunks(file: &mut (impl Read + Seek), mut at: u64, end: u64) -> std::io::Resu
     while at + HEADER <= end {
         let head: [u8; 8] = bytes(file)?;
         if !head[..4].iter().all(|byte| (0x20..0x7f).contains(byte)) {
-            // Some programs do not fill up chunks of odd length.
+            // Some programs do not pad chunks of odd length.
             if !odd || again {
                 return Ok(Chunks::Broken(at + u64::from(again)));
             }
@@ -71,7 +71,7 @@ fn chunks(file: &mut (impl Read + Seek), mut at: u64, end: u64) -> std::io::Resu
             let kind: [u8; 4] = bytes(file)?;
             at += 4;
             size -= 4;
-            // What is in these lists are chunks with the video's data.
+            // These lists contain the chunks with the video's data.
             if matches!(&kind, b"movi" | b"rec ") {
                 continue;
             }
@@ -88,7 +88,7 @@ fn little(data: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Of the video stream's header, which begins a list of its own in the file's first list.
+/// The video's duration by its stream header, which is in the file's first list.
 fn seconds(header: &[u8]) -> Option<f64> {
     let at = header.windows(12).position(|w| &w[..4] == b"strh" && &w[8..] == b"vids")? + 8;
     let (scale, rate, count) = (little(header, at + 20)?, little(header, at + 24)?, little(header, at + 32)?);

@@ -23,13 +23,13 @@ pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Pr
     while at < last {
         let found = match element(file) {
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
-                promise.faults.push("the file is cut short: it ends within an element's head".to_owned());
+                promise.faults.push("the file is cut short: it ends within an element's header".to_owned());
                 break;
             }
             found => found?,
         };
         let Some((id, size, header)) = found else {
-            // Where the chain of elements breaks, demuxers go on at the next cluster without a word.
+            // If the chain of elements breaks, demuxers continue silently at the next cluster.
             promise.faults.push(damaged_at(at));
             break;
         };
@@ -42,7 +42,7 @@ pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Pr
             }
         }
         if id == SEGMENT {
-            // Anything may follow it.
+            // Any data may follow the segment.
             last = end.map_or(length, |end| end.min(length));
         }
         // Live recordings have segments and clusters of unknown size.
@@ -67,7 +67,7 @@ pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Pr
         }
         at = start + size;
     }
-    // The duration is that of the longest track.
+    // The stated duration is that of the longest track.
     promise.seconds = promise.seconds.filter(|_| !audio);
     // The end of the segment is sufficient.
     promise.faults.truncate(1);

@@ -15,23 +15,23 @@ use std::path::Path;
 /// Statements of the container, and faults of the file itself.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Promise {
-    /// Frames of the video that are shown.
+    /// Number of frames that are shown.
     pub frames: Option<u64>,
-    /// Seconds that the video lasts.
+    /// Duration of the video in seconds.
     pub seconds: Option<f64>,
-    /// Whether the header states the duration of the longest stream, and GStreamer's demuxer reads it (ASF, FLV, MXF).
+    /// Whether GStreamer's demuxer reports the duration of the longest stream, as stated by the header (ASF, FLV, MXF).
     pub lasts: bool,
     /// Faults of the file: truncation, missing packets.
     pub faults: Vec<String>,
-    /// Why no frame can be found in it.
+    /// Reason why no frame of the file can be decoded, if so.
     pub hopeless: Option<String>,
-    /// Bytes from the begin to which the file can be read, if GStreamer's demuxer fails for the rest (DV).
+    /// Length in bytes of the readable part of the file, if GStreamer's demuxer would fail for the rest (DV).
     pub usable: Option<u64>,
     /// What the container leaves open, such as where it ends.
     pub notes: Vec<String>,
 }
 
-/// The promise of the file at `path`; an empty one for containers without any (MPEG elementary streams).
+/// The promise of the file at `path`; an empty one for containers that state nothing (MPEG elementary streams).
 pub fn promise(path: &Path) -> Promise {
     // If the file cannot be read, the decoder reports it with GStreamer's reason.
     File::open(path).and_then(|file| read(&mut BufReader::new(file))).unwrap_or_default()
@@ -40,7 +40,7 @@ pub fn promise(path: &Path) -> Promise {
 /// [`promise`] of an open file.
 ///
 /// # Errors
-/// The reader's errors.
+/// If reading fails.
 pub fn read(file: &mut (impl Read + Seek)) -> std::io::Result<Promise> {
     let length = file.seek(SeekFrom::End(0))?;
     file.rewind()?;
@@ -90,7 +90,7 @@ mod mp4 {
     const LARGEST: u64 = 1 << 28;
     /// Maximum number of frames; more mean a damaged table.
     const MOST_SAMPLES: u32 = 1 << 26;
-    /// Boxes that a file begins with.
+    /// Boxes with which a file may begin.
     pub const FIRST: [&[u8; 4]; 6] = [b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"];
     const NO_INDEX: &str = "its fragments have no index (sidx, mfra) and no stated duration: if the file was cut between two of them, the missing part goes unnoticed";
     const NO_TABLE: &str = "the file is cut short: its table of frames (moov) is missing; copy it again, or have the recorder or a repair program finish it";
@@ -105,7 +105,7 @@ mod mp4 {
             let (mut size, mut header) =
                 (u64::from(u32::from_be_bytes([head[0], head[1], head[2], head[3]])), 8);
             match size {
-                // To the end of the file.
+                // The box extends to the end of the file.
                 0 => size = length - at,
                 1 => (size, header) = (u64::from_be_bytes(bytes(file)?), 16),
                 _ => {}
@@ -136,7 +136,7 @@ mod mp4 {
             }
             at = end;
         }
-        // Files that end between two fragments.
+        // The index also detects files that end between two fragments.
         if indexed > length && promise.faults.is_empty() {
             promise.faults.push(cut_short(length, indexed));
         }
@@ -179,7 +179,7 @@ mod mp4 {
             _ => (u64_at(sidx, 20)?, 28),
         };
         let count = u32_at(sidx, at)? as usize & 0xffff;
-        // The first bit says whether the reference is to another index.
+        // The first bit tells apart references to another index.
         let sizes = (0..count).map_while(|i| Some(u64::from(u32_at(sidx, at + 4 + 12 * i)? & 0x7fff_ffff)));
         first.checked_add(sizes.sum())
     }
@@ -206,7 +206,7 @@ mod mp4 {
         path.iter().try_fold(data, |data, kind| Some(boxes(data).find(|(k, _)| k == kind)?.1))
     }
 
-    /// The first video track: the one that is shown.
+    /// The first video track, which is the one that is shown.
     fn video_track(moov: &[u8]) -> Option<Track> {
         let movie_scale = timescale(find(moov, &[b"mvhd"])?)?;
         let trak = boxes(moov)
@@ -239,13 +239,13 @@ mod mp4 {
         u32_at(header, if header.first() == Some(&1) { 20 } else { 12 })
     }
 
-    /// Length and start of each edit that shows something.
+    /// Length and start of each edit that shows samples.
     fn edits(elst: &[u8]) -> Vec<(u64, u64)> {
         let long = elst.first() == Some(&1);
         let one = |at: usize| -> Option<(u64, u64)> {
             match long {
                 true => Some((u64_at(elst, at)?, u64_at(elst, at + 8)?)),
-                // -1 is an edit that shows nothing.
+                // A start of -1 is an edit that shows nothing.
                 false => {
                     let start = u32_at(elst, at + 4)?;
                     Some((
@@ -260,13 +260,13 @@ mod mp4 {
         (0..count).map_while(|i| one(8 + i * step)).filter(|(_, start)| *start != u64::MAX).collect()
     }
 
-    /// How many of the track's samples end after `start` and begin before `end`, in its own ticks.
+    /// Number of the track's samples that end after `start` and begin before `end`, in its own ticks.
     fn count(table: &[u8], start: u64, end: u64) -> Option<u64> {
         let stts = find(table, &[b"stts"])?;
         let runs = (0..u32_at(stts, 4)? as usize)
             .map_while(|i| Some((u32_at(stts, 8 + 8 * i)?, u32_at(stts, 12 + 8 * i)?)));
         let ctts = find(table, &[b"ctts"]);
-        // Version 0 is written with negative offsets, too.
+        // Some programs write negative offsets in version 0, too.
         let offsets =
             (0..).map_while(|i| Some((u32_at(ctts?, 8 + 8 * i)?, u32_at(ctts?, 12 + 8 * i)? as i32)));
         let mut offsets = offsets.flat_map(|(n, offset)| std::iter::repeat_n(i64::from(offset), n as usize));
@@ -305,7 +305,7 @@ mod transport {
     pub const PACKET: usize = 188;
     const SYNC: u8 = 0x47;
     const NULL: usize = 0x1fff;
-    /// Program tables (PAT, SDT): a recording joined to another begins with one of them.
+    /// Program tables (PAT, SDT). If recordings are joined, each begins with one of them.
     const TABLES: [usize; 2] = [0, 0x11];
 
     /// Whether there are two packets, each preceded by `before` bytes.
@@ -334,7 +334,7 @@ mod transport {
             let counter = p[3] & 0x0f;
             let announced = p[3] & 0x20 > 0 && p[4] > 0 && p[5] & 0x80 > 0;
             if let Some(before) = last[pid].filter(|_| !announced) {
-                // A packet may come twice.
+                // A packet may be sent twice.
                 let lost = u64::from(counter.wrapping_sub(before).wrapping_sub(1) & 0x0f);
                 if lost > 0 && counter != before {
                     if TABLES.contains(&pid) {

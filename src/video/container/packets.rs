@@ -1,13 +1,14 @@
-//! Containers that are chains of packets with a length each, or frames of one size: where the chain breaks, bytes are missing.
+//! Containers that consist of packets with a stated length, or of frames of one size. If the chain of packets breaks, bytes are
+//! missing.
 
 use super::holes::has_hole;
 use super::{Promise, bytes, cut_short, damaged_at};
 use std::collections::HashMap;
 use std::io::{Read, Seek};
 
-/// Of a file that begins with `head`, which is read from its begin; `None` if it is of no kind that is known here.
+/// The promise of a file that begins with `head` and is read from its start; `None` for other containers.
 pub fn promise(file: &mut (impl Read + Seek), head: &[u8], length: u64) -> std::io::Result<Option<Promise>> {
-    // GStreamer's demuxers read how long these last.
+    // GStreamer's demuxers report the duration of these.
     let lasting = |faults| Some(Promise { lasts: true, faults, ..Promise::default() });
     let plain = |faults| Some(Promise { faults, ..Promise::default() });
     let mut chain = Chain { file, at: 0, length };
@@ -43,13 +44,13 @@ impl<F: Read + Seek> Chain<'_, F> {
         bytes(self.file).map(Some)
     }
 
-    /// Passes over `count` bytes that are there.
+    /// Skips `count` bytes, which must exist.
     fn skip(&mut self, count: u64) -> std::io::Result<()> {
         self.at += count;
         self.file.seek_relative(count.cast_signed())
     }
 
-    /// Passes over `count` bytes; the fault if the file ends before.
+    /// Skips `count` bytes; returns the fault if the file ends before.
     fn pass(&mut self, count: u64) -> std::io::Result<Option<String>> {
         let end = self.at.saturating_add(count);
         if end > self.length {
@@ -59,12 +60,12 @@ impl<F: Read + Seek> Chain<'_, F> {
         Ok(None)
     }
 
-    /// Reads on to behind the next `mark`; false at the end.
-    fn find(&mut self, mark: [u8; 4]) -> std::io::Result<bool> {
+    /// Reads up to and including the next `code`; false at the end of the file.
+    fn find(&mut self, code: [u8; 4]) -> std::io::Result<bool> {
         let mut window = 0;
         while let Some([byte]) = self.next()? {
             window = window << 8 | u32::from(byte);
-            if window == u32::from_be_bytes(mark) {
+            if window == u32::from_be_bytes(code) {
                 return Ok(true);
             }
         }
@@ -72,7 +73,7 @@ impl<F: Read + Seek> Chain<'_, F> {
     }
 }
 
-/// Windows Media: objects with their size; the one of data holds packets of one size.
+/// Windows Media: objects with a size; the data object consists of packets of equal size.
 fn asf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
     const HEADER: u64 = 24;
     const OF_FILE: [u8; 4] = [0x30, 0x26, 0xb2, 0x75];
@@ -82,7 +83,7 @@ fn asf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
     let (mut packet, mut silent) = (None, false);
     while let Some(head) = chain.next::<24>()? {
         let size = head[16..].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-        // Of a live recording the size is not known.
+        // The size is unknown in live recordings.
         let Some(inner) = size.checked_sub(HEADER) else { return Ok(Vec::new()) };
         if inner > chain.left() {
             return Ok(vec![cut_short(chain.length, chain.at.saturating_add(inner))]);
@@ -105,11 +106,11 @@ fn asf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
     Ok(rest(chain))
 }
 
-/// The size of packets by the properties in an ASF file's header, if all have the same.
+/// The packet size by the properties in an ASF file's header, if all packets have the same.
 fn packet_size(header: &[u8]) -> Option<u64> {
     const PROPERTIES: [u8; 16] =
         [0xa1, 0xdc, 0xab, 0x8c, 0x47, 0xa9, 0xcf, 0x11, 0x8e, 0xe4, 0, 0xc0, 0x0c, 0x20, 0x53, 0x65];
-    /// Of the smallest size, from the object's begin; the largest follows.
+    /// Offset of the smallest packet size from the start of the object; the largest follows.
     const SIZES: usize = 92;
     let at = header.windows(16).position(|window| window == PROPERTIES)? + SIZES;
     let size = |at: usize| Some(u32::from_le_bytes(header.get(at..at + 4)?.try_into().ok()?));
@@ -158,11 +159,11 @@ fn damaged_packets(
     Ok(damaged)
 }
 
-/// Flash video: tags with their size.
+/// Flash video: tags with a size.
 fn flv(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
-    /// Of the file's header and the size of no tag before the first.
+    /// Length of the file's header, and of the size field before the first tag.
     const HEADER: u64 = 13;
-    /// The size of the tag before.
+    /// Length of the field with the previous tag's size.
     const BACK: u64 = 4;
     if let Some(fault) = chain.pass(HEADER)? {
         return Ok(vec![fault]);
@@ -179,11 +180,11 @@ fn flv(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
     Ok(rest(chain))
 }
 
-/// What follows the last whole packet.
+/// The fault if bytes follow the last complete packet.
 fn rest(chain: &Chain<impl Read + Seek>) -> Vec<String> {
     match chain.left() {
         0 => Vec::new(),
-        left => vec![format!("the file is cut short: {left} bytes of its next packet are there")],
+        left => vec![format!("the file is cut short: only {left} bytes of its last packet exist")],
     }
 }
 
@@ -213,12 +214,12 @@ fn mxf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
 
 /// Ogg (RFC 3533): numbered pages, the last of a stream marked as such.
 fn ogg(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
-    const MARK: [u8; 4] = *b"OggS";
+    const CAPTURE_PATTERN: [u8; 4] = *b"OggS";
     const LAST: u8 = 4;
-    // The next page's number, and whether the last page was there, by stream.
+    // For each stream: the next page's number, and whether its last page was found.
     let mut streams: HashMap<[u8; 4], (u32, bool)> = HashMap::new();
     let (mut missing, mut cut) = (0u64, None);
-    while chain.find(MARK)? {
+    while chain.find(CAPTURE_PATTERN)? {
         let Some(head) = chain.next::<23>()? else { break };
         let serial = [head[10], head[11], head[12], head[13]];
         let number = u32::from_le_bytes([head[14], head[15], head[16], head[17]]);
@@ -227,7 +228,7 @@ fn ogg(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
         *stream = (number.wrapping_add(1), head[1] & LAST > 0);
         let mut size = 0;
         for _ in 0..head[22] {
-            // A table that ends early promises a byte that is not there.
+            // A table that ends early counts as one missing byte.
             size += chain.next::<1>()?.map_or(chain.left() + 1, |[length]| u64::from(length));
         }
         cut = chain.pass(size)?;
@@ -260,7 +261,7 @@ fn program(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> 
                 Some(size) => chain.pass(u16::from_be_bytes(size).into())?,
                 None => Some(cut_short(chain.length, chain.at + 2)),
             },
-            // Recorders fill up their last block.
+            // Recorders pad their last block.
             [0, 0, 0, 0] if breaks == 0 && chain.left() < 1 << 16 => return Ok(Vec::new()),
             _ => {
                 breaks += 1;
@@ -293,7 +294,7 @@ fn pack(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Option<String>> 
     }
 }
 
-/// DV as it comes from a camera: frames of one size, each with the same begin.
+/// Raw DV as sent by cameras: frames of one size that all begin with the same bytes.
 fn digital_video(chain: &mut Chain<impl Read + Seek>, pal: bool) -> std::io::Result<Promise> {
     let frame: u64 = if pal { 144_000 } else { 120_000 };
     let (frames, rest) = (chain.length / frame, chain.length % frame);
@@ -310,7 +311,7 @@ fn digital_video(chain: &mut Chain<impl Read + Seek>, pal: bool) -> std::io::Res
         chain.file.seek_relative(frame.cast_signed() - 3)?;
     }
     if damaged > 0 {
-        promise.faults.push(format!("{damaged} of {frames} frames are damaged at their begin"));
+        promise.faults.push(format!("{damaged} of {frames} frames are damaged at their start"));
     }
     Ok(promise)
 }

@@ -8,7 +8,7 @@ fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_be_bytes()).collect()
 }
 
-/// An MP4 of four samples of 10 ticks with B-frames, of which an edit shows what `edit` says: length in movie ticks, start.
+/// An MP4 of four samples of 10 ticks with B-frames. `edit` is the length in movie ticks and the start of its edit.
 fn mp4(edit: [u32; 2]) -> Vec<u8> {
     let stts = atom(b"stts", &words(&[0, 1, 4, 10]));
     let ctts = atom(b"ctts", &words(&[0, 3, 1, 10, 1, 20, 2, 5]));
@@ -33,7 +33,7 @@ fn of(bytes: &[u8]) -> Promise {
 
 #[test]
 fn frames_outside_an_mp4_s_edit_are_not_promised() {
-    // They are shown at 10, 30, 25 and 35.
+    // The samples are shown at 10, 30, 25 and 35.
     assert_eq!(of(&mp4([400, 10])).frames, Some(4));
     assert_eq!(of(&mp4([400, 20])).frames, Some(3));
     assert_eq!(of(&mp4([200, 10])).frames, Some(2));
@@ -44,7 +44,7 @@ fn frames_outside_an_mp4_s_edit_are_not_promised() {
     assert_eq!((cut.frames, cut.faults.len()), (Some(4), 1));
 }
 
-/// Each fragment is whole, but the index says that more follow.
+/// Each fragment is complete, but the index lists more of them.
 #[test]
 fn an_mp4_that_ends_between_two_fragments_is_cut_short() {
     let moov = mp4([0, 10]);
@@ -92,7 +92,7 @@ fn fragments_without_an_index_are_missed_by_number_and_duration_or_noted() {
 
 /// Fuzzing found tables of many runs, which took long to count.
 #[test]
-fn a_table_of_more_frames_than_there_can_be_promises_none() {
+fn an_impossible_number_of_frames_is_ignored() {
     let mut many = mp4([400, 10]);
     let at = many.windows(4).position(|w| w == b"stts").unwrap() + 12;
     many[at..at + 4].copy_from_slice(&(1u32 << 26).to_be_bytes());
@@ -102,7 +102,7 @@ fn a_table_of_more_frames_than_there_can_be_promises_none() {
 }
 
 #[test]
-fn promises_of_cut_and_altered_files_are_made_without_a_panic() {
+fn cut_and_altered_files_are_read_without_a_panic() {
     let matroska = [
         &[0x1a, 0x45, 0xdf, 0xa3, 0x80][..],
         &[0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
@@ -131,7 +131,7 @@ fn promises_of_cut_and_altered_files_are_made_without_a_panic() {
     }
 }
 
-/// Each whole file, and how far it is cut: at every byte but where a packet ends.
+/// Complete files, and the ends of their packets: a cut at any other byte must be reported.
 fn chains() -> Vec<(&'static str, Vec<u8>, Vec<usize>)> {
     let asf = |object: &[u8], size: u64| {
         [&[0x30, 0x26, 0xb2, 0x75][..], &[7; 12], &(24 + size).to_le_bytes()[..], object].concat()
@@ -158,7 +158,7 @@ fn chains() -> Vec<(&'static str, Vec<u8>, Vec<usize>)> {
 }
 
 #[test]
-fn chains_of_packets_that_break_are_reported() {
+fn broken_chains_of_packets_are_reported() {
     for (kind, whole, ends) in chains() {
         assert_eq!(of(&whole).faults, Vec::<String>::new(), "{kind}");
         let step = whole.len().div_ceil(300);
@@ -179,7 +179,7 @@ fn chains_of_packets_that_break_are_reported() {
 }
 
 #[test]
-fn an_mp4_without_its_table_is_hopeless() {
+fn an_mp4_without_its_table_cannot_be_decoded() {
     let whole = mp4([400, 10]);
     assert_eq!(of(&whole).hopeless, None);
     for part in [[atom(b"ftyp", b"isom"), atom(b"mdat", &[7; 50])].concat(), whole[..60].to_vec()] {
@@ -193,14 +193,14 @@ fn element(id: &[u8], inner: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn chains_within_matroska_s_clusters_that_break_are_reported() {
+fn broken_chains_within_matroska_s_clusters_are_reported() {
     let block = element(&[0xa3], &[5; 40]);
     let group = element(&[0xa0], &element(&[0xa1], &[6; 30]));
     let cluster = element(&[0x1f, 0x43, 0xb6, 0x75], &[block.clone(), group, block].concat());
     let segment = element(&[0x18, 0x53, 0x80, 0x67], &[cluster.clone(), cluster].concat());
     let whole = [element(&[0x1a, 0x45, 0xdf, 0xa3], &[]), segment].concat();
     assert_eq!(of(&whole), Promise::default());
-    // What follows the segment is no part of it.
+    // Data after the segment do not belong to it.
     assert_eq!(of(&[whole.as_slice(), &[0; 500]].concat()).faults, Vec::<String>::new());
     let mut holed = whole.clone();
     holed[60..100].fill(0);
@@ -209,7 +209,7 @@ fn chains_within_matroska_s_clusters_that_break_are_reported() {
 }
 
 #[test]
-fn chains_of_avi_s_chunks_that_break_are_reported() {
+fn broken_chains_of_avi_s_chunks_are_reported() {
     let chunk = |name: &[u8], inner: &[u8]| {
         [name, &(inner.len() as u32).to_le_bytes(), inner, &vec![0; inner.len() % 2]].concat()
     };
@@ -223,7 +223,7 @@ fn chains_of_avi_s_chunks_that_break_are_reported() {
     holed[at - 10..at + 6].fill(0);
     let faults = of(&holed).faults;
     assert!(faults[0].contains(&format!("damaged at byte {at}")), "{faults:?}");
-    // Not filled up to an even length.
+    // A chunk that is not padded to an even length.
     let mut unfilled = whole.clone();
     unfilled.remove(at - 1);
     let length = unfilled.len() as u32 - 8;
@@ -233,7 +233,7 @@ fn chains_of_avi_s_chunks_that_break_are_reported() {
 
 /// FFmpeg and GStreamer leave the sizes open in a pipe, and FFmpeg writes an impossible number of frames.
 #[test]
-fn an_avi_from_a_pipe_promises_nothing_but_whole_chunks() {
+fn an_avi_written_to_a_pipe_is_checked_only_for_complete_chunks() {
     let chunk = |name: &[u8; 4], size: u32, inner: &[u8]| [name, &size.to_le_bytes()[..], inner].concat();
     let values = [0u32, 0, 0, 0, 1, 25, 0, 1 << 30].map(u32::to_le_bytes).concat();
     let header = chunk(b"strh", 36, &[b"vids", values.as_slice()].concat());
@@ -248,7 +248,7 @@ fn an_avi_from_a_pipe_promises_nothing_but_whole_chunks() {
 }
 
 #[test]
-fn packets_of_asf_and_frames_of_dv_with_holes_are_counted() {
+fn asf_packets_and_dv_frames_with_holes_are_counted() {
     let object = |guid: &[u8], inner: &[u8]| [guid, &(24 + inner.len() as u64).to_le_bytes(), inner].concat();
     let guid = |first: u8| [&[first, 0x26, 0xb2, 0x75][..], &[9; 12]].concat();
     let properties: [u8; 16] =
@@ -272,7 +272,7 @@ fn packets_of_asf_and_frames_of_dv_with_holes_are_counted() {
     let mut dv = frame.repeat(3);
     assert_eq!(of(&dv), Promise::default());
     dv[119_000..121_000].fill(0);
-    assert_eq!(of(&dv).faults, ["1 of 3 frames are damaged at their begin"]);
+    assert_eq!(of(&dv).faults, ["1 of 3 frames are damaged at their start"]);
     let cut = of(&dv[..250_000]);
     assert_eq!((cut.usable, cut.hopeless), (Some(240_000), None));
 }

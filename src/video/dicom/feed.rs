@@ -7,7 +7,7 @@ use gst::prelude::*;
 use image::RgbImage;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the images have in common.
+/// Properties shared by all images.
 pub(super) struct RawFrames {
     pub width: u32,
     pub height: u32,

@@ -7,7 +7,7 @@ use dicom_object::InMemDicomObject;
 use image::{ImageFormat, Rgb, RgbImage};
 use std::borrow::Cow;
 
-/// Pixels of a frame that is read.
+/// Maximum number of pixels of a frame.
 const MOST_PIXELS: u64 = 1 << 27;
 
 /// How frames are coded.
@@ -18,7 +18,7 @@ pub(super) enum Coding {
     Jpeg,
 }
 
-/// What a pixel's values mean.
+/// The meaning of a pixel's values.
 #[derive(Debug)]
 enum Colour {
     /// Inverted: 0 is white.
@@ -29,30 +29,30 @@ enum Colour {
     Ybr,
     /// Two pixels share their colour.
     Ybr422,
-    /// Red, green and blue of the values from the first on.
+    /// Red, green and blue for the values from `first` on.
     Palette {
         first: i64,
         entries: Vec<[u8; 3]>,
     },
 }
 
-/// How the frames of a file become images.
+/// The pixel format of a file's frames, for their conversion to images.
 #[derive(Debug)]
 pub(super) struct Pixels {
     pub width: u32,
     pub height: u32,
     colour: Colour,
     samples: usize,
-    /// Bytes of a value.
+    /// Bytes per value.
     bytes: usize,
-    /// Bits of a value that are used.
+    /// Used bits per value.
     stored: u32,
     signed: bool,
-    /// All values of a colour come before those of the next.
+    /// Whether the frame stores one colour after another instead of interleaving them.
     planar: bool,
-    /// A JPEG's three values are red, green and blue, although its decoder would take them for brightness and differences.
+    /// Whether a JPEG's three values are red, green and blue, although its decoder would read them as luma and chroma.
     plain: bool,
-    /// Slope, intercept, centre and width of the window in which grey is shown.
+    /// Slope, intercept, centre and width of the window for greyscale values.
     window: Option<[f64; 4]>,
 }
 
@@ -67,7 +67,7 @@ pub(super) fn number(header: &InMemDicomObject, tag: Tag) -> Option<f64> {
 
 impl Pixels {
     /// # Errors
-    /// Why the file has no images that are read here.
+    /// The reason why the file's images are not supported.
     pub fn of(header: &InMemDicomObject, coding: Coding) -> Result<Self, String> {
         let whole = |tag, name: &str| integer(header, tag).ok_or_else(|| format!("it has no {name}"));
         let side = |tag, name: &str| {
@@ -89,14 +89,14 @@ impl Pixels {
             ("MONOCHROME1", 1) => Colour::Grey { inverted: true },
             ("MONOCHROME2", 1) => Colour::Grey { inverted: false },
             ("PALETTE COLOR", 1) => palette(header).ok_or("its palette cannot be read")?,
-            // JPEG's own decoder makes red, green and blue of any.
+            // The JPEG decoder converts any colour space to RGB.
             (_, 3) if coding == Coding::Jpeg => Colour::Rgb,
             ("RGB", 3) => Colour::Rgb,
             ("YBR_FULL", 3) => Colour::Ybr,
             ("YBR_FULL_422", 3) if coding == Coding::Native => Colour::Ybr422,
             _ => {
                 return Err(format!(
-                    "its colours ({photometric}, {samples} values a pixel) are not supported"
+                    "its colours ({photometric}, {samples} values per pixel) are not supported"
                 ));
             }
         };
@@ -104,7 +104,7 @@ impl Pixels {
         let bytes = match allocated {
             8 => 1,
             16 if deep => 2,
-            _ => return Err(format!("{allocated} bits a value ({photometric}) are not supported")),
+            _ => return Err(format!("{allocated} bits per value ({photometric}) are not supported")),
         };
         let stored = integer(header, tags::BITS_STORED).unwrap_or(allocated);
         let stored = u32::try_from(stored).ok().filter(|s| (1..=8 * bytes as u32).contains(s));
@@ -116,7 +116,7 @@ impl Pixels {
             colour,
             samples: samples as usize,
             bytes,
-            stored: stored.ok_or("its bits stored do not fit into those allocated")?,
+            stored: stored.ok_or("its stored bits do not fit into its allocated bits")?,
             signed: integer(header, tags::PIXEL_REPRESENTATION) == Some(1),
             planar: integer(header, tags::PLANAR_CONFIGURATION) == Some(1),
             plain: coding == Coding::Jpeg && photometric == "RGB",
@@ -138,7 +138,7 @@ impl Pixels {
         }
     }
 
-    /// The image of a frame, or why it is none.
+    /// Decodes a frame, or returns the reason why that is not possible.
     pub fn image(&self, coding: Coding, frame: &[u8]) -> Result<RgbImage, String> {
         match coding {
             Coding::Native => self.native(frame).ok_or_else(|| "it is cut short".to_owned()),
@@ -172,7 +172,7 @@ impl Pixels {
         if long(0)? != count {
             return None;
         }
-        // Of each value the highest byte comes first.
+        // The highest byte of each value comes first.
         let planes: Vec<Vec<u8>> = (0..count)
             .map(|i| {
                 let from = long(4 + 4 * i)?;
@@ -187,13 +187,13 @@ impl Pixels {
     }
 
     fn jpeg(&self, frame: &[u8]) -> Result<RgbImage, String> {
-        /// Adobe's segment that says that colours are not transformed.
+        /// Adobe's segment, which states that colours are not transformed.
         const PLAIN: &[u8] = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0";
-        let marked = match frame.split_at_checked(2) {
+        let tagged = match frame.split_at_checked(2) {
             Some((begin, rest)) if self.plain => Cow::Owned([begin, PLAIN, rest].concat()),
             _ => Cow::Borrowed(frame),
         };
-        let decoded = image::load_from_memory_with_format(&marked, ImageFormat::Jpeg);
+        let decoded = image::load_from_memory_with_format(&tagged, ImageFormat::Jpeg);
         let mut rgb = decoded.map_err(|e| e.to_string())?.into_rgb8();
         if rgb.dimensions() != (self.width, self.height) {
             let (w, h) = rgb.dimensions();
@@ -205,7 +205,7 @@ impl Pixels {
         Ok(rgb)
     }
 
-    /// The image of values by pixel and sample.
+    /// An image from a function that returns the value of a pixel's sample.
     fn composed(&self, value: impl Fn(usize, usize) -> u16) -> RgbImage {
         RgbImage::from_fn(self.width, self.height, |x, y| {
             let pixel = y as usize * self.width as usize + x as usize;
@@ -226,7 +226,7 @@ impl Pixels {
         })
     }
 
-    /// A value's bits that are used, with its sign.
+    /// The used bits of a value, with its sign.
     fn whole(&self, value: u16) -> i64 {
         let unused = 16 - self.stored;
         match self.signed {
@@ -235,7 +235,7 @@ impl Pixels {
         }
     }
 
-    /// The brightness of a value: in its window, or from the least value that it could have to the largest.
+    /// The brightness of a value, scaled by the window, or by the range of possible values if there is none.
     fn grey(&self, value: u16) -> u8 {
         let (value, steps) = (self.whole(value) as f64, f64::from((1u32 << self.stored) - 1));
         let part = match self.window {
@@ -249,14 +249,14 @@ impl Pixels {
     }
 }
 
-/// Of brightness and the differences of blue and red, in the whole range of bytes.
+/// Converts full-range luma, blue difference and red difference to RGB.
 fn ybr([y, b, r]: [u8; 3]) -> Rgb<u8> {
     let (y, b, r) = (f32::from(y), f32::from(b) - 128.0, f32::from(r) - 128.0);
     Rgb([y + 1.402 * r, y - 0.344_136 * b - 0.714_136 * r, y + 1.772 * b]
         .map(|v| v.round().clamp(0.0, 255.0) as u8))
 }
 
-/// The file's palette; `None` without a plain one (segmented ones are not read).
+/// The file's palette; `None` if it has none, or a segmented one, which is not supported.
 fn palette(header: &InMemDicomObject) -> Option<Colour> {
     let descriptor = |tag| -> Option<Vec<i64>> { header.get(tag)?.to_multi_int().ok() };
     let [count, first, bits] = descriptor(tags::RED_PALETTE_COLOR_LOOKUP_TABLE_DESCRIPTOR)?[..] else {
@@ -279,7 +279,7 @@ fn palette(header: &InMemDicomObject) -> Option<Colour> {
     Some(Colour::Palette { first, entries })
 }
 
-/// `count` bytes of a segment of run lengths (PackBits).
+/// Unpacks `count` bytes of a segment of run lengths (PackBits).
 fn unpacked(mut segment: &[u8], count: usize) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(count);
     while out.len() < count {

@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
 use std::path::Path;
 
-/// Transfer syntaxes of video; with those of fragmented streams ("….1") of each.
+/// Transfer syntaxes of video. Each also has a variant for fragmented streams ("….1").
 const VIDEO: [&str; 9] = [
     uids::MPEG2MPML,
     uids::MPEG2MPHL,
@@ -30,7 +30,7 @@ const VIDEO: [&str; 9] = [
     uids::HEVCM10P51,
 ];
 
-/// Transfer syntaxes of images that are read.
+/// Supported transfer syntaxes of images.
 const IMAGES: [(&str, Coding); 4] = [
     (uids::IMPLICIT_VR_LITTLE_ENDIAN, Coding::Native),
     (uids::EXPLICIT_VR_LITTLE_ENDIAN, Coding::Native),
@@ -46,7 +46,7 @@ pub fn is_dicom(path: &Path) -> bool {
     File::open(path).and_then(|mut f| f.read_exact(&mut head)).is_ok() && head.ends_with(b"DICM")
 }
 
-/// What is in a file.
+/// Contents of a file.
 enum Content {
     Video,
     Images(Coding, Box<Pixels>),
@@ -64,7 +64,7 @@ fn unreadable(path: &Path, e: &dyn std::fmt::Display) -> Error {
 }
 
 /// # Errors
-/// For a file that cannot be read, and for DICOM without frames that are read here.
+/// If the file cannot be read, or has no supported frames.
 fn open(path: &Path) -> Result<Opened> {
     let mut collector = Collector::open_file(path).map_err(|e| unreadable(path, &e))?;
     let meta = collector.read_file_meta().map_err(|e| unreadable(path, &e))?;
@@ -78,20 +78,19 @@ fn open(path: &Path) -> Result<Opened> {
         return Err(Error::data(
             path,
             format!(
-                "DICOM without video: its transfer syntax {syntax} ({}) is not read; write it uncompressed with `gdcmconv \
+                "DICOM without video: its transfer syntax {syntax} ({}) is not supported; write it uncompressed with `gdcmconv \
                  --raw IN OUT`, or export it as video or as images",
                 name_of(&syntax)
             ),
         ));
     };
     collector.read_dataset_up_to_pixeldata(&mut header).map_err(|e| unreadable(path, &e))?;
-    let pixels = Pixels::of(&header, *coding).map_err(|reason| {
-        Error::data(path, format!("DICOM without video, and without images that are read: {reason}"))
-    })?;
+    let pixels = Pixels::of(&header, *coding)
+        .map_err(|reason| Error::data(path, format!("DICOM without video or supported images: {reason}")))?;
     Ok(Opened { collector, header, content: Content::Images(*coding, Box::new(pixels)) })
 }
 
-/// The transfer syntax's name, for people.
+/// The transfer syntax's name for messages.
 fn name_of(syntax: &str) -> &'static str {
     match syntax {
         uids::JPEG_EXTENDED12_BIT => "JPEG of 12 bits",
@@ -105,7 +104,7 @@ fn name_of(syntax: &str) -> &'static str {
     }
 }
 
-/// Whether there are frames in the DICOM file that are read.
+/// Checks that the DICOM file has supported frames.
 ///
 /// # Errors
 /// See [`open`].
@@ -116,14 +115,14 @@ pub fn check(path: &Path) -> Result<()> {
 /// An element that decodes the video or the images in the DICOM file, and the file's promise.
 ///
 /// # Errors
-/// For a file that cannot be read, and for DICOM without frames that are read here.
+/// If the file cannot be read, or has no supported frames.
 pub fn source(path: &Path) -> Result<(gst::Element, Promise)> {
     let Opened { mut collector, header, content } = open(path)?;
     let stated = header.get(tags::NUMBER_OF_FRAMES).and_then(|e| e.to_int::<u64>().ok()).filter(|n| *n > 0);
     let mut promise = Promise { frames: stated, ..Promise::default() };
     let mut table = Vec::new();
     if !matches!(content, Content::Images(Coding::Native, _)) {
-        // Uncompressed frames have none.
+        // Uncompressed frames have no offset table.
         collector.read_basic_offset_table(&mut table).map_err(|e| unreadable(path, &e))?;
     }
     let native = matches!(content, Content::Images(Coding::Native, _));
@@ -165,9 +164,9 @@ pub fn source(path: &Path) -> Result<(gst::Element, Promise)> {
                 Coding::Native => fragments[0].chunks(pixels.frame_bytes()).map(<[u8]>::to_vec).collect(),
                 _ => joined(fragments, count as usize, &table),
             };
-            // What is behind them fills up an even number of bytes.
+            // Bytes after the frames are padding to an even length.
             frames.truncate(count as usize);
-            // What is wrong with the first frame is most likely wrong with all.
+            // An error in the first frame most likely concerns all frames.
             let first = frames.first().map_or(&[][..], Vec::as_slice);
             pixels.image(coding, first).map_err(|e| Error::data(path, format!("its first frame: {e}")))?;
             let (width, height) = (pixels.width, pixels.height);
@@ -182,7 +181,7 @@ pub fn source(path: &Path) -> Result<(gst::Element, Promise)> {
     }
 }
 
-/// Compressed frames from the fragments that they were split into.
+/// Joins fragments to the compressed frames from which they were split.
 fn joined(fragments: Vec<Vec<u8>>, frames: usize, table: &[u32]) -> Vec<Vec<u8>> {
     if fragments.len() <= frames {
         return fragments;
@@ -193,7 +192,7 @@ fn joined(fragments: Vec<Vec<u8>>, frames: usize, table: &[u32]) -> Vec<Vec<u8>>
     let mut out: Vec<Vec<u8>> = Vec::new();
     let mut at = 0;
     for fragment in fragments {
-        // Each lies behind a tag and its length.
+        // Each fragment follows a tag and a length.
         let length = fragment.len() as u32 + 8;
         let begins = if table.is_empty() { fragment.starts_with(&[0xff, 0xd8]) } else { table.contains(&at) };
         at += length;
@@ -255,7 +254,7 @@ fn begins(intervals: &[f64]) -> Option<Vec<u64>> {
     begins.collect::<Option<Vec<u64>>>().filter(|begins| !begins.is_empty())
 }
 
-/// Width to height; DICOM has the height first.
+/// Pixel aspect ratio, width to height; DICOM stores the height first.
 fn pixel_aspect(header: &InMemDicomObject) -> (i32, i32) {
     let sides = header.get(tags::PIXEL_ASPECT_RATIO).and_then(|e| e.to_multi_int::<i32>().ok());
     match sides.as_deref() {

@@ -1,4 +1,4 @@
-//! From a buffer to a frame for the engine, and the masks drawn on it.
+//! Converts a buffer to a frame for the engine, and draws the masks on it.
 
 use super::CAT;
 use super::input::seen;
@@ -33,7 +33,7 @@ pub fn draw(
         Ok(frame) => frame,
         Err(_) => {
             let caps = input.describe();
-            state.complain(format!("A buffer does not hold a {caps} frame; it passes unchanged"));
+            state.report_once(format!("A buffer does not hold a {caps} frame; it passes unchanged"));
             return drawn;
         }
     };
@@ -44,25 +44,25 @@ pub fn draw(
     let mut canvas = match FrameMut::new(input.info, [plane(a, 0), plane(b, 1), plane(c, 2)]) {
         Ok(canvas) => canvas,
         Err(e) => {
-            state.complain(e.to_string());
+            state.report_once(e.to_string());
             return drawn;
         }
     };
-    state.complained = false;
+    state.reported = false;
     let due = due || engine.control().prompts_wait();
-    // Both before either is drawn: the second is not to follow the first one's outline.
+    // Both masks are fetched before either is drawn: the first one's outline must not disturb motion compensation of the second.
     let frame = seen(&canvas, fields);
     drawn.automatic = shown(element, engine, settings, &frame, pts, due);
     drawn.object = engine.current_object(&frame).filter(|s| lasting(settings, s));
     let styles = [settings.style(), settings.object_style()];
     for (shown, style) in [&mut drawn.automatic, &mut drawn.object].into_iter().zip(styles) {
         let Some(shown) = shown else { continue };
-        let mark = &shown.detection.mark;
-        if !mark.is_empty() {
+        let overlay = &shown.detection.mark;
+        if !overlay.is_empty() {
             if fields {
-                mark.draw_on_fields(&mut canvas, &style, shown.shift);
+                overlay.draw_on_fields(&mut canvas, &style, shown.shift);
             } else {
-                mark.draw_at(&mut canvas, &style, shown.shift);
+                overlay.draw_at(&mut canvas, &style, shown.shift);
             }
             engine.record_annotation_delay(shown.detection.sampled.elapsed());
         }
@@ -89,7 +89,7 @@ fn shown(
         // If inference fails, the worker has posted it on the bus.
         return engine.segment(frame, pts).ok().and_then(own);
     }
-    // A paused pipeline shows this frame for long, and nothing is live: wait for its own mask.
+    // A paused pipeline shows this frame for a long time, so it is worth waiting for its own mask.
     if due && element.current_state() < gst::State::Playing {
         return engine.segment_within(frame, pts, settings.mask_max_age()).ok().and_then(own);
     }

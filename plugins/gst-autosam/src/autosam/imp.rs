@@ -4,9 +4,9 @@ use super::CAT;
 use super::drawing::{self, Drawn};
 use super::input::{self, Input};
 use super::latency::{self, Times};
-use super::mask_pad::{MaskPad, Picture};
+use super::mask_pad::{FrameMask, MaskPad};
 use super::notify::{Notice, Notices, Notifier, post};
-use super::pointing::{self, Pointer, Wish};
+use super::pointing::{self, Pointer, Request};
 use super::properties;
 use super::settings::{OnError, Settings, SyncMode};
 use super::signals;
@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-type TestOpener = dyn Fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> + Send + Sync;
+type TestFactory = dyn Fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> + Send + Sync;
 
 #[derive(Default)]
 pub struct AutoSam {
@@ -36,7 +36,7 @@ pub struct AutoSam {
     /// Handle to the engine for properties and events, which must not wait for a frame.
     control: Mutex<Option<Control>>,
     notifier: Mutex<Option<Notifier>>,
-    /// Times of frames that waited for their masks; never locked for long.
+    /// How long frames waited for their masks; never locked for long.
     times: Arc<Mutex<Times>>,
     /// Whether the source is live, by its last answer to the latency query.
     live: AtomicBool,
@@ -45,8 +45,8 @@ pub struct AutoSam {
     pointer: Mutex<Pointer>,
     /// Set by the worker if `on-error=fail`: the next frame ends the stream.
     failed: Arc<AtomicBool>,
-    opener: Mutex<Option<Arc<TestOpener>>>,
-    /// Allocations of this plugin's code on the streaming thread, since the element was created.
+    test_factory: Mutex<Option<Arc<TestFactory>>>,
+    /// Number of allocations by this plugin's code on the streaming thread since the element was created.
     allocations: AtomicU64,
 }
 
@@ -69,14 +69,14 @@ impl AutoSam {
         lock(&self.notifier).as_ref().and_then(Notifier::notices).cloned()
     }
 
-    pub fn set_opener(&self, opener: Arc<TestOpener>) {
-        *lock(&self.opener) = Some(opener);
+    pub fn set_model_factory(&self, factory: Arc<TestFactory>) {
+        *lock(&self.test_factory) = Some(factory);
     }
 
-    fn opener(&self, settings: &Settings) -> ModelFactory {
+    fn model_factory(&self, settings: &Settings) -> ModelFactory {
         let (location, options) = (settings.model_location.clone(), settings.model());
         let rehearsed = (settings.sync_mode == SyncMode::FrameAccurate).then(|| self.times.clone());
-        match lock(&self.opener).clone() {
+        match lock(&self.test_factory).clone() {
             Some(open) => Box::new(move || open(location.as_deref())),
             None => Box::new(move || {
                 let mut model = autosam_model::open(location.as_deref(), &options)?;
@@ -97,7 +97,7 @@ impl AutoSam {
         }
     }
 
-    fn listener(&self) -> EventHandler {
+    fn event_handler(&self) -> EventHandler {
         let (element, failed) = (self.obj().downgrade(), self.failed.clone());
         Box::new(move |event| {
             let Some(element) = element.upgrade() else { return };
@@ -126,29 +126,29 @@ impl AutoSam {
         let (Some(control), Some(notices)) = (self.control(), self.notices()) else { return };
         let location = settings.location();
         control.replace(
-            self.opener(settings),
+            self.model_factory(settings),
             Box::new(move |result| {
-                notices.leave(Notice::Updated(location, result.err().map(|e| e.to_string())));
+                notices.send(Notice::Updated(location, result.err().map(|e| e.to_string())));
             }),
         );
     }
 
-    /// Reports what became of a prompt.
+    /// Reports the outcome of a prompt.
     fn announce(&self, event: &PromptEvent) {
         let (name, structure) = pointing::announcement(event, lock(&self.pointer).size);
         if let Some(notices) = self.notices() {
-            notices.leave(Notice::Detection(name, structure));
+            notices.send(Notice::Detection(name, structure));
         }
     }
 
-    /// [`Self::ask`] for what `wish` makes of the pointer.
-    pub fn ask_by(&self, wish: impl FnOnce(&mut Pointer) -> Option<Wish>) -> bool {
-        let wish = wish(&mut lock(&self.pointer));
-        self.ask(wish)
+    /// [`Self::ask`] with the request that `request` derives from the pointer.
+    pub fn ask_by(&self, request: impl FnOnce(&mut Pointer) -> Option<Request>) -> bool {
+        let request = request(&mut lock(&self.pointer));
+        self.ask(request)
     }
 
-    /// Queues what a person asks for; returns whether it was accepted.
-    pub fn ask(&self, wish: Option<Wish>) -> bool {
+    /// Queues a user's request and returns whether it was accepted.
+    pub fn ask(&self, request: Option<Request>) -> bool {
         let refused = |reason| {
             self.announce(&PromptEvent::Refused { reason });
             false
@@ -157,14 +157,14 @@ impl AutoSam {
             gst::warning!(CAT, imp = self, "a prompt before the element was started has no effect");
             return false;
         };
-        match wish {
-            Some(Wish::Clear) => {
+        match request {
+            Some(Request::Clear) => {
                 control.clear_prompts();
                 true
             }
             None => refused("outside-frame"),
-            Some(Wish::Prompt(_)) if !lock(&self.settings).enabled => refused("disabled"),
-            Some(Wish::Prompt(prompt)) => match control.prompt(prompt) {
+            Some(Request::Prompt(_)) if !lock(&self.settings).enabled => refused("disabled"),
+            Some(Request::Prompt(prompt)) => match control.prompt(prompt) {
                 Ok(()) => true,
                 Err(e) => {
                     gst::warning!(CAT, imp = self, "{e}");
@@ -213,7 +213,7 @@ impl ObjectImpl for AutoSam {
         if let Some(control) = self.control() {
             control.set(settings.engine());
             if !settings.enabled {
-                // What was seen before the pause must not come back after it.
+                // Masks from before the pause must not reappear after it.
                 control.flush();
             }
         }
@@ -272,7 +272,7 @@ impl ElementImpl for AutoSam {
         }
         // No lock is held here, since applications are notified of the pad. Of two simultaneous requests the duplicate name fails.
         element.add_pad(&mask.pad).ok()?;
-        // Requested in mid-stream: repeat the events that describe the stream.
+        // If the pad is requested in mid-stream, the events that describe the stream must be repeated.
         element.static_pad("sink")?.sticky_events_foreach(|event| {
             mask.event(event);
             std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
@@ -302,14 +302,15 @@ impl BaseTransformImpl for AutoSam {
         let settings = lock(&self.settings).clone();
         self.failed.store(false, Ordering::Relaxed);
         *lock(&self.times) = Times::default();
-        let mut engine = Engine::start(self.opener(&settings), settings.engine(), self.listener());
+        let mut engine =
+            Engine::start(self.model_factory(&settings), settings.engine(), self.event_handler());
         if let (Err(e), OnError::Passthrough) = (&engine, settings.on_error) {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::OpenRead,
                 ("Cannot load the model; video continues without masks: {e}")
             );
-            engine = Engine::without_model(settings.engine(), self.listener());
+            engine = Engine::without_model(settings.engine(), self.event_handler());
         }
         let engine = engine
             .map_err(|e| gst::error_msg!(gst::ResourceError::OpenRead, ("Cannot load the model: {e}")))?;
@@ -355,12 +356,12 @@ impl BaseTransformImpl for AutoSam {
         if let gst::EventView::Navigation(_) = event.view()
             && let Ok(event) = gst_video::NavigationEvent::parse(&event)
         {
-            let wish = lock(&self.pointer).wish(&event);
-            if wish.is_some() {
-                self.ask(wish);
+            let request = lock(&self.pointer).request(&event);
+            if request.is_some() {
+                self.ask(request);
             }
         }
-        // Elements before this one may want them too: a DVD's menu, another `autosam`.
+        // Upstream elements may handle it too, for example a DVD menu or another `autosam`.
         self.parent_src_event(event)
     }
 
@@ -396,7 +397,7 @@ impl BaseTransformImpl for AutoSam {
                 state.attacher.attach(buffer, shown, size.0, size.1);
             }
         }
-        state.tell(drawn.automatic.as_ref(), &settings, buffer.pts(), size);
+        state.post_changes(drawn.automatic.as_ref(), &settings, buffer.pts(), size);
         let object = drawn.object.as_ref().and_then(|s| s.detection.prompt);
         let change = (object != state.object).then(|| std::mem::replace(&mut state.object, object));
         if let Some(mask) = self.mask()
@@ -404,7 +405,7 @@ impl BaseTransformImpl for AutoSam {
         {
             let (pts, duration) = (buffer.pts(), buffer.duration());
             let shown = drawn.automatic;
-            mask.push(Picture { shown, pts, duration, width: size.0, height: size.1 });
+            mask.push(FrameMask { shown, pts, duration, width: size.0, height: size.1 });
         }
         if let (Some(engine), true) = (&state.engine, settings.enabled) {
             let took = begin.elapsed();
@@ -438,7 +439,7 @@ impl AutoSam {
         }
     }
 
-    /// Tells downstream which object is drawn from this frame on.
+    /// Sends an event downstream with the object that is drawn from this frame on.
     fn object_changed(&self, before: Option<u32>, now: Option<u32>) {
         let id = now.or(before).unwrap_or_default();
         let structure = gst::Structure::builder("application/x-autosam-prompt")
@@ -451,7 +452,7 @@ impl AutoSam {
     /// Asks the pipeline to query the latency again.
     fn latency_changed(&self) {
         if let Some(notices) = self.notices() {
-            notices.leave(Notice::Latency);
+            notices.send(Notice::Latency);
         }
     }
 
@@ -485,7 +486,7 @@ impl VideoFilterImpl for AutoSam {
         state.input = match Input::new(in_info) {
             Ok(input) => Some(input),
             Err(e) => {
-                state.leave(Notice::Warning(e));
+                state.send(Notice::Warning(e));
                 None
             }
         };

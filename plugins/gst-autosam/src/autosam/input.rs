@@ -14,7 +14,7 @@ pub struct Input {
 
 impl Input {
     /// # Errors
-    /// A text that says what is wrong with the caps and how to fix it.
+    /// A description of what is wrong with the caps and how to fix it.
     pub fn new(video: &gst_video::VideoInfo) -> Result<Self, String> {
         let name = video.format().to_str();
         let Some(format) = PixelFormat::ALL.into_iter().find(|f| f.name() == name) else {
@@ -85,7 +85,7 @@ pub fn templates() -> Vec<gst::PadTemplate> {
     .collect()
 }
 
-/// The part of `frame` that the network sees: of two fields the upper one.
+/// The part of `frame` that the network sees: the whole frame, or the upper of two fields.
 pub fn seen<'a>(frame: &'a FrameMut, fields: bool) -> Frame<'a> {
     let frame = frame.as_frame();
     if fields { frame.top_field() } else { frame }

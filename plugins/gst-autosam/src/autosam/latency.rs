@@ -23,7 +23,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// Adds the time of another frame. Returns true if the latency changed: it rises at once, and falls late, to half or less.
+    /// Adds the time of another frame. Returns true if the latency changed. It rises immediately and falls only to half or less.
     pub fn note(&mut self, took: Duration) -> bool {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latency_rises_at_once_and_falls_late() {
+    fn the_latency_rises_immediately_and_falls_only_after_many_faster_frames() {
         let mut times = Times::default();
         assert_eq!(times.latency(), gst::ClockTime::from_mseconds(100));
         assert!(!times.falls_behind(ms(1)));

@@ -10,10 +10,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Maximum number of queued masks; the oldest are dropped.
-const MOST_WAITING: usize = 4;
+const MAX_WAITING: usize = 4;
 
 /// One frame's mask, not yet rendered.
-pub struct Picture {
+pub struct FrameMask {
     pub shown: Option<Shown>,
     pub pts: Option<gst::ClockTime>,
     pub duration: Option<gst::ClockTime>,
@@ -23,7 +23,7 @@ pub struct Picture {
 
 enum Item {
     Event(gst::Event),
-    Mask(Picture),
+    Mask(FrameMask),
 }
 
 #[derive(Default)]
@@ -59,7 +59,7 @@ impl Queue {
             return;
         }
         match &item {
-            Item::Mask(_) if waiting.masks == MOST_WAITING => {
+            Item::Mask(_) if waiting.masks == MAX_WAITING => {
                 let oldest = waiting.items.iter().position(|i| matches!(i, Item::Mask(_)));
                 if let Some(oldest) = oldest {
                     waiting.items.remove(oldest);
@@ -130,7 +130,7 @@ impl MaskPad {
             .query_function(|pad, parent, query| {
                 let answered = gst::Pad::query_default(pad, parent, query);
                 if let (true, Some(element)) = (answered, parent.and_then(|p| p.downcast_ref::<AutoSam>())) {
-                    // The element learns on its other pad whether the source is live.
+                    // Whether the source is live is recorded on the element's other pad.
                     let _live = latency::add(query, element.imp().latency());
                 }
                 answered
@@ -140,8 +140,8 @@ impl MaskPad {
     }
 
     /// Queues a frame's mask; never waits.
-    pub fn push(&self, picture: Picture) {
-        self.queue.put(Item::Mask(picture));
+    pub fn push(&self, mask: FrameMask) {
+        self.queue.put(Item::Mask(mask));
     }
 
     /// Forwards an event of the sink pad.
@@ -153,7 +153,7 @@ impl MaskPad {
                 self.pad.push_event(event.clone());
             }
             EventView::FlushStop(_) => {
-                // The push that the flush interrupted is over before the next may begin.
+                // Wait for the push that the flush interrupted before the next one may begin.
                 drop(self.queue.pushing());
                 self.pad.push_event(event.clone());
                 self.queue.clear(|w| w.flushing = false);
@@ -212,14 +212,14 @@ fn activate(
     }
 }
 
-/// The mask rendered last: many frames share one mask.
+/// The last rendered mask, kept because many frames share one mask.
 type Rendered = Option<(Option<Arc<Detection>>, (isize, isize), usize, usize, gst::Buffer)>;
 
-/// Pushes one item.
+/// Pushes the next item of the queue.
 fn step(pad: &glib::WeakRef<gst::Pad>, queue: &Queue, last: &mut Rendered) {
     let Some(pad) = pad.upgrade() else { return };
     let Some((item, epoch)) = queue.take() else {
-        // Until the pad is active again.
+        // The task pauses until the pad is active again.
         let _ = pad.pause_task();
         return;
     };
@@ -231,8 +231,8 @@ fn step(pad: &glib::WeakRef<gst::Pad>, queue: &Queue, last: &mut Rendered) {
                 pad.push_event(event);
             }
         }
-        Item::Mask(picture) => {
-            let buffer = render(&picture, last);
+        Item::Mask(mask) => {
+            let buffer = render(&mask, last);
             let _pushing = queue.pushing();
             // An unlinked pad, a flush or a downstream error here must not affect the video.
             if current()
@@ -244,10 +244,10 @@ fn step(pad: &glib::WeakRef<gst::Pad>, queue: &Queue, last: &mut Rendered) {
     }
 }
 
-fn render(picture: &Picture, last: &mut Rendered) -> gst::Buffer {
-    let (w, h) = (picture.width, picture.height);
-    let detection = picture.shown.as_ref().map(|s| &s.detection).filter(|d| !d.mask.regions.is_empty());
-    let shift = picture.shown.as_ref().filter(|_| detection.is_some()).map_or((0, 0), |s| s.shift);
+fn render(frame: &FrameMask, last: &mut Rendered) -> gst::Buffer {
+    let (w, h) = (frame.width, frame.height);
+    let detection = frame.shown.as_ref().map(|s| &s.detection).filter(|d| !d.mask.regions.is_empty());
+    let shift = frame.shown.as_ref().filter(|_| detection.is_some()).map_or((0, 0), |s| s.shift);
     let same = |a: &Option<Arc<Detection>>| match (a, detection) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
         (a, b) => a.is_none() && b.is_none(),
@@ -273,8 +273,8 @@ fn render(picture: &Picture, last: &mut Rendered) -> gst::Buffer {
         }
     };
     if let Some(b) = buffer.get_mut() {
-        b.set_pts(picture.pts);
-        b.set_duration(picture.duration);
+        b.set_pts(frame.pts);
+        b.set_duration(frame.duration);
     }
     buffer
 }

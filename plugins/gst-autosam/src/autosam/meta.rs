@@ -16,7 +16,7 @@ pub fn register() {
     }
 }
 
-/// Attaches metadata; keeps the last masks' buffers, automatic and prompted, for the frames that share them.
+/// Attaches metadata. It keeps the buffers of the last automatic and the last prompted mask for the frames that share them.
 #[derive(Default)]
 pub struct Attacher {
     last: [Option<(Arc<Detection>, gst::Buffer)>; 2],

@@ -25,7 +25,7 @@ mod signals;
 mod state;
 mod statistics;
 
-/// What the element logs under: `GST_DEBUG=autosam:LEVEL`.
+/// The element's debug category: `GST_DEBUG=autosam:LEVEL`.
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("autosam", gst::DebugColorFlags::empty(), Some("Polyp masks on live video"))
 });
@@ -37,13 +37,13 @@ glib::wrapper! {
 }
 
 impl AutoSam {
-    /// For fault tests: models are loaded by `open`, which receives `model-location`, from the next start or replacement on.
+    /// For fault tests: from the next start or replacement on, models are loaded by `open`, which receives `model-location`.
     #[doc(hidden)]
-    pub fn set_opener(
+    pub fn set_model_factory(
         &self,
         open: impl Fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> + Send + Sync + 'static,
     ) {
-        self.imp().set_opener(Arc::new(open));
+        self.imp().set_model_factory(Arc::new(open));
     }
 }
 

@@ -9,17 +9,17 @@ use gst::subclass::prelude::*;
 use std::thread::JoinHandle;
 
 /// Maximum number of notices that wait for a slow application; further ones are dropped.
-const MOST_WAITING: usize = 64;
+const MAX_WAITING: usize = 64;
 
 pub enum Notice {
-    /// What was detected, and what became of prompts: posted as a bus message and emitted as the signal of this name.
+    /// A detection or the outcome of a prompt, posted as a bus message and emitted as the signal of this name.
     Detection(&'static str, gst::Structure),
     /// A model set while playing: its path, and the error if it cannot be loaded.
     Updated(Option<String>, Option<String>),
     Overload(gst::Structure),
     /// The latency has changed.
     Latency,
-    /// Time for the statistics.
+    /// The statistics are due.
     Stats,
     /// A frame or its caps cannot be used.
     Warning(String),
@@ -32,7 +32,7 @@ pub enum Notice {
 pub struct Notices(Sender<Notice>);
 
 impl Notices {
-    pub fn leave(&self, notice: Notice) {
+    pub fn send(&self, notice: Notice) {
         if self.0.try_send(notice).is_err() {
             gst::warning!(super::CAT, "the application handles messages too slowly; a message is dropped");
         }
@@ -47,7 +47,7 @@ pub struct Notifier {
 
 impl Notifier {
     pub fn start(element: &AutoSam) -> std::io::Result<Self> {
-        let (sender, receiver) = bounded(MOST_WAITING);
+        let (sender, receiver) = bounded(MAX_WAITING);
         let element = element.downgrade();
         let thread = std::thread::Builder::new()
             .name("autosam-notices".into())

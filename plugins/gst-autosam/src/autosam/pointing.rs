@@ -1,17 +1,17 @@
-//! Pointing at an object: navigation events that video sinks send upstream, and action signals, become prompts.
+//! Pointing at an object: converts navigation events, which video sinks send upstream, and action signals to prompts.
 
 use autosam_engine::{Prompt, PromptEvent};
 use gst_video::{NavigationEvent, NavigationModifierType};
 
-/// Least length of a drag, in parts of the frame's longer side; a shorter one is a click.
-const LEAST_DRAG: f64 = 1.0 / 64.0;
+/// Minimum length of a drag, as a fraction of the frame's longer side; a shorter one is a click.
+const MIN_DRAG: f64 = 1.0 / 64.0;
 /// Mouse buttons as X counts them.
 const LEFT: i32 = 1;
 const RIGHT: i32 = 3;
 
-/// What a person asks for.
+/// A user's request.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Wish {
+pub enum Request {
     Prompt(Prompt),
     Clear,
 }
@@ -26,7 +26,7 @@ struct Press {
     shift: bool,
 }
 
-/// Turns events into wishes. Places are pixels of the element's frames.
+/// Converts events to requests. Positions are in pixels of the element's frames.
 #[derive(Debug, Default)]
 pub struct Pointer {
     /// Size of the frames; 0 until it is known.
@@ -35,8 +35,8 @@ pub struct Pointer {
 }
 
 impl Pointer {
-    /// The wish that `event` completes.
-    pub fn wish(&mut self, event: &NavigationEvent) -> Option<Wish> {
+    /// The request that `event` completes.
+    pub fn request(&mut self, event: &NavigationEvent) -> Option<Request> {
         match *event {
             NavigationEvent::MouseButtonPress { button, x, y, modifier_state }
                 if [LEFT, RIGHT].contains(&button) =>
@@ -49,7 +49,7 @@ impl Pointer {
                 self.press.take_if(|p| p.button == Some(button)).and_then(|p| self.released(p, x, y))
             }
             NavigationEvent::TouchDown { x, y, .. } => {
-                // A second finger is a gesture of another kind.
+                // Gestures with two fingers mean something else.
                 let second = self.press.take().is_some();
                 self.press = (!second).then_some(Press { x, y, button: None, shift: false });
                 None
@@ -63,24 +63,24 @@ impl Pointer {
             }
             NavigationEvent::KeyPress { ref key, .. } if key == "Escape" => {
                 self.press = None;
-                Some(Wish::Clear)
+                Some(Request::Clear)
             }
             _ => None,
         }
     }
 
-    fn released(&self, press: Press, x: f64, y: f64) -> Option<Wish> {
+    fn released(&self, press: Press, x: f64, y: f64) -> Option<Request> {
         let longer = self.size.0.max(self.size.1) as f64;
         let foreground = press.button != Some(RIGHT) && !press.shift;
-        let dragged = (x - press.x).abs().max((y - press.y).abs()) >= LEAST_DRAG * longer;
+        let dragged = (x - press.x).abs().max((y - press.y).abs()) >= MIN_DRAG * longer;
         if dragged && foreground {
-            self.bounds(press.x, press.y, x, y).map(Wish::Prompt)
+            self.bounds(press.x, press.y, x, y).map(Request::Prompt)
         } else {
-            self.point(press.x, press.y, foreground).map(Wish::Prompt)
+            self.point(press.x, press.y, foreground).map(Request::Prompt)
         }
     }
 
-    /// A point; `None` if it is outside the frame, or there was no frame yet.
+    /// A point; `None` if it is outside the frame or no frame size is known yet.
     pub fn point(&self, x: f64, y: f64, foreground: bool) -> Option<Prompt> {
         let (width, height) = (self.size.0 as f64, self.size.1 as f64);
         let inside = (0.0..width).contains(&x) && (0.0..height).contains(&y);
@@ -98,7 +98,7 @@ impl Pointer {
     }
 }
 
-/// The name of the message and signal for `event`, and their structure; places are pixels of a frame of `size`.
+/// The name of the message and signal for `event`, and their structure; positions are in pixels of a frame of this size.
 pub fn announcement(event: &PromptEvent, (width, height): (usize, usize)) -> (&'static str, gst::Structure) {
     let named = |name: &str| gst::Structure::builder(format!("application/x-autosam-{name}"));
     match event {
@@ -144,41 +144,41 @@ mod tests {
         }
     }
 
-    /// What pressing at the first place and letting go at the second asks for.
-    fn stroke(number: i32, shift: bool, from: (f64, f64), to: (f64, f64)) -> Option<Wish> {
+    /// The request made by pressing a button at `from` and releasing it at `to`.
+    fn stroke(number: i32, shift: bool, from: (f64, f64), to: (f64, f64)) -> Option<Request> {
         let mut pointer = Pointer { size: (640, 480), ..Pointer::default() };
         let state = if shift { NavigationModifierType::SHIFT_MASK } else { NavigationModifierType::empty() };
-        assert_eq!(pointer.wish(&button(from.0, from.1, number, state, true)), None);
-        pointer.wish(&button(to.0, to.1, number, NavigationModifierType::empty(), false))
+        assert_eq!(pointer.request(&button(from.0, from.1, number, state, true)), None);
+        pointer.request(&button(to.0, to.1, number, NavigationModifierType::empty(), false))
     }
 
     #[test]
     fn clicks_are_points_and_drags_are_boxes() {
-        let point = |foreground| Some(Wish::Prompt(Prompt::Point { x: 0.5, y: 0.25, foreground }));
+        let point = |foreground| Some(Request::Prompt(Prompt::Point { x: 0.5, y: 0.25, foreground }));
         let (at, near, far) = ((320.0, 120.0), (325.0, 118.0), (160.0, 240.0));
         assert_eq!(stroke(1, false, at, at), point(true));
         assert_eq!(stroke(1, false, at, near), point(true));
         assert_eq!(stroke(1, true, at, at), point(false));
         assert_eq!(stroke(3, false, at, far), point(false));
         let bounds = Prompt::Box { left: 0.25, top: 0.25, right: 0.5, bottom: 0.5 };
-        assert_eq!(stroke(1, false, at, far), Some(Wish::Prompt(bounds)));
+        assert_eq!(stroke(1, false, at, far), Some(Request::Prompt(bounds)));
         assert_eq!(stroke(2, false, at, at), None);
     }
 
     #[test]
-    fn places_outside_the_frame_are_no_prompts_and_boxes_are_clipped() {
+    fn points_outside_the_frame_are_rejected_and_boxes_are_clipped() {
         assert_eq!(stroke(1, false, (640.0, 10.0), (640.0, 10.0)), None);
         assert_eq!(stroke(1, false, (-1.0, 10.0), (-1.0, 10.0)), None);
         assert_eq!(stroke(1, false, (f64::NAN, 10.0), (3.0, 10.0)), None);
         let bounds = Prompt::Box { left: 0.5, top: 0.0, right: 1.0, bottom: 0.5 };
-        assert_eq!(stroke(1, false, (320.0, 240.0), (900.0, -50.0)), Some(Wish::Prompt(bounds)));
+        assert_eq!(stroke(1, false, (320.0, 240.0), (900.0, -50.0)), Some(Request::Prompt(bounds)));
         // Before the first caps.
         assert_eq!(Pointer::default().point(0.0, 0.0, true), None);
         assert_eq!(Pointer::default().bounds(0.0, 0.0, 5.0, 5.0), None);
     }
 
     #[test]
-    fn a_finger_is_a_left_button_and_two_are_none() {
+    fn one_finger_acts_as_the_left_button_and_two_are_ignored() {
         let mut pointer = Pointer { size: (100, 100), ..Pointer::default() };
         let modifier_state = NavigationModifierType::empty();
         let down = |identifier| NavigationEvent::TouchDown {
@@ -189,10 +189,13 @@ mod tests {
             modifier_state,
         };
         let up = |identifier| NavigationEvent::TouchUp { identifier, x: 50.0, y: 50.0, modifier_state };
-        assert_eq!(pointer.wish(&down(1)), None);
-        assert!(matches!(pointer.wish(&up(1)), Some(Wish::Prompt(Prompt::Point { foreground: true, .. }))));
-        assert_eq!([down(1), down(2), up(2), up(1)].map(|e| pointer.wish(&e)), [None; 4]);
+        assert_eq!(pointer.request(&down(1)), None);
+        assert!(matches!(
+            pointer.request(&up(1)),
+            Some(Request::Prompt(Prompt::Point { foreground: true, .. }))
+        ));
+        assert_eq!([down(1), down(2), up(2), up(1)].map(|e| pointer.request(&e)), [None; 4]);
         let escape = NavigationEvent::KeyPress { key: "Escape".into(), modifier_state };
-        assert_eq!(pointer.wish(&escape), Some(Wish::Clear));
+        assert_eq!(pointer.request(&escape), Some(Request::Clear));
     }
 }

@@ -99,7 +99,7 @@ pub fn specs() -> &'static [glib::ParamSpec] {
             part("opacity", "Opacity", "Opacity of the tinted area; lines are opaque", d.opacity),
             glib::ParamSpecUInt::builder("contour-width")
                 .nick("Contour width")
-                .blurb("Width of outlines and boxes in pixels, rounded up to an even number; 0 chooses it by the frame's size")
+                .blurb("Width of outlines and boxes in pixels, rounded up to an even number; 0 derives it from the frame size")
                 .maximum(256)
                 .default_value(d.contour_width)
                 .mutable_playing()
@@ -124,7 +124,7 @@ pub fn specs() -> &'static [glib::ParamSpec] {
                 .build(),
             glib::ParamSpecBoolean::builder("enabled")
                 .nick("Enabled")
-                .blurb("Whether the element works; if false, frames pass unchanged and no inference runs")
+                .blurb("Whether masks are computed and drawn; if false, frames pass unchanged and no inference runs")
                 .default_value(d.enabled)
                 .mutable_playing()
                 .controllable()
@@ -182,7 +182,7 @@ impl Settings {
     /// Sets a property's value, whose type and range GObject has checked.
     ///
     /// # Errors
-    /// A text that says what is wrong with the value; the setting is unchanged then.
+    /// A description of what is wrong with the value; the setting is then unchanged.
     pub fn set(&mut self, name: &str, value: &glib::Value) -> Result<(), String> {
         match name {
             "model-location" => {

@@ -59,7 +59,7 @@ pub enum SyncMode {
 #[enum_type(name = "GstAutoSamOverlayMode")]
 #[repr(i32)]
 pub enum OverlayMode {
-    #[enum_value(name = "Nothing is drawn", nick = "none")]
+    #[enum_value(name = "No overlay", nick = "none")]
     None,
     #[enum_value(name = "Tinted area", nick = "mask")]
     Mask,
@@ -86,12 +86,12 @@ pub enum OnError {
     Fail,
 }
 
-/// Numbered as the Boolean that it once was.
+/// The values 0 and 1 equal those of a Boolean, so that `false` and `true` keep their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstAutoSamMotionCompensation")]
 #[repr(i32)]
 pub enum MotionCompensation {
-    #[enum_value(name = "Masks stay where they were made", nick = "false")]
+    #[enum_value(name = "Masks stay at the position of their own frame", nick = "false")]
     False,
     #[enum_value(name = "Masks follow the tissue from the first frame after their own", nick = "true")]
     True,
@@ -133,7 +133,7 @@ pub struct Settings {
     /// ARGB; alpha is ignored.
     pub prompt_color: u32,
     pub opacity: f32,
-    /// In pixels; 0: chosen by the frame's size.
+    /// In pixels; 0: derived from the frame size.
     pub contour_width: u32,
     /// 0: masks do not expire.
     pub expire_overlay: gst::ClockTime,
@@ -222,7 +222,7 @@ impl Settings {
         self.style_of(self.color)
     }
 
-    /// Of the object that a person pointed at.
+    /// The style of the object that a person pointed at.
     pub fn object_style(&self) -> overlay::Style {
         self.style_of(self.prompt_color)
     }

@@ -23,11 +23,12 @@ pub struct State {
     detected: Option<Began>,
     overloaded: bool,
     /// Whether an unusable frame was reported since the last usable one.
-    pub complained: bool,
-    /// Whether the warning was posted that the model is too slow for a live source.
+    pub reported: bool,
+    /// Whether the warning about a model too slow for a live source was posted.
     behind: bool,
-    told: Option<Instant>,
-    urgent: Option<RealtimeGuard>,
+    /// When statistics were last posted.
+    last_stats: Option<Instant>,
+    realtime: Option<RealtimeGuard>,
     /// The `realtime-priority` that the system refused.
     refused: u8,
     pub attacher: Attacher,
@@ -67,36 +68,36 @@ impl State {
 
     /// Gives the streaming thread the real-time priority `level`; 0 restores the ordinary one.
     pub fn apply_realtime_priority(&mut self, level: u8) {
-        let done = match &self.urgent {
-            Some(urgent) => urgent.level() == level && urgent.is_here(),
+        let done = match &self.realtime {
+            Some(realtime) => realtime.level() == level && realtime.is_here(),
             None => level == 0 || level == self.refused,
         };
         if done {
             return;
         }
-        self.urgent = None;
+        self.realtime = None;
         if level > 0 {
             match RealtimeGuard::this_thread(level) {
-                Ok(urgent) => self.urgent = Some(urgent),
+                Ok(realtime) => self.realtime = Some(realtime),
                 Err(e) => {
                     self.refused = level;
-                    self.leave(Notice::Setting(e.to_string()));
+                    self.send(Notice::Setting(e.to_string()));
                 }
             }
         }
     }
 
-    pub fn leave(&self, notice: Notice) {
+    pub fn send(&self, notice: Notice) {
         if let Some(notices) = &self.notices {
-            notices.leave(notice);
+            notices.send(notice);
         }
     }
 
-    /// Warns once that the model is too slow to make a mask for each frame of a live source.
+    /// Warns once that the model is too slow to compute a mask for each frame of a live source.
     pub fn falls_behind(&mut self) {
         if !self.behind {
             self.behind = true;
-            self.leave(Notice::Warning(
+            self.send(Notice::Warning(
                 "The model takes longer than a frame lasts: with sync-mode=frame-accurate a live pipeline falls behind, \
                  and its sink drops frames. Use sync-mode=async, a lower frame rate, or a faster device"
                     .to_owned(),
@@ -104,15 +105,15 @@ impl State {
         }
     }
 
-    pub fn complain(&mut self, text: String) {
-        if !self.complained {
-            self.complained = true;
-            self.leave(Notice::Warning(text));
+    pub fn report_once(&mut self, text: String) {
+        if !self.reported {
+            self.reported = true;
+            self.send(Notice::Warning(text));
         }
     }
 
-    /// Posts what changed with this frame: detections, overload, statistics.
-    pub fn tell(
+    /// Posts messages about changes with this frame: detections, overload, statistics.
+    pub fn post_changes(
         &mut self,
         shown: Option<&Shown>,
         settings: &Settings,
@@ -132,30 +133,30 @@ impl State {
                     .field("width", w)
                     .field("height", h)
                     .build();
-                self.leave(Notice::Detection("detection-started", structure));
+                self.send(Notice::Detection("detection-started", structure));
             }
             (Some(_), Some(began)) => began.frames += 1,
             (None, Some(_)) => self.ended(pts),
             (None, None) => {}
         }
         if let Some(engine) = &self.engine {
-            let (patience, busy) = (settings.mask_max_age(), engine.control().busy());
-            let late = busy.is_some_and(|b| b > patience);
+            let (max_age, busy) = (settings.mask_max_age(), engine.control().busy());
+            let late = busy.is_some_and(|b| b > max_age);
             // The overload ends once an inference finished in time.
-            let over = || !late && engine.control().stats().inference.last <= patience;
+            let over = || !late && engine.control().stats().inference.last <= max_age;
             if late != self.overloaded && (late || over()) {
                 self.overloaded = late;
                 let structure = gst::Structure::builder("application/x-autosam-overload")
                     .field("active", late)
                     .field("busy", busy.unwrap_or(Duration::ZERO).as_nanos() as u64)
                     .build();
-                self.leave(Notice::Overload(structure));
+                self.send(Notice::Overload(structure));
             }
         }
         let interval = Duration::from_nanos(settings.stats_interval.nseconds());
-        if !interval.is_zero() && self.told.get_or_insert_with(Instant::now).elapsed() >= interval {
-            self.told = Some(Instant::now());
-            self.leave(Notice::Stats);
+        if !interval.is_zero() && self.last_stats.get_or_insert_with(Instant::now).elapsed() >= interval {
+            self.last_stats = Some(Instant::now());
+            self.send(Notice::Stats);
         }
     }
 
@@ -167,7 +168,7 @@ impl State {
                 .field("began", began.pts)
                 .field("pictures", began.frames)
                 .build();
-            self.leave(Notice::Detection("detection-ended", structure));
+            self.send(Notice::Detection("detection-ended", structure));
         }
     }
 }

@@ -138,7 +138,7 @@ pub fn scripted(
         .property("hysteresis", 0f32)
         .build()
         .unwrap();
-    element.downcast_ref::<gstautosam::AutoSam>().unwrap().set_opener(open);
+    element.downcast_ref::<gstautosam::AutoSam>().unwrap().set_model_factory(open);
     for (name, value) in properties {
         element.set_property_from_str(name, value);
     }
