@@ -39,7 +39,7 @@ fn quantised() -> Checkpoint {
 
 /// From a sample to its probability map: nothing, on any thread. (One test a process: whatever else ran would be counted.)
 #[test]
-fn inference_takes_no_memory() {
+fn inference_allocates_nothing_in_the_steady_state() {
     #[cfg(target_arch = "x86_64")]
     let has_kernels = is_x86_feature_detected!("fma");
     #[cfg(not(target_arch = "x86_64"))]

@@ -140,7 +140,7 @@ fn modules_of_a_folder_depend_one_way() {
 }
 
 #[test]
-fn a_circle_is_found_through_groups_and_modules_below() {
+fn a_circle_is_found_through_grouped_imports_and_submodules() {
     let all = BTreeMap::from([
         (Vec::new(), String::new()),
         (vec!["a".to_owned()], "use crate::{b::deep::Thing, c};".to_owned()),

@@ -124,7 +124,7 @@ fn every_format_contains_the_same_masks() {
 }
 
 #[test]
-fn a_bad_file_is_reported_and_what_is_done_is_not_done_twice() {
+fn a_bad_file_is_reported_and_finished_videos_are_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let input = videos(dir.path(), 2, "3");
     std::fs::write(input.join("room0/broken.mp4"), b"not a video").unwrap();
@@ -155,7 +155,7 @@ fn summaries(output: &Path) -> BTreeSet<PathBuf> {
 }
 
 #[test]
-fn of_several_processes_one_is_killed_and_nothing_is_lost_or_done_twice() {
+fn after_a_process_is_killed_no_video_is_lost_or_processed_twice() {
     const COUNT: usize = 8;
     let dir = tempfile::tempdir().unwrap();
     let input = videos(dir.path(), COUNT, "12");

@@ -17,7 +17,7 @@ fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn links_within_the_repository_lead_somewhere() {
+fn links_within_the_repository_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut all: Vec<PathBuf> =
         ["README.md", "CONTRIBUTING.md", "SECURITY.md"].iter().map(|n| root.join(n)).collect();
@@ -49,7 +49,7 @@ fn metric_names(text: &str) -> BTreeSet<String> {
 
 /// The page lists exactly the metrics that the program exports, and the dashboard queries no others.
 #[test]
-fn page_dashboard_and_program_have_the_same_metrics() {
+fn metrics_page_and_dashboard_match_the_program() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = Vec::new();
     for dir in ["src", "crates", "plugins"] {
@@ -198,7 +198,7 @@ fn readme_docs_help_and_blurbs_use_the_field_s_terms() {
 }
 
 #[test]
-fn blurbs_stand_by_themselves() {
+fn blurbs_begin_with_a_noun() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for text in inspected(root) {
         for start in ["Of ", "What ", "Who ", "Where ", "Which ", "Off: "] {

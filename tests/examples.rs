@@ -95,7 +95,7 @@ fn clip(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn fine_tuning_from_nothing_ends_with_a_model() {
+fn fine_tuning_on_synthetic_data_produces_a_model() {
     let _turn = alone();
     let dir = tempfile::tempdir().unwrap();
     let said = example("finetune.sh", &[Path::new("out")], dir.path());
@@ -127,7 +127,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn an_rtsp_server_gives_a_camera_and_a_frame_with_its_overlay() {
+fn the_rtsp_server_serves_a_clip_with_and_without_overlay() {
     let _turn = alone();
     if !there(&plugin()) || !python(&["GstRtspServer"]) {
         return;
@@ -233,7 +233,7 @@ fn done(output: &Path) -> Vec<std::time::SystemTime> {
 }
 
 #[test]
-fn slurms_array_tasks_share_an_archive_and_do_nothing_twice() {
+fn slurm_array_tasks_share_an_archive_without_repeating_work() {
     let _turn = alone();
     let dir = tempfile::tempdir().unwrap();
     let (videos, output) = (archive(dir.path()), dir.path().join("archive/masks"));
@@ -318,7 +318,7 @@ fn slurms_training_job_trains_in_two_processes() {
 
 /// The service of the Debian package, as systemd would run it.
 #[test]
-fn the_service_manager_hears_that_the_monitor_is_ready_and_runs() {
+fn the_monitor_notifies_the_service_manager() {
     let _turn = alone();
     if !there(&plugin()) {
         return;

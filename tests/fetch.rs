@@ -118,7 +118,7 @@ fn bad(known: &Known, url: &str, dir: &Path) -> String {
 }
 
 #[test]
-fn a_cut_connection_goes_on_where_it_stopped() {
+fn an_interrupted_download_is_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let known = known(Some(sha256(&body())));
     let server = Server::start(body(), vec![Answer::Ranges(100_000)]);
@@ -130,7 +130,7 @@ fn a_cut_connection_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn an_earlier_runs_part_is_gone_on_with_only_where_a_hash_can_tell() {
+fn a_partial_file_is_resumed_only_if_a_hash_can_verify_it() {
     for (hash, range) in [(Some(sha256(&body())), "bytes=120000-"), (None, "")] {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("w.pth.part"), &body()[..120_000]).unwrap();
@@ -141,7 +141,7 @@ fn an_earlier_runs_part_is_gone_on_with_only_where_a_hash_can_tell() {
 }
 
 #[test]
-fn a_server_without_ranges_starts_over() {
+fn without_ranges_the_download_starts_over() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("w.pth.part"), b"anything").unwrap();
     let server = Server::start(body(), vec![Answer::Status(503), Answer::Whole]);
@@ -150,7 +150,7 @@ fn a_server_without_ranges_starts_over() {
 }
 
 #[test]
-fn a_wrong_hash_is_said_and_nothing_is_kept() {
+fn a_wrong_hash_is_reported_and_nothing_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(body(), vec![Answer::Whole]);
     let text = bad(&known(Some("0".repeat(64))), &server.url, dir.path());
@@ -159,7 +159,7 @@ fn a_wrong_hash_is_said_and_nothing_is_kept() {
 }
 
 #[test]
-fn a_file_nobody_published_a_hash_of_is_pinned_by_the_first_download() {
+fn a_file_without_a_published_hash_is_pinned_by_its_first_download() {
     let dir = tempfile::tempdir().unwrap();
     let known = known(None);
     good(&known, &Server::start(body(), vec![Answer::Whole]), dir.path());
@@ -169,7 +169,7 @@ fn a_file_nobody_published_a_hash_of_is_pinned_by_the_first_download() {
 }
 
 #[test]
-fn without_a_network_it_says_what_to_put_where() {
+fn without_a_network_the_error_says_where_to_put_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let text = bad(&known(Some("ab".repeat(32))), &format!("http://{closed}/w.pth"), dir.path());
@@ -185,7 +185,7 @@ fn without_a_network_it_says_what_to_put_where() {
 }
 
 #[test]
-fn a_file_that_was_put_there_is_checked() {
+fn a_file_placed_by_hand_is_verified() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("w.pth");
     std::fs::write(&place, b"put here by hand").unwrap();

@@ -83,7 +83,7 @@ fn guarded(token: Option<Token>) -> Access {
 }
 
 #[test]
-fn beyond_loopback_each_route_opens_with_the_token_only() {
+fn beyond_loopback_every_route_requires_the_token() {
     let page = Page::new([0, 0, 0, 0], guarded(Some(token())));
     let host = format!("Host: {}", page.host());
     let refused = |first: &str, headers: &[&str], status: &str| {
@@ -121,7 +121,7 @@ fn beyond_loopback_each_route_opens_with_the_token_only() {
 }
 
 #[test]
-fn on_loopback_a_browser_s_other_pages_are_refused() {
+fn on_loopback_requests_from_other_pages_are_refused() {
     let page = Page::new([127, 0, 0, 1], guarded(None));
     let host = format!("Host: {}", page.host());
     for route in ROUTES {
@@ -148,7 +148,7 @@ fn on_loopback_a_browser_s_other_pages_are_refused() {
 }
 
 #[test]
-fn prompts_come_from_our_own_page_only_and_are_checked() {
+fn prompts_are_accepted_only_from_the_page_itself_and_are_validated() {
     let page = Page::new([0, 0, 0, 0], guarded(Some(token())));
     let (host, origin) = (format!("Host: {}", page.host()), format!("Origin: http://{}", page.host()));
     let opened = page.ask(&format!("GET /?token={SECRET}"), &[&host]);

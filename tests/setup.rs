@@ -112,7 +112,7 @@ fn without_a_new_enough_rust_nothing_is_installed_and_the_fix_is_named() {
 }
 
 #[test]
-fn root_installs_what_is_missing_and_builds() {
+fn root_installs_missing_packages_and_builds() {
     let (well, said, done) = Machine::new(0, "pkg-config build-essential").rust("bin", NEW).setup(&[]);
     assert!(well, "{said}");
     let lines: Vec<&str> = done.lines().collect();
@@ -128,7 +128,7 @@ fn root_installs_what_is_missing_and_builds() {
 }
 
 #[test]
-fn what_is_there_is_not_installed_again() {
+fn installed_packages_are_not_installed_again() {
     let (well, said, done) = Machine::new(1000, "all").rust("bin", NEW).setup(&[]);
     assert!(well && done == "cargo 1.96.0 build --release --workspace --locked\n", "{said}{done}");
 }
@@ -142,7 +142,7 @@ fn a_rust_that_rustup_has_just_installed_is_found() {
 }
 
 #[test]
-fn a_user_installs_by_sudo_and_without_it_gets_the_line_for_root() {
+fn users_install_with_sudo_or_get_the_command_for_root() {
     let (well, said, done) = Machine::new(1000, "").sudo().rust("bin", NEW).setup(&[]);
     assert!(well && done.contains("sudo apt-get update -q\n"), "{said}{done}");
     assert!(done.contains("sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y"), "{done}");
@@ -163,7 +163,7 @@ fn a_user_installs_by_sudo_and_without_it_gets_the_line_for_root() {
 }
 
 #[test]
-fn packages_are_installed_without_rust_if_only_they_are_asked_for() {
+fn packages_are_installed_without_rust_if_only_they_are_requested() {
     let (well, said, done) = Machine::new(0, "").setup(&["--packages", "python3-gi"]);
     assert!(well && done.trim_end().ends_with(" python3-gi"), "{said}{done}");
     let (well, said, done) = Machine::new(0, "all").setup(&["--packages"]);

@@ -76,7 +76,7 @@ fn masks_are_binary_and_polyps_come_in_a_realistic_range_of_sizes() {
 }
 
 #[test]
-fn masks_fit_the_frame() {
+fn masks_follow_the_edges_in_the_frame() {
     // The same bowel with and without polyps: outside the mask nothing but exposure and compression may differ.
     // Here the weaker claim that needs no knowledge of either: the mask's edge lies where the image's own
     // contrast is higher than at the same edge moved away by a fifth of the image.
@@ -159,7 +159,7 @@ fn stopping_leaves_complete_sequences_only() {
 }
 
 #[test]
-fn a_folder_with_something_in_it_needs_force() {
+fn a_folder_that_is_not_empty_needs_force() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("mine.txt"), "keep").unwrap();
     let mut config = dataset(1, 0, 2);
@@ -183,7 +183,7 @@ fn a_folder_with_something_in_it_needs_force() {
 }
 
 #[test]
-fn bad_values_are_named() {
+fn invalid_values_are_reported_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let text = |change: &dyn Fn(&mut DatasetConfig)| {
         let mut config = dataset(1, 0, 2);

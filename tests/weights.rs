@@ -128,7 +128,7 @@ fn whole_modules_are_read_by_the_names_of_their_state_dict() {
 }
 
 #[test]
-fn a_hostile_pickle_is_an_error_and_nothing_of_it_is_run() {
+fn a_hostile_pickle_is_an_error_and_is_not_executed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.pth");
     let said = |pickle: &[u8]| {
@@ -178,7 +178,7 @@ fn every_number_format_is_written_and_read() {
 }
 
 #[test]
-fn faults_are_listed_ten_at_most() {
+fn at_most_ten_faults_are_listed() {
     let shapes = shapes_of(|vb| Generator::load(&GeneratorConfig::tiny(64, 32), vb)).unwrap();
     let mut tensors: HashMap<String, Tensor> = shapes
         .iter()
@@ -240,7 +240,7 @@ proptest! {
 }
 
 #[test]
-fn the_mean_of_files_is_that_of_their_tensors() {
+fn averaging_files_averages_their_tensors() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, values: &[f32], shape: &[usize]| {
         let path = dir.path().join(name);
@@ -266,7 +266,7 @@ fn the_mean_of_files_is_that_of_their_tensors() {
 }
 
 #[test]
-fn a_sam_without_a_generator_counts_for_the_sam_of_an_average() {
+fn a_sam_only_file_contributes_to_the_sam_of_an_average() {
     let whole = model::checkpoint(None).unwrap();
     let mut sam = whole.clone();
     let own = whole
@@ -300,7 +300,7 @@ fn a_sam_without_a_generator_counts_for_the_sam_of_an_average() {
 }
 
 #[test]
-fn a_model_that_is_not_finite_is_not_opened() {
+fn a_model_with_non_finite_weights_is_rejected() {
     let mut file = load_bytes(Path::new("nan.safetensors"), model::SHIPPED).unwrap();
     let open = |file: &Checkpoint| model::open_checkpoint(file, &ModelOptions::default()).map(drop);
     open(&file).unwrap();

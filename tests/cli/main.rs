@@ -43,7 +43,7 @@ fn picture(p: &Path, w: u32, h: u32) {
 }
 
 #[test]
-fn a_synthetic_clip_goes_in_and_an_overlaid_one_comes_out() {
+fn run_writes_a_clip_with_overlay_and_masks() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let clip = data.join("clip.webm");
@@ -97,7 +97,7 @@ fn frames_of_any_size_are_segmented() {
 }
 
 #[test]
-fn weights_that_are_none_are_named_with_the_reason() {
+fn unreadable_weights_are_reported_with_path_and_reason() {
     let dir = tempfile::tempdir().unwrap();
     picture(&dir.path().join("frames/1.png"), 32, 32);
     let frames = dir.path().join("frames");
@@ -124,7 +124,7 @@ fn weights_that_are_none_are_named_with_the_reason() {
 }
 
 #[test]
-fn input_that_is_none_is_named_with_the_reason() {
+fn unusable_inputs_are_reported_with_path_and_reason() {
     let dir = tempfile::tempdir().unwrap();
     let said = bad(&["run", "--input", path(&dir.path().join("nothing.mp4"))]);
     assert!(said.contains("nothing.mp4") && said.matches("No such file").count() == 1, "{said}");
@@ -153,7 +153,7 @@ fn input_that_is_none_is_named_with_the_reason() {
 }
 
 #[test]
-fn a_full_disk_is_said_with_the_path() {
+fn a_full_disk_is_reported_with_the_path() {
     if !Path::new("/dev/full").exists() {
         eprintln!("SKIPPED: no /dev/full here");
         return;
@@ -284,7 +284,7 @@ fn eval_counts_false_alarms_of_polyp_free_sequences_and_shows_each() {
 }
 
 #[test]
-fn training_refuses_what_it_cannot_use() {
+fn training_reports_missing_data_and_unknown_keys() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     assert!(bad(&["train", "--out", path(&out)]).contains("nothing to train on"));
@@ -326,12 +326,12 @@ fn the_model_benchmark_prints_the_values_that_scripts_read() {
 }
 
 #[test]
-fn the_monitor_says_where_it_could_show_something() {
+fn the_monitor_suggests_a_page_if_there_is_no_window() {
     assert!(bad(&["monitor", "--input", "clip.mp4", "--no-window"]).contains("--http 127.0.0.1:8080"));
 }
 
 #[test]
-fn a_token_file_of_the_monitor_that_cannot_be_used_is_named() {
+fn an_unusable_token_file_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
     let said = |more: &[&str]| {
@@ -379,7 +379,7 @@ fn settings_come_from_flags_environment_and_file_in_this_order() {
 }
 
 #[test]
-fn manual_pages_and_completions_are_of_every_command() {
+fn manual_pages_and_completions_are_generated() {
     let dir = tempfile::tempdir().unwrap();
     good(&["manual", path(dir.path())]);
     for page in ["autosam-video.1", "autosam-video-run.1", "autosam-video-models-fetch.1"] {

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_shipped_model_is_listed_shown_and_whole() {
+fn the_shipped_model_is_listed_shown_and_verified() {
     assert!(good(&["models", "list"]).contains("autosam-lite"));
     assert!(good(&["models", "show"]).contains("AutoSAM: SAM at 256 px"));
     let dir = tempfile::tempdir().unwrap();
@@ -15,7 +15,7 @@ fn the_shipped_model_is_listed_shown_and_whole() {
 }
 
 #[test]
-fn convert_takes_a_part_by_its_key_and_prints_what_it_took() {
+fn convert_selects_a_part_by_key_and_prints_the_selection() {
     use autosam::weights::{Dtype, load, save_safetensors};
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("two.safetensors"), dir.path().join("one.safetensors"));

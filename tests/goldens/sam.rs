@@ -160,7 +160,7 @@ fn full_size_sams_agree_with_pytorch() {
 
 /// N images with N prompts in one call give what N calls give.
 #[test]
-fn a_batch_gives_what_its_images_give() {
+fn a_batch_gives_the_same_masks_as_single_images() {
     let encoder = EncoderConfig::Vit(VitConfig {
         embed_dim: 32,
         depth: 2,

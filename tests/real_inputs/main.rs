@@ -177,7 +177,7 @@ fn one_cut(dir: &Path, ending: &str, tenths: usize) -> PathBuf {
 }
 
 #[test]
-fn images_cut_short_are_named_in_check_train_eval_and_run() {
+fn truncated_images_are_reported_by_check_train_eval_and_run() {
     for ending in ["jpg", "png", "tif"] {
         for tenths in [3, 9] {
             let dir = tempfile::tempdir().unwrap();
@@ -204,7 +204,7 @@ fn images_cut_short_are_named_in_check_train_eval_and_run() {
 }
 
 #[test]
-fn a_set_among_others_that_cannot_be_read_is_named() {
+fn an_unreadable_set_among_others_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     set(&dir.path().join("good"), "png", grey(255));
     let bad = dir.path().join("pictures only");
@@ -221,7 +221,7 @@ fn a_set_among_others_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn images_that_differ_in_their_ending_only_keep_their_results_apart() {
+fn images_that_differ_only_in_their_extension_get_separate_results() {
     let dir = tempfile::tempdir().unwrap();
     let (frames, masks) = (dir.path().join("frames"), dir.path().join("masks"));
     std::fs::create_dir_all(&frames).unwrap();
@@ -256,7 +256,7 @@ fn shaded(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_polyp_in_the_shade_stays_in_what_is_trained_on() {
+fn a_polyp_in_the_shade_is_not_cropped_in_training() {
     use autosam::frame::{Frame, region::Region};
     let dir = tempfile::tempdir().unwrap();
     let data = shaded(&dir.path().join("data"));
@@ -279,7 +279,7 @@ fn a_polyp_in_the_shade_stays_in_what_is_trained_on() {
 }
 
 #[test]
-fn maps_of_stills_are_all_scored() {
+fn all_maps_of_stills_are_scored() {
     let dir = tempfile::tempdir().unwrap();
     let truth = dir.path().join("TestDataset/Kvasir");
     let data = set(&truth, "png", grey(255));
@@ -401,7 +401,7 @@ fn data_sets_as_downloaded_are_recognised() {
 }
 
 #[test]
-fn what_is_not_recognised_is_named_with_the_command_that_mends_it() {
+fn unrecognised_layouts_are_reported_with_the_command_that_fixes_them() {
     let refused = |names: &[&str]| {
         let dir = files(names);
         let (good, text) = said(&["data", "check", path(dir.path())]);
@@ -432,7 +432,7 @@ fn what_is_not_recognised_is_named_with_the_command_that_mends_it() {
 }
 
 #[test]
-fn two_files_of_one_name_are_named() {
+fn two_files_with_the_same_name_are_reported() {
     let dir =
         files(&["images/x.jpg", "masks/x_mask.png", "masks/x_mask.jpg", "images/y.jpg", "masks/y_mask.png"]);
     let text = check(dir.path());
@@ -454,7 +454,7 @@ fn turned_jpeg(path: &Path, stored: &RgbImage) {
 }
 
 #[test]
-fn exif_orientation_counts_for_images_and_masks() {
+fn exif_orientation_is_applied_to_images_and_masks() {
     // Stored lying: a bright square at the upper left. Upright it is at the upper right.
     let stored = RgbImage::from_fn(96, 64, |x, y| Rgb(if x < 32 && y < 32 { [220; 3] } else { [60; 3] }));
     let at_left = GrayImage::from_fn(96, 64, |x, y| Luma([if x < 32 && y < 32 { 255 } else { 0 }]));

@@ -96,7 +96,7 @@ fn masks_of_rarer_kinds_are_read() {
 }
 
 #[test]
-fn masks_that_would_be_read_as_empty_or_in_part_are_named() {
+fn masks_that_would_be_read_as_empty_or_in_part_are_reported() {
     let alpha = |i: u32, path: &Path| {
         let a = if i == 1 { 90 } else { 255 };
         let pixel = |x, y| Rgba(if disc(x, y) { [255, 0, 0, a] } else { [0; 4] });
@@ -124,7 +124,7 @@ fn masks_that_would_be_read_as_empty_or_in_part_are_named() {
 }
 
 #[test]
-fn files_that_are_not_read_are_named_with_the_fix() {
+fn unsupported_files_are_reported_with_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let data = set(dir.path(), "png", grey(255));
     for i in 0..3 {
@@ -158,7 +158,7 @@ fn damaged_inside(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn eval_leaves_out_what_turns_out_to_be_damaged_and_goes_on() {
+fn eval_skips_images_that_turn_out_to_be_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let data = damaged_inside(dir.path());
     let (good, text) = said(&["eval", "--data", path(&data)]);

@@ -158,7 +158,7 @@ fn a_model_trained_on_stretched_images_stretches_frames() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_weights_and_sam_stays_as_it_was() {
+fn the_same_seed_gives_the_same_weights_and_sam_stays_frozen() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (run(dir.path(), "a", 4, 0, false), run(dir.path(), "b", 4, 0, false));
     a.result.unwrap();
@@ -206,7 +206,7 @@ fn the_same_seed_gives_the_same_weights_and_sam_stays_as_it_was() {
 }
 
 #[test]
-fn an_interrupted_run_goes_on_as_if_unbroken() {
+fn an_interrupted_run_resumes_to_the_same_weights() {
     let dir = tempfile::tempdir().unwrap();
     let whole = run(dir.path(), "whole", 6, 0, false);
     whole.result.unwrap();
@@ -223,7 +223,7 @@ fn an_interrupted_run_goes_on_as_if_unbroken() {
 }
 
 #[test]
-fn cached_embeddings_train_alike_and_are_found_again() {
+fn cached_embeddings_are_reused_with_the_same_result() {
     let dir = tempfile::tempdir().unwrap();
     let config = TrainConfig { views: 2, ..config(6) };
     let first = run_with(config.clone(), dir.path(), "fills", 0, false);
@@ -279,7 +279,7 @@ fn a_loss_that_is_not_finite_ends_the_run_with_the_batch_saved() {
 /// Killed without warning at random moments and gone on with, a run ends at the same weights. Three kills here; set
 /// AUTOSAM_KILLS for more.
 #[test]
-fn kill_9_loses_nothing() {
+fn a_run_killed_with_sigkill_resumes_to_the_same_weights() {
     let kills: u64 = std::env::var("AUTOSAM_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
     let dir = tempfile::tempdir().unwrap();
     pictures(&dir.path().join("data"));
@@ -319,7 +319,7 @@ fn kill_9_loses_nothing() {
 }
 
 #[test]
-fn a_teacher_s_answers_are_learned_beside_the_masks() {
+fn a_teacher_s_masks_are_learned_in_addition_to_the_labels() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), "autosam", 2, 0, false).result.unwrap();
     let taught = |teacher: Option<PathBuf>, teacher_weight: f64, out: &str| {
@@ -396,7 +396,7 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
 }
 
 #[test]
-fn a_fresh_generator_begins_with_sams_own_answer() {
+fn a_new_generator_starts_with_sam_s_unprompted_answer() {
     let dir = tempfile::tempdir().unwrap();
     let trainer = Trainer::new(&config(1), Some(&small_sam(dir.path())), &candle_core::Device::Cpu).unwrap();
     let path = dir.path().join("fresh.safetensors");
@@ -435,7 +435,7 @@ fn a_small_sam_learns() {
 
 /// What keeps a run from going on is named, and the rest may change.
 #[test]
-fn resume_names_what_differs_and_lets_harmless_keys_change() {
+fn resume_reports_differences_and_accepts_harmless_changes() {
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(run(dir.path(), "out", 4, 2, false).result, Err(Error::Interrupted)));
     let refused = |job: Job| fit_until(&Job { resume: true, ..job }, 0).result.unwrap_err().to_string();

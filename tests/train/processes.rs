@@ -8,7 +8,7 @@ fn free_port() -> u16 {
 }
 
 #[test]
-fn two_processes_step_as_one_that_accumulates() {
+fn two_processes_equal_one_that_accumulates_gradients() {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     // The embeddings are cached, by each process for itself.
@@ -56,7 +56,7 @@ fn two_processes_step_as_one_that_accumulates() {
 
 /// One process of two is killed: the other says which, and both go on to the weights of an unbroken run.
 #[test]
-fn a_killed_process_ends_its_run_and_resume_goes_on() {
+fn a_killed_process_ends_the_run_and_resume_continues_it() {
     let dir = tempfile::tempdir().unwrap();
     pictures(&dir.path().join("data"));
     let steps = 12;

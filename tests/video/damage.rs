@@ -70,7 +70,7 @@ fn a_cut_flv_is_reported_and_processed_again_once_it_is_whole() {
 
 /// GStreamer waits for the table of such a file, for 20 s and in vain.
 #[test]
-fn an_mp4_without_its_table_is_named_with_the_fix() {
+fn an_mp4_without_its_table_is_reported_with_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let full = dir.path().join("full.mp4");
     make(&format!(
@@ -89,7 +89,7 @@ fn an_mp4_without_its_table_is_named_with_the_fix() {
 }
 
 #[test]
-fn a_file_without_video_and_one_without_a_decoder_are_named_with_the_fix() {
+fn files_without_video_or_decoder_are_reported_with_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let sound = dir.path().join("sound.wav");
     make(&format!("audiotestsrc num-buffers=20 ! wavenc ! filesink location={}", sound.display()));
@@ -172,7 +172,7 @@ fn a_transport_stream_whose_program_changes_is_read_to_its_end() {
 }
 
 #[test]
-fn frames_that_a_damaged_mp4_has_lost_are_counted() {
+fn lost_frames_of_a_damaged_mp4_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let (full, damaged) = (dir.path().join("full.mp4"), dir.path().join("damaged.mp4"));
     let source = moving(30, "width=96,height=64,framerate=25/1");
@@ -187,7 +187,7 @@ fn frames_that_a_damaged_mp4_has_lost_are_counted() {
 }
 
 #[test]
-fn frames_of_another_size_go_on_in_a_second_file() {
+fn frames_of_another_size_are_written_to_a_second_file() {
     let dir = tempfile::tempdir().unwrap();
     let (large, small, changing) =
         (dir.path().join("l.ts"), dir.path().join("s.ts"), dir.path().join("c.ts"));
@@ -247,7 +247,7 @@ fn ctrl_c_leaves_a_file_that_plays() {
 }
 
 #[test]
-fn a_killed_program_leaves_what_it_wrote() {
+fn a_killed_program_leaves_a_playable_part() {
     let dir = tempfile::tempdir().unwrap();
     let input = long(dir.path());
     for ending in ["mp4", "mkv"] {

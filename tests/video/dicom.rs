@@ -245,7 +245,7 @@ fn run_lengths_and_jpeg_in_dicom_files_are_read() {
 }
 
 #[test]
-fn an_archive_takes_images_in_dicom_files_and_names_what_is_not_read() {
+fn an_archive_reads_dicom_images_and_lists_unsupported_files() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in"), dir.path().join("out"));
     std::fs::create_dir(&input).unwrap();

@@ -11,7 +11,7 @@ use std::path::Path;
 const SMALL: &str = "width=160,height=120,framerate=25/1";
 
 #[test]
-fn a_folder_with_a_video_and_a_snapshot_asks_which() {
+fn a_folder_with_videos_and_images_requires_a_choice() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in"), dir.path().join("out"));
     std::fs::create_dir(&input).unwrap();
@@ -34,7 +34,7 @@ fn a_folder_with_a_video_and_a_snapshot_asks_which() {
 }
 
 #[test]
-fn every_kind_of_video_file_of_towers_and_recorders_is_taken() {
+fn every_kind_of_video_file_from_towers_and_recorders_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in"), dir.path().join("out"));
     std::fs::create_dir(&input).unwrap();
@@ -135,7 +135,7 @@ fn a_video_without_a_detection_has_an_empty_segmentation_and_a_note() {
 }
 
 #[test]
-fn the_live_line_carries_every_setting_that_changes_masks() {
+fn the_printed_pipeline_has_every_setting_that_affects_masks() {
     let dir = tempfile::tempdir().unwrap();
     let video = dir.path().join("v.mp4");
     make(&format!("{} ! {H264} ! mp4mux ! filesink location={}", moving(3, SMALL), video.display()));
@@ -175,7 +175,7 @@ fn the_live_line_carries_every_setting_that_changes_masks() {
 }
 
 #[test]
-fn ids_in_coco_files_are_unique_over_an_archive_and_cvat_finds_its_frames() {
+fn ids_in_coco_files_are_unique_and_cvat_masks_equal_the_pngs() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in"), dir.path().join("out"));
     std::fs::create_dir_all(input.join("b")).unwrap();

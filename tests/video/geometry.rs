@@ -90,27 +90,27 @@ fn format(size: (u32, u32), aspect: (i32, i32), monitor: f64) {
 }
 
 #[test]
-fn pal_720x576_in_4_3() {
+fn pal_720x576_in_4_3_keeps_its_shape() {
     format((720, 576), (16, 15), 4.0 / 3.0);
 }
 
 #[test]
-fn pal_720x576_in_16_9() {
+fn pal_720x576_in_16_9_keeps_its_shape() {
     format((720, 576), (64, 45), 16.0 / 9.0);
 }
 
 #[test]
-fn ntsc_720x480_in_4_3() {
+fn ntsc_720x480_in_4_3_keeps_its_shape() {
     format((720, 480), (8, 9), 4.0 / 3.0);
 }
 
 #[test]
-fn ntsc_720x480_in_16_9() {
+fn ntsc_720x480_in_16_9_keeps_its_shape() {
     format((720, 480), (32, 27), 16.0 / 9.0);
 }
 
 #[test]
-fn hdv_1440x1080() {
+fn hdv_1440x1080_keeps_its_shape() {
     format((1440, 1080), (4, 3), 16.0 / 9.0);
 }
 
@@ -206,13 +206,13 @@ fn interlaced_frames_of_mixed_streams_are_deinterlaced() {
 }
 
 #[test]
-fn full_hd_1080i50() {
+fn full_hd_1080i50_is_deinterlaced() {
     let chain = format!("{TOP} ! x264enc interlaced=true speed-preset=ultrafast ! h264parse ! mpegtsmux");
     std::fs::remove_dir_all(interlaced((1920, 1080), "50/1", &chain, "ts")).unwrap();
 }
 
 #[test]
-fn full_hd_1080i59_94() {
+fn full_hd_1080i59_94_is_deinterlaced() {
     let chain = format!("{TOP} ! x264enc interlaced=true speed-preset=ultrafast ! h264parse ! mp4mux");
     std::fs::remove_dir_all(interlaced((1920, 1080), "60000/1001", &chain, "mp4")).unwrap();
 }
@@ -234,7 +234,7 @@ fn turn(path: &Path, [a, b, c, d]: [i32; 4]) {
 }
 
 #[test]
-fn frames_come_upright() {
+fn rotated_frames_are_turned_upright() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rot.mp4");
     // White above, black below.
@@ -358,7 +358,7 @@ mod hardware {
 }
 
 #[test]
-fn a_gpu_s_decoder_is_not_taken_for_files() {
+fn gpu_decoders_are_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.webm");
     let source = moving(5, "width=160,height=120,framerate=25/1");

@@ -104,7 +104,7 @@ fn holes_in_dv_are_reported() {
 
 /// It used to fail as a whole.
 #[test]
-fn a_cut_dv_is_worked_on_up_to_its_last_whole_frame() {
+fn a_cut_dv_is_processed_up_to_its_last_complete_frame() {
     let dir = tempfile::tempdir().unwrap();
     let full =
         noisy(dir.path(), "width=720,height=576,framerate=25/1", "videoconvert ! avenc_dvvideo", "dv", 20);

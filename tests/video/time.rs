@@ -104,21 +104,21 @@ fn rate(rate: &str, expected: f64) {
 }
 
 #[test]
-fn film_s_23_976_frames_a_second_are_kept() {
+fn the_film_rate_of_23_976_is_kept() {
     rate("24000/1001", 24000.0 / 1001.0);
 }
 
 #[test]
-fn ntsc_s_29_97_frames_a_second_are_kept() {
+fn the_ntsc_rate_of_29_97_is_kept() {
     rate("30000/1001", 30000.0 / 1001.0);
 }
 
 #[test]
-fn fifty_frames_a_second_are_kept() {
+fn the_rate_of_50_is_kept() {
     rate("50/1", 50.0);
 }
 
 #[test]
-fn ntsc_s_59_94_frames_a_second_are_kept() {
+fn the_ntsc_rate_of_59_94_is_kept() {
     rate("60000/1001", 60000.0 / 1001.0);
 }

@@ -47,7 +47,7 @@ fn row(p: &glib::ParamSpec) -> String {
 }
 
 #[test]
-fn the_document_lists_the_properties_as_they_are() {
+fn the_property_table_matches_the_element() {
     common::init();
     let element = gst::ElementFactory::make("autosam").build().unwrap();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/elements/autosam.md");
@@ -70,7 +70,7 @@ fn the_document_lists_the_properties_as_they_are() {
 }
 
 #[test]
-fn the_document_names_what_the_element_can_do() {
+fn the_document_names_all_pads_formats_and_signals() {
     common::init();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/elements/autosam.md");
     let text = std::fs::read_to_string(path).unwrap();

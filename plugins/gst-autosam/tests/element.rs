@@ -34,7 +34,7 @@ fn frame_accurate_draws_every_frame_in_every_format() {
 }
 
 #[test]
-fn async_loses_no_frame_and_draws_once_a_mask_is_there() {
+fn async_drops_no_frame_and_draws_as_soon_as_a_mask_is_ready() {
     let dir = tempfile::tempdir().unwrap();
     let (mut h, element, _) = harness(&[
         ("model-location", model(dir.path()).to_str().unwrap()),
@@ -57,7 +57,7 @@ fn async_loses_no_frame_and_draws_once_a_mask_is_there() {
 }
 
 #[test]
-fn a_flush_and_a_caps_change_forget_old_masks() {
+fn flushes_and_caps_changes_discard_old_masks() {
     let dir = tempfile::tempdir().unwrap();
     let (mut h, element, _) = harness(&[
         ("model-location", model(dir.path()).to_str().unwrap()),
@@ -92,7 +92,7 @@ fn a_flush_and_a_caps_change_forget_old_masks() {
 }
 
 #[test]
-fn sizes_change_in_mid_stream_down_to_one_pixel() {
+fn frame_sizes_may_change_in_mid_stream_down_to_one_pixel() {
     let dir = tempfile::tempdir().unwrap();
     let (mut h, _, bus) = harness(&[
         ("model-location", model(dir.path()).to_str().unwrap()),
@@ -112,7 +112,7 @@ fn sizes_change_in_mid_stream_down_to_one_pixel() {
 }
 
 #[test]
-fn the_end_without_frames_is_an_end() {
+fn a_stream_without_frames_ends_with_eos() {
     let (mut h, element, bus) = harness(&[]);
     h.set_src_caps(caps("NV12", 64, 64));
     assert!(h.push_event(gst::event::Eos::new()));
@@ -122,7 +122,7 @@ fn the_end_without_frames_is_an_end() {
 }
 
 #[test]
-fn overlay_none_and_enabled_false_leave_every_bit() {
+fn overlay_none_and_enabled_false_change_no_bit() {
     let dir = tempfile::tempdir().unwrap();
     let location = model(dir.path());
     for off in [("overlay-mode", "none"), ("enabled", "false")] {
@@ -158,7 +158,7 @@ fn bad_models(dir: &Path) -> Vec<(PathBuf, &'static str)> {
 }
 
 #[test]
-fn a_model_that_does_not_open_is_a_bus_error_with_the_path() {
+fn a_model_that_cannot_be_loaded_is_a_bus_error_with_path_and_reason() {
     let dir = tempfile::tempdir().unwrap();
     init();
     for (path, reason) in bad_models(dir.path()) {
@@ -178,7 +178,7 @@ fn a_model_that_does_not_open_is_a_bus_error_with_the_path() {
 }
 
 #[test]
-fn with_passthrough_frames_go_on_and_the_bus_says_why() {
+fn with_passthrough_video_continues_and_a_warning_gives_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     for (path, reason) in bad_models(dir.path()) {
         let (mut h, _, bus) = harness(&[("model-location", path.to_str().unwrap())]);

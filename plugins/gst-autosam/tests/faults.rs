@@ -50,7 +50,7 @@ fn marked(h: &mut Harness, caps: &gst::Caps, index: u64) -> bool {
 }
 
 /// Pushes until frames have an overlay (again).
-fn until_marked(h: &mut Harness, caps: &gst::Caps) {
+fn until_overlay(h: &mut Harness, caps: &gst::Caps) {
     let mut indices = 1000..;
     wait(|| marked(h, caps, indices.next().unwrap()));
 }
@@ -74,7 +74,10 @@ fn fails_once(
 }
 
 /// The whole course of a fault in the worker.
-fn told_and_recovered(fault: impl Fn() -> autosam_frame::Result<u8> + Send + Sync + 'static, reason: &str) {
+fn is_reported_and_recovers(
+    fault: impl Fn() -> autosam_frame::Result<u8> + Send + Sync + 'static,
+    reason: &str,
+) {
     let _turn = Turn::new();
     let (element, bus, repaired) = fails_once(fault);
     let mut h = around(&element);
@@ -84,7 +87,7 @@ fn told_and_recovered(fault: impl Fn() -> autosam_frame::Result<u8> + Send + Syn
     wait(|| stat(&element, "errors") == 1);
     assert!(!marked(&mut h, &caps, 1));
     drop(repaired);
-    until_marked(&mut h, &caps);
+    until_overlay(&mut h, &caps);
     let said = complaints(&bus);
     assert!(said.len() == 1 && said[0].starts_with("warning:") && said[0].contains(reason), "{said:?}");
     assert_eq!(stat(&element, "restarts"), 1);
@@ -93,18 +96,18 @@ fn told_and_recovered(fault: impl Fn() -> autosam_frame::Result<u8> + Send + Syn
 
 #[test]
 fn a_worker_panic_is_reported_and_survived() {
-    told_and_recovered(|| panic!("index out of bounds"), "panicked: index out of bounds");
+    is_reported_and_recovers(|| panic!("index out of bounds"), "panicked: index out of bounds");
 }
 
 #[test]
 fn a_device_out_of_memory_is_reported_and_survived() {
     let oom =
         || Err(autosam_frame::Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
-    told_and_recovered(oom, "CUDA_ERROR_OUT_OF_MEMORY");
+    is_reported_and_recovers(oom, "CUDA_ERROR_OUT_OF_MEMORY");
 }
 
 #[test]
-fn a_model_that_never_recovers_is_retried_more_and_more_rarely() {
+fn a_model_that_keeps_failing_is_retried_at_growing_intervals() {
     let _turn = Turn::new();
     let opened = Arc::new(AtomicUsize::new(0));
     let count = opened.clone();
@@ -131,7 +134,7 @@ fn a_model_that_never_recovers_is_retried_more_and_more_rarely() {
 }
 
 #[test]
-fn a_model_truncated_while_loading_keeps_the_old_one() {
+fn a_model_file_truncated_while_loading_leaves_the_old_model_in_use() {
     let _turn = Turn::new();
     let dir = tempfile::tempdir().unwrap();
     let whole = std::fs::read(model(dir.path())).unwrap();
@@ -155,7 +158,7 @@ fn a_model_truncated_while_loading_keeps_the_old_one() {
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
     h.set_src_caps(caps.clone());
-    until_marked(&mut h, &caps);
+    until_overlay(&mut h, &caps);
     let mut failed = 0;
     for i in 0..30 {
         element.set_property("model-location", path.to_str().unwrap());
@@ -171,7 +174,7 @@ fn a_model_truncated_while_loading_keeps_the_old_one() {
 }
 
 #[test]
-fn a_stalled_worker_holds_up_nothing_and_its_old_mask_expires() {
+fn a_stalled_worker_delays_no_frame_and_its_old_mask_expires() {
     let _turn = Turn::new();
     let (element, bus, go) = gated(&[("expire-overlay", "60000000")]);
     let mut h = around(&element);
@@ -196,7 +199,7 @@ fn a_stalled_worker_holds_up_nothing_and_its_old_mask_expires() {
     });
     assert!(told[0].get::<bool>("active").unwrap());
     drop(go);
-    until_marked(&mut h, &caps);
+    until_overlay(&mut h, &caps);
     end(element, Some(h));
 }
 
@@ -230,13 +233,13 @@ fn a_flush_storm_passes_every_frame_and_no_old_mask() {
         marked(&mut h, &caps, i);
     }
     assert_eq!(stat(&element, "frames"), 400);
-    until_marked(&mut h, &caps);
+    until_overlay(&mut h, &caps);
     assert_eq!(complaints(&bus), [""; 0]);
     end(element, Some(h));
 }
 
 #[test]
-fn a_seek_storm_on_a_file_ends_with_the_file() {
+fn a_seek_storm_on_a_file_still_reaches_its_end() {
     let _turn = Turn::new();
     common::init();
     let dir = tempfile::tempdir().unwrap();
@@ -277,7 +280,7 @@ fn a_seek_storm_on_a_file_ends_with_the_file() {
 }
 
 #[test]
-fn timestamps_that_jump_or_are_missing_pass_as_they_are() {
+fn jumping_and_missing_timestamps_are_not_changed() {
     let _turn = Turn::new();
     let (element, bus) =
         scripted(&[("max-inference-rate", "1000"), ("expire-overlay", "0")], |_| always(255));
@@ -311,13 +314,13 @@ fn timestamps_that_jump_or_are_missing_pass_as_they_are() {
         }
     }
     assert_eq!(stat(&element, "frames"), 20);
-    until_marked(&mut h, &caps);
+    until_overlay(&mut h, &caps);
     assert_eq!(complaints(&bus), [""; 0]);
     end(element, Some(h));
 }
 
 #[test]
-fn a_clock_that_jumps_changes_nothing() {
+fn a_jumping_clock_has_no_effect() {
     let _turn = Turn::new();
     let (element, bus) = scripted(&[], |_| always(255));
     let mut h = around(&element);
@@ -328,13 +331,13 @@ fn a_clock_that_jumps_changes_nothing() {
         h.set_time(gst::ClockTime::from_seconds(second)).unwrap();
         marked(&mut h, &caps, i as u64);
     }
-    until_marked(&mut h, &caps);
+    until_overlay(&mut h, &caps);
     assert_eq!(complaints(&bus), [""; 0]);
     end(element, Some(h));
 }
 
 #[test]
-fn buffers_that_are_no_frame_pass_and_are_reported_once() {
+fn buffers_that_hold_no_frame_pass_and_are_reported_once() {
     let _turn = Turn::new();
     let (element, bus) = scripted(&[("expire-overlay", "0")], |_| always(255));
     let mut h = around(&element);
@@ -349,7 +352,7 @@ fn buffers_that_are_no_frame_pass_and_are_reported_once() {
         // The last one is larger than the picture, which is in its beginning.
         assert!(size > 64 * 48 * 3 / 2 || bytes(&out) == before, "{size}");
     }
-    until_marked(&mut h, &caps);
+    until_overlay(&mut h, &caps);
     // The end waits until everything is told.
     end(element, Some(h));
     let said = complaints(&bus);
@@ -357,7 +360,7 @@ fn buffers_that_are_no_frame_pass_and_are_reported_once() {
 }
 
 #[test]
-fn an_element_removed_while_inferring_leaves_the_others_going() {
+fn removing_an_element_during_inference_leaves_the_pipeline_running() {
     let _turn = Turn::new();
     let (element, _, go) = gated(&[]);
     let pipeline = gst::Pipeline::new();

@@ -95,7 +95,7 @@ fn played(launch: &str) -> Result<(), String> {
 }
 
 #[test]
-fn what_usb_grabbers_give_is_negotiated_without_a_converter() {
+fn formats_of_usb_grabbers_are_negotiated_without_a_converter() {
     // As v4l2src offers it: several formats at a time, or one.
     let offers = ["{ YUY2 }", "{ UYVY }", "{ NV12 }", "{ YUY2, YV12 }", "{ YVYU, UYVY, NV12 }", "{ GRAY8 }"];
     for format in offers {
@@ -116,7 +116,7 @@ fn what_usb_grabbers_give_is_negotiated_without_a_converter() {
 }
 
 #[test]
-fn the_network_sees_what_the_monitor_shows_of_pixels_that_are_not_square() {
+fn the_network_sees_non_square_pixels_as_a_monitor_shows_them() {
     // Width, height, pixel aspect ratio, and the height of a sample 32 wide.
     for (w, h, aspect, height) in
         [(720, 576, (16, 15), 24), (720, 576, (64, 45), 18), (720, 480, (8, 9), 24), (1440, 1080, (4, 3), 18)]
@@ -154,7 +154,7 @@ fn combed(caps: &gst::Caps) -> gst::Buffer {
 }
 
 #[test]
-fn of_interlaced_video_one_field_is_seen_and_both_are_drawn_on() {
+fn the_network_sees_one_field_and_the_overlay_is_drawn_on_both() {
     for (mode, flagged) in [("interleaved", false), ("mixed", true), ("mixed", false), ("progressive", false)]
     {
         let (element, bus, seen) = marking(&[ACCURATE, ("roi", "0,40,96,40"), ("overlay-mode", "mask")]);
@@ -193,7 +193,7 @@ fn positions_are_reported_in_lines_of_the_frame() {
 }
 
 #[test]
-fn fields_that_come_apart_are_reported_with_the_fix() {
+fn fields_in_separate_buffers_are_reported_with_the_fix() {
     let (element, bus, _) = marking(&[ACCURATE]);
     let mut h = around(&element);
     let caps = with(caps("NV12", 96, 120), "interlace-mode", "fields");
@@ -216,7 +216,7 @@ fn fields_that_come_apart_are_reported_with_the_fix() {
 }
 
 #[test]
-fn rates_of_film_and_television_and_none_at_all_keep_their_timestamps() {
+fn timestamps_are_kept_at_all_frame_rates_and_without_one() {
     // 23.976, 29.97, 50 and 59.94 frames a second; 0/1 is a variable rate.
     let rates = [(24_000, 1001), (30_000, 1001), (50, 1), (60_000, 1001), (0, 1)];
     for (mode, (numerator, denominator)) in
@@ -272,7 +272,7 @@ fn latency(h: &mut Harness) -> Duration {
 }
 
 #[test]
-fn frame_accurate_answers_the_latency_query_with_what_it_takes() {
+fn frame_accurate_answers_the_latency_query_with_the_measured_time() {
     let (element, bus) = slow(&[ACCURATE], Duration::from_millis(150));
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
@@ -317,7 +317,7 @@ fn a_model_too_slow_for_a_live_source_is_reported_once_with_the_fix() {
 }
 
 #[test]
-fn a_model_s_time_is_known_before_the_first_frame() {
+fn the_latency_is_measured_before_the_first_frame() {
     let dir = tempfile::tempdir().unwrap();
     let location = model(dir.path());
     let asked = |h: &mut Harness| {
@@ -374,7 +374,7 @@ fn a_live_pipeline_with_a_sink_that_syncs_renders_every_frame() {
 }
 
 #[test]
-fn a_paused_pipeline_shows_the_frame_it_stands_on_with_its_own_mask() {
+fn a_paused_pipeline_shows_its_frame_with_that_frame_s_own_mask() {
     // It waits for as long as a mask may be shown.
     let properties = [("overlay-mode", "mask"), ("opacity", "1"), ("expire-overlay", "20000000000")];
     let (element, _) = slow(&properties, Duration::from_millis(50));
@@ -417,7 +417,7 @@ fn a_paused_pipeline_does_not_wait_for_a_model_that_hangs() {
 }
 
 #[test]
-fn every_format_is_offered() {
+fn the_pads_offer_every_format() {
     init();
     let template = gst::ElementFactory::find("autosam").unwrap().static_pad_templates();
     let sink = template.iter().find(|t| t.name_template() == "sink").unwrap().caps();

@@ -170,7 +170,7 @@ fn masks_of_a_slow_model_follow_a_pan() {
 }
 
 #[test]
-fn masks_follow_through_the_default_filter() {
+fn masks_follow_a_pan_with_the_default_filter() {
     let own = mean(&play(GENTLE, 0, &[]));
     for slow in SLOW {
         let filter = [("smoothing", "0.4"), ("hysteresis", "0.45")];
@@ -181,7 +181,7 @@ fn masks_follow_through_the_default_filter() {
 }
 
 #[test]
-fn a_mask_that_cannot_be_followed_is_not_drawn() {
+fn a_mask_is_not_drawn_after_a_scene_change() {
     const CUT: usize = 80;
     let pan = Pan { cut: Some(CUT as u64), ..GENTLE };
     // With 1 the last mask before the cut is one frame old on the first frame after it.
@@ -198,7 +198,7 @@ fn a_mask_that_cannot_be_followed_is_not_drawn() {
 }
 
 #[test]
-fn motion_compensation_takes_the_boolean_it_once_was() {
+fn motion_compensation_accepts_booleans() {
     common::init();
     use gst::prelude::*;
     let element = gst::ElementFactory::make("autosam").build().unwrap();

@@ -50,7 +50,7 @@ fn listen(pad: &gst::Pad) -> (gst::Pad, Heard<String>, Heard<gst::Buffer>) {
 }
 
 #[test]
-fn the_mask_pad_gives_every_frame_s_mask_with_its_timestamps() {
+fn the_mask_pad_outputs_every_frame_s_mask_with_its_timestamps() {
     let (element, _, value) = steered(&[ACCURATE]);
     let pad = element.request_pad_simple("mask").unwrap();
     let template = element.pad_template("mask").unwrap();
@@ -83,7 +83,7 @@ fn the_mask_pad_gives_every_frame_s_mask_with_its_timestamps() {
 }
 
 #[test]
-fn a_mask_pad_that_is_stuck_does_not_hold_up_the_frame() {
+fn a_blocked_mask_pad_does_not_delay_video() {
     let (element, _, value) = steered(&[ACCURATE]);
     value.store(255, Ordering::Relaxed);
     let pad = element.request_pad_simple("mask").unwrap();
@@ -119,7 +119,7 @@ fn a_mask_pad_that_is_stuck_does_not_hold_up_the_frame() {
 }
 
 #[test]
-fn a_flush_passes_the_mask_pad_and_keeps_its_caps() {
+fn a_flush_passes_through_the_mask_pad_and_keeps_its_caps() {
     let (element, _, value) = steered(&[ACCURATE]);
     value.store(255, Ordering::Relaxed);
     let pad = element.request_pad_simple("mask").unwrap();
@@ -150,7 +150,7 @@ fn a_flush_passes_the_mask_pad_and_keeps_its_caps() {
 }
 
 #[test]
-fn a_mask_pad_asked_for_in_mid_stream_knows_the_stream() {
+fn a_mask_pad_requested_in_mid_stream_sends_the_stream_s_events() {
     let (element, _, _) = steered(&[ACCURATE]);
     let mut h = around(&element);
     let caps = caps("RGB", 20, 20);
@@ -165,7 +165,7 @@ fn a_mask_pad_asked_for_in_mid_stream_knows_the_stream() {
 }
 
 #[test]
-fn metadata_hold_regions_confidence_and_the_mask() {
+fn metadata_contain_regions_confidence_and_the_mask() {
     let (element, _, value) = steered(&[ACCURATE, ("attach-meta", "true")]);
     value.store(204, Ordering::Relaxed);
     let mut h = around(&element);
@@ -230,7 +230,7 @@ fn detections_are_reported_as_messages_and_signals() {
 }
 
 #[test]
-fn a_signal_handler_that_takes_its_time_does_not_hold_up_the_frame() {
+fn a_slow_signal_handler_does_not_delay_video() {
     let (element, _, value) = steered(&[ACCURATE]);
     let (go, gate) = std::sync::mpsc::channel::<()>();
     let gate = Mutex::new(gate);
@@ -250,7 +250,7 @@ fn a_signal_handler_that_takes_its_time_does_not_hold_up_the_frame() {
 }
 
 #[test]
-fn a_region_shows_after_the_hold_off_only() {
+fn a_region_is_shown_only_after_the_hold_off() {
     let (element, _, value) = steered(&[("hold-off", "3"), ("expire-overlay", "0")]);
     value.store(255, Ordering::Relaxed);
     let mut h = around(&element);
@@ -270,7 +270,7 @@ fn a_region_shows_after_the_hold_off_only() {
 }
 
 #[test]
-fn statistics_come_as_often_as_asked() {
+fn statistics_are_posted_at_the_requested_interval() {
     let (element, bus, _) = steered(&[ACCURATE, ("stats-interval", "1")]);
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
@@ -293,7 +293,7 @@ fn policy() -> u32 {
 }
 
 #[test]
-fn the_streaming_thread_gets_real_time_priority_if_asked_for_and_allowed() {
+fn the_streaming_thread_gets_real_time_priority_if_requested_and_permitted() {
     let (element, bus, _) = steered(&[("realtime-priority", "7")]);
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
@@ -323,7 +323,7 @@ fn the_streaming_thread_gets_real_time_priority_if_asked_for_and_allowed() {
 }
 
 #[test]
-fn a_rate_is_kept_and_jumps_of_timestamps_do_not_stop_inference() {
+fn the_maximum_inference_rate_is_kept_and_timestamp_jumps_do_not_stop_inference() {
     let (element, _, _) = steered(&[("max-inference-rate", "5")]);
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
@@ -372,7 +372,7 @@ fn properties_follow_a_controller() {
 }
 
 #[test]
-fn a_region_that_cannot_be_read_is_reported_and_changes_nothing() {
+fn an_invalid_roi_is_reported_and_changes_nothing() {
     let (element, bus, _) = steered(&[("roi", "8,4,16,16")]);
     element.set_property("roi", "somewhere");
     assert_eq!(element.property::<String>("roi"), "8,4,16,16");
@@ -383,7 +383,7 @@ fn a_region_that_cannot_be_read_is_reported_and_changes_nothing() {
 }
 
 #[test]
-fn nothing_is_detected_outside_the_region() {
+fn nothing_is_detected_outside_the_roi() {
     let (element, _, value) = steered(&[ACCURATE, ("roi", "16,8,32,32")]);
     value.store(255, Ordering::Relaxed);
     let mut h = around(&element);
@@ -453,7 +453,7 @@ fn a_model_set_while_playing_takes_over_and_no_frame_is_lost() {
 }
 
 #[test]
-fn an_element_whose_model_did_not_open_takes_one_later() {
+fn an_element_without_a_model_accepts_one_later() {
     let (element, bus) = scripted(&[("model-location", "bad"), ACCURATE], |location| match location {
         Some(l) if l == Path::new("good") => Ok(Box::new(Scripted(|_: &_| Ok(255)))),
         _ => Err(autosam_frame::Error::weights("bad", "truncated")),
@@ -473,7 +473,7 @@ fn an_element_whose_model_did_not_open_takes_one_later() {
 }
 
 #[test]
-fn a_worker_that_takes_too_long_is_reported_as_overload() {
+fn slow_inference_is_reported_as_overload() {
     let (element, bus, go) = gated(&[("expire-overlay", "20000000")]);
     let mut h = around(&element);
     let caps = caps("RGB", 40, 30);

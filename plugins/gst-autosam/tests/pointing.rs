@@ -150,7 +150,7 @@ fn end(bus: &gst::Bus) -> (u32, String) {
 }
 
 /// The events on the element's src pad that say which object is drawn.
-fn told_downstream(h: &mut Harness) -> Vec<(u32, bool)> {
+fn objects_announced_downstream(h: &mut Harness) -> Vec<(u32, bool)> {
     let events = std::iter::from_fn(|| h.try_pull_event());
     let own = events.filter_map(|e| {
         e.structure().filter(|s| s.name() == "application/x-autosam-prompt").map(|s| s.to_owned())
@@ -159,7 +159,7 @@ fn told_downstream(h: &mut Harness) -> Vec<(u32, bool)> {
 }
 
 #[test]
-fn a_click_gives_the_object_under_it_a_mask_in_the_second_colour() {
+fn a_click_draws_the_object_under_it_in_the_prompt_colour() {
     let (mut h, _, bus, asked) = promptable(&[("attach-meta", "true")]);
     assert!(!is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
     assert!(asked.lock().unwrap().is_empty(), "the model was asked although nobody pointed");
@@ -170,7 +170,7 @@ fn a_click_gives_the_object_under_it_a_mask_in_the_second_colour() {
     assert_eq!(started.get::<u32>("id").unwrap(), 1);
     let left = started.get::<u32>("x").unwrap();
     assert!(left.abs_diff((FIRST.0 - RADIUS) as u32) <= 2, "{left}");
-    assert_eq!(told_downstream(&mut h), [(1, true)]);
+    assert_eq!(objects_announced_downstream(&mut h), [(1, true)]);
     let roi = out.meta::<gst_video::VideoRegionOfInterestMeta>().unwrap();
     assert_eq!((roi.roi_type(), roi.id()), ("prompt", 1));
     let mask = gst::meta::CustomMeta::from_buffer(&out, "GstAutoSamPromptMeta").unwrap();
@@ -188,7 +188,7 @@ fn a_click_gives_the_object_under_it_a_mask_in_the_second_colour() {
 }
 
 #[test]
-fn a_click_on_another_object_takes_the_first_one_s_place() {
+fn a_click_on_another_object_replaces_the_first() {
     let (mut h, _, bus, _) = promptable(&[]);
     click(&mut h, 1, FIRST);
     assert!(iou(&h.push_and_pull(frame(0.0)).unwrap(), FIRST) > 0.9);
@@ -196,7 +196,7 @@ fn a_click_on_another_object_takes_the_first_one_s_place() {
     assert!(iou(&h.push_and_pull(frame(0.0)).unwrap(), SECOND) > 0.9);
     assert_eq!(end(&bus), (1, "replaced".to_owned()));
     assert_eq!(next_message(&bus, "application/x-autosam-prompt-started").get::<u32>("id").unwrap(), 2);
-    assert_eq!(told_downstream(&mut h), [(1, true), (2, true)]);
+    assert_eq!(objects_announced_downstream(&mut h), [(1, true), (2, true)]);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn background_points_correct_the_object_and_need_one() {
 }
 
 #[test]
-fn a_drag_is_a_box() {
+fn a_drag_prompts_with_a_box() {
     let (mut h, _, _, asked) = promptable(&[]);
     let (from, to) = ((SECOND.0 + 16.0, SECOND.1 - 16.0), (SECOND.0 - 16.0, SECOND.1 + 16.0));
     drag(&mut h, 1, NavigationModifierType::empty(), from, to);
@@ -234,7 +234,7 @@ fn a_drag_is_a_box() {
 }
 
 #[test]
-fn escape_clears() {
+fn escape_clears_all_prompts() {
     let (mut h, _, bus, _) = promptable(&[]);
     click(&mut h, 1, FIRST);
     assert!(is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
@@ -243,12 +243,12 @@ fn escape_clears() {
     send(&mut h, NavigationEvent::new_key_press("Escape"));
     assert!(!is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
     assert_eq!(end(&bus), (1, "cleared".to_owned()));
-    assert_eq!(told_downstream(&mut h), [(1, true), (1, false)]);
+    assert_eq!(objects_announced_downstream(&mut h), [(1, true), (1, false)]);
     assert!(!is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
 }
 
 #[test]
-fn action_signals_do_the_same() {
+fn action_signals_prompt_like_clicks_and_drags() {
     let (mut h, element, bus, asked) = promptable(&[]);
     let point = |at: (f64, f64), foreground: bool| {
         element.emit_by_name::<bool>("prompt-point", &[&at.0, &at.1, &foreground])
@@ -268,7 +268,7 @@ fn action_signals_do_the_same() {
 }
 
 #[test]
-fn a_model_that_takes_no_prompts_is_reported() {
+fn a_model_without_prompts_is_reported() {
     let (element, bus) = scripted(&[ACCURATE], |_| Ok(Box::new(Scripted(|_: &_| Ok(0)))));
     let mut h = around(&element);
     h.set_src_caps(common::caps("RGB", SIZE.0, SIZE.1));
@@ -279,7 +279,7 @@ fn a_model_that_takes_no_prompts_is_reported() {
 }
 
 #[test]
-fn prompts_that_come_faster_than_they_are_taken_are_refused_and_hold_up_nothing() {
+fn too_many_prompts_are_refused_without_delaying_video() {
     let (element, bus, go) = common::gated(&[]);
     let mut h = around(&element);
     h.set_src_caps(common::caps("RGB", SIZE.0, SIZE.1));
@@ -319,7 +319,7 @@ fn a_flush_and_new_caps_end_the_object() {
 }
 
 #[test]
-fn another_scene_ends_the_object() {
+fn a_scene_change_ends_the_object() {
     let (mut h, _, bus, _) = promptable(&[]);
     click(&mut h, 1, FIRST);
     assert!(is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
@@ -351,7 +351,7 @@ fn an_object_outlives_its_model() {
 }
 
 #[test]
-fn places_are_right_in_a_region_of_the_frame() {
+fn prompt_positions_are_right_within_a_roi() {
     // The network sees the right half, twice as large.
     let (mut h, _, bus, asked) = promptable(&[("roi", "64,24,64,64")]);
     click(&mut h, 1, FIRST);
@@ -394,7 +394,7 @@ fn translated(chain: &str, at: (f64, f64)) -> (f64, f64) {
 
 /// docs/howto/point.md names these elements.
 #[test]
-fn elements_after_this_one_translate_places() {
+fn downstream_elements_translate_positions() {
     for (chain, at, want) in [
         ("identity", (100.0, 80.0), (100.0, 80.0)),
         ("videoconvert ! video/x-raw,format=RGB", (100.0, 80.0), (100.0, 80.0)),

@@ -84,7 +84,7 @@ fn the_benchmark_counts_every_frame_and_finds_no_changed_pixel() {
 }
 
 #[test]
-fn the_benchmark_says_what_it_cannot_use() {
+fn the_benchmark_names_unusable_settings() {
     init();
     let bench = LiveBench {
         format: "NV12".into(),
@@ -236,7 +236,7 @@ fn the_monitor_shows_frames_metrics_and_detections() {
 }
 
 #[test]
-fn the_monitor_ends_with_its_input_and_says_what_is_missing() {
+fn the_monitor_ends_with_its_input_and_names_missing_inputs() {
     init();
     let dir = tempfile::tempdir().unwrap();
     pictures(&dir.path().join("frames"));
@@ -314,7 +314,7 @@ fn shown(input: &Path, model: &Path) -> image::RgbImage {
 }
 
 #[test]
-fn the_monitor_shows_turned_and_interlaced_videos_as_a_person_sees_them() {
+fn the_monitor_shows_videos_upright_and_deinterlaced() {
     init();
     let dir = tempfile::tempdir().unwrap();
     let (path, model) = (dir.path().join("v.mp4"), model(dir.path()));
