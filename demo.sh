@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs a clip through the element `autosam` in real time with the shipped model and keeps the result.
+# Runs a clip through the element `autosam` in real time with the shipped model and stores the result.
 #   ./demo.sh              makes a synthetic clip (no patient data needed)
 #   ./demo.sh CLIP         uses your clip
 # Results are in demo-out/; nothing leaves this machine.
@@ -15,12 +15,12 @@ clip="${1:-}"
 if [ -z "$clip" ]; then
     clip="$out/clip.mp4"
     if [ ! -e "$clip" ]; then
-        echo "== a synthetic colonoscopy clip: $clip"
+        echo "== creating a synthetic colonoscopy clip: $clip"
         "$program" synth --out "$out/synthetic" --force --sequences 1 --frames 150 --seed 8 --clip "$clip"
     fi
 fi
 
-echo "== live, at the clip's own speed: every frame passes, the latest mask is drawn"
+echo "== live, at the clip's own speed: every frame passes with the most recent mask"
 gst-launch-1.0 -m filesrc location="$clip" ! decodebin ! videoconvert ! clocksync ! autosam \
     ! queue ! videoconvert ! x264enc speed-preset=ultrafast tune=zerolatency pass=qual quantizer=20 \
     ! h264parse ! mp4mux ! filesink location="$out/live.mp4" >"$out/live.log" || { cat "$out/live.log" >&2; exit 1; }
@@ -39,7 +39,7 @@ echo "== frame by frame: every frame with its own mask"
 if [ -d "$out/synthetic" ] && [ "$clip" = "$out/clip.mp4" ]; then
     echo "== compared with the synthetic clip's true masks"
     "$program" run --input "$out/synthetic/TrainDataset"
-    echo "(One clip is one polyp seen 150 times, and one wrong region can last for most of its polyp-free frames: these numbers say that"
+    echo "(The clip shows a single polyp in 150 frames, and one wrong region can persist through most of its polyp-free frames. So these numbers show that"
     echo "the program works, not how good the model is. models/autosam-lite.md has its metrics on public data.)"
 fi
 

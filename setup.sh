@@ -15,7 +15,7 @@ recent() {
     [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
 }
 
-# Puts a Rust that is new enough first on PATH, or says how to get one. Before the packages: they are 2 GB.
+# Puts a sufficiently new Rust first on PATH, or prints how to install one. It runs before the packages (2 GB) are installed.
 find_rust() {
     needed="$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)"
     found=""
@@ -39,7 +39,7 @@ find_rust() {
     exit 1
 }
 
-# Installs $1, a list of packages, or prints the command for whoever may.
+# Installs the packages in $1, or prints the command for root.
 install_packages() {
     root=""
     if [ "$(id -u)" != 0 ]; then

@@ -1,7 +1,7 @@
-//! Times of the networks and of training steps, one JSON line a run: `{"case": …, "seconds": …}`.
+//! Times of networks and training steps, one JSON line per run: `{"case": …, "seconds": …}`.
 //!
 //!     cargo bench --bench networks                    # every case, the median of five runs
-//!     cargo bench --bench networks -- generator       # cases whose name holds a word
+//!     cargo bench --bench networks -- generator       # cases whose name contains a word
 //!     cargo bench --bench networks -- --serve         # one run for each case named on a line of standard input
 //!     cargo bench --bench networks -- --dump DIR      # weights, input and output of each network, as safetensors
 //!     AUTOSAM_BENCH_MODEL=FILE AUTOSAM_BENCH_PRECISION=int8 cargo bench --bench networks -- shipped
@@ -34,9 +34,9 @@ type Failure = Box<dyn std::error::Error>;
 type Outcome<T> = Result<T, Failure>;
 
 const CASES: [&str; 12] = [
-    // Only where they are asked for.
+    // These run only if they are requested.
     "vit_h_1024",
-    // From the bytes of a frame of 1080p, reduced, to the bytes of its mask.
+    // From the bytes of a downscaled 1080p frame to the bytes of its mask.
     "frame_vit_h",
     "frame_vit_b",
     "vit_b_1024",
@@ -45,7 +45,7 @@ const CASES: [&str; 12] = [
     "hardnet85_352",
     "hardnet68_256",
     "shipped",
-    // Four frames at once: whether frames of several elements should wait for each other. Not in benches/pytorch.py.
+    // Four frames at once, to see whether batching the frames of several elements would pay. Not in benches/pytorch.py.
     "shipped_x4",
     "train_generator",
     "train_sam",
@@ -55,7 +55,7 @@ const CASES: [&str; 12] = [
 const BATCH: usize = 8;
 
 fn main() -> Outcome<()> {
-    // SAFETY: nothing has run before.
+    // SAFETY: this is the first action of the program; no other thread exists.
     unsafe { autosam::process::settle() };
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let scratch = tempfile::tempdir()?;
@@ -88,7 +88,7 @@ fn main() -> Outcome<()> {
                 .filter(|n| words.is_empty() || words.iter().any(|w| n.contains(w)))
             {
                 let mut case = Case::open(name, scratch.path())?;
-                // A GPU's inference is recorded after a few.
+                // Inference on a GPU is recorded after a few runs.
                 for _ in 0..if place()?.0.is_cpu() { 1 } else { 5 } {
                     case.run()?;
                 }
@@ -101,7 +101,7 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// Cases of minutes on a CPU.
+/// Cases that take minutes on a CPU.
 fn on_a_gpu(case: &str) -> bool {
     case.starts_with("vit_h") || case.starts_with("frame_")
 }
@@ -110,7 +110,7 @@ fn report(case: &str, seconds: f64) {
     println!("{}", serde_json::json!({ "case": case, "seconds": seconds }));
 }
 
-/// Numbers in [-1, 1) that PyTorch's side of a comparison reads from the dump.
+/// Numbers in [-1, 1), which the PyTorch program reads from the dump.
 fn noise(shape: &[usize]) -> Outcome<Tensor> {
     let values: Vec<f32> = (0..shape.iter().product::<usize>() as u32)
         .map(|i| {
@@ -121,12 +121,12 @@ fn noise(shape: &[usize]) -> Outcome<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// Side of the shipped model's input in pixels.
+/// Input size of the shipped model in pixels.
 fn side() -> Outcome<usize> {
     Ok(ModelConfig::of(&model::checkpoint(None)?)?.sam.image_size)
 }
 
-/// Where the cases run, and the type of their products there (`AUTOSAM_BENCH_DEVICE`, `AUTOSAM_BENCH_PRECISION`).
+/// Device of the cases, and number format of their products (`AUTOSAM_BENCH_DEVICE`, `AUTOSAM_BENCH_PRECISION`).
 fn place() -> Outcome<(Device, Option<DType>)> {
     let device = match std::env::var("AUTOSAM_BENCH_DEVICE").as_deref() {
         Ok("cuda") => DeviceChoice::Cuda(0).resolve()?,
@@ -142,7 +142,7 @@ fn place() -> Outcome<(Device, Option<DType>)> {
     Ok((device, products))
 }
 
-/// [`place`] as a model is opened by it.
+/// [`place`] as options for opening a model.
 fn options() -> Outcome<ModelOptions> {
     let (device, products) = place()?;
     Ok(ModelOptions {
@@ -157,7 +157,7 @@ fn options() -> Outcome<ModelOptions> {
     })
 }
 
-/// Weights of the shipped network, if not its own (`AUTOSAM_BENCH_MODEL`).
+/// Weights to use instead of the shipped model's (`AUTOSAM_BENCH_MODEL`).
 fn weights() -> Option<PathBuf> {
     std::env::var_os("AUTOSAM_BENCH_MODEL").map(PathBuf::from)
 }
@@ -171,7 +171,7 @@ enum Case {
 }
 
 impl Case {
-    /// Builds the case named `name`; what it writes goes below `scratch`.
+    /// Builds the case named `name`; it writes its files below `scratch`.
     fn open(name: &str, scratch: &Path) -> Outcome<Self> {
         match name {
             "shipped" => {
@@ -254,7 +254,7 @@ impl Case {
     }
 }
 
-/// Frames of discs on a background, and their masks.
+/// Writes frames with discs on a background, and their masks.
 fn frames(n: usize, size: usize) -> Batch {
     let mut batch = Batch { samples: Vec::new(), masks: Vec::new(), ids: Vec::new() };
     for k in 0..n {
@@ -330,7 +330,7 @@ fn network(name: &str) -> Outcome<Network> {
 fn dump(name: &str, dir: &Path) -> Outcome<()> {
     let path: PathBuf = dir.join(format!("{name}.safetensors"));
     let tensors = if name == "shipped" {
-        // The network's own logits: PyTorch's side knows neither calibration nor presence.
+        // The network's logits, because the PyTorch program has neither calibration nor presence.
         let mut checkpoint: Checkpoint = model::checkpoint(None)?;
         let config = ModelConfig::of(&checkpoint)?;
         ModelConfig::new(config.sam, config.generator).note(&mut checkpoint)?;

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The shipped network in OpenVINO and ONNX Runtime beside ours, on a CPU, batch 1: from the bytes of a frame to those of its map.
+"""Compares autosam-video with OpenVINO and ONNX Runtime: the shipped network on a CPU, batch 1, from the bytes of a frame to those of
+its map.
 
     cargo build --release --bench networks
     python3 benches/openvino.py --model FILE.safetensors [--rounds 15] [--threads N] [--json FILE] [--data DIR]
@@ -27,7 +28,7 @@ from torch import nn
 
 import pytorch as ours_in_torch
 
-# This file has the name of the package that it imports.
+# This file has the same name as the package that it imports.
 sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
 
 SIDE = ours_in_torch.SIDE
@@ -64,7 +65,7 @@ def network(path):
 
 
 def images(directory, count=64):
-    """Frames `[1, S, S, 3]`, of the images below `directory` if it is given."""
+    """Frames `[1, S, S, 3]`, from the images below `directory` if it is given."""
     if directory is None:
         return [frame[None] for frame in ours_in_torch.frames(8)[0]]
     from PIL import Image
@@ -167,7 +168,7 @@ def main():
             for mode, run in modes.items():
                 dice = np.mean([agreement(run(frame), e) for frame, e in zip(frames, exact)])
                 print(f"{engine} {mode}: mean Dice with PyTorch's masks {dice:.4f}", flush=True)
-        # Ours replays a recording from the third inference on.
+        # autosam-video replays a recording from the third inference on.
         ours = {mode: run for mode, run in ours.items() if all(run.seconds() is not None for _ in range(5))}
         times = {}
         for _ in range(args.rounds):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The cases of benches/networks.rs in PyTorch, and both side by side.
+"""Runs the cases of benches/networks.rs in PyTorch, and compares both.
 
     cargo build --release --bench networks
     python3 benches/pytorch.py [--rounds 5] [--compare] [CASE ...]
@@ -27,7 +27,7 @@ from torch import nn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BATCH = 8
-# Of the shipped model: the side of its input in pixels, and of its embedding's cells.
+# The shipped model's input size in pixels, and the size of its embedding in cells.
 SIDE, STRIDE = 256, 8
 
 sys.path.insert(0, os.path.join(ROOT, "tests/data"))
@@ -68,7 +68,7 @@ class VitAttention(nn.Module):
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
 
     def table(self, rel_pos, n):
-        """Rows for the distances from every place to every other; their numbers kept where the tensors are."""
+        """Bias rows for the distance between every pair of positions; their indices stay on the tensors' device."""
         if not hasattr(self, "places"):
             self.places = {}
         if n not in self.places:
@@ -457,7 +457,7 @@ def generator(name):
 
 
 class Whole(nn.Module):
-    """A published SAM, the generator that `train` makes before it."""
+    """A published SAM and the generator that `train` creates for it."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -481,7 +481,7 @@ class NormedConv(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Features at strides 8 and on, finest first, to the finest level."""
+    """Merges features from stride 8 on, finest first, into the finest level."""
 
     def __init__(self, features, c):
         super().__init__()
@@ -554,7 +554,7 @@ def frames(n, size=SIDE):
 
 
 class Step:
-    """One training step as `train` takes it: loss, backward, clipping, AdamW, moving average."""
+    """One training step like `train`'s: loss, backward, clipping, AdamW, moving average."""
 
     def __init__(self, stage):
         model = Shipped().train()
@@ -619,11 +619,11 @@ def case(name, device="cpu", precision="f32", compiled=False):
         return Step(name.removeprefix("train_"))
     net = network(name).eval()
     if device != "cpu":
-        # Weights in the products' type, as ours.
+        # Weights have the products' type, as in autosam-video.
         dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[precision]
         net = net.to(device, dtype)
         if compiled:
-            with torch.inference_mode():  # what the first run keeps must not be a graph's
+            with torch.inference_mode():  # tensors kept from the first run must not belong to an autograd graph
                 side = 1024 if name.endswith("_1024") or name.startswith("frame_") else 64
                 net(torch.rand(1, 3, side, side, device=device, dtype=dtype))
             net = torch.compile(net, mode="reduce-overhead")
@@ -734,14 +734,15 @@ def race(names, rounds, device, precision, compiled):
     print(f"| case | ours, ms | PyTorch {torch.__version__}, ms | ours / PyTorch |\n|---|---|---|---|")
     for name in names:
         theirs = case(name, device, precision, compiled)
-        # Where both record their work as graphs, they do so in their first runs.
+        # If both record CUDA graphs, they do so in their first runs.
         for _ in range(5 if device != "cpu" else 1):
             theirs()
             if device != "cpu":
                 once(name)
         a, b = [], []
         for _ in range(rounds):
-            # Each timed run follows one of its own, as frames and steps do: the other's left caches and cores to itself.
+            # Each timed run follows another run of the same program, as with successive frames and steps, because the other program leaves
+            # its own data in the caches.
             once(name)
             a.append(once(name))
             theirs()

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The VPS measures in NumPy and SciPy beside `autosam-video eval`: same frames, same figures, time of each.
+"""Compares `autosam-video eval` with NumPy and SciPy: VPS metrics of the same frames, and the time of both.
 
     pip install numpy scipy pillow
     python3 benches/vps_metrics.py --frames 1000 --size 512 [--numpy-frames 100]
 
-NumPy runs on the first --numpy-frames of each run (all by default) and its time is scaled up. The figures of both are
+NumPy runs on the first --numpy-frames of each run (all by default) and its time is scaled up. The metrics of both are
 compared on those frames. Definitions: docs/metrics.md; thresholds are looped over as the published toolbox does.
 """
 import argparse, json, pathlib, subprocess, tempfile, time
@@ -139,17 +139,17 @@ def main():
         root = pathlib.Path(folder)
         names = write(root, args.frames, args.size)
         began = time.perf_counter()
-        json_path = root / "figures.json"
+        json_path = root / "metrics.json"
         subprocess.run([args.program, "eval", "--pred", root / "pred", "--gt", root / "gt", "--json", json_path],
                        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         ours = time.perf_counter() - began
-        figures = json.loads(json_path.read_text())
+        report = json.loads(json_path.read_text())
         counted = names[: args.numpy_frames or args.frames]
         began = time.perf_counter()
         results = [frame(*(np.asarray(Image.open(root / kind / n), dtype=np.float64) for kind in ("pred", "gt")))
                    for n in counted]
         numpy = (time.perf_counter() - began) * args.frames / len(counted)
-    print(f"{figures['frames']} frames of {args.size}x{args.size}: autosam-video {ours:.2f} s, NumPy and SciPy {numpy:.1f} s"
+    print(f"{report['frames']} frames of {args.size}x{args.size}: autosam-video {ours:.2f} s, NumPy and SciPy {numpy:.1f} s"
           f"{'' if len(counted) == args.frames else f' (of {len(counted)} frames)'}: {numpy / ours:.1f} times as long")
     if len(counted) == args.frames:
         curve = lambda key: np.mean([r[key] for r in results], axis=0)
@@ -158,7 +158,7 @@ def main():
                            "MAE": np.mean([r["MAE"] for r in results]), "meanEm": curve("E").mean(),
                            "meanFm": curve("F").mean(), "maxDice": curve("medical")[:, 0].max(),
                            "meanIoU": curve("medical")[:, 1].mean()}.items():
-            print(f"  {key}: {figures['metrics'][key]:.6f} and {value:.6f}")
+            print(f"  {key}: {report['metrics'][key]:.6f} and {value:.6f}")
 
 
 if __name__ == "__main__":

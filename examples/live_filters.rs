@@ -1,12 +1,12 @@
-//! Measures what the engine does beside the network: the temporal filter, motion compensation, the region of interest. The
-//! figures of docs/live.md come from it.
+//! Measures the engine's functions around the network: temporal filter, motion compensation, region of interest. The results in
+//! docs/live.md come from it.
 //!
 //!     cargo run --release --example live_filters -- temporal [--model FILE] [--sunseg DIR] [--count N] [--sweep]
 //!     cargo run --release --example live_filters -- motion [--model FILE] [--sunseg DIR] [--count N]
 //!     cargo run --release --example live_filters -- roi --data DIR
 //!
-//! Without DIR on synthetic sequences alone. A SUN-SEG folder's sequences get a polyp-free stretch each: a moving window of the
-//! same frames that keeps clear of the polyp.
+//! Without --sunseg it uses only synthetic sequences. Each sequence of a SUN-SEG folder is used with polyps, and again as a
+//! polyp-free sequence: a moving window of the same frames that avoids the polyp.
 
 use autosam::data::{Dataset, Pair};
 use autosam::engine::flow::Flow;
@@ -29,11 +29,11 @@ use std::time::Instant;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Pictures a second of every sequence.
+/// Frame rate of all sequences.
 const RATE: f64 = 25.0;
-/// Pictures of a synthetic sequence.
+/// Number of frames of a synthetic sequence.
 const FRAMES: usize = 75;
-/// Of maps: what is uncertain is the temporal filter's to leave out.
+/// For masks of filtered maps: the temporal filter already applies hysteresis.
 const FILTERED: MaskSettings = MaskSettings { threshold: 0.5, min_area: 0.0, hysteresis: 0.0 };
 
 fn main() -> Result<()> {
@@ -126,7 +126,7 @@ fn real(model: &mut dyn Segmenter, dir: &str) -> Result<Set> {
     Ok(Set { name: "real", with, without })
 }
 
-/// Six tenths of a picture without polyp, as near as can be to where the window before was.
+/// The polyp-free window, 0.6 times the frame's width and height, that is closest to the previous window at `at`.
 fn clear_window(pair: &Pair, at: &mut Option<(u32, u32)>) -> Option<Pair> {
     let (w, h) = pair.rgb.dimensions();
     let (ww, wh) = (w * 6 / 10, h * 6 / 10);
@@ -143,12 +143,12 @@ fn clear_window(pair: &Pair, at: &mut Option<(u32, u32)>) -> Option<Pair> {
 
 struct Outcome {
     live: Live,
-    /// Pictures from each appearance to its first hit.
+    /// Number of frames from each appearance of a polyp to the first hit.
     first: Vec<Option<usize>>,
     dice: f64,
 }
 
-/// What a viewer sees where every `step`th picture is inferred.
+/// The outcome for a viewer if every `step`th frame is inferred.
 fn watch(clips: &[&Clip], settings: &TemporalSettings, step: usize) -> Outcome {
     let (mut sequences, mut dices) = (Vec::new(), Vec::new());
     for clip in clips {
@@ -180,7 +180,7 @@ fn watch(clips: &[&Clip], settings: &TemporalSettings, step: usize) -> Outcome {
     Outcome { live: Live::new(&sequences, RATE), first, dice }
 }
 
-/// What `Watcher` sees, without outlines and motion, which cost more than all the rest.
+/// Like `Watcher`, but without outlines and motion, which would take most of the time.
 fn observed(mask: &[u8], truth: &[u8], width: usize) -> Observed {
     let lit = || (0..mask.len()).filter(|i| mask[*i] > 127);
     let n = lit().count();
@@ -214,7 +214,7 @@ fn temporal(sets: &[Set], sweep: bool) {
             for settings in &all {
                 let o = watch(&clips, settings, step);
                 let alarms = o.live.false_alarms[0];
-                let ms = |pictures: f64| 1000.0 * pictures / RATE;
+                let ms = |frames: f64| 1000.0 * frames / RATE;
                 let mut added: Vec<f64> = plain
                     .first
                     .iter()
@@ -242,23 +242,29 @@ fn temporal(sets: &[Set], sweep: bool) {
             }
         }
         println!(
-            "{name}: {} pictures, {:.2} polyp-free minutes",
+            "{name}: {} frames, {:.2} polyp-free minutes",
             clips.iter().map(|c| c.maps.len()).sum::<usize>(),
             watch(&clips, &TemporalSettings::default(), 1).live.polyp_free_minutes
         );
     }
 }
 
-/// How a mask is brought from its own picture to another.
+/// How a mask is moved from its own frame to a later one.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Compensation {
     Still,
     Surroundings,
-    Picture,
+    WholeFrame,
     Flow,
 }
 
-fn moved(way: Way, mask: &[u8], size: (usize, usize), before: &Luma, now: &Luma) -> Option<Vec<u8>> {
+fn moved(
+    compensation: Compensation,
+    mask: &[u8],
+    size: (usize, usize),
+    before: &Luma,
+    now: &Luma,
+) -> Option<Vec<u8>> {
     let (w, h) = size;
     let shifted = |dx: f32, dy: f32| {
         let (dx, dy) = ((dx * w as f32).round() as isize, (dy * h as f32).round() as isize);
@@ -268,10 +274,10 @@ fn moved(way: Way, mask: &[u8], size: (usize, usize), before: &Luma, now: &Luma)
         };
         (0..w * h).map(|i| at(i % w, i / w).unwrap_or(0)).collect()
     };
-    match way {
-        Way::Still => Some(mask.to_vec()),
-        Way::Picture => motion::shift(before, now, Extent::WHOLE).map(|(x, y)| shifted(x, y)),
-        Way::Surroundings => {
+    match compensation {
+        Compensation::Still => Some(mask.to_vec()),
+        Compensation::WholeFrame => motion::shift(before, now, Extent::WHOLE).map(|(x, y)| shifted(x, y)),
+        Compensation::Surroundings => {
             let lit = || (0..mask.len()).filter(|i| mask[*i] > 127).map(|i| (i % w, i / w));
             let part = |v: Option<usize>, side: usize| v.unwrap_or(0) as f32 / side as f32;
             let extent = Extent {
@@ -282,7 +288,7 @@ fn moved(way: Way, mask: &[u8], size: (usize, usize), before: &Luma, now: &Luma)
             };
             motion::shift(before, now, extent).map(|(x, y)| shifted(x, y))
         }
-        Way::Flow => {
+        Compensation::Flow => {
             let (sw, sh) = (now.width, now.height);
             let small: Vec<bool> =
                 (0..sw * sh).map(|i| mask[(i / sw) * h / sh * w + (i % sw) * w / sw] > 127).collect();
@@ -298,16 +304,16 @@ fn moved(way: Way, mask: &[u8], size: (usize, usize), before: &Luma, now: &Luma)
 
 fn motions(sets: &[Set]) {
     println!(
-        "| set | inferences/s | way | Dice with the picture's own mask | Dice of truth moved with truth | Dice with truth | dropped | µs |"
+        "| set | inferences/s | motion compensation | Dice with the frame's own mask | Dice of truth moved with truth | Dice with truth | dropped | µs |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     for Set { name, with: clips, .. } in sets {
         for rate in [5.0, 10.0, 15.0] {
-            for (way, label) in [
-                (Way::Still, "still"),
-                (Way::Picture, "whole picture's shift"),
-                (Way::Surroundings, "mask's surroundings' shift"),
-                (Way::Flow, "local flow"),
+            for (compensation, label) in [
+                (Compensation::Still, "still"),
+                (Compensation::WholeFrame, "shift of the whole frame"),
+                (Compensation::Surroundings, "shift of the mask's surroundings"),
+                (Compensation::Flow, "local flow"),
             ] {
                 let (mut own, mut perfect, mut real) = (Vec::new(), Vec::new(), Vec::new());
                 let (mut dropped, mut time, mut calls) = (0, 0.0, 0);
@@ -319,7 +325,7 @@ fn motions(sets: &[Set]) {
                         .collect();
                     let lit = |m: &[u8]| m.iter().any(|v| *v > 127);
                     for now in 0..masks.len() {
-                        // The picture inferred last whose mask was there by now: each takes as long as the rate says.
+                        // The last inferred frame whose mask is ready by now. Each inference takes one period of the rate.
                         let inferred = ((now as f64 * rate / RATE).floor() - 1.0).max(0.0);
                         let from = (inferred * RATE / rate).ceil() as usize;
                         if from >= now {
@@ -328,7 +334,7 @@ fn motions(sets: &[Set]) {
                         let size = (clip.maps[now].width, clip.maps[now].height);
                         let mut bring = |mask: &[u8]| {
                             let begin = Instant::now();
-                            let m = moved(way, mask, size, &clip.small[from], &clip.small[now]);
+                            let m = moved(compensation, mask, size, &clip.small[from], &clip.small[now]);
                             time += begin.elapsed().as_secs_f64();
                             calls += 1;
                             m
@@ -367,7 +373,7 @@ fn motions(sets: &[Set]) {
     }
 }
 
-/// How unlike neighbours are, and how unlike pictures of different sequences.
+/// Prints the dissimilarity of nearby frames and of frames of different sequences.
 fn cuts(name: &str, clips: &[Clip]) {
     let print = |what: &str, mut values: Vec<f32>| {
         if values.is_empty() {
@@ -378,13 +384,13 @@ fn cuts(name: &str, clips: &[Clip]) {
         let quantiles: Vec<String> =
             [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0].map(|p| format!("{:.2}", at(p))).to_vec();
         println!(
-            "{name}, {what}: unlikeness at 0, 0.1, 1, 10, 50, 90, 99, 99.9, 100 %: {}",
+            "{name}, {what}: dissimilarity at 0, 0.1, 1, 10, 50, 90, 99, 99.9, 100 %: {}",
             quantiles.join(" ")
         );
     };
     for apart in [1, 3, 5] {
         let pairs = clips.iter().flat_map(|c| c.small.iter().zip(c.small.iter().skip(apart)));
-        print(&format!("{apart} apart"), pairs.map(|(a, b)| motion::change(a, b)).collect());
+        print(&format!("{apart} frames apart"), pairs.map(|(a, b)| motion::change(a, b)).collect());
     }
     let pairs = clips.windows(2).flat_map(|w| w[0].small.iter().step_by(3).zip(w[1].small.iter().step_by(3)));
     print("different sequences", pairs.map(|(a, b)| motion::change(a, b)).collect());
@@ -401,7 +407,7 @@ fn roi(dir: &str) -> Result<()> {
         )
     };
     let mut engine = open()?;
-    println!("| region | pictures | mean Dice | polyp-free pictures marked |");
+    println!("| region | frames | mean Dice | polyp-free frames with an overlay |");
     println!("|---|---|---|---|");
     for region in [Region::Full, Region::Auto] {
         let (mut dices, mut free, mut alarms) = (Vec::new(), 0, 0);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Example pipelines with the element autosam, chosen by a word:
+# Example pipelines with the element autosam, selected by the first argument:
 #   examples/pipelines.sh file clip.mp4
 #   examples/pipelines.sh webcam [/dev/video0]
 #   examples/pipelines.sh rtsp rtsp://127.0.0.1:8554/endo

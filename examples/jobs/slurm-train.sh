@@ -1,5 +1,5 @@
 #!/bin/sh
-# One training run over the GPUs of several Slurm nodes, a process each:
+# One training run on the GPUs of several Slurm nodes, one process per GPU:
 #   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 examples/jobs/slurm-train.sh --sunseg /data/SUN-SEG --out /shared/run1
 # A preempted job is requeued and continues from its checkpoint; after its time limit submit it again.
 #SBATCH --job-name=autosam-train

@@ -1,4 +1,4 @@
-//! No configuration may do more than fail with an error.
+//! Configurations of any content must not do more than fail with an error.
 #![no_main]
 
 use std::io::Write;

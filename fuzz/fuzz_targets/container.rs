@@ -1,12 +1,12 @@
-//! Headers and tables of video containers, of any bytes.
+//! Headers and tables of video containers, from arbitrary bytes.
 #![no_main]
 
-// The library has it with GStreamer only, which it does not need.
+// Included by path, because the library contains the module only with GStreamer, which it does not need.
 #[path = "../../src/video/container/mod.rs"]
 #[allow(dead_code)]
 mod container;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    // Files that end early are an error of the reader's.
+    // For files that end early the reader returns an error.
     let _ = container::read(&mut std::io::Cursor::new(bytes));
 });

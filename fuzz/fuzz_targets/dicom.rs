@@ -1,7 +1,7 @@
-//! Frames of DICOM images of any header and any bytes.
+//! Frames of DICOM images with arbitrary headers and bytes.
 #![no_main]
 
-// The library has it with GStreamer only, which it does not need.
+// Included by path, because the library contains the module only with GStreamer, which it does not need.
 #[path = "../../src/video/dicom/images.rs"]
 #[allow(dead_code)]
 mod images;

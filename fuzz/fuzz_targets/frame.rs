@@ -1,4 +1,4 @@
-//! Sampling and drawing take any caps and any planes: a frame that does not hold what its caps say is an error.
+//! Resizing and masks with arbitrary caps and planes: a frame that does not fit its caps must be an error.
 #![no_main]
 
 use autosam::engine::mask::{Mask, MaskSettings};

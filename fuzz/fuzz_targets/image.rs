@@ -1,4 +1,4 @@
-//! Pictures and names of frames from disk may do no more than fail with an error.
+//! Image files of any content and name must not do more than fail with an error.
 #![no_main]
 
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! No weight file, however damaged, may do more than fail with an error: as bytes and, for PyTorch's archives, from disk.
+//! Weight files of any content must not do more than fail with an error.
 #![no_main]
 
 use std::io::Write;

@@ -146,7 +146,7 @@ def golden(number):
         tensors[f"feature{i}"] = f[:, ::8, ::2, ::2]
     net.train()
     features = net.features(published(2 * signed(prefix + "input2", (2, 3, 128, 128))))
-    # Squares of the first features: through more layers, gradients show little but which side of a ReLU6 rounding put a value on.
+    # Only the first features are squared: through more layers, gradients mainly depend on which side of a ReLU6 gate rounding puts a value.
     loss = sum((f * f).mean() for f in features[:3])
     loss.backward()
     tensors["train.feature4"] = features[4][:, ::4]

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The masks from Python: as video from the pad `mask`, as metadata on the frames, and as signals and messages.
+"""Reads masks in Python: as video from the pad `mask`, as metadata on frames, and as signals and messages.
 
     apt install python3-gi gir1.2-gst-plugins-base-1.0
     GST_PLUGIN_PATH=target/release python3 plugins/gst-autosam/examples/read_masks.py clip.mp4
@@ -20,19 +20,19 @@ def time(buffer):
 
 
 def on_mask(sink):
-    """The pad `mask`: GRAY8 of the picture's size and time, 255 where the mask is."""
+    """The pad `mask`: GRAY8 with the frame's size and time, 255 inside the mask."""
     buffer = sink.emit("pull-sample").get_buffer()
     ok, data = buffer.map(Gst.MapFlags.READ)
     if ok:
-        marked = bytes(data.data).count(255)
+        inside = bytes(data.data).count(255)
         buffer.unmap(data)
-        if marked:
-            print(f"pad:    {time(buffer)} {marked} pixels")
+        if inside:
+            print(f"pad:    {time(buffer)} {inside} pixels")
     return Gst.FlowReturn.OK
 
 
-def on_picture(sink):
-    """Regions and mask as metadata."""
+def on_frame(sink):
+    """Regions and mask as metadata of a frame."""
     buffer = sink.emit("pull-sample").get_buffer()
     number = 0
     while region := GstVideo.buffer_get_video_region_of_interest_meta_id(buffer, number):
@@ -55,10 +55,10 @@ def main():
     pipeline = Gst.parse_launch(
         f"uridecodebin uri={Path(sys.argv[1]).resolve().as_uri()} ! videoconvert"
         " ! autosam name=a sync-mode=frame-accurate attach-meta=true"
-        " a.src ! queue ! appsink name=pictures sync=false emit-signals=true"
+        " a.src ! queue ! appsink name=frames sync=false emit-signals=true"
         " a.mask ! queue ! appsink name=masks sync=false emit-signals=true"
     )
-    pipeline.get_by_name("pictures").connect("new-sample", on_picture)
+    pipeline.get_by_name("frames").connect("new-sample", on_frame)
     pipeline.get_by_name("masks").connect("new-sample", on_mask)
     autosam = pipeline.get_by_name("a")
     autosam.connect("detection-started", lambda _, s: print("signal: a detection began:", s.get_value("confidence")))

@@ -7,30 +7,30 @@ use std::error::Error;
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let file = std::env::args().nth(1).ok_or("which file? read_masks CLIP")?;
+    let file = std::env::args().nth(1).ok_or("usage: read_masks CLIP")?;
     let uri = gst::glib::filename_to_uri(Path::new(&file).canonicalize()?, None)?;
     gst::init()?;
     gstautosam::plugin_register_static()?;
-    // frame-accurate: each picture waits for its own mask. Left out, the picture would not wait, as in live use.
+    // With frame-accurate each frame waits for its own mask. For live use omit it: video then never waits.
     let pipeline = gst::parse::launch(&format!(
         "uridecodebin uri={uri} ! videoconvert ! autosam name=a sync-mode=frame-accurate attach-meta=true \
-         a.src ! queue ! appsink name=pictures sync=false \
+         a.src ! queue ! appsink name=frames sync=false \
          a.mask ! queue ! appsink name=masks sync=false"
     ))?;
     let pipeline = pipeline.downcast::<gst::Pipeline>().map_err(|_| "no pipeline")?;
     let sink =
         |name| pipeline.by_name(name).and_then(|e| e.downcast::<gst_app::AppSink>().ok()).ok_or("no appsink");
 
-    // The pad `mask`: GRAY8 of the picture's size and time, 255 where the mask is.
+    // The pad `mask`: GRAY8 with the frame's size and time, 255 inside the mask.
     let masks = sink("masks")?;
     masks.set_callbacks(
         gst_app::AppSinkCallbacks::builder()
             .new_sample(|sink| {
                 let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
                 if let Some((buffer, map)) = sample.buffer().and_then(|b| Some((b, b.map_readable().ok()?))) {
-                    let marked = map.iter().filter(|v| **v > 0).count();
-                    if marked > 0 {
-                        println!("pad:  {} {marked} pixels", buffer.pts().unwrap_or_default());
+                    let inside = map.iter().filter(|v| **v > 0).count();
+                    if inside > 0 {
+                        println!("pad:  {} {inside} pixels", buffer.pts().unwrap_or_default());
                     }
                 }
                 Ok(gst::FlowSuccess::Ok)
@@ -39,8 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
 
     pipeline.set_state(gst::State::Playing)?;
-    let pictures = sink("pictures")?;
-    while let Ok(sample) = pictures.pull_sample() {
+    let frames = sink("frames")?;
+    while let Ok(sample) = frames.pull_sample() {
         let Some(buffer) = sample.buffer() else { continue };
         for region in buffer.iter_meta::<gst_video::VideoRegionOfInterestMeta>() {
             let (x, y, w, h) = region.rect();
@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 buffer.pts().unwrap_or_default()
             );
         }
-        // The mask as the network gave it, at its resolution.
+        // The mask at the network's resolution.
         if let Ok(meta) = gst::meta::CustomMeta::from_buffer(buffer, "GstAutoSamMaskMeta") {
             let s = meta.structure();
             let mask = s.get::<gst::Buffer>("mask")?;

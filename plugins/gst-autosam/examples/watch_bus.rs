@@ -1,4 +1,4 @@
-//! What the element tells an application: messages on the bus, signals, and the property `stats`.
+//! Prints the element's reports to an application: messages on the bus, signals, and the property `stats`.
 //!
 //!     cargo run --release -p gst-autosam --example watch_bus -- clip.mp4
 
@@ -7,10 +7,10 @@ use std::error::Error;
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let file = std::env::args().nth(1).ok_or("which file? watch_bus CLIP")?;
+    let file = std::env::args().nth(1).ok_or("usage: watch_bus CLIP")?;
     let uri = gst::glib::filename_to_uri(Path::new(&file).canonicalize()?, None)?;
     gst::init()?;
-    // A program of its own may link the plugin; others find it by GST_PLUGIN_PATH.
+    // This program links the plugin. Others find it through GST_PLUGIN_PATH.
     gstautosam::plugin_register_static()?;
     let pipeline = gst::parse::launch(&format!(
         "uridecodebin uri={uri} ! videoconvert ! autosam name=autosam stats-interval=2000000000 ! fakesink sync=true"
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pipeline = pipeline.downcast::<gst::Pipeline>().map_err(|_| "no pipeline")?;
     let autosam = pipeline.by_name("autosam").ok_or("no element")?;
 
-    // Signals come on a thread of the element's, at the same time as the messages.
+    // Signals are emitted on a thread of the element, at the same time as the messages.
     autosam.connect("detection-started", false, |values| {
         if let Ok(s) = values[1].get::<gst::Structure>() {
             println!(
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             _ => {}
         }
     }
-    // Can be read at any time, also while playing.
+    // The property can be read at any time, also while playing.
     println!("at the end: {}", autosam.property::<gst::Structure>("stats"));
     pipeline.set_state(gst::State::Null)?;
     failure.map_or(Ok(()), |text| Err(text.into()))

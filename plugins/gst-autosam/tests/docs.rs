@@ -1,11 +1,11 @@
-//! docs/elements/autosam.md says what gst-inspect-1.0 says.
+//! Checks that docs/elements/autosam.md agrees with gst-inspect-1.0.
 
 mod common;
 
 use gst::glib;
 use gst::prelude::*;
 
-/// What the document's table must say of a property: its values with the default in brackets, and when it may change.
+/// A property's row in the document's table: its values with the default in brackets, and when it may change.
 fn row(p: &glib::ParamSpec) -> String {
     let range = |min: String, max: String, default: String| format!("{min} to {max} ({default})");
     let values = if let Some(e) = p.downcast_ref::<glib::ParamSpecEnum>() {

@@ -1,4 +1,4 @@
-//! What the element promises a pipeline; each test names one promise.
+//! The element's contract with a pipeline; each test checks one promise.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn frame_accurate_draws_every_frame_in_every_format() {
             let before = buffer(&caps, i);
             let want = bytes(&before);
             let after = h.push_and_pull(before).unwrap();
-            assert_ne!(bytes(&after), want, "{format}: no mark");
+            assert_ne!(bytes(&after), want, "{format}: no overlay");
             assert_eq!(after.pts(), Some(gst::ClockTime::from_mseconds(40 * i)));
             assert_eq!(after.duration(), Some(gst::ClockTime::from_mseconds(40)));
         }
@@ -68,27 +68,27 @@ fn flushes_and_caps_changes_discard_old_masks() {
     ]);
     let small = caps("RGB", 64, 48);
     h.set_src_caps(small.clone());
-    // Only picture 0 is inferred; its mask stays until it is forgotten.
+    // Only frame 0 is inferred; its mask stays until it is discarded.
     h.push_and_pull(buffer(&small, 0)).unwrap();
     wait(|| stat(&element, "inferred") == 1);
-    let marked = |h: &mut Harness, caps: &gst::Caps, i| {
+    let has_overlay = |h: &mut Harness, caps: &gst::Caps, i| {
         let b = buffer(caps, i);
         let before = bytes(&b);
         bytes(&h.push_and_pull(b).unwrap()) != before
     };
-    assert!(marked(&mut h, &small, 1));
+    assert!(has_overlay(&mut h, &small, 1));
     h.push_event(gst::event::FlushStart::new());
     h.push_event(gst::event::FlushStop::new(true));
     h.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
-    assert!(!marked(&mut h, &small, 2), "a mask from before the flush");
+    assert!(!has_overlay(&mut h, &small, 2), "a mask from before the flush");
     element.set_property("inference-interval", 1u32);
     h.push_and_pull(buffer(&small, 3)).unwrap();
     wait(|| stat(&element, "inferred") >= 2);
     element.set_property("inference-interval", 1000u32);
-    assert!(marked(&mut h, &small, 4));
+    assert!(has_overlay(&mut h, &small, 4));
     let large = caps("RGB", 128, 96);
     h.set_src_caps(large.clone());
-    assert!(!marked(&mut h, &large, 5), "a mask from before the caps change");
+    assert!(!has_overlay(&mut h, &large, 5), "a mask from before the caps change");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn overlay_none_and_enabled_false_change_no_bit() {
     }
 }
 
-/// Files that are no model, and what the message must say beside the path.
+/// Files that are not a model, and the part of the message that must follow the path.
 fn bad_models(dir: &Path) -> Vec<(PathBuf, &'static str)> {
     let whole = std::fs::read(model(dir)).unwrap();
     let file = |name: &str, bytes: &[u8]| {

@@ -1,5 +1,5 @@
-//! Faults: in each the picture goes on, the bus says what happened, the element recovers or passes pictures as they are, and no
-//! thread is left. Models are scripted ones, by the element's hook for tests.
+//! Faults. In each case video continues, a bus message reports the fault, the element recovers or passes frames unchanged, and no
+//! thread is left. The models are scripted, through the element's hook for tests.
 //!
 //! Threads are counted by name, so these tests run one after another.
 
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Waits for its turn; after the test, when element and harness are gone, no thread of the element may be left.
+/// A test's turn. After the test, once element and harness are dropped, no thread of the element may be left.
 struct Turn(#[allow(dead_code)] MutexGuard<'static, ()>);
 
 impl Turn {
@@ -40,8 +40,8 @@ fn always(value: u8) -> autosam_frame::Result<Box<dyn Segmenter>> {
     Ok(Box::new(Scripted(move |_: &ModelInput| Ok(value))))
 }
 
-/// Pushes picture `index` and says whether it was marked.
-fn marked(h: &mut Harness, caps: &gst::Caps, index: u64) -> bool {
+/// Pushes frame `index` and returns whether an overlay was drawn.
+fn has_overlay(h: &mut Harness, caps: &gst::Caps, index: u64) -> bool {
     let b = buffer(caps, index);
     let (before, pts) = (bytes(&b), b.pts());
     let after = h.push_and_pull(b).unwrap();
@@ -49,13 +49,13 @@ fn marked(h: &mut Harness, caps: &gst::Caps, index: u64) -> bool {
     bytes(&after) != before
 }
 
-/// Pushes until frames have an overlay (again).
+/// Pushes frames until one has an overlay (again).
 fn until_overlay(h: &mut Harness, caps: &gst::Caps) {
     let mut indices = 1000..;
-    wait(|| marked(h, caps, indices.next().unwrap()));
+    wait(|| has_overlay(h, caps, indices.next().unwrap()));
 }
 
-/// Opens a model whose first life ends with `fault`; after that it works, once the sender that is returned is dropped.
+/// An element whose model first fails with `fault`. It can be loaded again, and then works, once the returned sender is dropped.
 fn fails_once(
     fault: impl Fn() -> autosam_frame::Result<u8> + Send + Sync + 'static,
 ) -> (gst::Element, gst::Bus, Sender<()>) {
@@ -73,7 +73,7 @@ fn fails_once(
     (element, bus, repaired)
 }
 
-/// The whole course of a fault in the worker.
+/// Checks that a fault in the worker is reported once with `reason`, and that the element recovers.
 fn is_reported_and_recovers(
     fault: impl Fn() -> autosam_frame::Result<u8> + Send + Sync + 'static,
     reason: &str,
@@ -83,9 +83,9 @@ fn is_reported_and_recovers(
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
     h.set_src_caps(caps.clone());
-    assert!(!marked(&mut h, &caps, 0));
+    assert!(!has_overlay(&mut h, &caps, 0));
     wait(|| stat(&element, "errors") == 1);
-    assert!(!marked(&mut h, &caps, 1));
+    assert!(!has_overlay(&mut h, &caps, 1));
     drop(repaired);
     until_overlay(&mut h, &caps);
     let said = complaints(&bus);
@@ -121,11 +121,11 @@ fn a_model_that_keeps_failing_is_retried_at_growing_intervals() {
     h.set_src_caps(caps.clone());
     let mut frames = 0;
     wait(|| {
-        assert!(!marked(&mut h, &caps, frames));
+        assert!(!has_overlay(&mut h, &caps, frames));
         frames += 1;
         opened.load(Ordering::Relaxed) >= 4
     });
-    // After 0.1, 0.2 and 0.4 s; not with every frame.
+    // The model is loaded again after 0.1, 0.2 and 0.4 s, not with every frame.
     assert!(begin.elapsed() >= Duration::from_millis(700), "opened 4 times in {:?}", begin.elapsed());
     wait(|| stat(&element, "pending") == 0);
     assert!(complaints(&bus).len() <= opened.load(Ordering::Relaxed), "more warnings than failures");
@@ -139,8 +139,8 @@ fn a_model_file_truncated_while_loading_leaves_the_old_model_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let whole = std::fs::read(model(dir.path())).unwrap();
     let path = dir.path().join("swapped.safetensors");
-    // The file is cut and made whole again all the while it is being opened: any outcome but a crash, a stop or a mask of the
-    // broken file will do.
+    // The file is truncated and restored repeatedly while it is loaded. Any outcome is right except a crash, a stop or a mask of
+    // the truncated file.
     let (stop, stopped) = channel::<()>();
     let (writes, bytes) = (path.clone(), whole.clone());
     std::fs::write(&path, &whole).unwrap();
@@ -162,13 +162,13 @@ fn a_model_file_truncated_while_loading_leaves_the_old_model_in_use() {
     let mut failed = 0;
     for i in 0..30 {
         element.set_property("model-location", path.to_str().unwrap());
-        let told = common::next_message(&bus, "application/x-autosam-model-updated");
-        failed += u32::from(!told.get::<bool>("success").unwrap());
-        marked(&mut h, &caps, i);
+        let message = common::next_message(&bus, "application/x-autosam-model-updated");
+        failed += u32::from(!message.get::<bool>("success").unwrap());
+        has_overlay(&mut h, &caps, i);
     }
     stop.send(()).unwrap();
     writer.join().unwrap();
-    assert!(failed > 0, "the file was never caught broken");
+    assert!(failed > 0, "the file was never truncated while it was loaded");
     assert_eq!(stat(&element, "errors"), 0);
     end(element, Some(h));
 }
@@ -180,24 +180,24 @@ fn a_stalled_worker_delays_no_frame_and_its_old_mask_expires() {
     let mut h = around(&element);
     let caps = caps("NV12", 64, 48);
     h.set_src_caps(caps.clone());
-    marked(&mut h, &caps, 0);
+    has_overlay(&mut h, &caps, 0);
     go.send(()).unwrap();
     wait(|| stat(&element, "inferred") == 1);
-    // From here on the worker is stuck. Pictures pass, first with the mask, then without.
+    // From here on the worker hangs. Frames pass, first with the mask, then without.
     let begin = std::time::Instant::now();
     for i in 1..100 {
-        let is = marked(&mut h, &caps, i);
-        assert!(!is || begin.elapsed() < Duration::from_secs(5));
+        let overlay = has_overlay(&mut h, &caps, i);
+        assert!(!overlay || begin.elapsed() < Duration::from_secs(5));
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert!(!marked(&mut h, &caps, 100), "a mask older than 60 ms");
-    let mut told = Vec::new();
+    assert!(!has_overlay(&mut h, &caps, 100), "a mask older than 60 ms");
+    let mut overloads = Vec::new();
     wait(|| {
-        marked(&mut h, &caps, 101);
-        told.extend(common::messages(&bus, "application/x-autosam-overload"));
-        !told.is_empty()
+        has_overlay(&mut h, &caps, 101);
+        overloads.extend(common::messages(&bus, "application/x-autosam-overload"));
+        !overloads.is_empty()
     });
-    assert!(told[0].get::<bool>("active").unwrap());
+    assert!(overloads[0].get::<bool>("active").unwrap());
     drop(go);
     until_overlay(&mut h, &caps);
     end(element, Some(h));
@@ -212,7 +212,7 @@ fn a_caps_storm_passes_every_frame() {
         let format = ["NV12", "UYVY", "RGB", "BGRA"][i as usize % 4];
         let caps = caps(format, 16 + (i % 37) as i32, 16 + (i % 23) as i32);
         h.set_src_caps(caps.clone());
-        marked(&mut h, &caps, i);
+        has_overlay(&mut h, &caps, i);
     }
     assert_eq!(stat(&element, "frames"), 400);
     assert_eq!(complaints(&bus), [""; 0]);
@@ -230,7 +230,7 @@ fn a_flush_storm_passes_every_frame_and_no_old_mask() {
         h.push_event(gst::event::FlushStart::new());
         h.push_event(gst::event::FlushStop::new(true));
         h.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
-        marked(&mut h, &caps, i);
+        has_overlay(&mut h, &caps, i);
     }
     assert_eq!(stat(&element, "frames"), 400);
     until_overlay(&mut h, &caps);
@@ -329,7 +329,7 @@ fn a_jumping_clock_has_no_effect() {
     h.set_src_caps(caps.clone());
     for (i, second) in [0u64, 1, 100_000, 100_001, 1_000_000].into_iter().enumerate() {
         h.set_time(gst::ClockTime::from_seconds(second)).unwrap();
-        marked(&mut h, &caps, i as u64);
+        has_overlay(&mut h, &caps, i as u64);
     }
     until_overlay(&mut h, &caps);
     assert_eq!(complaints(&bus), [""; 0]);
@@ -349,11 +349,11 @@ fn buffers_that_hold_no_frame_pass_and_are_reported_once() {
         b.get_mut().unwrap().set_pts(gst::ClockTime::from_mseconds(7));
         let out = h.push_and_pull(b).unwrap();
         assert_eq!(out.pts(), Some(gst::ClockTime::from_mseconds(7)));
-        // The last one is larger than the picture, which is in its beginning.
+        // The last buffer is larger than a frame, which is at its start.
         assert!(size > 64 * 48 * 3 / 2 || bytes(&out) == before, "{size}");
     }
     until_overlay(&mut h, &caps);
-    // The end waits until everything is told.
+    // Stopping the element waits until all messages are posted.
     end(element, Some(h));
     let said = complaints(&bus);
     assert!(said.len() == 1 && said[0].contains("64x48 NV12"), "{said:?}");
@@ -380,7 +380,7 @@ fn removing_an_element_during_inference_leaves_the_pipeline_running() {
     gst::Element::link_many([&source, &filter, &element, &sink]).unwrap();
     pipeline.set_state(gst::State::Playing).unwrap();
     wait(|| seen.load(Ordering::Relaxed) >= 3 && stat(&element, "pending") > 0);
-    // The worker has a picture in its hands; the pad is blocked, the element taken out, and the rest linked.
+    // While the worker processes a frame, the pad is blocked, the element removed, and the rest linked.
     let (blocked, is_blocked) = channel();
     let blocked = Mutex::new(Some(blocked));
     let pad = filter.static_pad("src").unwrap();
@@ -395,7 +395,7 @@ fn removing_an_element_during_inference_leaves_the_pipeline_running() {
     is_blocked.recv_timeout(Duration::from_secs(30)).unwrap();
     pipeline.remove(&element).unwrap();
     let goes = std::thread::spawn(move || {
-        // NULL waits for the picture in the worker's hands.
+        // The change to NULL waits for the frame that the worker processes.
         element.set_state(gst::State::Null).unwrap();
         element
     });
@@ -421,7 +421,7 @@ fn resident() -> u64 {
 #[ignore = "minutes; see docs/live.md"]
 fn soak() {
     let _turn = Turn::new();
-    let pictures: u64 = std::env::var("AUTOSAM_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(200_000);
+    let frames: u64 = std::env::var("AUTOSAM_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(200_000);
     let values = AtomicUsize::new(0);
     let values = Arc::new(values);
     let properties =
@@ -442,7 +442,7 @@ fn soak() {
     h.set_src_caps(caps.clone());
     let begin = std::time::Instant::now();
     let mut early = 0;
-    for i in 0..pictures {
+    for i in 0..frames {
         let b = buffer(&caps, i);
         h.push(b).unwrap();
         h.pull().unwrap();
@@ -453,12 +453,12 @@ fn soak() {
             h.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
             while h.try_pull_event().is_some() {}
         }
-        if i == pictures / 10 {
+        if i == frames / 10 {
             early = resident();
         }
-        if i % (pictures / 10).max(1) == 0 {
+        if i % (frames / 10).max(1) == 0 {
             println!(
-                "{i} pictures, {} inferred, {} KiB resident, {:.0} s",
+                "{i} frames, {} inferred, {} KiB resident, {:.0} s",
                 stat(&element, "inferred"),
                 resident(),
                 begin.elapsed().as_secs_f64()
@@ -467,10 +467,10 @@ fn soak() {
     }
     let late = resident();
     println!(
-        "{pictures} pictures in {:.0} s: {early} KiB after a tenth, {late} KiB at the end",
+        "{frames} frames in {:.0} s: {early} KiB after a tenth, {late} KiB at the end",
         begin.elapsed().as_secs_f64()
     );
-    assert_eq!(stat(&element, "frames"), pictures);
+    assert_eq!(stat(&element, "frames"), frames);
     assert!(late < early + early / 20 + 2048, "memory grows: {early} KiB to {late} KiB");
     end(element, Some(h));
 }

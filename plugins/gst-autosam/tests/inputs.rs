@@ -1,4 +1,4 @@
-//! What capture cards, towers and files really give: formats, shapes of pixels, fields, rates; live pipelines and paused ones.
+//! Real inputs of capture cards, towers and files: formats, pixel aspect ratios, fields, rates; live and paused pipelines.
 
 mod common;
 
@@ -16,8 +16,8 @@ const ACCURATE: (&str, &str) = ("sync-mode", "frame-accurate");
 /// The last sample that the network saw.
 type Seen = Arc<Mutex<ModelInput>>;
 
-/// An element whose network marks everything, and what it sees.
-fn marking(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Seen) {
+/// An element whose network detects a polyp everywhere, and the sample that it sees.
+fn detecting(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Seen) {
     let seen = Seen::default();
     let sees = seen.clone();
     let (element, bus) = scripted(properties, move |_| {
@@ -46,9 +46,9 @@ fn rows(info: &gst_video::VideoInfo, buffer: &gst::Buffer) -> Vec<Vec<u8>> {
 #[test]
 fn formats_of_ten_and_twelve_bits_keep_every_bit_outside_the_overlay() {
     for format in ["v210", "P010_10LE", "P012_LE", "I420_10LE", "I422_10LE", "YUY2", "Y42B", "GRAY8"] {
-        // Columns 12 to 29 and lines 8 to 19 are marked.
+        // The overlay covers columns 12 to 29 and lines 8 to 19.
         let (element, bus, _) =
-            marking(&[ACCURATE, ("roi", "12,8,18,12"), ("overlay-mode", "mask"), ("opacity", "1")]);
+            detecting(&[ACCURATE, ("roi", "12,8,18,12"), ("overlay-mode", "mask"), ("opacity", "1")]);
         let mut h = around(&element);
         let caps = caps(format, 50, 38);
         h.set_src_caps(caps.clone());
@@ -58,7 +58,7 @@ fn formats_of_ten_and_twelve_bits_keep_every_bit_outside_the_overlay() {
         let after = h.push_and_pull(before).unwrap();
         assert_eq!(after.as_ptr(), memory, "{format}: copied");
         let new = rows(&info, &after);
-        // Bytes of a line that the columns from the twelfth to the thirtieth take.
+        // Bytes of a line that hold columns 12 to 29.
         let columns = match format {
             "v210" => 2 * 16..5 * 16,
             "YUY2" | "P010_10LE" | "P012_LE" | "I420_10LE" | "I422_10LE" => 24..60,
@@ -96,7 +96,7 @@ fn played(launch: &str) -> Result<(), String> {
 
 #[test]
 fn formats_of_usb_grabbers_are_negotiated_without_a_converter() {
-    // As v4l2src offers it: several formats at a time, or one.
+    // v4l2src offers several formats at a time, or one.
     let offers = ["{ YUY2 }", "{ UYVY }", "{ NV12 }", "{ YUY2, YV12 }", "{ YVYU, UYVY, NV12 }", "{ GRAY8 }"];
     for format in offers {
         let caps = format!("video/x-raw,format=(string){format},width=640,height=480,framerate=30/1");
@@ -105,10 +105,10 @@ fn formats_of_usb_grabbers_are_negotiated_without_a_converter() {
     }
     for decoder in ["jpegdec", "jpegparse ! avdec_mjpeg"] {
         if gst::ElementFactory::find(decoder.rsplit(' ').next().unwrap()).is_none() {
-            eprintln!("SKIPPED: there is no {decoder} here");
+            eprintln!("SKIPPED: {decoder} is not installed");
             continue;
         }
-        // 4:2:2, as most grabbers compress.
+        // Most grabbers compress 4:2:2.
         let source = "videotestsrc num-buffers=3 ! video/x-raw,format=Y42B,width=640,height=480 ! jpegenc";
         played(&format!("{source} ! {decoder} ! autosam overlay-mode=none ! fakevideosink sync=false"))
             .unwrap();
@@ -121,7 +121,7 @@ fn the_network_sees_non_square_pixels_as_a_monitor_shows_them() {
     for (w, h, aspect, height) in
         [(720, 576, (16, 15), 24), (720, 576, (64, 45), 18), (720, 480, (8, 9), 24), (1440, 1080, (4, 3), 18)]
     {
-        let (element, _, seen) = marking(&[ACCURATE, ("roi", "full")]);
+        let (element, _, seen) = detecting(&[ACCURATE, ("roi", "full")]);
         let mut h_ = around(&element);
         let fraction = gst::Fraction::new(aspect.0, aspect.1);
         let caps = with(caps("I420", w, h), "pixel-aspect-ratio", fraction);
@@ -131,10 +131,10 @@ fn the_network_sees_non_square_pixels_as_a_monitor_shows_them() {
         let new = bytes(&h_.push_and_pull(before).unwrap());
         let sample = seen.lock().unwrap();
         assert_eq!((sample.width, sample.height), (32, height), "{w}x{h} {aspect:?}");
-        // The mask covers the whole frame all the same.
+        // The mask still covers the whole frame.
         let luma = (w * h) as usize;
         let same = old[..luma].iter().zip(&new[..luma]).filter(|(a, b)| a == b).count();
-        assert!(same < luma / 20, "{same} of {luma} pixels are not marked");
+        assert!(same < luma / 20, "{same} of {luma} pixels have no overlay");
     }
 }
 
@@ -157,7 +157,7 @@ fn combed(caps: &gst::Caps) -> gst::Buffer {
 fn the_network_sees_one_field_and_the_overlay_is_drawn_on_both() {
     for (mode, flagged) in [("interleaved", false), ("mixed", true), ("mixed", false), ("progressive", false)]
     {
-        let (element, bus, seen) = marking(&[ACCURATE, ("roi", "0,40,96,40"), ("overlay-mode", "mask")]);
+        let (element, bus, seen) = detecting(&[ACCURATE, ("roi", "0,40,96,40"), ("overlay-mode", "mask")]);
         let mut h = around(&element);
         let caps = with(caps("NV12", 96, 120), "interlace-mode", mode);
         h.set_src_caps(caps.clone());
@@ -172,7 +172,7 @@ fn the_network_sees_one_field_and_the_overlay_is_drawn_on_both() {
         let fields = mode == "interleaved" || flagged;
         let white = sample.rgb.iter().all(|v| *v >= 250);
         assert_eq!(white, fields, "{mode}: the network sees {:?}", &sample.rgb[..3]);
-        // 96 x 40 pixels of the frame, whichever way they are looked at.
+        // In both cases the network sees 96 x 40 pixels of the frame.
         assert_eq!((sample.width, sample.height), (32, 13), "{mode}");
         let drawn: Vec<usize> = (0..120).filter(|y| old[*y] != new[*y]).collect();
         assert_eq!(drawn, (40..80).collect::<Vec<_>>(), "{mode}");
@@ -182,19 +182,19 @@ fn the_network_sees_one_field_and_the_overlay_is_drawn_on_both() {
 
 #[test]
 fn positions_are_reported_in_lines_of_the_frame() {
-    let (element, bus, _) = marking(&[ACCURATE, ("roi", "0,40,96,40")]);
+    let (element, bus, _) = detecting(&[ACCURATE, ("roi", "0,40,96,40")]);
     let mut h = around(&element);
     let caps = with(caps("NV12", 96, 120), "interlace-mode", "interleaved");
     h.set_src_caps(caps.clone());
     h.push_and_pull(combed(&caps)).unwrap();
-    let told = common::next_message(&bus, "application/x-autosam-detection-started");
-    let number = |name| told.get::<u32>(name).unwrap();
+    let message = common::next_message(&bus, "application/x-autosam-detection-started");
+    let number = |name| message.get::<u32>(name).unwrap();
     assert_eq!((number("x"), number("y"), number("width"), number("height")), (0, 40, 96, 40));
 }
 
 #[test]
 fn fields_in_separate_buffers_are_reported_with_the_fix() {
-    let (element, bus, _) = marking(&[ACCURATE]);
+    let (element, bus, _) = detecting(&[ACCURATE]);
     let mut h = around(&element);
     let caps = with(caps("NV12", 96, 120), "interlace-mode", "fields");
     h.set_src_caps(caps.clone());
@@ -208,7 +208,7 @@ fn fields_in_separate_buffers_are_reported_with_the_fix() {
         !said.borrow().is_empty()
     });
     assert!(said.borrow()[0].contains("deinterlace"), "{:?}", said.borrow());
-    // Each field in a buffer of its own needs a feature that the pads do not have: the pipeline does not start.
+    // Fields in separate buffers need a caps feature that the pads do not have, so the pipeline does not start.
     let alternate = "video/x-raw(format:Interlaced),format=NV12,width=96,height=120,interlace-mode=alternate";
     let template = element.pad_template("sink").unwrap();
     let alternate: gst::Caps = alternate.parse().unwrap();
@@ -217,19 +217,19 @@ fn fields_in_separate_buffers_are_reported_with_the_fix() {
 
 #[test]
 fn timestamps_are_kept_at_all_frame_rates_and_without_one() {
-    // 23.976, 29.97, 50 and 59.94 frames a second; 0/1 is a variable rate.
+    // 23.976, 29.97, 50 and 59.94 frames/s; 0/1 is a variable rate.
     let rates = [(24_000, 1001), (30_000, 1001), (50, 1), (60_000, 1001), (0, 1)];
     for (mode, (numerator, denominator)) in
         ["async", "frame-accurate"].iter().flat_map(|mode| rates.map(|rate| (*mode, rate)))
     {
-        let (element, bus, _) = marking(&[("sync-mode", mode)]);
+        let (element, bus, _) = detecting(&[("sync-mode", mode)]);
         let mut h = around(&element);
         let rate = gst::Fraction::new(numerator, denominator);
         let caps = with(caps("NV12", 64, 48), "framerate", rate);
         h.set_src_caps(caps.clone());
         let second = 1_000_000_000u64;
         let time = |i: u64| match numerator {
-            // A grabber that leaves out every third frame of 30, and hiccups.
+            // A grabber that drops every third frame of 30, with jitter.
             0 => (i + i / 3) * second / 30 + i * i % 7,
             n => i * second * denominator as u64 / n as u64,
         };
@@ -279,12 +279,12 @@ fn frame_accurate_answers_the_latency_query_with_the_measured_time() {
     h.set_src_caps(caps.clone());
     h.set_upstream_latency(gst::ClockTime::from_mseconds(7));
     let upstream = Duration::from_millis(7);
-    assert!(latency(&mut h) > upstream, "nothing is assumed before the first frame");
+    assert!(latency(&mut h) > upstream, "no latency is assumed before the first frame");
     for i in 0..3 {
         h.push_and_pull(buffer(&caps, i)).unwrap();
     }
-    let told = bus.timed_pop_filtered(gst::ClockTime::from_seconds(10), &[gst::MessageType::Latency]);
-    assert!(told.is_some(), "no latency message");
+    let message = bus.timed_pop_filtered(gst::ClockTime::from_seconds(10), &[gst::MessageType::Latency]);
+    assert!(message.is_some(), "no latency message");
     let known = latency(&mut h);
     assert!(known >= upstream + Duration::from_millis(300), "{known:?}: no margin");
     let pad = element.request_pad_simple("mask").unwrap();
@@ -293,8 +293,8 @@ fn frame_accurate_answers_the_latency_query_with_the_measured_time() {
     assert_eq!(Duration::from_nanos(query.result().1.nseconds()), known, "the mask pad");
     while bus.pop_filtered(&[gst::MessageType::Latency]).is_some() {}
     element.set_property_from_str("sync-mode", "async");
-    let told = bus.timed_pop_filtered(gst::ClockTime::from_seconds(10), &[gst::MessageType::Latency]);
-    assert!(told.is_some(), "no latency message");
+    let message = bus.timed_pop_filtered(gst::ClockTime::from_seconds(10), &[gst::MessageType::Latency]);
+    assert!(message.is_some(), "no latency message");
     assert_eq!(latency(&mut h), upstream);
 }
 
@@ -312,8 +312,8 @@ fn a_model_too_slow_for_a_live_source_is_reported_once_with_the_fix() {
     }
     drop(h);
     element.set_state(gst::State::Null).unwrap();
-    let told = complaints(&bus);
-    assert!(told.len() == 1 && told[0].contains("sync-mode=async"), "{told:?}");
+    let warnings = complaints(&bus);
+    assert!(warnings.len() == 1 && warnings[0].contains("sync-mode=async"), "{warnings:?}");
 }
 
 #[test]
@@ -327,17 +327,17 @@ fn the_latency_is_measured_before_the_first_frame() {
     };
     let (unknown, _) = scripted(&[ACCURATE], |_| Ok(Box::new(Scripted(|_: &ModelInput| Ok(0)))));
     let assumed = asked(&mut around(&unknown));
-    // By chance a model may take as long as is assumed, but not always.
+    // By chance the measured time may equal the assumed one, but not every time.
     let known = |_| {
         let (mut h, _, _) = common::harness(&[("model-location", location.to_str().unwrap()), ACCURATE]);
         asked(&mut h) != assumed
     };
-    assert!((0..3).any(known), "{assumed:?} is only assumed");
+    assert!((0..3).any(known), "{assumed:?} is only the assumed latency");
 }
 
-/// Frames that a live pipeline renders and drops, whose model takes long.
+/// Numbers of frames that a live pipeline with a slow model renders and drops.
 fn rendered_and_dropped() -> (u64, u64) {
-    // Longer than a sink waits for a late frame (20 ms).
+    // This is longer than a sink's tolerance for late frames (20 ms).
     let (element, _) = slow(&[ACCURATE], Duration::from_millis(50));
     element.set_bus(None);
     let source = "videotestsrc is-live=true num-buffers=20 ! capsfilter caps=video/x-raw,format=NV12,width=64,height=48,framerate=5/1";
@@ -353,7 +353,7 @@ fn rendered_and_dropped() -> (u64, u64) {
         let message = bus.timed_pop_filtered(gst::ClockTime::from_seconds(60), &kinds).expect("an end");
         match message.view() {
             gst::MessageView::Eos(_) => break,
-            // As gst-launch-1.0 and any player does.
+            // gst-launch-1.0 and players do the same.
             gst::MessageView::Latency(_) => pipeline.recalculate_latency().unwrap(),
             other => panic!("{other:?}"),
         }
@@ -368,14 +368,14 @@ fn rendered_and_dropped() -> (u64, u64) {
 
 #[test]
 fn a_live_pipeline_with_a_sink_that_syncs_renders_every_frame() {
-    // A machine that is busy with other work may be late by chance. Without the latency nearly every frame is late, always.
+    // A busy machine may be late by chance. Without the latency nearly every frame would be late in every attempt.
     let mut played = (0..3).map(|_| rendered_and_dropped());
-    assert!(played.any(|frames| frames == (20, 0)), "three times frames were dropped");
+    assert!(played.any(|frames| frames == (20, 0)), "frames were dropped in all three attempts");
 }
 
 #[test]
 fn a_paused_pipeline_shows_its_frame_with_that_frame_s_own_mask() {
-    // It waits for as long as a mask may be shown.
+    // The element waits as long as a mask may be shown.
     let properties = [("overlay-mode", "mask"), ("opacity", "1"), ("expire-overlay", "20000000000")];
     let (element, _) = slow(&properties, Duration::from_millis(50));
     element.set_bus(None);
@@ -386,15 +386,15 @@ fn a_paused_pipeline_shows_its_frame_with_that_frame_s_own_mask() {
     pipeline.add_many([source.upcast_ref(), &element, sink.upcast_ref()]).unwrap();
     gst::Element::link_many([source.upcast_ref(), &element, sink.upcast_ref()]).unwrap();
     pipeline.set_state(gst::State::Paused).unwrap();
-    let patience = gst::ClockTime::from_seconds(20);
-    pipeline.state(patience).0.unwrap();
+    let timeout = gst::ClockTime::from_seconds(20);
+    pipeline.state(timeout).0.unwrap();
     for place in [None, Some(1000), Some(200), Some(2000)] {
         if let Some(place) = place {
             let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE;
             pipeline.seek_simple(flags, gst::ClockTime::from_mseconds(place)).unwrap();
-            pipeline.state(patience).0.unwrap();
+            pipeline.state(timeout).0.unwrap();
         }
-        let frame = sink.try_pull_preroll(patience).unwrap().buffer_owned().unwrap();
+        let frame = sink.try_pull_preroll(timeout).unwrap().buffer_owned().unwrap();
         assert_eq!(frame.pts(), Some(gst::ClockTime::from_mseconds(place.unwrap_or(0))));
         let drawn = bytes(&frame).chunks(3).filter(|p| *p == [0, 255, 64]).count();
         assert!(drawn > 64 * 48 * 9 / 10, "at {place:?} {drawn} pixels");

@@ -1,4 +1,4 @@
-//! What is drawn while a slow model lags behind a pan: masks follow the tissue, or are not drawn.
+//! Overlays while a slow model lags behind a pan: masks follow the tissue, or are not drawn.
 
 mod common;
 
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 const SIZE: (usize, usize) = (320, 180);
 const RADIUS: f32 = 26.0;
 const FRAMES: u64 = 150;
-/// Frames that one inference takes, for 15, 10 and 5 a second of 30.
+/// Duration of an inference in frames: 15, 10 and 5 inferences/s at 30 frames/s.
 const SLOW: [u64; 3] = [2, 3, 6];
 
 /// A lattice of random values, smooth between them.
@@ -33,10 +33,10 @@ fn noise(x: f32, y: f32, cell: f32) -> f32 {
 /// A pan over textured tissue with one red polyp.
 #[derive(Clone, Copy)]
 struct Pan {
-    /// How far the view sways, in pixels, and in how many frames there and back.
+    /// Amplitude of the view's motion in pixels; `period` is its duration in frames.
     reach: (f32, f32),
     period: f32,
-    /// The view jumps to other tissue at this frame.
+    /// The frame at which the view jumps to other tissue.
     cut: Option<u64>,
 }
 
@@ -67,7 +67,7 @@ impl Pan {
         buffer
     }
 
-    /// Intersection over union of what is drawn and the polyp; `None` if there is neither.
+    /// Intersection over union of the overlay and the polyp; `None` if there is neither.
     fn iou(&self, frame: u64, drawn: &[u8]) -> Option<f64> {
         let (mut both, mut any) = (0u32, 0u32);
         for (i, pixel) in drawn.chunks_exact(3).enumerate() {
@@ -81,7 +81,7 @@ impl Pan {
 
 const GREEN: [u8; 3] = [0, 255, 0];
 
-/// Finds the polyp by its colour; each inference takes until the gate opens, if there is one.
+/// Finds the polyp by its colour. If there is a gate, each inference waits until it opens.
 struct Slow(Arc<Mutex<Option<Receiver<()>>>>);
 
 impl Segmenter for Slow {
@@ -90,7 +90,7 @@ impl Segmenter for Slow {
     }
     fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> autosam_frame::Result<()> {
         if let Some(gate) = &*self.0.lock().unwrap() {
-            // Closed for good at the end of a test.
+            // The gate closes for good at the end of a test.
             let _ = gate.recv();
         }
         let red = |p: &[u8]| if i32::from(p[0]) - i32::from(p[1]) > 95 { 255 } else { 0 };
@@ -100,9 +100,9 @@ impl Segmenter for Slow {
     }
 }
 
-/// The IoU of each frame from the first one with an overlay on, `None` where there is neither overlay nor polyp. The model sees
-/// every `slow`-th frame and its mask is ready with the next one that it sees, however fast this machine is; 0 is each frame's
-/// own mask.
+/// The IoU of each frame, starting with the first that has an overlay; `None` for frames without overlay and polyp. The model sees
+/// every `slow`-th frame, and its mask is ready with the next frame that it sees, independently of this machine's speed. With 0 each
+/// frame gets its own mask.
 fn play(pan: Pan, slow: u64, properties: &[(&str, &str)]) -> Vec<Option<f64>> {
     let drawing =
         [("overlay-mode", "mask"), ("opacity", "1"), ("color", "0xff00ff00"), ("expire-overlay", "0")];
@@ -184,7 +184,7 @@ fn masks_follow_a_pan_with_the_default_filter() {
 fn a_mask_is_not_drawn_after_a_scene_change() {
     const CUT: usize = 80;
     let pan = Pan { cut: Some(CUT as u64), ..GENTLE };
-    // With 1 the last mask before the cut is one frame old on the first frame after it.
+    // With `slow` = 1 the last mask from before the cut is one frame old on the first frame after it.
     for slow in [1].into_iter().chain(SLOW) {
         let drawn_on_nothing = |motion| {
             let ious = play(pan, slow, &[("motion-compensation", motion)]);
@@ -192,7 +192,7 @@ fn a_mask_is_not_drawn_after_a_scene_change() {
             ious[after..].iter().filter(|i| i.is_some()).count()
         };
         let (auto, still) = (drawn_on_nothing("auto"), drawn_on_nothing("false"));
-        assert!(auto == 0, "{slow}: {auto} frames after the cut have an overlay of the scene before");
+        assert!(auto == 0, "{slow}: {auto} frames after the cut have an overlay from before the cut");
         assert!(still > 0, "{slow}: the test has no lag");
     }
 }

@@ -1,4 +1,4 @@
-//! What the element gives beside the picture: masks, metadata, messages, signals; and what can be changed while it plays.
+//! Outputs besides video: masks, metadata, messages, signals. Also changes of properties while playing.
 
 mod common;
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const ACCURATE: (&str, &str) = ("sync-mode", "frame-accurate");
 
-/// A model whose answer for every pixel is what `value` holds.
+/// An element whose model answers every pixel with the current `value`.
 fn steered(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Arc<AtomicU8>) {
     let value = Arc::new(AtomicU8::new(0));
     let says = value.clone();
@@ -25,15 +25,15 @@ fn steered(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Arc<AtomicU8
     (element, bus, value)
 }
 
-/// What came, as the streaming thread adds to it.
-type Heard<T> = Arc<Mutex<Vec<T>>>;
+/// Records that the streaming thread appends.
+type Recorded<T> = Arc<Mutex<Vec<T>>>;
 
-/// Takes everything from a pad: buffers, and the names of events in between.
-fn listen(pad: &gst::Pad) -> (gst::Pad, Heard<String>, Heard<gst::Buffer>) {
+/// Records a pad's output: all buffers, and the names of the events between them.
+fn record(pad: &gst::Pad) -> (gst::Pad, Recorded<String>, Recorded<gst::Buffer>) {
     let (log, buffers) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
     let (l, b, e) = (log.clone(), buffers.clone(), log.clone());
     let sink = gst::Pad::builder(gst::PadDirection::Sink)
-        .name("listener")
+        .name("recorder")
         .chain_function(move |_, _, buffer| {
             l.lock().unwrap().push("buffer".into());
             b.lock().unwrap().push(buffer);
@@ -56,7 +56,7 @@ fn the_mask_pad_outputs_every_frame_s_mask_with_its_timestamps() {
     let template = element.pad_template("mask").unwrap();
     assert!(element.request_pad(&template, None, None).is_none(), "a second mask pad");
     let mut h = around(&element);
-    let (sink, log, buffers) = listen(&pad);
+    let (sink, log, buffers) = record(&pad);
     let caps = caps("NV12", 50, 38);
     h.set_src_caps(caps.clone());
     for (i, v) in [0, 255, 255, 0].into_iter().enumerate() {
@@ -78,7 +78,7 @@ fn the_mask_pad_outputs_every_frame_s_mask_with_its_timestamps() {
         assert_eq!(b.duration(), Some(gst::ClockTime::from_mseconds(40)));
         assert_eq!(b.size(), info.size());
         let pixels = bytes(b);
-        assert!(pixels.chunks(52).all(|row| row[..50].iter().all(|p| *p == v)), "picture {i}");
+        assert!(pixels.chunks(52).all(|row| row[..50].iter().all(|p| *p == v)), "frame {i}");
     }
 }
 
@@ -91,7 +91,7 @@ fn a_blocked_mask_pad_does_not_delay_video() {
     let gate = Mutex::new(gate);
     let taken = Arc::new(AtomicUsize::new(0));
     let count = taken.clone();
-    // Without a template a pad would take the first caps alone.
+    // Without a template a pad would accept only the first caps.
     let any = gst::Caps::new_any();
     let template =
         gst::PadTemplate::new("sink", gst::PadDirection::Sink, gst::PadPresence::Always, &any).unwrap();
@@ -124,7 +124,7 @@ fn a_flush_passes_through_the_mask_pad_and_keeps_its_caps() {
     value.store(255, Ordering::Relaxed);
     let pad = element.request_pad_simple("mask").unwrap();
     let mut h = around(&element);
-    let (sink, log, buffers) = listen(&pad);
+    let (sink, log, buffers) = record(&pad);
     let caps = caps("RGB", 20, 20);
     h.set_src_caps(caps.clone());
     for i in 0..20 {
@@ -133,7 +133,7 @@ fn a_flush_passes_through_the_mask_pad_and_keeps_its_caps() {
         h.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
         h.push_and_pull(buffer(&caps, i)).unwrap();
     }
-    // A flush may take a mask that was not pushed yet; the last one nothing takes.
+    // A flush may discard a mask that was not pushed yet, except the last one.
     wait(|| {
         buffers
             .lock()
@@ -157,7 +157,7 @@ fn a_mask_pad_requested_in_mid_stream_sends_the_stream_s_events() {
     h.set_src_caps(caps.clone());
     h.push_and_pull(buffer(&caps, 0)).unwrap();
     let pad = element.request_pad_simple("mask").unwrap();
-    let (sink, log, buffers) = listen(&pad);
+    let (sink, log, buffers) = record(&pad);
     h.push_and_pull(buffer(&caps, 1)).unwrap();
     wait(|| !buffers.lock().unwrap().is_empty());
     assert!(sink.current_caps().is_some());
@@ -181,7 +181,7 @@ fn metadata_contain_regions_confidence_and_the_mask() {
     let (w, hgt): (i32, i32) = (s.get("width").unwrap(), s.get("height").unwrap());
     assert_eq!((w, hgt), (32, 16));
     assert_eq!(bytes(&s.get::<gst::Buffer>("mask").unwrap()), vec![255; 32 * 16]);
-    // A copy, as a tee's branch that writes would make, has them too.
+    // Copies of the buffer, as made by a writing branch after a tee, have the metadata too.
     let copy = out.copy();
     assert!(gst::meta::CustomMeta::from_buffer(&copy, "GstAutoSamMaskMeta").is_ok());
     value.store(0, Ordering::Relaxed);
@@ -194,10 +194,10 @@ fn detections_are_reported_as_messages_and_signals() {
     let (element, bus, value) = steered(&[ACCURATE]);
     let signals = Arc::new(Mutex::new(Vec::new()));
     for name in ["detection-started", "detection-ended"] {
-        let heard = signals.clone();
+        let recorded = signals.clone();
         element.connect(name, false, move |values| {
             let s = values[1].get::<gst::Structure>().unwrap();
-            heard.lock().unwrap().push((name, s.get::<gst::ClockTime>("timestamp").ok()));
+            recorded.lock().unwrap().push((name, s.get::<gst::ClockTime>("timestamp").ok()));
             None
         });
     }
@@ -214,7 +214,7 @@ fn detections_are_reported_as_messages_and_signals() {
     let ended = next_message(&bus, "application/x-autosam-detection-ended");
     assert_eq!(ended.get::<gst::ClockTime>("timestamp").unwrap(), gst::ClockTime::from_mseconds(120));
     assert_eq!(ended.get::<u64>("pictures").unwrap(), 2);
-    // What goes on at the end ends with it.
+    // A detection that lasts to the end of the stream ends with it.
     drop(h);
     element.set_state(gst::State::Null).unwrap();
     let ms = |v| Some(gst::ClockTime::from_mseconds(v));
@@ -256,16 +256,16 @@ fn a_region_is_shown_only_after_the_hold_off() {
     let mut h = around(&element);
     let caps = caps("RGB", 40, 30);
     h.set_src_caps(caps.clone());
-    let mut marked = |i| {
+    let mut has_overlay = |i| {
         let b = buffer(&caps, i);
         let before = bytes(&b);
         let after = bytes(&h.push_and_pull(b).unwrap());
-        // The next picture sees what came of this one.
+        // The next frame must see the result of this one.
         wait(|| stat(&element, "pending") == 0);
         after != before
     };
-    let [first, second, _, fourth, fifth] = [0, 1, 2, 3, 4].map(&mut marked);
-    // The third's own mask is the first that shows; the worker may or may not have it before the third is drawn.
+    let [first, second, _, fourth, fifth] = [0, 1, 2, 3, 4].map(&mut has_overlay);
+    // The mask of the third frame is the first that is shown; it may be ready before or after that frame is drawn.
     assert_eq!((first, second, fourth, fifth), (false, false, true, true));
 }
 
@@ -280,15 +280,15 @@ fn statistics_are_posted_at_the_requested_interval() {
     }
     drop(h);
     element.set_state(gst::State::Null).unwrap();
-    let told = messages(&bus, "application/x-autosam-stats");
-    assert!((3..=5).contains(&told.len()), "{} messages", told.len());
-    assert!(told.last().unwrap().get::<u64>("frames").unwrap() >= 4);
+    let stats = messages(&bus, "application/x-autosam-stats");
+    assert!((3..=5).contains(&stats.len()), "{} messages", stats.len());
+    assert!(stats.last().unwrap().get::<u64>("frames").unwrap() >= 4);
 }
 
 /// The calling thread's scheduling policy, field 41 of proc(5)'s stat; 2 is SCHED_RR.
 fn policy() -> u32 {
     let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-    // Behind the name in brackets, which may hold blanks, comes field 3.
+    // Field 3 follows the name in brackets, which may contain blanks.
     stat.rsplit(')').next().unwrap().split_whitespace().nth(38).unwrap().parse().unwrap()
 }
 
@@ -308,7 +308,7 @@ fn the_streaming_thread_gets_real_time_priority_if_requested_and_permitted() {
         let warning = format!("{:?}", warning.expect("not raised, and no warning"));
         assert!(warning.contains("rtprio"), "{warning}");
         assert_eq!(push(1), 0);
-        assert!(bus.pop_filtered(&[gst::MessageType::Warning]).is_none(), "told twice");
+        assert!(bus.pop_filtered(&[gst::MessageType::Warning]).is_none(), "reported twice");
         eprintln!("SKIPPED: this system permits no real-time priority");
         return;
     }
@@ -316,7 +316,7 @@ fn the_streaming_thread_gets_real_time_priority_if_requested_and_permitted() {
     assert_eq!(push(1), 0);
     element.set_property("realtime-priority", 8u32);
     assert_eq!(push(2), 2);
-    // A thread that goes on after the element, as those of a pool do.
+    // The thread may outlive the element, for example in a pool.
     drop(h);
     element.set_state(gst::State::Null).unwrap();
     assert_eq!(policy(), 0);
@@ -397,7 +397,7 @@ fn nothing_is_detected_outside_the_roi() {
         .map(|i| (i % 96, i / 96))
         .collect();
     assert!(changed.len() > 900, "{}", changed.len());
-    // The mask's pixels are as large as the picture's here; enlarging spreads it by less than one.
+    // Mask and frame have pixels of the same size here; enlarging widens the mask by less than one pixel.
     assert!(changed.iter().all(|(x, y)| (14..50).contains(x) && (6..42).contains(y)));
 }
 
@@ -405,13 +405,13 @@ fn nothing_is_detected_outside_the_roi() {
 fn a_model_set_while_playing_takes_over_and_no_frame_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let location = model(dir.path());
-    // The random model marks all or nothing of a picture by threshold; what counts is that it opens.
+    // The random model's mask covers all or nothing, depending on the threshold; this test only needs a model that loads.
     let (mut h, element, bus) = common::harness(&[("model-location", location.to_str().unwrap()), ACCURATE]);
     let signals = Arc::new(Mutex::new(Vec::new()));
-    let heard = signals.clone();
+    let recorded = signals.clone();
     element.connect("model-updated", false, move |v| {
         let text = |i: usize| v[i].get::<String>().unwrap();
-        heard.lock().unwrap().push((text(1), v[2].get::<bool>().unwrap(), text(3)));
+        recorded.lock().unwrap().push((text(1), v[2].get::<bool>().unwrap(), text(3)));
         None
     });
     let caps = caps("NV12", 64, 48);
@@ -436,10 +436,10 @@ fn a_model_set_while_playing_takes_over_and_no_frame_is_lost() {
     for (path, good) in [(&truncated, false), (&other, true)] {
         element.set_property("model-location", path.to_str().unwrap());
         push(5);
-        let told = next_message(&bus, "application/x-autosam-model-updated");
-        assert_eq!(told.get::<String>("location").unwrap(), path.to_str().unwrap());
-        assert_eq!(told.get::<bool>("success").unwrap(), good);
-        let error = told.get::<String>("error").unwrap();
+        let message = next_message(&bus, "application/x-autosam-model-updated");
+        assert_eq!(message.get::<String>("location").unwrap(), path.to_str().unwrap());
+        assert_eq!(message.get::<bool>("success").unwrap(), good);
+        let error = message.get::<String>("error").unwrap();
         assert_eq!(error.contains("truncated"), !good, "{error}");
         push(3);
     }
@@ -461,15 +461,15 @@ fn an_element_without_a_model_accepts_one_later() {
     let mut h = around(&element);
     let caps = caps("RGB", 40, 30);
     h.set_src_caps(caps.clone());
-    let mut marked = |i| {
+    let mut has_overlay = |i| {
         let b = buffer(&caps, i);
         let before = bytes(&b);
         bytes(&h.push_and_pull(b).unwrap()) != before
     };
-    assert!(!marked(0));
+    assert!(!has_overlay(0));
     element.set_property("model-location", "good");
     assert!(next_message(&bus, "application/x-autosam-model-updated").get::<bool>("success").unwrap());
-    assert!(marked(1));
+    assert!(has_overlay(1));
 }
 
 #[test]

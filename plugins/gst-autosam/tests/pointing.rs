@@ -1,4 +1,4 @@
-//! Pointing at an object: navigation events and action signals make a promptable model follow it.
+//! Pointing at an object: after navigation events and action signals a promptable model follows it.
 
 mod common;
 
@@ -20,8 +20,8 @@ const FIRST: (f64, f64) = (36.0, 40.0);
 const SECOND: (f64, f64) = (92.0, 56.0);
 const RADIUS: f64 = 14.0;
 
-/// Takes for an object what has the red of the pixel at a foreground point or in the middle of a box, or, without either of a
-/// person's, what an earlier mask holds; not what has the red of a background point.
+/// A model whose object is every pixel with the red value at a foreground point or at the middle of a box, except pixels with the
+/// red value at a background point.
 struct Promptable {
     asked: Arc<Mutex<Vec<ObjectPrompt>>>,
 }
@@ -102,7 +102,7 @@ fn frame(shift: f64) -> gst::Buffer {
     buffer
 }
 
-/// IoU of what is blue in `drawn` with a disc around `centre`; 0 if nothing is blue.
+/// IoU of the blue pixels of `drawn` with a disc around `centre`; 0 without blue pixels.
 fn iou(drawn: &gst::Buffer, centre: (f64, f64)) -> f64 {
     let (mut both, mut any) = (0u32, 0u32);
     for (i, pixel) in bytes(drawn).chunks_exact(3).enumerate() {
@@ -122,7 +122,7 @@ fn send(h: &mut Harness, event: NavigationEvent) {
     h.push_upstream_event(event.build());
 }
 
-/// A button of the mouse goes down at one place and up at another.
+/// Presses a mouse button at `from` and releases it at `to`.
 fn drag(
     h: &mut Harness,
     button: i32,
@@ -138,18 +138,18 @@ fn click(h: &mut Harness, button: i32, at: (f64, f64)) {
     drag(h, button, NavigationModifierType::empty(), at, at);
 }
 
-/// Why the next prompt was refused.
+/// The reason of the next refused prompt.
 fn refusal(bus: &gst::Bus) -> String {
     next_message(bus, "application/x-autosam-prompt-refused").get("reason").unwrap()
 }
 
-/// Which object ended next, and why.
+/// The id of the next object that ends, and the reason.
 fn end(bus: &gst::Bus) -> (u32, String) {
     let s = next_message(bus, "application/x-autosam-prompt-ended");
     (s.get("id").unwrap(), s.get("reason").unwrap())
 }
 
-/// The events on the element's src pad that say which object is drawn.
+/// The events on the element's src pad about the drawn object: its id, and whether it is shown.
 fn objects_announced_downstream(h: &mut Harness) -> Vec<(u32, bool)> {
     let events = std::iter::from_fn(|| h.try_pull_event());
     let own = events.filter_map(|e| {
@@ -175,7 +175,7 @@ fn a_click_draws_the_object_under_it_in_the_prompt_colour() {
     assert_eq!((roi.roi_type(), roi.id()), ("prompt", 1));
     let mask = gst::meta::CustomMeta::from_buffer(&out, "GstAutoSamPromptMeta").unwrap();
     assert_eq!(mask.structure().get::<u32>("id").unwrap(), 1);
-    // Asked again with its own mask and a point inside it, it stays, and goes where the tissue goes.
+    // In later frames the prompt is the object's own mask and a point inside it, so that the mask follows the tissue.
     for shift in [0.0, 3.0, 6.0] {
         let out = h.push_and_pull(frame(shift)).unwrap();
         let now = (FIRST.0 + shift, FIRST.1);
@@ -184,7 +184,7 @@ fn a_click_draws_the_object_under_it_in_the_prompt_colour() {
     let last = asked.lock().unwrap().last().unwrap().clone();
     assert!(last.mask.is_some() && last.points.len() == 1 && last.points[0].foreground, "{:?}", last.points);
     assert!((f64::from(last.points[0].x) - FIRST.0 - 6.0).abs() < RADIUS / 2.0, "{:?}", last.points);
-    assert_eq!(messages(&bus, "application/x-autosam-prompt-started").len(), 0, "told again");
+    assert_eq!(messages(&bus, "application/x-autosam-prompt-started").len(), 0, "reported again");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn background_points_correct_the_object_and_need_one() {
         drag(&mut h, button, state, SECOND, SECOND);
         assert!(!is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
         assert_eq!(refusal(&bus), "no-object");
-        // Both discs at once, by two points before the first mask; then one of them is said to be none of it.
+        // Two points before the first mask select both discs; then a background point removes one of them.
         click(&mut h, 1, FIRST);
         click(&mut h, 1, SECOND);
         assert!(iou(&h.push_and_pull(frame(0.0)).unwrap(), SECOND) > 0.4);
@@ -230,7 +230,7 @@ fn a_drag_prompts_with_a_box() {
     let want = [75.5, 39.5, 107.5, 71.5f32];
     assert!(bounds.iter().zip(want).all(|(a, b)| (a - b).abs() < 0.01), "{bounds:?}");
     assert!(iou(&h.push_and_pull(frame(0.0)).unwrap(), SECOND) > 0.9);
-    assert_eq!(asked.lock().unwrap()[1].bounds, None, "its mask has taken the box's place");
+    assert_eq!(asked.lock().unwrap()[1].bounds, None, "its mask has replaced the box");
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn escape_clears_all_prompts() {
     let (mut h, _, bus, _) = promptable(&[]);
     click(&mut h, 1, FIRST);
     assert!(is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
-    // What waits is cleared too.
+    // Queued prompts are cleared, too.
     click(&mut h, 1, SECOND);
     send(&mut h, NavigationEvent::new_key_press("Escape"));
     assert!(!is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
@@ -352,7 +352,7 @@ fn an_object_outlives_its_model() {
 
 #[test]
 fn prompt_positions_are_right_within_a_roi() {
-    // The network sees the right half, twice as large.
+    // The network sees the right half at twice its size.
     let (mut h, _, bus, asked) = promptable(&[("roi", "64,24,64,64")]);
     click(&mut h, 1, FIRST);
     assert!(!is_blue(&h.push_and_pull(frame(0.0)).unwrap()));
@@ -364,7 +364,7 @@ fn prompt_positions_are_right_within_a_roi() {
     assert!((point.x - 55.5).abs() < 0.01 && (point.y - 63.5).abs() < 0.01, "{point:?}");
 }
 
-/// Where a navigation event that a sink sends at `at` arrives before the elements of `chain`.
+/// The position of a navigation event sent by a sink at `at` after it has passed the elements of `chain`.
 fn translated(chain: &str, at: (f64, f64)) -> (f64, f64) {
     common::init();
     let line = format!(

@@ -1,4 +1,4 @@
-//! The live benchmark and the monitor, with the element itself between their pads.
+//! The live benchmark and the monitor, together with the element itself.
 
 mod common;
 
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
-/// What GStreamer itself complained of.
+/// Critical warnings of GStreamer.
 static CRITICALS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn init() {
@@ -29,7 +29,7 @@ fn init() {
 
 fn properties(model: &Path) -> Vec<(String, String)> {
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    // Marks something in every picture.
+    // With these settings every frame has a mask.
     vec![
         pair("model-location", model.to_str().unwrap()),
         pair("threshold", "0.1"),
@@ -39,11 +39,11 @@ fn properties(model: &Path) -> Vec<(String, String)> {
     ]
 }
 
-fn pictures(dir: &Path) {
+fn write_frames(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     for i in 0..3u8 {
-        let picture = image::RgbImage::from_fn(160, 120, |x, y| image::Rgb([(x + y) as u8, 90 + i, 60]));
-        picture.save(dir.join(format!("{i}.png"))).unwrap();
+        let frame = image::RgbImage::from_fn(160, 120, |x, y| image::Rgb([(x + y) as u8, 90 + i, 60]));
+        frame.save(dir.join(format!("{i}.png"))).unwrap();
     }
 }
 
@@ -51,8 +51,8 @@ fn pictures(dir: &Path) {
 fn the_benchmark_counts_every_frame_and_finds_no_changed_pixel() {
     init();
     let dir = tempfile::tempdir().unwrap();
-    pictures(&dir.path().join("frames"));
-    // Only in frame-accurate mode is a mask of these few frames certain, however slow the machine is.
+    write_frames(&dir.path().join("frames"));
+    // With few frames, only frame-accurate mode guarantees a mask on slow machines.
     for (format, streams, mode) in [("NV12", 1, "async"), ("UYVY", 1, "frame-accurate"), ("RGBA", 2, "async")]
     {
         let mut properties = properties(&model(dir.path()));
@@ -123,10 +123,10 @@ fn post(address: SocketAddr, path: &str) -> String {
     text
 }
 
-/// The page's statistics once they are as `expected`.
+/// Waits until the page's statistics are as `expected`, and returns them.
 fn until(
     address: SocketAddr,
-    patience: Duration,
+    timeout: Duration,
     expected: impl Fn(&serde_json::Value) -> bool,
 ) -> serde_json::Value {
     let begin = Instant::now();
@@ -136,7 +136,7 @@ fn until(
         if expected(&state) {
             return state;
         }
-        assert!(begin.elapsed() < patience, "{state}");
+        assert!(begin.elapsed() < timeout, "{state}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -185,16 +185,16 @@ fn part(reader: &mut BufReader<TcpStream>) -> Vec<u8> {
             break;
         }
     }
-    let mut picture = vec![0; length];
-    reader.read_exact(&mut picture).unwrap();
-    picture
+    let mut frame = vec![0; length];
+    reader.read_exact(&mut frame).unwrap();
+    frame
 }
 
 #[test]
 fn the_monitor_shows_frames_metrics_and_detections() {
     init();
     let dir = tempfile::tempdir().unwrap();
-    pictures(&dir.path().join("frames"));
+    write_frames(&dir.path().join("frames"));
     let input = dir.path().join("frames");
     let watched = Watched::start(input.to_str().unwrap(), true, properties(&model(dir.path())));
     let address = watched.address;
@@ -215,9 +215,9 @@ fn the_monitor_shows_frames_metrics_and_detections() {
     write!(stream, "GET /live.mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut reader = BufReader::new(stream);
     for _ in 0..3 {
-        let picture =
+        let frame =
             image::load_from_memory_with_format(&part(&mut reader), image::ImageFormat::Jpeg).unwrap();
-        assert_eq!((picture.width(), picture.height()), (160, 120));
+        assert_eq!((frame.width(), frame.height()), (160, 120));
     }
     let state = until(address, Duration::from_secs(20), |state| state["regions"].as_u64() > Some(0));
     assert!(state["confidence"].as_f64() > Some(0.0) && state["detections"].as_u64() > Some(0), "{state}");
@@ -231,7 +231,7 @@ fn the_monitor_shows_frames_metrics_and_detections() {
         state["prompt"].as_str().is_some_and(|p| p.starts_with("object 1") || p.contains("refused"))
     });
     watched.end();
-    assert!(TcpStream::connect(address).is_err(), "it serves on");
+    assert!(TcpStream::connect(address).is_err(), "the page is still served");
     assert_eq!(*CRITICALS.lock().unwrap(), [""; 0]);
 }
 
@@ -239,7 +239,7 @@ fn the_monitor_shows_frames_metrics_and_detections() {
 fn the_monitor_ends_with_its_input_and_names_missing_inputs() {
     init();
     let dir = tempfile::tempdir().unwrap();
-    pictures(&dir.path().join("frames"));
+    write_frames(&dir.path().join("frames"));
     let options = MonitorOptions {
         input: dir.path().join("frames").to_str().unwrap().to_owned(),
         http: None,
@@ -276,20 +276,20 @@ fn a_live_source_that_falls_silent_is_opened_again() {
     let first = camera();
     let input = format!("udp://127.0.0.1:{port}");
     let watched = Watched::start(&input, false, properties(&model(dir.path())));
-    let (address, patience) = (watched.address, Duration::from_secs(60));
+    let (address, timeout) = (watched.address, Duration::from_secs(60));
     let plays = |state: &serde_json::Value| state["frames"].as_u64() > Some(5) && state["problem"].is_null();
-    until(address, patience, plays);
+    until(address, timeout, plays);
     first.set_state(gst::State::Null).unwrap();
-    until(address, patience, |state| {
+    until(address, timeout, |state| {
         state["problem"].as_str().is_some_and(|p| p.contains("no frame for 10 s"))
     });
     let second = camera();
-    until(address, patience, plays);
+    until(address, timeout, plays);
     watched.end();
     second.set_state(gst::State::Null).unwrap();
 }
 
-/// Writes what `chain` gives to `path` as H.264 in MP4.
+/// Writes the output of `chain` to `path` as H.264 in MP4.
 fn video(chain: &str, path: &Path) {
     let line = format!("{chain} ! h264parse ! mp4mux ! filesink location={}", path.display());
     let pipeline = gst::parse::launch(&line).unwrap();
@@ -318,7 +318,7 @@ fn the_monitor_shows_videos_upright_and_deinterlaced() {
     init();
     let dir = tempfile::tempdir().unwrap();
     let (path, model) = (dir.path().join("v.mp4"), model(dir.path()));
-    // White above, black below; a quarter turn clockwise is written into the track's header.
+    // The video is white above and black below. Its track header states a quarter turn clockwise.
     let white = "videotestsrc num-buffers=8 pattern=white ! video/x-raw,width=160,height=60,framerate=25/1";
     video(&format!("{white} ! videobox bottom=-60 ! x264enc speed-preset=ultrafast"), &path);
     let mut bytes = std::fs::read(&path).unwrap();
@@ -336,7 +336,7 @@ fn the_monitor_shows_videos_upright_and_deinterlaced() {
     video(&format!("{moving} ! {fields}"), &path);
     let frame = shown(&path, &model);
     assert_eq!(frame.dimensions(), (320, 240));
-    // The bars stand upright: only combs differ from the mean of the lines above and below.
+    // The bars are vertical, so only combing differs from the mean of the lines above and below.
     let at = |x: u32, y: u32| i32::from(frame.get_pixel(x, y).0[1]);
     let combs = |(x, y): (u32, u32)| (2 * at(x, y) - at(x, y - 1) - at(x, y + 1)).unsigned_abs();
     let all = (1..239).flat_map(|y| (0..320).map(move |x| (x, y)));

@@ -1,4 +1,4 @@
-//! What the tests of the element share.
+//! Helpers of the element's tests.
 #![allow(dead_code)] // each test binary uses its part
 
 use autosam_engine::segmenter::Segmenter;
@@ -25,7 +25,7 @@ pub fn init() {
     });
 }
 
-/// A model of random weights: everywhere about as likely as not, so a threshold of 0.1 marks all.
+/// A model with random weights. Its probabilities are about 0.5 everywhere, so with a threshold of 0.1 the mask covers the frame.
 pub fn model(dir: &Path) -> PathBuf {
     let encoder = EncoderConfig::Vit(VitConfig {
         embed_dim: 32,
@@ -49,7 +49,7 @@ pub fn model(dir: &Path) -> PathBuf {
 pub fn harness(properties: &[(&str, &str)]) -> (Harness, gst::Element, gst::Bus) {
     init();
     let element = gst::ElementFactory::make("autosam").build().unwrap();
-    // The tests' model of random weights is nowhere certain.
+    // The model with random weights is certain nowhere.
     element.set_property("hysteresis", 0f32);
     for (name, value) in properties {
         element.set_property_from_str(name, value);
@@ -69,7 +69,7 @@ pub fn caps(format: &str, width: i32, height: i32) -> gst::Caps {
         .build()
 }
 
-/// Noise, the same each time.
+/// A frame of deterministic noise.
 pub fn buffer(caps: &gst::Caps, index: u64) -> gst::Buffer {
     let info = gst_video::VideoInfo::from_caps(caps).unwrap();
     let bytes: Vec<u8> = (0..info.size()).map(|i| (i * 37 % 253) as u8).collect();
@@ -88,10 +88,11 @@ pub fn stat(element: &gst::Element, name: &str) -> u64 {
     element.property::<gst::Structure>("stats").get(name).unwrap()
 }
 
-pub fn wait(mut what: impl FnMut() -> bool) {
+/// Waits until `condition` is met.
+pub fn wait(mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
-    while !what() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain");
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "the condition is not met within 30 s");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -108,7 +109,7 @@ pub fn complaints(bus: &gst::Bus) -> Vec<String> {
         .collect()
 }
 
-/// A model that does what a test says: it gets the sample and gives the probability (0 to 255) of each pixel.
+/// A model whose answer a test determines: the function gets the sample and returns the probability (0 to 255) of all pixels.
 pub struct Scripted<F>(pub F);
 
 impl<F: FnMut(&ModelInput) -> autosam_frame::Result<u8> + Send> Segmenter for Scripted<F> {
@@ -126,7 +127,7 @@ impl<F: FnMut(&ModelInput) -> autosam_frame::Result<u8> + Send> Segmenter for Sc
     }
 }
 
-/// An element whose models come from `open`, with masks that show at once.
+/// An element whose models come from `open`; masks are shown immediately.
 pub fn scripted(
     properties: &[(&str, &str)],
     open: impl Fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> + Send + Sync + 'static,
@@ -147,8 +148,7 @@ pub fn scripted(
     (element, bus)
 }
 
-/// An element whose model waits for a token before each answer, which covers the whole frame; once the sender is dropped it
-/// waits no more.
+/// An element whose model waits for a token before each inference, until the sender is dropped. Its masks cover the whole frame.
 pub fn gated(properties: &[(&str, &str)]) -> (gst::Element, gst::Bus, Sender<()>) {
     let (go, gate): (_, Receiver<()>) = channel();
     let gate = Arc::new(Mutex::new(gate));
@@ -167,7 +167,7 @@ pub fn around(element: &gst::Element) -> Harness {
     Harness::with_element(element, Some("sink"), Some("src"))
 }
 
-/// Threads of this process by name.
+/// Number of this process's threads with this name.
 pub fn threads(name: &str) -> usize {
     let comm =
         |e: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(e.ok()?.path().join("comm")).ok();
