@@ -1,4 +1,4 @@
-//! What the program's allocator is asked for in the steady state.
+//! Allocations in the steady state.
 
 use autosam::engine::segmenter::{ModelInput, ProbMap};
 use autosam::model::{
@@ -28,7 +28,7 @@ fn quantised() -> Checkpoint {
             Ok(())
         };
         model.observe(trunk, &x, &mut see).unwrap();
-        // What a depth-wise convolution reads has to begin at 0; which those are does not matter here.
+        // Inputs of depth-wise convolutions must have ranges that begin at 0. This test does not depend on which those are.
         Some(vec![[0.0, 6.0]; count])
     };
     let quantisation = Quantisation { encoder: ranges(Trunk::Encoder), generator: ranges(Trunk::Generator) };
@@ -37,7 +37,8 @@ fn quantised() -> Checkpoint {
     file
 }
 
-/// From a sample to its probability map: nothing, on any thread. (One test a process: whatever else ran would be counted.)
+/// No thread allocates between a sample and its probability map. This is the only test of its process, because the allocations of
+/// other tests would be counted.
 #[test]
 fn inference_allocates_nothing_in_the_steady_state() {
     #[cfg(target_arch = "x86_64")]
@@ -45,13 +46,13 @@ fn inference_allocates_nothing_in_the_steady_state() {
     #[cfg(not(target_arch = "x86_64"))]
     let has_kernels = false;
     if !has_kernels {
-        return eprintln!("SKIPPED: products take memory here, this is no x86 with FMA");
+        return eprintln!("SKIPPED: matrix products allocate on this processor (no x86 with FMA)");
     }
     let file = quantised();
     for (views, precision, frames) in [
         (Views::One, Precision::F32, 100),
         (Views::Four, Precision::F32, 10),
-        // Slow on processors without instructions for products of bytes.
+        // Int8 is slow on processors without instructions for it.
         (Views::One, Precision::Int8, 10),
     ] {
         let options = ModelOptions { device: DeviceChoice::Cpu, views, precision, ..ModelOptions::default() };
@@ -66,7 +67,7 @@ fn inference_allocates_nothing_in_the_steady_state() {
             process::all_allocations() - before
         };
         asked_by(8);
-        // Which buffers a thread needs depends on what it takes up from others: after a few more there are enough.
+        // The buffers that a thread needs depend on the work it steals; after a few more inferences all exist.
         let asked: Vec<u64> = (0..5).map(|_| asked_by(frames)).collect();
         assert!(asked.contains(&0), "in {frames} inferences of {views:?} each, {precision:?}: {asked:?}");
     }

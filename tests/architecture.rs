@@ -1,9 +1,9 @@
-//! Modules depend one way. Between crates the compiler sees to it; inside a crate this test does.
+//! Checks that modules depend one way. The compiler checks it between crates, this test within each crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// A module's path inside its crate; the crate's own is empty.
+/// A module's path inside its crate; the crate root has an empty path.
 type Module = Vec<String>;
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
@@ -25,7 +25,7 @@ fn modules(dir: &Path, at: &Module, found: &mut BTreeMap<Module, String>) {
     }
 }
 
-/// `a::{b, c::d}` as `a::b` and `a::c::d`.
+/// Expands `a::{b, c::d}` to `a::b` and `a::c::d`.
 fn spelled_out(path: &str) -> Vec<String> {
     let Some((head, group)) = path.split_once('{') else { return vec![path.trim().to_owned()] };
     let group = group.trim_end().strip_suffix('}').unwrap_or(group);
@@ -46,7 +46,7 @@ fn spelled_out(path: &str) -> Vec<String> {
         .collect()
 }
 
-/// The paths that `text` names: those of its `use` lines, and those that begin with `crate` or `super` elsewhere.
+/// The paths in `text`: those of its `use` lines, and other paths that begin with `crate` or `super`.
 fn paths(text: &str) -> Vec<String> {
     let statements = text.split("use ").skip(1).filter_map(|rest| rest.split(';').next());
     let mut found: Vec<String> = statements.flat_map(|s| spelled_out(&s.replace('\n', " "))).collect();
@@ -59,7 +59,7 @@ fn paths(text: &str) -> Vec<String> {
     found
 }
 
-/// The module that `path`, written in `from`, leads into; `None` for another crate's.
+/// The module to which `path` refers if written in the module `from`; `None` for other crates.
 fn target(path: &str, from: &Module, all: &BTreeMap<Module, String>) -> Option<Module> {
     let mut names = path.split("::").map(str::trim).peekable();
     let mut at = match *names.peek()? {
@@ -86,7 +86,7 @@ fn target(path: &str, from: &Module, all: &BTreeMap<Module, String>) -> Option<M
     Some(at)
 }
 
-/// What the modules of `folder`, each with all below it, take from one another.
+/// The dependencies between the modules of `folder`, each with all its submodules.
 fn siblings(folder: &Module, all: &BTreeMap<Module, String>) -> Graph {
     let n = folder.len();
     let below = |module: &Module| module.len() > n && module[..n] == folder[..];
@@ -114,7 +114,7 @@ fn reaches(graph: &Graph, from: &str, to: &str) -> bool {
     false
 }
 
-/// Modules of `graph` that come back to themselves.
+/// Modules of `graph` that depend on themselves through others.
 fn circles(graph: &Graph) -> Vec<String> {
     graph.keys().filter(|module| reaches(graph, module, module)).cloned().collect()
 }
@@ -133,7 +133,12 @@ fn modules_of_a_folder_depend_one_way() {
         for folder in folders {
             checked += 1;
             let found = circles(&siblings(&folder, &all));
-            assert!(found.is_empty(), "{}/{}: a circle among {found:?}", dir.display(), folder.join("/"));
+            assert!(
+                found.is_empty(),
+                "{}/{}: circular dependency among {found:?}",
+                dir.display(),
+                folder.join("/")
+            );
         }
     }
     assert!(checked > 15, "only {checked} folders were found");

@@ -1,4 +1,4 @@
-//! Folders of videos: what is written, what is skipped, and several processes on one folder with one of them killed.
+//! Folders of videos: outputs, skipped videos, and several processes on one folder, one of which is killed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ fn json(path: &Path) -> serde_json::Value {
         .unwrap()
 }
 
-/// COCO's run lengths, read by the published rule; the inverse of what the program does.
+/// Decodes COCO's run lengths by the published rule.
 fn decoded(counts: &str, size: usize) -> Vec<u8> {
     let (mut runs, mut bytes): (Vec<i64>, _) = (Vec::new(), counts.bytes().peekable());
     while bytes.peek().is_some() {
@@ -86,7 +86,7 @@ fn every_format_contains_the_same_masks() {
     let dir = tempfile::tempdir().unwrap();
     let input = videos(dir.path(), 1, "8");
     let output = dir.path().join("out");
-    // Half the image at the least: the shipped model's own threshold may mark nothing in so small a clip.
+    // With minmax every frame has a mask; the shipped model may detect nothing in such a small clip.
     let said = good(&input, &output, &["--write", "png,coco,dicom-seg", "--mask-mode", "minmax"]);
     assert!(said.contains("1 videos done, 0 done before"), "{said}");
     let folder = output.join("room0/v0.webm");
@@ -102,7 +102,7 @@ fn every_format_contains_the_same_masks() {
     let (w, h) = (number("Columns"), number("Rows"));
     assert_eq!((w, h, number("NumberOfFrames")), (96, 64, 8));
     let bits = seg.element_by_name("PixelData").unwrap().to_bytes().unwrap().into_owned();
-    let mut marked = 0;
+    let mut inside = 0;
     for (i, annotation) in coco["annotations"].as_array().unwrap().iter().enumerate() {
         let png = image::open(folder.join(format!("masks/{i:06}.png"))).unwrap().into_luma8();
         let columns = decoded(annotation["segmentation"]["counts"].as_str().unwrap(), w * h);
@@ -111,12 +111,12 @@ fn every_format_contains_the_same_masks() {
             assert_eq!(columns[x * h + y], pixel.0[0], "frame {i} at {x},{y}");
             let at = i * w * h + y * w + x;
             assert_eq!(bits[at / 8] >> (at % 8) & 1 == 1, pixel.0[0] > 0, "frame {i} at {x},{y}");
-            marked += u64::from(pixel.0[0] > 0);
+            inside += u64::from(pixel.0[0] > 0);
         }
     }
     let areas: u64 =
         coco["annotations"].as_array().unwrap().iter().map(|a| a["area"].as_u64().unwrap()).sum();
-    assert!(marked > 0 && areas == marked, "{areas} {marked}");
+    assert!(inside > 0 && areas == inside, "{areas} {inside}");
     let csv = std::fs::read_to_string(folder.join("frames.csv")).unwrap();
     assert_eq!(csv.lines().count(), 9);
     let page = std::fs::read_to_string(output.join("index.html")).unwrap();
@@ -163,7 +163,7 @@ fn after_a_process_is_killed_no_video_is_lost_or_processed_twice() {
     let start = || program(&input, &output, &["--write", "png"]).spawn().unwrap();
     let mut victim = start();
     let others: Vec<Child> = (0..2).map(|_| start()).collect();
-    // Killed (SIGKILL) as soon as it can have something in hand.
+    // One process is killed (SIGKILL) as soon as it may be processing a video.
     let begin = Instant::now();
     let work = output.join(".autosam/work");
     while std::fs::read_dir(&work).map_or(0, Iterator::count) == 0 {
@@ -181,9 +181,9 @@ fn after_a_process_is_killed_no_video_is_lost_or_processed_twice() {
             said.split(" videos done").next().unwrap().rsplit('\n').next().unwrap().parse::<usize>().unwrap();
     }
     let there = summaries(&output);
-    // The victim's finished videos count too; no video is counted by two.
+    // The killed process's finished videos count too, and no video is counted twice.
     assert!(done <= there.len(), "{done} of {}", there.len());
-    // Who comes next finishes what is left.
+    // The next run processes the remaining videos.
     let said = good(&input, &output, &["--write", "png"]);
     let left = COUNT - there.len();
     assert!(said.contains(&format!("{left} videos done, {} done before", there.len())), "{said}");

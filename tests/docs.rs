@@ -82,7 +82,7 @@ fn the_layouts_page_contains_the_program_s_table() {
     assert!(text.contains(&table), "`autosam-video data layouts` prints\n{table}");
 }
 
-/// Words that this project once used instead of the field's terms, and what to write instead.
+/// Words to avoid, and the field's terms to write instead.
 const FORBIDDEN: [(&str, &str); 22] = [
     ("picture", "frame (video) or image (still)"),
     ("pictures", "frames (video) or images (stills)"),

@@ -1,4 +1,4 @@
-//! The examples that a machine without camera and display can run, by the commands that the documentation has.
+//! Runs the documented examples that need neither camera nor display.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,23 +9,23 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// One test at a time: cameras and pipelines run in real time, and a reader that others slow down loses frames.
-fn alone() -> MutexGuard<'static, ()> {
+/// Runs one test at a time. Cameras and pipelines run in real time, and a slow reader would lose frames.
+fn exclusive() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Folder of what was built: the program, the plugin, and in `examples/` the examples.
+/// The folder of build outputs: the program, the plugin, and the examples in `examples/`.
 fn built() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_autosam-video")).parent().unwrap().to_owned()
 }
 
-/// The freshly built plugin: `cargo test` leaves it among its own files, and a file beside the program may be an older one.
+/// The freshly built plugin, which `cargo test` leaves in `deps`; the file next to the program may be older.
 fn plugin() -> PathBuf {
     built().join("deps/libgstautosam.so")
 }
 
-/// Whether `needed` is there; says so where it is not.
+/// Whether `needed` exists; prints a note if not.
 fn there(needed: &Path) -> bool {
     if !needed.exists() {
         eprintln!("SKIPPED: {} is missing (cargo test --release --workspace builds it)", needed.display());
@@ -33,7 +33,7 @@ fn there(needed: &Path) -> bool {
     needed.exists()
 }
 
-/// Debian's Python with these of GStreamer's bindings; says so where they are missing.
+/// Whether Debian's Python has these GStreamer bindings; prints a note if not.
 fn python(bindings: &[&str]) -> bool {
     let script = bindings.iter().fold("import gi".to_owned(), |script, name| {
         script + &format!("\ngi.require_version('{name}', '1.0')")
@@ -46,7 +46,7 @@ fn python(bindings: &[&str]) -> bool {
     found
 }
 
-/// `program`, with the freshly built program and plugin in its way.
+/// `program` in an environment with the freshly built program and plugin.
 fn command(program: &Path, dir: &Path) -> Command {
     let path = format!("{}:{}", built().display(), std::env::var("PATH").unwrap_or_default());
     let plugins = dir.join("plugins");
@@ -66,7 +66,7 @@ fn command(program: &Path, dir: &Path) -> Command {
     command
 }
 
-/// Runs `program` and returns what it said.
+/// Runs `program` and returns its output.
 fn said(program: &Path, args: &[&Path], dir: &Path) -> String {
     let output = command(program, dir).args(args).output().unwrap();
     let said =
@@ -96,7 +96,7 @@ fn clip(dir: &Path) -> PathBuf {
 
 #[test]
 fn fine_tuning_on_synthetic_data_produces_a_model() {
-    let _turn = alone();
+    let _turn = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let said = example("finetune.sh", &[Path::new("out")], dir.path());
     assert!(said.contains("mean Dice"), "{said}");
@@ -105,7 +105,7 @@ fn fine_tuning_on_synthetic_data_produces_a_model() {
 
 #[test]
 fn pipelines_run_and_record() {
-    let _turn = alone();
+    let _turn = exclusive();
     if !there(&plugin()) {
         return;
     }
@@ -116,7 +116,7 @@ fn pipelines_run_and_record() {
     assert!(recorded.metadata().unwrap().len() > 500);
 }
 
-/// Ends a server with its test, however that ends.
+/// Ends a server when its test ends in any way.
 struct Server(Child);
 
 impl Drop for Server {
@@ -128,34 +128,34 @@ impl Drop for Server {
 
 #[test]
 fn the_rtsp_server_serves_a_clip_with_and_without_overlay() {
-    let _turn = alone();
+    let _turn = exclusive();
     if !there(&plugin()) || !python(&["GstRtspServer"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let clip = clip(dir.path());
-    for marked in [false, true] {
+    for overlay in [false, true] {
         let mut server = command(&root().join("examples/rtsp_server.py"), dir.path());
-        server.arg(&clip).args(["--port", "0"]).args(marked.then_some("--marked")).stdout(Stdio::piped());
+        server.arg(&clip).args(["--port", "0"]).args(overlay.then_some("--marked")).stdout(Stdio::piped());
         let mut server = Server(server.spawn().unwrap());
         let mut address = String::new();
         BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut address).unwrap();
         let address = Path::new(address.trim());
-        let output = dir.path().join(if marked { "marked.webm" } else { "camera.webm" });
+        let output = dir.path().join(if overlay { "overlay.webm" } else { "camera.webm" });
         let args = [Path::new("run"), Path::new("--input"), address, Path::new("--output"), &output];
         let said = said(Path::new(env!("CARGO_BIN_EXE_autosam-video")), &args, dir.path());
         assert!(said.contains("frames in"), "{said}");
         assert!(output.metadata().unwrap().len() > 500);
-        if !marked {
+        if !overlay {
             example("pipelines.sh", &[Path::new("rtsp"), address], dir.path());
         }
     }
 }
 
-/// What was marked until then is kept, and the program says what happened; it does not wait for the server.
+/// The output so far is kept, the error is reported, and the program does not wait for the server.
 #[test]
 fn a_camera_that_goes_silent_ends_the_run() {
-    let _turn = alone();
+    let _turn = exclusive();
     if !python(&["GstRtspServer"]) {
         return;
     }
@@ -174,7 +174,7 @@ fn a_camera_that_goes_silent_ends_the_run() {
     run.args(["run", "--input", address.trim(), "--output"]).arg(&output).stderr(Stdio::piped());
     let mut run = run.spawn().unwrap();
     while !dir.path().join("out.webm.partial").exists() {
-        assert!(run.try_wait().unwrap().is_none(), "the run ended before its first picture");
+        assert!(run.try_wait().unwrap().is_none(), "the run ended before its first frame");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert!(Command::new("kill").args(["-STOP", &server.0.id().to_string()]).status().unwrap().success());
@@ -186,7 +186,7 @@ fn a_camera_that_goes_silent_ends_the_run() {
 
 #[test]
 fn masks_are_read_from_rust_and_from_python() {
-    let _turn = alone();
+    let _turn = exclusive();
     let (masks, bus) = (built().join("examples/read_masks"), built().join("examples/watch_bus"));
     if !there(&masks) || !there(&bus) {
         return;
@@ -204,19 +204,19 @@ fn masks_are_read_from_rust_and_from_python() {
 
 #[test]
 fn the_library_writes_the_mask_of_an_image() {
-    let _turn = alone();
+    let _turn = exclusive();
     let program = built().join("examples/segment");
     if !there(&program) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (picture, mask) = (dir.path().join("picture.png"), dir.path().join("mask.png"));
-    image::RgbImage::from_pixel(90, 70, image::Rgb([180, 90, 80])).save(&picture).unwrap();
-    said(&program, &[&picture, &mask], dir.path());
+    let (image, mask) = (dir.path().join("image.png"), dir.path().join("mask.png"));
+    image::RgbImage::from_pixel(90, 70, image::Rgb([180, 90, 80])).save(&image).unwrap();
+    said(&program, &[&image, &mask], dir.path());
     assert_eq!(image::image_dimensions(&mask).unwrap(), (90, 70));
 }
 
-/// Three videos in a folder of their own.
+/// A folder with three videos.
 fn archive(dir: &Path) -> PathBuf {
     let (clip, videos) = (clip(dir), dir.join("archive/videos"));
     std::fs::create_dir_all(&videos).unwrap();
@@ -226,7 +226,7 @@ fn archive(dir: &Path) -> PathBuf {
     videos
 }
 
-/// Times at which the videos' summaries were written.
+/// Modification times of the videos' summaries.
 fn done(output: &Path) -> Vec<std::time::SystemTime> {
     let modified = |name| output.join(name).join("summary.json").metadata().unwrap().modified().unwrap();
     ["a.mp4", "b.mp4", "c.mp4"].map(modified).into()
@@ -234,7 +234,7 @@ fn done(output: &Path) -> Vec<std::time::SystemTime> {
 
 #[test]
 fn slurm_array_tasks_share_an_archive_without_repeating_work() {
-    let _turn = alone();
+    let _turn = exclusive();
     let dir = tempfile::tempdir().unwrap();
     let (videos, output) = (archive(dir.path()), dir.path().join("archive/masks"));
     let tasks = || {
@@ -253,7 +253,7 @@ fn slurm_array_tasks_share_an_archive_without_repeating_work() {
 
 #[test]
 fn the_pods_of_an_indexed_job_share_an_archive() {
-    let _turn = alone();
+    let _turn = exclusive();
     let dir = tempfile::tempdir().unwrap();
     archive(dir.path());
     let job = std::fs::read_to_string(root().join("examples/jobs/kubernetes-indexed.yaml")).unwrap();
@@ -274,10 +274,10 @@ fn the_pods_of_an_indexed_job_share_an_archive() {
     assert_eq!(done(&dir.path().join("archive/masks")).len(), 3);
 }
 
-/// With stand-ins for `scontrol` and `srun` that name this machine and start two processes.
+/// Uses stand-ins for `scontrol` and `srun`, which name this machine and start two processes.
 #[test]
 fn slurms_training_job_trains_in_two_processes() {
-    let _turn = alone();
+    let _turn = exclusive();
     let dir = tempfile::tempdir().unwrap();
     clip(dir.path());
     let stand_in = |name: &str, text: &str| {
@@ -311,15 +311,15 @@ fn slurms_training_job_trains_in_two_processes() {
     let text = String::from_utf8_lossy(&said.stderr);
     assert!(said.status.success() && text.contains("2 processes"), "{text}");
     assert!(dir.path().join("run/model.safetensors").exists());
-    // Given back to the queue, it finds its checkpoint: here with nothing left to do.
+    // After a requeue the job finds its checkpoint, here with nothing left to do.
     let again = job();
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
 }
 
-/// The service of the Debian package, as systemd would run it.
+/// Runs the Debian package's service as systemd would.
 #[test]
 fn the_monitor_notifies_the_service_manager() {
-    let _turn = alone();
+    let _turn = exclusive();
     if !there(&plugin()) {
         return;
     }

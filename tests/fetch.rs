@@ -1,4 +1,4 @@
-//! Downloads, against a server on loopback that misbehaves as asked.
+//! Downloads from a server on loopback that misbehaves on demand.
 
 use autosam::weights::fetch::fetch;
 use autosam::weights::known::Known;
@@ -8,24 +8,24 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-/// What the server does with one request.
+/// The server's reaction to one request.
 #[derive(Clone, Copy)]
 enum Answer {
-    /// Honours ranges; hangs up after so many bytes of the body.
+    /// Honours ranges, but closes the connection after this many bytes of the body.
     Ranges(usize),
-    /// Sends all of it, whatever was asked for.
+    /// Ignores ranges and sends the whole body.
     Whole,
     Status(u16),
 }
 
 struct Server {
     url: String,
-    /// The range of each request, empty where none was asked for.
+    /// The range of each request; empty if it had none.
     ranges: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    /// Answers one request after another as `answers` has it, the last one ever after.
+    /// Answers successive requests by `answers`, and all further ones by the last.
     fn start(body: Vec<u8>, answers: Vec<Answer>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/w.pth", listener.local_addr().unwrap());
@@ -34,7 +34,7 @@ impl Server {
         std::thread::spawn(move || {
             for (i, stream) in listener.incoming().enumerate() {
                 let answer = answers[i.min(answers.len() - 1)];
-                // A client that hangs up is no fault of the server's.
+                // A client that closes the connection is not an error.
                 let _ = serve(stream.unwrap(), &body, answer, &seen);
             }
         });
@@ -124,7 +124,7 @@ fn an_interrupted_download_is_resumed() {
     let server = Server::start(body(), vec![Answer::Ranges(100_000)]);
     assert_eq!(good(&known, &server, dir.path()), 300_000);
     assert_eq!(server.ranges(), ["", "bytes=100000-", "bytes=200000-"]);
-    // What is there and whole is not asked for again.
+    // A complete file is not requested again.
     good(&known, &server, dir.path());
     assert_eq!(server.ranges().len(), 3);
 }
@@ -181,7 +181,7 @@ fn without_a_network_the_error_says_where_to_put_the_file() {
     let gone = Server::start(body(), vec![Answer::Status(404)]);
     let text = bad(&known(None), &gone.url, dir.path());
     assert!(text.contains("answered 404") && text.contains("example.org"), "{text}");
-    assert_eq!(gone.ranges().len(), 1, "what is not there is not asked for twice");
+    assert_eq!(gone.ranges().len(), 1, "a missing file is requested only once");
 }
 
 #[test]

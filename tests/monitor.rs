@@ -1,4 +1,4 @@
-//! The monitor's page over a socket: who is let in, on each of its routes.
+//! Access to the monitor's page over a socket, on each of its routes.
 
 use autosam::monitor::page::{self, Board, Pointing};
 use autosam::serve::Server;
@@ -13,12 +13,12 @@ use std::time::Duration;
 const SECRET: &str = "a-token-of-this-test-0123";
 const ROUTES: [&str; 5] = ["/", "/page.js", "/page.css", "/state.json", "/live.mjpeg"];
 
-/// A page with an image that is shown again and again, as a pipeline would.
+/// A page on which one image is shown repeatedly, as by a pipeline.
 struct Page {
     server: Server,
     stop: Arc<AtomicBool>,
     pipeline: Option<std::thread::JoinHandle<()>>,
-    /// The prompts that came; at most two are queued.
+    /// The received prompts; at most two are queued.
     prompts: Arc<Mutex<Vec<Pointing>>>,
 }
 
@@ -44,13 +44,12 @@ impl Page {
         Self { server, stop, pipeline: Some(pipeline), prompts }
     }
 
-    /// Its name for a browser on this machine.
+    /// The page's host and port for a browser on this machine.
     fn host(&self) -> String {
         format!("127.0.0.1:{}", self.server.address().port())
     }
 
-    /// The head of the answer, and what of the body comes before the stream is shut; a live stream is read as far as its
-    /// first frame.
+    /// The answer's header and body up to the end of the connection; a live stream is read up to its first frame.
     fn ask(&self, first: &str, headers: &[&str]) -> String {
         let mut stream = TcpStream::connect(self.host()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -69,7 +68,7 @@ impl Drop for Page {
     }
 }
 
-/// The token by its file, as `--token-file` takes it.
+/// The token, read from a file as with `--token-file`.
 fn token() -> Token {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
@@ -141,7 +140,7 @@ fn on_loopback_requests_from_other_pages_are_refused() {
             assert_eq!(status("GET", &[&host, origin]), "403", "{route} {origin}");
             assert_eq!(status("POST", &[&host, origin]), "403", "{route} {origin}");
         }
-        // A name of theirs that points here.
+        // A foreign host name that resolves to this machine.
         assert_eq!(status("GET", &["Host: evil.example:80"]), "421", "{route}");
         assert_eq!(status("GET", &["Host: 192.168.7.5:80"]), "421", "{route}");
     }
@@ -164,7 +163,7 @@ fn prompts_are_accepted_only_from_the_page_itself_and_are_validated() {
     answers(click, &[&host, &cookie, "Origin: https://evil.example"], "403");
     answers("GET /prompt?point=0.5,0.25", &[&host, &cookie], "404");
     answers("POST /prompt?point=2,0.25", &[&host, &cookie, &origin], "400");
-    assert!(page.prompts.lock().unwrap().is_empty(), "a refused request is no prompt");
+    assert!(page.prompts.lock().unwrap().is_empty(), "a refused request must not become a prompt");
     answers(click, &[&host, &cookie, &origin], "200");
     answers("POST /prompt?clear", &[&host, &cookie, &origin], "200");
     answers(click, &[&host, &cookie, &origin], "409");

@@ -1,4 +1,4 @@
-//! Standard output and standard error that are closed or full, as in `autosam-video models list | head -1`.
+//! Closed or full standard output and standard error, as with `autosam-video models list | head -1`.
 #![cfg(feature = "archive")]
 
 use std::fs::File;
@@ -51,7 +51,7 @@ fn commands_succeed_if_nobody_reads_their_output() {
         let done = program(args).stdout(closed()).stderr(closed()).output().unwrap();
         assert!(done.status.success(), "{args:?} without stderr: {:?}", done.status);
     }
-    assert!(output.is_dir(), "the work is done all the same");
+    assert!(output.is_dir(), "the output must still be written");
 }
 
 #[test]

@@ -6,13 +6,13 @@ use std::time::Duration;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Pages that this process was given until now (minflt of proc(5)).
+/// Pages that this process received from the OS so far (minflt of proc(5)).
 fn faults() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     stat[stat.rfind(')').unwrap()..].split(' ').nth(8).unwrap().parse().unwrap()
 }
 
-/// Pages given while memory of a tensor's size is taken, written, and freed.
+/// Pages received while a block of a tensor's size is allocated, written and freed.
 fn use_memory() -> u64 {
     let before = faults();
     let mut block = vec![1u8; 64 << 20];
@@ -24,9 +24,9 @@ fn use_memory() -> u64 {
 fn freed_memory_is_kept_for_the_next_step() {
     keep_freed_memory();
     let first = use_memory();
-    // Longer than mimalloc's own delay, of 10 ms.
+    // This is longer than mimalloc's purge delay of 10 ms.
     std::thread::sleep(Duration::from_millis(100));
-    // mimalloc gives back what is due when it is asked for more.
+    // mimalloc purges when it is asked for more memory.
     std::hint::black_box(vec![1u8; 1 << 20]);
     let second = use_memory();
     assert!(second * 4 < first, "{first} pages for the first block, {second} for the next");

@@ -1,21 +1,21 @@
-//! `setup.sh` on machines as people have them, with a folder of pretended commands as the whole PATH.
+//! `setup.sh` on typical machines, simulated by a folder of fake commands as the whole PATH.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the script uses of a bare Debian.
+/// The commands of a minimal Debian that the script uses.
 const TOOLS: [&str; 8] = ["sh", "dirname", "sed", "sort", "head", "cut", "grep", "env"];
 const NEW: &str = "1.96.0";
 const OLD: &str = "1.85.0";
 
-/// A machine that has nothing but the bare system and Debian's package tools.
+/// A machine with only the minimal system and Debian's package tools.
 struct Machine {
     dir: tempfile::TempDir,
 }
 
 impl Machine {
-    /// With the user's number and the packages that are installed already.
+    /// `user`: the user's id; `installed`: the installed packages.
     fn new(user: u32, installed: &str) -> Self {
         let machine = Self { dir: tempfile::tempdir().unwrap() };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -55,7 +55,7 @@ impl Machine {
         self.command_in(&self.path("bin"), name, script);
     }
 
-    /// A command that notes how it was called, then does `script`.
+    /// A command that logs its arguments and then runs `script`.
     fn logged(&self, name: &str, script: &str) {
         let log = self.path("log");
         self.command(name, &format!("echo \"{name} $*\" >> '{}'\n{script}", log.display()));
@@ -66,7 +66,7 @@ impl Machine {
         self
     }
 
-    /// A Rust in `place` that notes what cargo is asked for.
+    /// A Rust in `place` whose cargo logs its arguments.
     fn rust(self, place: &str, version: &str) -> Self {
         let log = self.path("log");
         self.command_in(
@@ -79,7 +79,7 @@ impl Machine {
         self
     }
 
-    /// Whether the script went well, what it said, and what it did.
+    /// Runs the script; returns whether it succeeded, its output, and the logged commands.
     fn setup(&self, arguments: &[&str]) -> (bool, String, String) {
         let output = Command::new(self.path("source").join("setup.sh"))
             .args(arguments)

@@ -58,8 +58,8 @@ fn masks_are_binary_and_polyps_come_in_a_realistic_range_of_sizes() {
     for seed in 0..10 {
         let sequence = Sequence::new(seed, config(80)).unwrap();
         for i in (0..80).step_by(8) {
-            let (picture, mask) = sequence.frame(i);
-            assert_eq!(picture.dimensions(), (160, 128));
+            let (frame, mask) = sequence.frame(i);
+            assert_eq!(frame.dimensions(), (160, 128));
             assert_eq!(mask.dimensions(), (160, 128));
             assert!(mask.pixels().all(|p| p.0[0] == 0 || p.0[0] == 255));
             areas.push(mask.pixels().filter(|p| p.0[0] > 0).count() as f32 / (160.0 * 128.0));
@@ -77,15 +77,14 @@ fn masks_are_binary_and_polyps_come_in_a_realistic_range_of_sizes() {
 
 #[test]
 fn masks_follow_the_edges_in_the_frame() {
-    // The same bowel with and without polyps: outside the mask nothing but exposure and compression may differ.
-    // Here the weaker claim that needs no knowledge of either: the mask's edge lies where the image's own
-    // contrast is higher than at the same edge moved away by a fifth of the image.
+    // The image's contrast must be higher at the mask's edge than at the same edge moved by a fifth of the image. Comparing frames
+    // with and without polyps directly would need their exposure and compression.
     let (mut at_edge, mut elsewhere) = (0.0f64, 0.0f64);
     for seed in 20..32 {
         let sequence = Sequence::new(seed, config(30)).unwrap();
         for i in [0, 10, 20, 29] {
-            let (picture, mask) = sequence.frame(i);
-            let grey = |x: u32, y: u32| picture.get_pixel(x, y).0.iter().map(|c| *c as f64).sum::<f64>();
+            let (frame, mask) = sequence.frame(i);
+            let grey = |x: u32, y: u32| frame.get_pixel(x, y).0.iter().map(|c| *c as f64).sum::<f64>();
             let contrast = |x: u32, y: u32| {
                 (grey(x + 1, y) - grey(x - 1, y)).abs() + (grey(x, y + 1) - grey(x, y - 1)).abs()
             };
@@ -99,16 +98,16 @@ fn masks_follow_the_edges_in_the_frame() {
             }
         }
     }
-    assert!(at_edge > 1.2 * elsewhere, "{at_edge} at edges, {elsewhere} beside them");
+    assert!(at_edge > 1.2 * elsewhere, "{at_edge} at edges, {elsewhere} elsewhere");
 }
 
 #[test]
 fn sequences_without_polyps_have_empty_masks() {
     let sequence = Sequence::new(3, SequenceConfig { polyps: false, ..config(40) }).unwrap();
     for i in (0..40).step_by(5) {
-        let (picture, mask) = sequence.frame(i);
+        let (frame, mask) = sequence.frame(i);
         assert!(mask.pixels().all(|p| p.0[0] == 0));
-        assert!(picture.pixels().any(|p| p.0[0] > 60), "frame {i} is black");
+        assert!(frame.pixels().any(|p| p.0[0] > 60), "frame {i} is black");
     }
 }
 
@@ -134,7 +133,7 @@ fn layout_counts_and_bytes_do_not_depend_on_threads() {
     }
     assert!(files.contains_key("SUN-Negative/case1/synth_0001-1_a1_image00001.jpg"));
 
-    // Sequence 2 is the library's own for that number.
+    // Sequence 2 equals the library's sequence of that number.
     let sequence = Sequence::new(sequence_seed(5, 1, true), config.sequence.clone()).unwrap();
     let mask = &files["TrainDataset/GT/case2_1/synth_0002-1_a1_image00004.png"];
     assert_eq!(image::load_from_memory(mask).unwrap().into_luma8(), sequence.frame(3).1);
@@ -150,7 +149,7 @@ fn stopping_leaves_complete_sequences_only() {
         stop.store(frames >= 12, Ordering::Relaxed);
         Ok(())
     });
-    // With many threads the second sequence may be complete when the flag is seen.
+    // With many threads the second sequence may be complete before the flag is checked.
     assert!(matches!(result, Err(Error::Interrupted)));
     let files = tree(dir.path());
     assert_eq!(files.len() % 20, 0, "{:?}", files.keys());
@@ -200,7 +199,7 @@ fn invalid_values_are_reported_by_name() {
 }
 
 #[test]
-fn command_line() {
+fn the_command_writes_a_data_set_and_reports_bad_arguments() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("new/set");
     let path = out.to_str().unwrap();

@@ -1,4 +1,4 @@
-//! Weight files: what is read and written, and what is said of files that are none.
+//! Weight files: reading, writing, and errors for unusable files.
 
 use autosam::generator::{Generator, GeneratorConfig};
 use autosam::model::{self, ModelOptions};
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
-/// The pickle that `torch.save({"a.weight": …, "b": …})` makes (protocol 2), its tensors being float storages 0 and 1.
+/// The pickle that `torch.save({"a.weight": …, "b": …})` writes (protocol 2); its tensors are float storages 0 and 1.
 fn pickle(tensors: &[(&str, &[u8])]) -> Vec<u8> {
     let mut out = b"\x80\x02}(".to_vec();
     let text = |out: &mut Vec<u8>, s: &str| {
@@ -87,7 +87,7 @@ fn parameter(shape: [u8; 2], stride: [u8; 2]) -> Vec<u8> {
     out
 }
 
-/// What `torch.save(module, …)` pickles: class, then state, whose modules hold modules.
+/// The pickle of `torch.save(module, …)`: the class, then the state with nested modules.
 fn module(parameters: &[(&str, Vec<u8>)], modules: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut out = b"cmodels.model_single\nModelEmb\n)\x81}(X\x08\0\0\0training\x89".to_vec();
     for (key, entries) in [("_parameters", parameters), ("_modules", modules)] {
@@ -135,7 +135,7 @@ fn a_hostile_pickle_is_an_error_and_is_not_executed() {
         archive(&path, pickle);
         load(&path).unwrap_err().to_string()
     };
-    // os.system("touch …"), the classic.
+    // The classic attack: os.system("touch …").
     let proof = dir.path().join("ran");
     let line = format!("touch {}", proof.display());
     let mut attack = b"\x80\x02cposix\nsystem\nX".to_vec();
@@ -143,13 +143,13 @@ fn a_hostile_pickle_is_an_error_and_is_not_executed() {
     attack.extend(line.as_bytes());
     attack.extend(b"\x85R.");
     assert!(said(&attack).contains("no tensor") && !proof.exists());
-    // A million tuples one in the other, and thirty doublings.
+    // A million nested tuples, and thirty doublings.
     assert!(
         said(&[b"\x80\x02)".to_vec(), vec![0x85; 1_000_000], b".".to_vec()].concat()).contains("no tensor")
     );
     let doubled: Vec<u8> = (0..200).flat_map(|_| *b"q\0h\0\x86").collect();
     assert!(said(&[b"\x80\x02)".to_vec(), doubled, b".".to_vec()].concat()).contains("no tensor"));
-    // A text of 4 GB, a tensor of 65,025 values in a storage of 6, a module that holds itself.
+    // A text of 4 GB, a tensor of 65,025 values in a storage of 6, a module that contains itself.
     assert!(said(b"\x80\x02X\xff\xff\xff\xff.").contains("ends early"));
     let large = [b"\x80\x02}X\x01\0\0\0w".to_vec(), parameter([255, 255], [255, 1]), b"s.".to_vec()];
     assert!(said(&large.concat()).contains("w: needs 260100 bytes of m/data/0, which has 24"));
@@ -174,7 +174,7 @@ fn every_number_format_is_written_and_read() {
         }
         assert_eq!(file.metadata["k"], "v");
     }
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "something was left beside the file");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file was left behind");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn at_most_ten_faults_are_listed() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
-    /// Whatever was done to a file: weights or an error with its name, never a panic.
+    /// Any damaged file gives weights or an error with its name, never a panic.
     #[test]
     fn damaged_files_are_errors(cut in 0usize..300, at in 0usize..300, value in any::<u8>()) {
         let dir = tempfile::tempdir().unwrap();
@@ -289,7 +289,7 @@ fn a_sam_only_file_contributes_to_the_sam_of_an_average() {
     let (before, after) =
         (sum(&whole, "sam.image_encoder.neck.0.weight"), sum(&mean, "sam.image_encoder.neck.0.weight"));
     assert!((after - 1.5 * before).abs() <= 1e-2 * before.abs(), "{before}, {after}");
-    // What is whole already, or stands beside a SAM alone, is left alone.
+    // Complete files, and files averaged with a SAM-only file first, are not changed.
     let mut other = whole.clone();
     model::complete(&mut other, &whole);
     assert_eq!(other.shapes(), whole.shapes());

@@ -1,4 +1,4 @@
-//! The program as a user types it: what it writes, and what it says where something is wrong.
+//! The program as a user runs it: its outputs and error messages.
 
 mod models;
 
@@ -21,7 +21,7 @@ fn good(args: &[&str]) -> String {
     text(&output)
 }
 
-/// What a call that must fail says, in one `error:` line.
+/// Output of a call that must fail with an `error:` line.
 fn bad(args: &[&str]) -> String {
     let output = program(args);
     assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output));
@@ -35,7 +35,7 @@ fn path(p: &Path) -> &str {
     p.to_str().unwrap()
 }
 
-fn picture(p: &Path, w: u32, h: u32) {
+fn write_image(p: &Path, w: u32, h: u32) {
     std::fs::create_dir_all(p.parent().unwrap()).unwrap();
     image::RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 3 % 200) as u8, (y * 5 % 200) as u8, 60]))
         .save(p)
@@ -83,9 +83,9 @@ fn run_writes_a_clip_with_overlay_and_masks() {
 fn frames_of_any_size_are_segmented() {
     let dir = tempfile::tempdir().unwrap();
     let frames = dir.path().join("frames");
-    picture(&frames.join("1.png"), 1, 1);
-    picture(&frames.join("2.png"), 4099, 7);
-    picture(&frames.join("10.png"), 30, 500);
+    write_image(&frames.join("1.png"), 1, 1);
+    write_image(&frames.join("2.png"), 4099, 7);
+    write_image(&frames.join("10.png"), 30, 500);
     let (out, masks) = (dir.path().join("out"), dir.path().join("masks"));
     let said = good(&["run", "--input", path(&frames), "--output", path(&out), "--masks", path(&masks)]);
     assert!(said.contains("3 frames in"), "{said}");
@@ -99,7 +99,7 @@ fn frames_of_any_size_are_segmented() {
 #[test]
 fn unreadable_weights_are_reported_with_path_and_reason() {
     let dir = tempfile::tempdir().unwrap();
-    picture(&dir.path().join("frames/1.png"), 32, 32);
+    write_image(&dir.path().join("frames/1.png"), 32, 32);
     let frames = dir.path().join("frames");
     let whole = autosam::model::SHIPPED;
     let cases: [(&str, &[u8], &str); 4] = [
@@ -134,19 +134,19 @@ fn unusable_inputs_are_reported_with_path_and_reason() {
     let empty = dir.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     assert!(bad(&["run", "--input", path(&empty)]).contains("no known layout"));
-    // A folder with a video in it is an archive.
+    // A folder with a video is processed as an archive.
     assert!(bad(&["run", "--input", path(dir.path())]).contains("needs --output"));
     let frames = dir.path().join("frames");
-    picture(&frames.join("1.png"), 32, 32);
-    std::fs::write(frames.join("2.png"), "not a picture").unwrap();
+    write_image(&frames.join("1.png"), 32, 32);
+    std::fs::write(frames.join("2.png"), "not an image").unwrap();
     let masks = dir.path().join("masks");
     let said = bad(&["run", "--input", path(&frames), "--masks", path(&masks)]);
     assert!(said.contains("2.png: cannot read the image") && said.contains("1 frames in"), "{said}");
-    assert!(masks.join("1.png").exists(), "the good picture's mask was lost");
+    assert!(masks.join("1.png").exists(), "the good image's mask was lost");
     let said = bad(&["run", "--input", path(&frames), "--output", path(&dir.path().join("x.avi"))]);
     assert!(said.contains(".mp4, .mkv or .webm"), "{said}");
     let odd = dir.path().join("odd");
-    picture(&odd.join("1.png"), 33, 31);
+    write_image(&odd.join("1.png"), 33, 31);
     let said = bad(&["run", "--input", path(&odd), "--output", path(&dir.path().join("x.mp4"))]);
     assert!(said.contains("even width and height, not 33x31"), "{said}");
     good(&["run", "--input", path(&odd), "--output", path(&dir.path().join("x.webm"))]);
@@ -155,11 +155,11 @@ fn unusable_inputs_are_reported_with_path_and_reason() {
 #[test]
 fn a_full_disk_is_reported_with_the_path() {
     if !Path::new("/dev/full").exists() {
-        eprintln!("SKIPPED: no /dev/full here");
+        eprintln!("SKIPPED: this system has no /dev/full");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    picture(&dir.path().join("frames/1.png"), 32, 32);
+    write_image(&dir.path().join("frames/1.png"), 32, 32);
     let masks = dir.path().join("masks");
     std::fs::create_dir(&masks).unwrap();
     std::os::unix::fs::symlink("/dev/full", masks.join("1.png.partial")).unwrap();
@@ -171,7 +171,7 @@ fn a_full_disk_is_reported_with_the_path() {
 fn eval_prints_the_toolboxs_metrics_as_json() {
     let maps = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens/vps_maps");
     let dir = tempfile::tempdir().unwrap();
-    let json = dir.path().join("figures.json");
+    let json = dir.path().join("metrics.json");
     good(&[
         "eval",
         "--pred",
@@ -212,16 +212,16 @@ fn eval_measures_the_model_on_a_data_set() {
         "--split",
         "TestEasyDataset/Unseen",
     ]);
-    let json = dir.path().join("figures.json");
+    let json = dir.path().join("metrics.json");
     let said = good(&["eval", "--sunseg", path(&data), "--json", path(&json)]);
     assert!(said.contains("not found") && said.contains("TestHardDataset/Unseen"), "{said}");
-    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
-    assert_eq!((figures["frames"].as_u64(), figures["splits"].as_object().unwrap().len()), (Some(3), 1));
-    assert!(figures["metrics"]["MAE"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
-    assert_eq!(figures["sequences"].as_array().unwrap().len(), 1);
-    assert_eq!(figures["live"]["frames_per_second"], 25.0);
+    let metrics: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!((metrics["frames"].as_u64(), metrics["splits"].as_object().unwrap().len()), (Some(3), 1));
+    assert!(metrics["metrics"]["MAE"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
+    assert_eq!(metrics["sequences"].as_array().unwrap().len(), 1);
+    assert_eq!(metrics["live"]["frames_per_second"], 25.0);
 
-    // Every mode that needs no further weights, in one table, and the pages.
+    // All modes that need no further weights, in one table, and the report.
     let report = dir.path().join("report");
     let said = good(&["eval", "--sunseg", path(&data), "--mode", "all", "--report", path(&report)]);
     let modes =
@@ -253,27 +253,27 @@ fn eval_counts_false_alarms_of_polyp_free_sequences_and_shows_each() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("SUN-Negative");
     for (case, frames) in [("case1", 6), ("case2", 3)] {
-        (0..frames).for_each(|i| picture(&data.join(case).join(format!("{i:04}.png")), 96, 80));
+        (0..frames).for_each(|i| write_image(&data.join(case).join(format!("{i:04}.png")), 96, 80));
     }
-    let (json, report) = (dir.path().join("figures.json"), dir.path().join("report"));
-    // Stretched to its own minimum and maximum, every map has an overlay: one alarm of 0.6 s, one of 0.3 s.
+    let (json, report) = (dir.path().join("metrics.json"), dir.path().join("report"));
+    // With minmax every map has an overlay: one alarm of 0.6 s, one of 0.3 s.
     let stretched =
         ["--mask-mode", "minmax", "--rate", "10", "--json", path(&json), "--report", path(&report)];
     let said = good(&[&["eval", "--data", path(&data)][..], &stretched].concat());
     assert!(said.contains("polyp-free video: 2 sequences, 9 frames"), "{said}");
-    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
-    let found = &figures["polyp_free_video"];
+    let metrics: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let found = &metrics["polyp_free_video"];
     assert_eq!((found["frames"].as_u64(), found["frames_per_second"].as_f64()), (Some(9), Some(10.0)));
     let each = &found["each_frame"];
     assert_eq!(each["frames_with_overlay"], 1.0, "{found}");
-    let counts = |way: &str| -> Vec<u64> {
-        let by_duration = found[way]["by_duration"].as_array().unwrap();
+    let counts = |kind: &str| -> Vec<u64> {
+        let by_duration = found[kind]["by_duration"].as_array().unwrap();
         by_duration.iter().map(|d| d["alarms"].as_u64().unwrap()).collect()
     };
     assert_eq!(counts("each_frame"), [2, 1, 0]);
     let rate = each["by_duration"][0]["per_minute"].as_f64().unwrap();
     assert!((rate - 2.0 / (0.9 / 60.0)).abs() < 1e-6, "{rate}");
-    // The filter takes away, it adds nothing; what it leaves has a sheet.
+    // The filter removes alarms and adds none; the remaining ones have a contact sheet.
     let live = counts("live_filter");
     assert!(live.iter().zip([2, 1, 0]).all(|(live, each)| *live <= each), "{found}");
     assert_eq!(found["live_filter"]["frames_with_overlay"].as_f64() > Some(0.0), live[0] > 0);
@@ -315,13 +315,13 @@ fn the_model_benchmark_prints_the_values_that_scripts_read() {
         path(&json),
     ]);
     assert!(said.contains("frames/s") && said.contains("encoder"), "{said}");
-    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let metrics: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     for name in ["frames_per_s", "p50_ms", "p99_ms", "peak_memory_mb"] {
-        assert!(figures[name].as_f64() > Some(0.0), "{name}: {figures}");
+        assert!(metrics[name].as_f64() > Some(0.0), "{name}: {metrics}");
     }
-    assert!(figures["fresh_pages_per_frame"].as_f64() >= Some(0.0), "{figures}");
-    assert!(figures["allocations_per_inference"].as_f64() >= Some(0.0), "{figures}");
-    assert!(figures["stages_ms"]["decoder"].as_f64() > Some(0.0), "{figures}");
+    assert!(metrics["fresh_pages_per_frame"].as_f64() >= Some(0.0), "{metrics}");
+    assert!(metrics["allocations_per_inference"].as_f64() >= Some(0.0), "{metrics}");
+    assert!(metrics["stages_ms"]["decoder"].as_f64() > Some(0.0), "{metrics}");
     assert!(bad(&["bench", "model", "--input", "/no/such/folder"]).contains("/no/such/folder"));
 }
 
@@ -338,7 +338,7 @@ fn an_unusable_token_file_is_reported() {
         bad(&[&["monitor", "--input", "clip.mp4", "--no-window", "--token-file", path(&file)][..], more]
             .concat())
     };
-    assert!(said(&[]).contains("--http"), "a token opens a page, and there is none");
+    assert!(said(&[]).contains("--http"), "a token requires a page");
     let page = ["--http", "127.0.0.1:0"];
     assert!(said(&page).contains(path(&file)));
     std::fs::write(&file, "0123456789abcdef").unwrap();

@@ -54,11 +54,11 @@ fn weights_are_converted_and_fetched_by_name() {
             .contains(".safetensors")
     );
     assert!(bad(&["models", "fetch", "sam-vit-x"]).contains("sam-vit-b"));
-    // A port that nobody listens on: what to put where.
+    // If nothing listens on the port, the error says where to put the file.
     let said =
         bad(&["models", "fetch", "mobile-sam", "--dir", path(dir.path()), "--url", "http://127.0.0.1:9/x"]);
     assert!(said.contains("put mobile_sam.pt (SHA-256 6dbb9052"), "{said}");
-    // The same, its log as JSON: one object a line.
+    // The same with its log as JSON: one object per line.
     let output = Command::new(env!("CARGO_BIN_EXE_autosam-video"))
         .args([
             "--log-format",
@@ -119,7 +119,7 @@ fn a_model_is_calibrated_on_labelled_frames() {
     assert!(losses[1] <= losses[0], "{said}");
     let shown = good(&["models", "show", path(&out)]);
     assert!(shown.contains("calibrated: scale"), "{shown}");
-    // Still 16 bits a number.
+    // The numbers still have 16 bits.
     let size = |p: &Path| std::fs::metadata(p).unwrap().len();
     assert!(size(&out).abs_diff(autosam::model::SHIPPED.len() as u64) < 1000);
     let nowhere = dir.path().join("nowhere");

@@ -66,7 +66,7 @@ fn agrees(golden: &Golden, number: usize) {
         }
     }
 
-    // The statistics went on with the training step: they are put back before they are folded.
+    // The training step has updated the running statistics; they are restored before they are folded.
     for (name, var) in &vars {
         var.set(&param(&format!("{prefix}{name}"), var.dims())).unwrap();
     }

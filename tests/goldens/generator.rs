@@ -13,8 +13,8 @@ const GRAD: f64 = 1e-3;
 /// Prompts are 64 × 64 in the published code.
 const GRID: usize = 64;
 
-/// The architecture whose state dict is the golden's, name by name and shape by shape; the input's side is
-/// the number that ends the file's name.
+/// The architecture whose state dict equals the golden's in names and shapes. The input size is the number at the end of the file's
+/// name.
 fn config(golden: &Golden) -> GeneratorConfig {
     let stem = golden.path.file_stem().unwrap().to_string_lossy().into_owned();
     let size =
@@ -104,7 +104,7 @@ fn agrees(golden: &Golden) {
     check(golden, "train.dense_prompt", &channels, golden.get("train.dense_prompt"), OUT);
     check(golden, "train.loss", &loss.reshape(1).unwrap(), golden.get("train.loss"), OUT);
     let grads = loss.backward().unwrap();
-    // Made where an f32 gradient is outside the bar; see `beyond_f32`.
+    // Computed only if an f32 gradient exceeds the bar; see `beyond_f32`.
     let mut exact = None;
     for (name, expected) in &golden.tensors {
         if let Some(parameter) = name.strip_prefix("grad.") {
@@ -123,11 +123,11 @@ fn agrees(golden: &Golden) {
 
 /// The same training step in f64, with its gradients.
 ///
-/// HarDNet-68 and -85 pass a random cotangent back through some eighty batch norms and ReLU6 gates, at batch
-/// 2. Wherever a value lies within rounding of a gate's edge, one side of a comparison lets the gradient
-/// through and the other does not: two right f32 programs differ by more than 1e-3 there, and so does f64 from
-/// PyTorch's f32. What can be asked for is that ours is no further from PyTorch's than f64 is, times three,
-/// and that the f64 graph, made of the same layers, has the slope that finite differences give.
+/// HarDNet-68 and -85 pass a random cotangent back through about eighty batch norms and ReLU6 gates, at batch 2. If a value is
+/// within rounding of a gate's edge, one program lets the gradient through and the other does not. Two correct f32 programs then
+/// differ by more than 1e-3, and so do f64 and PyTorch's f32. The test therefore requires that our f32 gradient differs from
+/// PyTorch's by at most three times as much as the f64 gradient does, and that the slope of the f64 graph, which has the same
+/// layers, agrees with finite differences.
 struct Exact {
     net: Net,
     loss: f64,
@@ -153,9 +153,9 @@ impl Exact {
             expected,
             GRAD.max(3.0 * gates),
         );
-        assert!(gates < 0.05, "{name}: f64 is {gates:.1e} from the golden: more than gates explain");
+        assert!(gates < 0.05, "{name}: f64 differs from the golden by {gates:.1e}, more than gates explain");
 
-        // Along the gradient the loss rises by its length.
+        // The slope of the loss along the gradient is the gradient's length.
         let norm = exact.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
         let theta = var.as_detached_tensor().copy().unwrap();
         let step = 1e-7;
@@ -167,7 +167,7 @@ impl Exact {
     }
 }
 
-/// Channels of `train.dense_prompt` are subsampled too; by how much its shape says.
+/// The step by which the golden's channels of `train.dense_prompt` are subsampled, from its shape.
 fn every_of(golden: &Golden) -> usize {
     256 / golden.get("train.dense_prompt").dim(1).unwrap()
 }

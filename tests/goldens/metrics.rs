@@ -1,4 +1,4 @@
-//! The SUN-SEG (VPS) toolbox's figures: `vps_metrics_*`.
+//! Metrics against the SUN-SEG (VPS) toolbox: `vps_metrics_*`.
 
 use crate::support::folders;
 use autosam::eval::{FrameMetrics, Summary};

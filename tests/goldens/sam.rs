@@ -56,7 +56,7 @@ fn pixels(x: &Tensor, step: usize) -> Tensor {
 }
 
 /// The golden's image: pixel values of 0 to 255, normalised and padded.
-fn picture(golden: &Golden, size: usize) -> (Tensor, usize, usize) {
+fn image_tensor(golden: &Golden, size: usize) -> (Tensor, usize, usize) {
     let [h, w]: [usize; 2] = serde_json::from_str(golden.meta("image_h_w")).unwrap();
     let sample = autosam::engine::segmenter::ModelInput {
         width: w,
@@ -71,7 +71,7 @@ fn outputs(golden: &Golden) {
     let sub: usize = golden.meta("subsample").parse().unwrap();
     let sam = filled(&config, prefix);
     let (s, g) = (config.image_size, config.grid());
-    let (x, h, w) = picture(golden, s);
+    let (x, h, w) = image_tensor(golden, s);
     let test = |name: &str, out: &Tensor| check(golden, name, out, golden.get(name), OUT);
 
     let emb = sam.encode_image(&x, false).unwrap();
@@ -86,8 +86,8 @@ fn outputs(golden: &Golden) {
     let (low, iou) = sam.mask_decoder.forward(&emb, &pe, &sparse, &first, false).unwrap();
     test("autosam.low_res_logits", &low);
     test("autosam.iou", &iou);
-    let alone = sam.mask_decoder.mask_logits(&emb, &pe, &sparse, &first).unwrap();
-    assert_eq!(support::relative_error(&alone, &low), 0.0);
+    let logits = sam.mask_decoder.mask_logits(&emb, &pe, &sparse, &first).unwrap();
+    assert_eq!(support::relative_error(&logits, &low), 0.0);
     let full = sam.postprocess_masks(&low, (h, w), (h * 3 / 4, w * 3 / 4)).unwrap();
     test("autosam.logits_at_original_size", &pixels(&full, 2 * sub));
 
@@ -158,7 +158,7 @@ fn full_size_sams_agree_with_pytorch() {
     }
 }
 
-/// N images with N prompts in one call give what N calls give.
+/// One call with N images and N prompts gives the same results as N calls.
 #[test]
 fn a_batch_gives_the_same_masks_as_single_images() {
     let encoder = EncoderConfig::Vit(VitConfig {

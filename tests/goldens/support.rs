@@ -1,4 +1,4 @@
-//! Deterministic tensors that the goldens' authors filled their models with, and the goldens' files.
+//! The deterministic tensors with which the goldens' models were filled, and the goldens' files.
 //!
 //! `u(name, i) = (splitmix64(fnv1a64(name) + i) >> 40) / 2^24`; see the goldens' `deterministic.py`.
 #![allow(dead_code)] // each golden uses its own part
@@ -81,7 +81,7 @@ impl Golden {
     }
 }
 
-/// The folders that hold goldens, the one to use first.
+/// The folders with goldens, in order of preference.
 pub fn folders() -> Vec<PathBuf> {
     if let Ok(dir) = std::env::var("AUTOSAM_GOLDENS") {
         return vec![dir.into()];
@@ -91,7 +91,7 @@ pub fn folders() -> Vec<PathBuf> {
 }
 
 /// Every golden whose file name starts with `start`, each once (the first folder that has it wins).
-/// Says so loudly where there is none.
+/// Prints a note if there is none.
 pub fn goldens(start: &str) -> Vec<Golden> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for folder in folders() {

@@ -1,14 +1,14 @@
-//! The images and masks of these tests: a disc in the middle of each.
+//! The images and masks of these tests: a disc in the centre of each.
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use std::path::{Path, PathBuf};
 
-/// Writes the mask of an image, by its number, to a path.
+/// Writes the mask of the image with this number to a path.
 pub type DrawMask = Box<dyn Fn(u32, &Path)>;
 
 pub const SIZE: (u32, u32) = (96, 80);
 
-/// A disc in the middle, a sixth of the image.
+/// Whether the pixel is in a disc in the centre that covers a sixth of the image.
 pub fn disc(x: u32, y: u32) -> bool {
     x.abs_diff(48).pow(2) + y.abs_diff(40).pow(2) < 400
 }
@@ -39,7 +39,7 @@ pub fn grey(value: u8) -> impl Fn(u32, &Path) {
     }
 }
 
-/// A PNG of a palette, its indices of 8 bits.
+/// Writes a PNG with a palette and indices of 8 bits.
 pub fn palette_png(path: &Path, colours: &[u8], index: impl Fn(u32, u32) -> u8) {
     let mut encoder = png::Encoder::new(std::fs::File::create(path).unwrap(), SIZE.0, SIZE.1);
     encoder.set_color(png::ColorType::Indexed);
@@ -50,7 +50,7 @@ pub fn palette_png(path: &Path, colours: &[u8], index: impl Fn(u32, u32) -> u8) 
     encoder.write_header().unwrap().write_image_data(&indices).unwrap();
 }
 
-/// An uncompressed TIFF of a palette: 0 black, 1 `colour`.
+/// Writes an uncompressed TIFF with a palette: 0 is black, 1 is `colour`.
 pub fn palette_tiff(path: &Path, colour: [u16; 3]) {
     let (w, h) = SIZE;
     let pixels: Vec<u8> = (0..h).flat_map(|y| (0..w).map(move |x| u8::from(disc(x, y)))).collect();

@@ -1,4 +1,4 @@
-//! Data sets as people have them, through the program: `docs/real-inputs.md` has a line for each.
+//! Real-world data sets, read by the program; `docs/real-inputs.md` lists them.
 
 mod images;
 mod odd;
@@ -13,7 +13,7 @@ fn program(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_autosam-video")).args(args).output().unwrap()
 }
 
-/// Both streams of a call, and whether it succeeded.
+/// Whether a call succeeded, and its output on both streams.
 fn said(args: &[&str]) -> (bool, String) {
     let output = program(args);
     let text =
@@ -22,7 +22,7 @@ fn said(args: &[&str]) -> (bool, String) {
     (output.status.success(), text)
 }
 
-/// What `data check` prints of `dir`.
+/// The output of `data check` for `dir`.
 fn check(dir: &Path) -> String {
     let (good, text) = said(&["data", "check", path(dir)]);
     assert!(good, "{text}");
@@ -41,14 +41,14 @@ fn masks_of_labels_are_read_by_the_set_s_largest_value() {
     let dir = tempfile::tempdir().unwrap();
     let text = check(&set(dir.path(), "png", grey(1)));
     assert!(text.contains(AREA) && text.contains("| labels 0 and 1 | 0 |"), "{text}");
-    // A set of 0 and 255 in which one mask holds labels: that one cannot be used, and is named.
+    // In a set with 0 and 255, a mask with labels cannot be used and is reported.
     let dir = tempfile::tempdir().unwrap();
     let text = check(&set(dir.path(), "png", |i, path| grey(if i == 1 { 1 } else { 255 })(i, path)));
     assert!(
         text.contains("masks/1.png: its largest value is 1") && text.contains("| 0 and 255 | 1 |"),
         "{text}"
     );
-    // Labels with an undecided rim of 255.
+    // Labels with an ignored rim of 255.
     let dir = tempfile::tempdir().unwrap();
     let rim = |_: u32, path: &Path| {
         let value = |x, y| {
@@ -76,7 +76,7 @@ fn a_set_without_a_positive_pixel_is_a_warning_everywhere() {
     assert!(good && text.contains(warning), "{text}");
     let (good, text) = train(&data, &dir.path().join("run"), &[]);
     assert!(good && text.contains(warning), "{text}");
-    // Frames that lie where polyp-free ones belong are as they should be.
+    // In the folder for polyp-free frames this is right.
     let free = dir.path().join("SUN-Negative/case1");
     std::fs::create_dir_all(&free).unwrap();
     photo(40, 30).save(free.join("a.jpg")).unwrap();
@@ -84,7 +84,7 @@ fn a_set_without_a_positive_pixel_is_a_warning_everywhere() {
     assert!(!text.contains("warning") && text.contains("polyp-free | 0 |"), "{text}");
 }
 
-/// One step on `data`.
+/// Trains one step on `data`.
 fn train(data: &Path, out: &Path, more: &[&str]) -> (bool, String) {
     let mut args = vec!["train", "--data", path(data), "--out", path(out)];
     for set in ["steps=1", "batch=1", "warmup=0", "generator_input=64"] {
@@ -150,17 +150,17 @@ fn masks_of_every_kind_are_read_and_reported() {
         let text = check(&set(dir.path(), ending, mask));
         let line = text.lines().find(|l| l.contains("| 96x80 |")).unwrap_or_else(|| panic!("{what}: {text}"));
         assert!(line.contains(way) && line.ends_with("| 0 |"), "{what}: {text}");
-        // JPEG moves the outline by a pixel here and there.
+        // JPEG moves the outline by a pixel in places.
         let area: f64 = line.split('|').nth(5).unwrap().split('/').next().unwrap().trim().parse().unwrap();
         assert!((area - 16.2).abs() < if ending == "jpg" { 0.5 } else { 0.05 }, "{what}: {line}");
     }
-    // Labels do not survive JPEG: that cannot be told from noise, and is said.
+    // Labels do not survive JPEG, because they cannot be distinguished from noise; a warning says so.
     let dir = tempfile::tempdir().unwrap();
     let text = check(&set(dir.path(), "jpg", grey(3)));
     assert!(text.contains("warning") && text.contains("labels do not survive"), "{text}");
 }
 
-/// Three large images, the second cut to `tenths`.
+/// Three large images; the second is truncated to `tenths` of its length.
 fn one_cut(dir: &Path, ending: &str, tenths: usize) -> PathBuf {
     for kind in ["images", "masks"] {
         std::fs::create_dir_all(dir.join(kind)).unwrap();
@@ -207,15 +207,15 @@ fn truncated_images_are_reported_by_check_train_eval_and_run() {
 fn an_unreadable_set_among_others_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     set(&dir.path().join("good"), "png", grey(255));
-    let bad = dir.path().join("pictures only");
+    let bad = dir.path().join("stills only");
     std::fs::create_dir_all(&bad).unwrap();
     photo(40, 30).save(bad.join("a.jpg")).unwrap();
     let text = check(dir.path());
-    assert!(text.contains("not read: ") && text.contains("pictures only"), "{text}");
+    assert!(text.contains("not read: ") && text.contains("stills only"), "{text}");
     let (good, text) = said(&["data", "check", "--strict", path(dir.path())]);
     assert!(!good && text.contains("1 folders cannot be read as a data set"), "{text}");
     let (good, text) = said(&["eval", "--data", path(dir.path())]);
-    assert!(good && text.contains("left out: ") && text.contains("pictures only"), "{text}");
+    assert!(good && text.contains("left out: ") && text.contains("stills only"), "{text}");
     let (good, text) = said(&["eval", "--strict", "--data", path(dir.path())]);
     assert!(!good && text.contains("cannot be read as a data set"), "{text}");
 }
@@ -235,7 +235,7 @@ fn images_that_differ_only_in_their_extension_get_separate_results() {
     }
 }
 
-/// A lit part at the left, a polyp in the shade of the right.
+/// An image that is bright on the left, with a polyp in the shade on the right.
 fn shaded(dir: &Path) -> PathBuf {
     for kind in ["images", "masks"] {
         std::fs::create_dir_all(dir.join(kind)).unwrap();
@@ -262,12 +262,12 @@ fn a_polyp_in_the_shade_is_not_cropped_in_training() {
     let data = shaded(&dir.path().join("data"));
     let item = autosam::data::Dataset::open(&data).unwrap().items.remove(0);
     let pair = item.load().unwrap();
-    // Dark red is no border.
+    // Dark red does not count as border.
     let shown = Region::Auto.of(&Frame::rgb_image(&pair.rgb)).unwrap();
     assert!(shown.width > 370, "{shown:?}");
     assert!(!check(&data).contains("roi=auto"));
 
-    // Half of the polyp lies on black.
+    // Half of the polyp is on black.
     let mut image = pair.rgb.clone();
     image.enumerate_pixels_mut().filter(|(x, ..)| *x > 290).for_each(|(.., p)| *p = Rgb([0; 3]));
     image.save(&item.image).unwrap();
@@ -288,13 +288,13 @@ fn all_maps_of_stills_are_scored() {
     for i in 0..3 {
         std::fs::copy(data.join(format!("masks/{i}.png")), maps.join(format!("{i}.png"))).unwrap();
     }
-    let json = dir.path().join("figures.json");
+    let json = dir.path().join("metrics.json");
     for gt in [data.join("masks"), data.clone()] {
         let (good, text) = said(&["eval", "--pred", path(&maps), "--gt", path(&gt), "--json", path(&json)]);
         assert!(good && text.contains("3 frames"), "{text}");
     }
-    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
-    assert_eq!((&figures["frames"], &figures["metrics"]["dice@0.5"]), (&3.into(), &1.0.into()));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!((&report["frames"], &report["metrics"]["dice@0.5"]), (&3.into(), &1.0.into()));
     std::fs::remove_file(maps.join("2.png")).unwrap();
     let (good, text) = said(&["eval", "--pred", path(&maps), "--gt", path(&data.join("masks"))]);
     assert!(!good && text.contains("no map with the name 2"), "{text}");
@@ -313,7 +313,7 @@ fn both_parts_of_the_sun_database_are_joined_at_once() {
         save(&format!("sun/sundatabase_positive_part{part}/case{case}/{}.jpg", frame(case)));
         save(&format!("SUN-SEG/TrainDataset/GT/case{case}_1/{}.png", frame(case)));
     }
-    // Polyp-free cases have numbers of their own.
+    // Polyp-free cases are numbered separately.
     save(&format!("sun/sundatabase_negative_part1/case1/{}.jpg", frame(99)));
     let (sun, annotations) = (dir.path().join("sun"), dir.path().join("SUN-SEG"));
     let parts = [1, 2].map(|n| sun.join(format!("sundatabase_positive_part{n}")));
@@ -324,12 +324,12 @@ fn both_parts_of_the_sun_database_are_joined_at_once() {
     }
     let (good, text) = said(&[&command[..], &[path(&parts[0])]].concat());
     assert!(!good && text.contains("case60, which is not in any") && text.contains("needs both"), "{text}");
-    // Frames with polyps are no polyp-free set.
+    // A folder of frames with polyps must not be read as a polyp-free set.
     let (good, text) = said(&["data", "check", path(&parts[0])]);
     assert!(!good && text.contains("sunseg-reorganize"), "{text}");
 }
 
-/// `files` below a new folder; what is named as a mask is one.
+/// Creates the files `names` in a new folder; files named as masks are masks.
 fn files(names: &[&str]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in names {
@@ -412,7 +412,7 @@ fn unrecognised_layouts_are_reported_with_the_command_that_fixes_them() {
     let mend =
         format!("mv '{0}/colour' '{0}/images' && mv '{0}/truth mask' '{0}/masks'", dir.path().display());
     assert!(text.contains(&mend), "{text}");
-    // The command does what it says.
+    // The suggested command works.
     assert!(Command::new("sh").args(["-c", &mend]).status().unwrap().success());
     assert!(check(dir.path()).contains("| 2 | 0 |"));
 
@@ -423,7 +423,7 @@ fn unrecognised_layouts_are_reported_with_the_command_that_fixes_them() {
 
     let (_dir, text) = refused(&["a.jpg", "b.jpg"]);
     assert!(text.contains("2 images without masks") && text.contains("SUN-Negative/case1"), "{text}");
-    // One half of a set, which would pass for polyp-free cases.
+    // One half of a set could be mistaken for polyp-free cases.
     let dir = files(&["Frame/case1_1/a.jpg", "GT/case1_1/a.png"]);
     for half in ["Frame", "GT"] {
         let (good, text) = said(&["data", "check", path(&dir.path().join(half))]);
@@ -445,7 +445,7 @@ fn two_files_with_the_same_name_are_reported() {
     assert!(text.contains("2 images with the same name, x.jpg and x.png"), "{text}");
 }
 
-/// A JPEG whose EXIF says that it is to be turned by 90 degrees clockwise.
+/// Writes a JPEG whose EXIF orientation is a clockwise turn by 90 degrees.
 fn turned_jpeg(path: &Path, stored: &RgbImage) {
     stored.save(path).unwrap();
     let bytes = std::fs::read(path).unwrap();
@@ -455,11 +455,11 @@ fn turned_jpeg(path: &Path, stored: &RgbImage) {
 
 #[test]
 fn exif_orientation_is_applied_to_images_and_masks() {
-    // Stored lying: a bright square at the upper left. Upright it is at the upper right.
+    // As stored, the image lies on its side and has a bright square at the upper left. Upright the square is at the upper right.
     let stored = RgbImage::from_fn(96, 64, |x, y| Rgb(if x < 32 && y < 32 { [220; 3] } else { [60; 3] }));
     let at_left = GrayImage::from_fn(96, 64, |x, y| Luma([if x < 32 && y < 32 { 255 } else { 0 }]));
     let at_right = GrayImage::from_fn(64, 96, |x, y| Luma([if x >= 32 && y < 32 { 255 } else { 0 }]));
-    // Masks drawn on the image as displayed, and as stored.
+    // Masks may match the image as displayed or as stored.
     for mask in [at_right, at_left] {
         let dir = tempfile::tempdir().unwrap();
         for kind in ["images", "masks"] {
@@ -485,12 +485,12 @@ fn exif_orientation_is_applied_to_images_and_masks() {
     assert_eq!(image::image_dimensions(masks.join("a.png")).unwrap(), (64, 96));
 }
 
-/// The folders of the shared data, if they are there: all are read, as what they are.
+/// All folders of the shared data, if they exist, are read as the right kind of set.
 #[test]
 fn the_shared_data_are_read_as_they_are() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
     if !data.is_dir() {
-        println!("SKIPPED: {} is not there", data.display());
+        println!("SKIPPED: {} does not exist", data.display());
         return;
     }
     let text = check(&data.join("cvc-clinicdb-sunseg"));

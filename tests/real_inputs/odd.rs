@@ -1,4 +1,4 @@
-//! Files of rarer kinds, and damage that shows only when pixels are decoded.
+//! Rare kinds of files, and damage that only decoding detects.
 
 use super::*;
 use image::{ImageBuffer, Rgb};
@@ -24,7 +24,7 @@ fn bitmap(path: &Path, depth: usize, colours: [u8; 2], index: impl Fn(u32, u32) 
     std::fs::write(path, file).unwrap();
 }
 
-/// A TIFF of `pages` of 8 bits; those after the first are `copies` of it or pages of their own.
+/// A TIFF with `pages` pages of 8 bits; those after the first are `copies` of it or other pages.
 fn tiff(path: &Path, pages: u32, copies: bool) {
     let (w, h) = SIZE;
     let pixels: Vec<u8> =
@@ -55,7 +55,7 @@ fn tiff(path: &Path, pages: u32, copies: bool) {
     std::fs::write(path, file).unwrap();
 }
 
-/// The line of the table of `data check`, and the share of polyp in it.
+/// The data set's row in the table of `data check`, and its polyp area in per cent.
 fn line_of(text: &str) -> (&str, f64) {
     let line = text.lines().find(|l| l.contains("| 96x80 |")).unwrap_or_else(|| panic!("{text}"));
     let area = line.split('|').nth(5).unwrap().split('/').next().unwrap().trim();
@@ -146,7 +146,7 @@ fn unsupported_files_are_reported_with_the_fix() {
     );
 }
 
-/// A set of large images of which the second one's pixels are damaged, but neither its head nor its end.
+/// A set of large images; the second one's pixels are damaged, but not its header or end.
 fn damaged_inside(dir: &Path) -> PathBuf {
     let data = one_cut(dir, "png", 10);
     let file = data.join("images/1.png");
@@ -188,7 +188,7 @@ fn an_output_folder_may_have_a_dot_in_its_name() {
     let output = dir.path().join("run.2024-11-28");
     let (good, text) = said(&["run", "--input", path(&images), "--output", path(&output)]);
     assert!(good && output.join("2.png").is_file(), "{text}");
-    // A kind of file that is not written is told before any work.
+    // An unsupported output format is reported before any work.
     let (good, text) = said(&["run", "--input", path(&images), "--output", path(&dir.path().join("o.avi"))]);
     assert!(
         !good && text.contains("o.avi: expected a file ending in .mp4") && !text.contains("is kept"),
@@ -196,7 +196,7 @@ fn an_output_folder_may_have_a_dot_in_its_name() {
     );
 }
 
-/// It used to surface at the end of the run.
+/// Damage must not appear only at the end of a run.
 #[test]
 fn run_verifies_all_images_before_it_writes() {
     let dir = tempfile::tempdir().unwrap();
@@ -210,7 +210,7 @@ fn run_verifies_all_images_before_it_writes() {
     std::fs::write(&last, &bytes[..bytes.len() / 2]).unwrap();
     let of =
         |more: &[&str]| said(&[&["run", "--input", path(&frames), "--masks", path(&masks)], more].concat());
-    // A model that cannot be opened ends it before the first image.
+    // If the model cannot be opened, the run ends before the first image.
     let (good, text) = of(&["--model", "nothing.safetensors"]);
     assert!(!good && text.contains("left out: ") && text.contains("3.png: cannot read"), "{text}");
     assert!(

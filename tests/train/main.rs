@@ -1,5 +1,5 @@
-//! What training promises: the SAM stays frozen to the bit, an interrupted run goes on as if unbroken, the same seed
-//! gives the same weights.
+//! Guarantees of training: the SAM stays frozen to the bit, an interrupted run resumes to the same result, and the same seed gives
+//! the same weights.
 
 mod processes;
 
@@ -25,8 +25,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bright discs at places of their own, in the layout of stills.
-fn pictures(dir: &Path) -> Dataset {
+/// Images with a bright disc at different positions, in the layout of stills.
+fn images(dir: &Path) -> Dataset {
     for folder in ["images", "masks"] {
         std::fs::create_dir_all(dir.join(folder)).unwrap();
     }
@@ -44,7 +44,7 @@ fn pictures(dir: &Path) -> Dataset {
     Dataset::open(dir).unwrap()
 }
 
-/// A SAM of 64 px with random weights, in a file as `--stage sam` makes it.
+/// A file with a SAM of 64 px and random weights, as written by `--stage sam`.
 fn small_sam(dir: &Path) -> PathBuf {
     let encoder = EncoderConfig::Vit(VitConfig {
         embed_dim: 32,
@@ -78,7 +78,7 @@ fn config(steps: u64) -> TrainConfig {
     }
 }
 
-/// Stops the run after a step, and keeps the losses.
+/// Stops the run after a step and records the losses.
 struct Watch<'a> {
     stop: &'a AtomicBool,
     at: u64,
@@ -115,7 +115,7 @@ fn job(config: TrainConfig, dir: &Path, out: &str) -> Job {
         sam: Some(small_sam(dir)),
         teacher: None,
         init: None,
-        train: vec![(pictures(&dir.join("data")), 1.0)],
+        train: vec![(images(&dir.join("data")), 1.0)],
         validation: vec![],
         out: dir.join(out),
         resume: false,
@@ -126,7 +126,7 @@ fn job(config: TrainConfig, dir: &Path, out: &str) -> Job {
     }
 }
 
-/// Runs `job`, asked to stop after step `stop_at`; 0: never.
+/// Runs `job` and requests a stop after step `stop_at`; 0: never.
 fn fit_until(job: &Job, stop_at: u64) -> Run {
     let stop = AtomicBool::new(false);
     let mut watch = Watch { stop: &stop, at: stop_at, losses: vec![] };
@@ -151,7 +151,7 @@ fn a_model_trained_on_stretched_images_stretches_frames() {
     let file = dir.path().join("stretched/model.safetensors");
     assert_eq!(size(&file), InputSize { side: 64, stretch: true });
     assert_eq!(size(&dir.path().join("padded/model.safetensors")), InputSize { side: 64, stretch: false });
-    // A run that goes on from it stretches without being told to.
+    // A run that starts from this model also stretches, without the setting.
     let on = Job { sam: Some(file), ..job(config(1), dir.path(), "on") };
     fit_until(&on, 0).result.unwrap();
     assert_eq!(size(&dir.path().join("on/model.safetensors")), InputSize { side: 64, stretch: true });
@@ -175,7 +175,7 @@ fn the_same_seed_gives_the_same_weights_and_sam_stays_frozen() {
     )
     .unwrap();
     let loader = Loader::new(
-        &[(pictures(&dir.path().join("data")), 1.0)],
+        &[(images(&dir.path().join("data")), 1.0)],
         LoaderConfig::new(trainer.input_size(), 2, 0, Augment::default()),
     )
     .unwrap();
@@ -242,12 +242,12 @@ fn cached_embeddings_are_reused_with_the_same_result() {
     second.result.unwrap();
     assert_eq!(first.losses, second.losses);
     assert_eq!(bytes(dir.path(), "fills"), bytes(dir.path(), "finds"));
-    // The index, which grows with every embedding that is kept, is as it was.
+    // The index, which grows with every stored embedding, is unchanged.
     assert_eq!(filled[1], files()[1]);
 
-    // The same batches without a cache: the views are drawn alike, the embeddings are not rounded.
+    // The same batches without a cache: the augmentations are the same, the embeddings are not rounded.
     let mut trainer = Trainer::new(&config, Some(&small_sam(dir.path())), &candle_core::Device::Cpu).unwrap();
-    let sets = [(pictures(&dir.path().join("data")), 1.0)];
+    let sets = [(images(&dir.path().join("data")), 1.0)];
     let loader = LoaderConfig {
         views: 2,
         ..LoaderConfig::new(trainer.input_size(), config.batch, config.seed, config.augment.clone())
@@ -276,14 +276,14 @@ fn a_loss_that_is_not_finite_ends_the_run_with_the_batch_saved() {
     assert!(dir.path().join("out/offending-batch/0_mask.png").exists());
 }
 
-/// Killed without warning at random moments and gone on with, a run ends at the same weights. Three kills here; set
-/// AUTOSAM_KILLS for more.
+/// A run that is killed at random moments and resumed ends with the same weights. AUTOSAM_KILLS sets the number of kills (default
+/// 3).
 #[test]
 fn a_run_killed_with_sigkill_resumes_to_the_same_weights() {
     let kills: u64 = std::env::var("AUTOSAM_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
     let dir = tempfile::tempdir().unwrap();
-    pictures(&dir.path().join("data"));
-    // Long enough that a run has not ended before its last kill.
+    images(&dir.path().join("data"));
+    // Long enough that the run does not end before the last kill.
     let steps = 14 * kills.div_ceil(3);
     let config = TrainConfig { checkpoint_every: 1, ..config(steps) };
     std::fs::write(dir.path().join("config.toml"), toml::to_string(&config).unwrap()).unwrap();
@@ -310,7 +310,7 @@ fn a_run_killed_with_sigkill_resumes_to_the_same_weights() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    println!("{killed} of {kills} runs were killed at work");
+    println!("{killed} of {kills} runs were killed before they ended");
     assert!(2 * killed > kills, "most runs had ended before they could be killed");
     assert!(start("broken").1.wait().unwrap().success());
     assert_eq!(bytes(dir.path(), "whole"), bytes(dir.path(), "broken"));
@@ -331,18 +331,18 @@ fn a_teacher_s_masks_are_learned_in_addition_to_the_labels() {
         run.result.unwrap();
         run.losses[0]
     };
-    let (alone, unheard, heard) = (
-        first(taught(None, 1.0, "alone")),
-        first(taught(teacher.clone(), 0.0, "unheard")),
-        first(taught(teacher.clone(), 1.0, "heard")),
+    let (without, ignored, learned) = (
+        first(taught(None, 1.0, "without")),
+        first(taught(teacher.clone(), 0.0, "ignored")),
+        first(taught(teacher.clone(), 1.0, "learned")),
     );
-    assert_eq!(alone, unheard);
-    assert!(heard > alone + 0.1, "{heard} beside {alone}");
+    assert_eq!(without, ignored);
+    assert!(learned > without + 0.1, "{learned} with a teacher, {without} without");
     let other = dir.path().join("other.safetensors");
     std::fs::write(&other, autosam::model::SHIPPED).unwrap();
     let text = taught(Some(other), 1.0, "refused").result.unwrap_err().to_string();
     assert!(text.contains("other.safetensors") && text.contains("--image-size"), "{text}");
-    // A SAM is asked for objects of every kind, of which no teacher knows.
+    // Stage sam trains prompts for objects of every kind, which a teacher does not segment.
     let config = TrainConfig { stage: Stage::Sam, ..config(1) };
     let text =
         fit_until(&Job { teacher, ..job(config, dir.path(), "sam") }, 0).result.unwrap_err().to_string();
@@ -366,14 +366,14 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let (first, last) = (mean(&run.losses[..8]), mean(&run.losses[52..]));
     assert!(last < 0.9 * first, "{first} to {last}");
 
-    // Every way of prompting answers on the same image.
+    // Every mode gives a map of the same image.
     let item = &job.train[0].0.items[2];
     let pair = item.load().unwrap();
     let h = dir.path().join("h/model.safetensors");
     for mode in [Mode::AutoSam, Mode::Lightweight, Mode::GtPoint, Mode::GtMask, Mode::AutoSamAsMaskPrompt] {
         let device = candle_core::Device::Cpu;
-        let way = EvalOptions { mode, region: Region::Full, ..EvalOptions::default() };
-        let mut predictor = LabelledPredictor::open(job.sam.as_deref(), Some(&h), way, &device).unwrap();
+        let options = EvalOptions { mode, region: Region::Full, ..EvalOptions::default() };
+        let mut predictor = LabelledPredictor::open(job.sam.as_deref(), Some(&h), options, &device).unwrap();
         let map = predictor.answer(&pair).unwrap();
         assert_eq!((map.width, map.height, map.data.len()), (64, 56, 64 * 56));
         let nothing = Pair { mask: GrayImage::new(pair.mask.width(), pair.mask.height()), ..pair.clone() };
@@ -411,7 +411,7 @@ fn a_new_generator_starts_with_sam_s_unprompted_answer() {
     let difference = prompt.broadcast_sub(&none).unwrap().abs().unwrap().mean_all().unwrap();
     let size = none.abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
     let difference = difference.to_scalar::<f32>().unwrap();
-    assert!(difference < 0.25 * size, "{difference} off, of {size}");
+    assert!(difference < 0.25 * size, "differs by {difference}, of {size}");
 }
 
 #[test]
@@ -433,7 +433,7 @@ fn a_small_sam_learns() {
     assert!(last < 0.85 * first, "{first} to {last}");
 }
 
-/// What keeps a run from going on is named, and the rest may change.
+/// Differences that prevent resuming are reported; others are allowed.
 #[test]
 fn resume_reports_differences_and_accepts_harmless_changes() {
     let dir = tempfile::tempdir().unwrap();
@@ -448,7 +448,7 @@ fn resume_reports_differences_and_accepts_harmless_changes() {
     );
     assert!(!text.contains("learning_rate was"), "{text}");
 
-    // Another SAM, whose untrained part is not in the checkpoint.
+    // Another SAM: its frozen part is not in the checkpoint.
     let sam = weights::load(&small_sam(dir.path())).unwrap();
     let tensors = sam.tensors.iter().map(|(n, t)| (n.clone(), (t * 1.5).unwrap())).collect();
     let other_sam = dir.path().join("other.safetensors");
@@ -456,7 +456,7 @@ fn resume_reports_differences_and_accepts_harmless_changes() {
     let text = refused(Job { sam: Some(other_sam), ..job(config(4), dir.path(), "out") });
     assert!(text.contains("frozen weights (--sam)"), "{text}");
 
-    // Other data: an image less, another mask of the same name, another weight.
+    // Other data: one image fewer, another mask of the same name, another weight.
     let with = |change: &dyn Fn(&mut Dataset, &mut f32)| {
         let mut changed = job(config(4), dir.path(), "out");
         let (set, weight) = &mut changed.train[0];
@@ -473,7 +473,7 @@ fn resume_reports_differences_and_accepts_harmless_changes() {
     let text = with(&|_, weight| *weight = 2.0);
     assert!(text.contains("was 1, not 2"), "{text}");
 
-    // More steps, other intervals, and the data moved elsewhere.
+    // More steps, other intervals and moved data are allowed.
     let more = TrainConfig { steps: 6, validate_every: 5, checkpoint_every: 5, ..config(4) };
     let moved = job(more, dir.path(), "out");
     std::fs::rename(dir.path().join("data"), dir.path().join("moved")).unwrap();

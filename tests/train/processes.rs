@@ -11,7 +11,7 @@ fn free_port() -> u16 {
 fn two_processes_equal_one_that_accumulates_gradients() {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
-    // The embeddings are cached, by each process for itself.
+    // Each process caches its own embeddings.
     let config = TrainConfig { views: 2, schedule: Schedule::Constant, ..config(5) };
     let job = |config: TrainConfig, out: &str, rank: Option<usize>| Job {
         cache: (dir.path().join(out).join("cache"), 1 << 30),
@@ -25,7 +25,7 @@ fn two_processes_equal_one_that_accumulates_gradients() {
     };
     let one = fit_until(&job(TrainConfig { accumulate: 2, ..config.clone() }, "one", None), 0);
     one.result.unwrap();
-    // Process 1 is asked to stop; both do, after the same step.
+    // Process 1 is asked to stop; both stop after the same step.
     let long = TrainConfig { steps: 6, ..config };
     let (first, second) = (job(long.clone(), "two", Some(0)), job(long, "two", Some(1)));
     let (a, b) = std::thread::scope(|scope| {
@@ -35,7 +35,7 @@ fn two_processes_equal_one_that_accumulates_gradients() {
     for result in [a.result, b.result] {
         assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
     }
-    assert_eq!(a.losses, b.losses, "all processes tell the same loss");
+    assert_eq!(a.losses, b.losses, "all processes report the same loss");
     for (one, two) in one.losses.iter().zip(&a.losses) {
         assert!((one - two).abs() < 1e-6, "{one} in one process, {two} in two");
     }
@@ -43,7 +43,7 @@ fn two_processes_equal_one_that_accumulates_gradients() {
     let (one, two) = (checkpoint("one"), checkpoint("two"));
     let mut compared = 0;
     for (name, tensor) in one.tensors.iter().filter(|(n, _)| n.starts_with("param/")) {
-        // Running statistics: one process moves them twice a step, two take the mean.
+        // Running statistics differ: one process updates them twice per step, two processes average them.
         if !autosam::train::params::is_buffer(name) {
             let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(values(tensor), values(&two.tensors[name]), "{name}");
@@ -54,11 +54,11 @@ fn two_processes_equal_one_that_accumulates_gradients() {
     assert!(dir.path().join("two/cache/rank-1").is_dir());
 }
 
-/// One process of two is killed: the other says which, and both go on to the weights of an unbroken run.
+/// If one of two processes is killed, the other reports it, and the resumed run ends with the weights of an uninterrupted run.
 #[test]
 fn a_killed_process_ends_the_run_and_resume_continues_it() {
     let dir = tempfile::tempdir().unwrap();
-    pictures(&dir.path().join("data"));
+    images(&dir.path().join("data"));
     let steps = 12;
     let config = TrainConfig { checkpoint_every: 1, ..config(steps) };
     std::fs::write(dir.path().join("config.toml"), toml::to_string(&config).unwrap()).unwrap();

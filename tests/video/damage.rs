@@ -1,15 +1,16 @@
-//! Rows 6 and 20: what is cut short or damaged is said, and what was written is kept.
+//! Rows 6 and 20: truncated and damaged files are reported, and written output is kept.
 
 use super::support::*;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// An archive of one video that is cut short: worked on as far as it goes, told at every run, and done again once it is whole.
+/// An archive with one truncated video: its readable part is processed, every run reports it, and it is processed again once it is
+/// complete.
 fn cut_short(muxer: &str, ending: &str) {
     cut_short_of(&format!("{H264} ! {muxer}"), ending);
 }
 
-/// [`cut_short`] of any encoder and muxer.
+/// [`cut_short`] for any encoder and muxer.
 fn cut_short_of(chain: &str, ending: &str) {
     let dir = tempfile::tempdir().unwrap();
     let (input, output, full) =
@@ -29,7 +30,7 @@ fn cut_short_of(chain: &str, ending: &str) {
     let page = std::fs::read_to_string(output.join("index.html")).unwrap();
     assert!(page.contains("1 incomplete") && page.contains("cut short"), "{page}");
 
-    // Not done again for nothing, but not forgotten either.
+    // The next run does not process it again, but still reports it.
     let text = bad(&input, &output, &["--write", "coco"]);
     assert!(text.contains("0 videos done, 1 done before") && text.contains("incomplete"), "{text}");
 
@@ -40,7 +41,7 @@ fn cut_short_of(chain: &str, ending: &str) {
     assert_eq!(summary["frames"], 30);
     assert_eq!(summary["problems"].as_array().unwrap().len(), 0, "{summary}");
 
-    // The same of one file.
+    // The same for a single file.
     cut(&full, &video, 0.6);
     let overlaid = dir.path().join("o.mp4");
     let text = bad(&video, &overlaid, &[]);
@@ -68,7 +69,7 @@ fn a_cut_flv_is_reported_and_processed_again_once_it_is_whole() {
     cut_short("flvmux", "flv");
 }
 
-/// GStreamer waits for the table of such a file, for 20 s and in vain.
+/// GStreamer would wait 20 s for the table of such a file.
 #[test]
 fn an_mp4_without_its_table_is_reported_with_the_fix() {
     let dir = tempfile::tempdir().unwrap();
@@ -84,7 +85,7 @@ fn an_mp4_without_its_table_is_reported_with_the_fix() {
         let begin = Instant::now();
         let text = bad(&video, &dir.path().join("o.mp4"), &[]);
         assert!(text.contains(name) && text.contains("moov") && text.contains("copy it again"), "{text}");
-        assert!(begin.elapsed() < Duration::from_secs(15), "it waits");
+        assert!(begin.elapsed() < Duration::from_secs(15), "the program waits for the table");
     }
 }
 
@@ -95,7 +96,7 @@ fn files_without_video_or_decoder_are_reported_with_the_fix() {
     make(&format!("audiotestsrc num-buffers=20 ! wavenc ! filesink location={}", sound.display()));
     let text = bad(&sound, &dir.path().join("o.mp4"), &[]);
     assert!(text.contains("sound.wav: contains no video"), "{text}");
-    // Video that nobody decodes, beside sound.
+    // Video without a decoder, together with sound.
     let odd = dir.path().join("odd.avi");
     let source = moving(5, "width=96,height=64,framerate=25/1");
     make(&format!(
@@ -153,7 +154,7 @@ fn packets_missing_from_a_transport_stream_are_reported_and_joined_recordings_ar
 fn a_transport_stream_whose_program_changes_is_read_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let mut bytes = Vec::new();
-    // Recordings of two devices: other packet numbers, and another codec.
+    // Recordings of two devices have different packet numbers and codecs.
     for (number, chain) in [(256, H264), (512, H264), (256, MPEG2)] {
         let part = dir.path().join("part.ts");
         let source = moving(20, "width=160,height=120,framerate=25/1");
@@ -178,7 +179,7 @@ fn lost_frames_of_a_damaged_mp4_are_counted() {
     let source = moving(30, "width=96,height=64,framerate=25/1");
     make(&format!("{source} ! {H264} ! mp4mux faststart=true ! filesink location={}", full.display()));
     let mut bytes = std::fs::read(&full).unwrap();
-    // As a disk's bad sectors or a download with holes leave them.
+    // Bad sectors and incomplete downloads leave such holes.
     let middle = bytes.len() / 2;
     bytes[middle..middle + 3000].fill(0);
     std::fs::write(&damaged, bytes).unwrap();
@@ -207,7 +208,7 @@ fn frames_of_another_size_are_written_to_a_second_file() {
     assert_eq!(image::image_dimensions(masks.join("000030.png")).unwrap(), (80, 60));
 }
 
-/// A video that takes some seconds to work on.
+/// A video that takes some seconds to process.
 fn long(dir: &Path) -> std::path::PathBuf {
     let path = dir.join("long.mp4");
     let source = "videotestsrc num-buffers=600 pattern=smpte horizontal-speed=3 ! video/x-raw,width=320,height=240,framerate=25/1";
@@ -265,7 +266,7 @@ fn a_full_disk_leaves_a_file_that_plays() {
     let input = long(dir.path());
     for ending in ["mp4", "mkv"] {
         let output = dir.path().join(format!("o.{ending}"));
-        // A limit on file sizes fails as a full disk does: a write is refused.
+        // With a limit on file sizes a write fails like on a full disk.
         let done = std::process::Command::new("sh")
             .args([
                 "-c",
@@ -280,7 +281,7 @@ fn a_full_disk_leaves_a_file_that_plays() {
     }
 }
 
-/// A disk in memory that ends with the test.
+/// A disk in memory that is unmounted at the end of the test.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -300,7 +301,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Of one that was not mounted there is nothing to undo.
+        // Fails if the disk was not mounted, which needs no cleanup.
         let _ = std::process::Command::new("umount").arg(&self.0).output();
     }
 }
@@ -318,7 +319,7 @@ fn a_full_disk_fails_an_archive_s_video_by_name_and_the_next_run_finishes_it() {
     };
     let text = bad(&input, &output, &["--write", "png,coco"]);
     assert!(text.contains("failed: v.mp4") && text.contains("No space left"), "{text}");
-    assert!(!output.join("v.mp4").exists(), "what is not complete does not appear");
+    assert!(!output.join("v.mp4").exists(), "an incomplete result must not appear");
     assert!(disk.mount("remount,size=4m"));
     let text = good(&input, &output, &["--write", "png,coco"]);
     assert!(text.contains("1 videos done"), "{text}");

@@ -1,4 +1,4 @@
-//! Row 25: images in DICOM files, of one and of several frames, in the codings and colours that there are.
+//! Row 25: images in DICOM files, with one and several frames, in all codings and colour spaces.
 
 use super::support::*;
 use dicom_core::value::{PixelFragmentSequence, Value};
@@ -24,14 +24,14 @@ fn each(frame: u32, value: impl FnMut([u8; 3]) -> Vec<u8>) -> Vec<u8> {
     (0..SIZE.1).flat_map(|_| (0..SIZE.0).map(move |x| pixel(frame, x))).flat_map(value).collect()
 }
 
-/// As JPEG has it, without what it loses by that.
+/// JPEG's conversion to luma and chroma, without loss.
 fn ybr([r, g, b]: [u8; 3]) -> [u8; 3] {
     let [r, g, b] = [r, g, b].map(f32::from);
     let y = 0.299 * r + 0.587 * g + 0.114 * b;
     [y, 128.0 + (b - y) / 1.772, 128.0 + (r - y) / 1.402].map(|v| v.round() as u8)
 }
 
-/// A row of `count` equal and then other bytes as PackBits.
+/// Packs a plane with PackBits.
 fn packed(plane: &[u8]) -> Vec<u8> {
     plane
         .chunks(100)
@@ -42,7 +42,7 @@ fn packed(plane: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// The planes of a frame as run lengths of DICOM.
+/// Encodes the planes of a frame as DICOM run lengths.
 fn run_lengths(planes: &[Vec<u8>]) -> Vec<u8> {
     let segments: Vec<Vec<u8>> = planes.iter().map(|p| packed(p)).collect();
     let mut head = vec![planes.len() as u32];
@@ -64,7 +64,7 @@ fn jpeg(pixels: &[u8], colour: ExtendedColorType) -> Vec<u8> {
     bytes
 }
 
-/// What the pixels of a file are.
+/// The pixel format of a file.
 struct Kind {
     photometric: &'static str,
     samples: u16,
@@ -77,7 +77,7 @@ const fn kind(photometric: &'static str, samples: u16, allocated: u16, stored: u
     Kind { photometric, samples, allocated, stored, planar: 0 }
 }
 
-/// Uncompressed frames one after another, or one fragment for each.
+/// Uncompressed frames one after another, or one fragment per frame.
 enum Data {
     Native(Vec<u8>),
     Fragments(Vec<Vec<u8>>),
@@ -150,13 +150,13 @@ fn frames_of(path: &Path, more: &[&str]) -> (Vec<RgbImage>, String) {
     (names.into_iter().map(|name| image::open(name).unwrap().into_rgb8()).collect(), text)
 }
 
-/// Three frames, each as it was drawn to `within`; of grey ones only the brightness.
+/// Checks the pixels of all three frames with tolerance `within`; for grey images only the brightness.
 fn same(path: &Path, grey: bool, within: u8) {
     let (frames, text) = frames_of(path, &[]);
     assert_eq!(frames.len(), 3, "{}: {text}", path.display());
     for (i, frame) in frames.iter().enumerate() {
         assert_eq!(frame.dimensions(), SIZE);
-        // In the middle of the areas, which JPEG keeps.
+        // Pixels in the middle of the areas, which JPEG preserves.
         for x in [8, 24, 42] {
             let Rgb(found) = *frame.get_pixel(x, 20);
             let drawn = pixel(i as u32, x);
@@ -224,7 +224,7 @@ fn run_lengths_and_jpeg_in_dicom_files_are_read() {
     let data = Data::Fragments((0..3).map(coded).collect());
     write(&path, uids::JPEG_BASELINE8_BIT, &kind("YBR_FULL_422", 3, 8, 8), 3, data);
     same(&path, false, 12);
-    // A frame in two fragments, as a file with few frames has it.
+    // A frame in two fragments, as in files with few frames.
     let halves = |frame: u32| {
         let bytes = coded(frame);
         let half = bytes.len() / 4 * 2;
@@ -283,12 +283,12 @@ fn an_archive_reads_dicom_images_and_lists_unsupported_files() {
     for part in ["JPEG-LS", "JPEG 2000", "lossless JPEG", "gdcmconv --raw", "report.dcm"] {
         assert!(page.contains(part), "{part}: {page}");
     }
-    // Its own segmentations are no images to segment.
+    // The archive's own DICOM segmentations are not read as images.
     let again = dir.path().join("again");
     let text = bad(&output.join("clip.dcm"), &again, &["--only", "videos"]);
     assert!(text.contains("contains no videos"), "{text}");
 
-    // Cut short: the whole frames are kept.
+    // In a truncated file the complete frames are processed.
     cut(&input.join("clip.dcm"), &dir.path().join("cut.dcm"), 0.8);
     let (frames, text) = frames_of(&dir.path().join("cut.dcm"), &[]);
     assert_eq!(frames.len(), 2, "{text}");

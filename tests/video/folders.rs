@@ -1,4 +1,4 @@
-//! Rows 13, 25, 27, 28 and 32: what is taken from a folder, and what is written of it.
+//! Rows 13, 25, 27, 28 and 32: files read from folders, and outputs of archives.
 
 use super::support::*;
 use dicom_core::value::{PixelFragmentSequence, Value};
@@ -63,7 +63,7 @@ fn every_kind_of_video_file_from_towers_and_recorders_is_read() {
     }
 }
 
-/// A DICOM file of `stream`, in fragments, that says it has `frames`.
+/// Writes a DICOM file with `stream` in fragments, which states `frames` frames.
 fn dicom(path: &Path, syntax: &str, stream: &[u8], frames: u32) {
     let mut object = InMemDicomObject::new_empty();
     for (tag, vr, value) in [
@@ -109,7 +109,7 @@ fn video_in_dicom_files_is_read() {
     }
     let page = std::fs::read_to_string(output.join("index.html")).unwrap();
     assert!(page.contains("still.dcm") && page.contains("without video"), "{page}");
-    // By itself, and cut short.
+    // A single file, and a truncated one.
     good(&input.join("IM0001"), &dir.path().join("o.mp4"), &[]);
     assert_eq!(decoded(&dir.path().join("o.mp4")).len(), 10);
     cut(&input.join("avc-ts.dcm"), &dir.path().join("cut.dcm"), 0.7);

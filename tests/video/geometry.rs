@@ -1,4 +1,4 @@
-//! Rows 9, 10, 11 and 31: the network sees what a person sees on a monitor, and outputs look like their input.
+//! Rows 9, 10, 11 and 31: the network sees frames as a monitor shows them, and outputs look like their input.
 
 use super::support::*;
 use autosam::engine::segmenter::{ModelInput, ProbMap, Segmenter};
@@ -12,7 +12,7 @@ use gst_video::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-/// Notes the size of what it is shown.
+/// A model that records the size of its input.
 struct Seen(Arc<Mutex<(usize, usize)>>);
 
 impl Segmenter for Seen {
@@ -31,7 +31,7 @@ impl Segmenter for Seen {
     }
 }
 
-/// Width and height of what the network sees of a frame.
+/// Width and height of the network's input for a frame.
 fn seen(frame: &VideoFrame) -> (usize, usize) {
     let size = Arc::new(Mutex::new((0, 0)));
     let inside = size.clone();
@@ -54,7 +54,7 @@ fn frames(path: &Path) -> Vec<VideoFrame> {
     frames
 }
 
-/// A format of endoscopy towers: stored size, shape of a pixel, shape on the monitor.
+/// Checks a format of endoscopy towers: stored size, pixel aspect ratio, aspect ratio on the monitor.
 fn format(size: (u32, u32), aspect: (i32, i32), monitor: f64) {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("in.mp4");
@@ -77,7 +77,7 @@ fn format(size: (u32, u32), aspect: (i32, i32), monitor: f64) {
         assert_eq!(written[0].size, size, "{ending}");
         assert!((shown / monitor - 1.0).abs() < 0.01, "{ending}: {:?}", written[0].pixel_aspect);
     }
-    // An archive says so.
+    // An archive's summary states the pixel aspect ratio.
     let (folder, output) = (dir.path().join("archive"), dir.path().join("out"));
     std::fs::create_dir(&folder).unwrap();
     std::fs::rename(&input, folder.join("in.mp4")).unwrap();
@@ -114,7 +114,7 @@ fn hdv_1440x1080_keeps_its_shape() {
     format((1440, 1080), (4, 3), 16.0 / 9.0);
 }
 
-/// Mean difference of each line to the next, over that to the one after: well above 1 where two fields are combed.
+/// Mean difference of each line to the next, divided by that to the line after it; well above 1 if two fields are combed.
 fn combing(frame: &image::RgbImage) -> f64 {
     let (rgb, w) = (frame.as_raw(), 3 * frame.width() as usize);
     let lines: Vec<&[u8]> = rgb.chunks_exact(w).collect();
@@ -128,7 +128,7 @@ fn combing(frame: &image::RgbImage) -> f64 {
     apart(1) / apart(2).max(1.0)
 }
 
-/// Interlaced video of an edge that moves sideways: combed as it is, smooth as it is read; as many frames as in the file.
+/// Checks that interlaced video of a horizontally moving edge is read without combing, with the same number of frames as the file.
 fn interlaced(size: (u32, u32), fields: &str, chain: &str, ending: &str) -> PathBuf {
     let dir = tempfile::tempdir().unwrap().keep();
     let input = dir.join(format!("in.{ending}"));
@@ -168,7 +168,7 @@ fn interlaced_frames_are_deinterlaced_bottom_field_first() {
     std::fs::remove_dir_all(interlaced((720, 576), "50/1", &chain, "ts")).unwrap();
 }
 
-/// The first frame that `line` gives. Frames that leave an element named `interlaced` are said to be so.
+/// The first frame of the pipeline `line`. Frames that leave an element named `interlaced` are flagged as interlaced.
 fn first_of(line: &str) -> image::RgbImage {
     gst::init().unwrap();
     let line = format!("{line} ! videoconvert ! video/x-raw,format=RGB ! appsink name=sink sync=false");
@@ -191,7 +191,7 @@ fn first_of(line: &str) -> image::RgbImage {
     image::RgbImage::from_raw(info.width(), info.height(), map.to_vec()).unwrap()
 }
 
-/// MPEG-2's decoder, among others, calls a stream mixed, and says of each frame whether it is interlaced.
+/// MPEG-2's and other decoders label a stream as mixed and flag each frame that is interlaced.
 #[test]
 fn interlaced_frames_of_mixed_streams_are_deinterlaced() {
     let source = "videotestsrc num-buffers=16 pattern=smpte100 horizontal-speed=40 ! \
@@ -200,7 +200,7 @@ fn interlaced_frames_of_mixed_streams_are_deinterlaced() {
     let interlaced = format!("{source} ! {TOP} ! {mixed} name=interlaced");
     assert!(combing(&first_of(&interlaced)) > 2.0, "the input is not combed");
     assert!(combing(&first_of(&format!("{interlaced} ! {UPRIGHT}"))) < 2.0);
-    // Frames that are progressive stay as they are: every line of them counts.
+    // Progressive frames are not changed and keep all their lines.
     let lines = "videotestsrc num-buffers=2 pattern=pinwheel ! video/x-raw,format=I420,width=320,height=240";
     assert_eq!(first_of(lines), first_of(&format!("{lines} ! {mixed} ! {UPRIGHT}")));
 }
@@ -223,7 +223,7 @@ fn ten_bit_interlaced_frames_are_deinterlaced() {
     std::fs::remove_dir_all(interlaced((320, 240), "50/1", &chain, "mkv")).unwrap();
 }
 
-/// Writes `matrix`'s first two rows over that of the track's header.
+/// Overwrites the first two rows of the matrix in the track's header.
 fn turn(path: &Path, [a, b, c, d]: [i32; 4]) {
     let mut bytes = std::fs::read(path).unwrap();
     let at = bytes.windows(4).position(|w| w == b"tkhd").unwrap() + 44;
@@ -237,7 +237,7 @@ fn turn(path: &Path, [a, b, c, d]: [i32; 4]) {
 fn rotated_frames_are_turned_upright() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rot.mp4");
-    // White above, black below.
+    // The video is white above and black below.
     let white = "videotestsrc num-buffers=3 pattern=white ! video/x-raw,width=160,height=60,framerate=25/1 ! videobox bottom=-60";
     for (matrix, size, bright) in [
         ([0, 1, -1, 0], (120, 160), (100, 80)),
@@ -269,7 +269,7 @@ fn flips_are_applied() {
 }
 
 mod hardware {
-    //! A decoder of VP8 that claims to be a GPU's: it comes before all others, and what it gives nobody here can read.
+    //! A VP8 decoder that claims to run on a GPU. It is preferred to all others, and its output cannot be read here.
 
     use gst::glib;
     use gst::prelude::*;

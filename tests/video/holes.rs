@@ -1,15 +1,15 @@
-//! Row 6: holes in files, of zero bytes, which demuxers and decoders pass over in silence; DV that is cut; further tracks.
+//! Row 6: holes of zero bytes in files, which demuxers and decoders skip silently; truncated DV; further tracks.
 
 use super::support::*;
 use gst::prelude::*;
 use std::path::{Path, PathBuf};
 
-/// Frames of the videos here, 1.6 s: two clusters or more of Matroska, which begin at key frames after half a second.
+/// Number of frames of the videos here, 1.6 s. That is at least two clusters of Matroska, which begin at key frames after 0.5 s.
 const FRAMES: usize = 40;
-/// The frame whose data or end has the hole. It is not the last one of a group of pictures or of a cluster.
+/// The frame with the hole in its data or at its end. It is not the last frame of a group of pictures (GOP) or of a cluster.
 const HIT: usize = 5;
 
-/// A video of `chain` in `dir`, large enough for a hole to lie within frames.
+/// A video by `chain` in `dir`, whose frames are larger than a hole.
 fn noisy(dir: &Path, caps: &str, chain: &str, ending: &str, frames: usize) -> PathBuf {
     let path = dir.join(format!("full.{ending}"));
     let source = format!("videotestsrc num-buffers={frames} pattern=snow ! video/x-raw,{caps}");
@@ -17,9 +17,9 @@ fn noisy(dir: &Path, caps: &str, chain: &str, ending: &str, frames: usize) -> Pa
     path
 }
 
-/// Where the data of frame `index` lie in the file: offset and length. `demuxer` gives a frame in one piece.
+/// Offset and length of frame `index` in the file. `demuxer` must output a frame in one piece.
 fn place(path: &Path, bytes: &[u8], demuxer: &str, index: usize) -> (usize, usize) {
-    // Demuxers read what they need; without one, blocks are DV's frames.
+    // Demuxers choose their own block size; without a demuxer, blocks are DV frames.
     let source = format!("filesrc blocksize=144000 location={}", path.display());
     let description = format!("{source} ! {demuxer} ! appsink name=sink sync=false");
     let pipeline = gst::parse::launch(&description).unwrap().downcast::<gst::Pipeline>().unwrap();
@@ -36,9 +36,9 @@ fn place(path: &Path, bytes: &[u8], demuxer: &str, index: usize) -> (usize, usiz
     (at.expect("the frame's data are in the file"), frame.len())
 }
 
-/// A file whose frames `demuxer` gives. It is read without a word while it is whole. With `size` zero bytes in the middle of a frame,
-/// and with as many around that frame's end, there is a problem, and at least `kept` frames are there: GStreamer's demuxer of Matroska
-/// goes on at the next cluster if a frame's header is lost.
+/// Checks that a file is read without a report while it is intact. With `size` zero bytes in the middle of a frame, and with as many
+/// around that frame's end, a problem must be reported and at least `kept` frames be read: if a frame's header is lost, GStreamer's
+/// Matroska demuxer continues at the next cluster. `demuxer` outputs the file's frames.
 fn holes_are_reported(
     caps: &str,
     chain: &str,
@@ -49,7 +49,7 @@ fn holes_are_reported(
     let dir = tempfile::tempdir().unwrap();
     let full = noisy(dir.path(), caps, chain, ending, FRAMES);
     good(&full, &dir.path().join("full.webm"), &[]);
-    // Some muxers leave the last frames out.
+    // Some muxers omit the last frames.
     let whole = decoded(&dir.path().join("full.webm")).len();
     assert!(whole >= FRAMES - 4, "{ending}: {whole} frames without a hole");
     let bytes = std::fs::read(&full).unwrap();
@@ -63,7 +63,7 @@ fn holes_are_reported(
         let output = dir.path().join("holed.webm");
         let text = bad(&holed, &output, &[]);
         assert!(REPORTS.iter().any(|part| text.contains(part)), "{ending}: {text}");
-        // A frame whose header is lost may have another size, which begins another file.
+        // A frame whose header is lost may have another size, which starts another output file.
         let parts = ["holed", "holed-2", "holed-3"].map(|name| dir.path().join(format!("{name}.webm")));
         let count: usize = parts.iter().filter(|part| part.exists()).map(|part| decoded(part).len()).sum();
         assert!(count >= kept, "{ending}: {count} frames: {text}");
@@ -71,10 +71,10 @@ fn holes_are_reported(
     }
 }
 
-/// What the program says of a hole.
+/// The program's reports of a hole.
 const REPORTS: [&str; 3] = ["holes of zero bytes", "damaged", "could be read"];
 const SMALL: &str = "width=160,height=120,framerate=25/1";
-/// The same bytes on every machine: with several threads the rate control depends on their timing.
+/// One thread gives the same bytes on every machine; with several threads the rate control depends on their timing.
 const X264: &str = "videoconvert ! video/x-raw,format=I420 ! x264enc threads=1 speed-preset=ultrafast key-int-max=10 ! h264parse";
 
 #[test]
@@ -102,7 +102,7 @@ fn holes_in_dv_are_reported() {
     holes_are_reported(caps, "videoconvert ! avenc_dvvideo", ("dv", "identity"), 8192, [38, 38]);
 }
 
-/// It used to fail as a whole.
+/// GStreamer's demuxer fails for the rest of such a file.
 #[test]
 fn a_cut_dv_is_processed_up_to_its_last_complete_frame() {
     let dir = tempfile::tempdir().unwrap();
@@ -135,7 +135,7 @@ fn a_second_video_track_is_named_and_can_be_chosen() {
     assert_eq!(decoded(&second)[0].size, (96, 64));
     let text = bad(&video, &dir.path().join("3.mp4"), &["--track", "3"]);
     assert!(text.contains("two.mkv: it has 2 video tracks, but no track 3"), "{text}");
-    // An archive keeps it as a note.
+    // An archive stores it as a note.
     let (input, output) = (dir.path().join("in"), dir.path().join("out"));
     std::fs::create_dir(&input).unwrap();
     std::fs::copy(&video, input.join("two.mkv")).unwrap();

@@ -1,5 +1,5 @@
-//! Video files as people have them: cut short, with any clock, any shape of pixels, interlaced, turned, in any container. The inputs
-//! are made here by GStreamer's own encoders. One test or more for each row of docs/real-inputs.md.
+//! Real-world video files: truncated, with any timestamps, any pixel aspect ratio, interlaced, rotated, in any container. The inputs
+//! are encoded here with GStreamer. Each row of docs/real-inputs.md has at least one test.
 #![cfg(feature = "archive")]
 
 mod damage;

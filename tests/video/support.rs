@@ -1,15 +1,15 @@
-//! Makes inputs, runs the program, reads back what it wrote with GStreamer itself.
+//! Creates inputs, runs the program, and reads its outputs with GStreamer.
 
 use gst::prelude::*;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// How long a pipeline may take.
-const PATIENCE: gst::ClockTime = gst::ClockTime::from_seconds(120);
-/// From raw video to H.264, quickly.
+/// Time limit of a pipeline.
+const TIMEOUT: gst::ClockTime = gst::ClockTime::from_seconds(120);
+/// Elements that encode raw video as H.264, quickly.
 pub const H264: &str =
     "videoconvert ! video/x-raw,format=I420 ! x264enc speed-preset=ultrafast key-int-max=10 ! h264parse";
-/// From raw video to MPEG-2.
+/// Elements that encode raw video as MPEG-2.
 pub const MPEG2: &str = "videoconvert ! video/x-raw,format=I420 ! mpeg2enc ! mpegvideoparse";
 
 /// Plays a pipeline to its end.
@@ -18,7 +18,7 @@ pub fn make(description: &str) {
     let pipeline = gst::parse::launch(description).unwrap_or_else(|e| panic!("{description}: {e}"));
     pipeline.set_state(gst::State::Playing).unwrap();
     let ends = [gst::MessageType::Eos, gst::MessageType::Error];
-    let message = pipeline.bus().unwrap().timed_pop_filtered(PATIENCE, &ends);
+    let message = pipeline.bus().unwrap().timed_pop_filtered(TIMEOUT, &ends);
     pipeline.set_state(gst::State::Null).unwrap();
     match message.as_ref().map(|m| m.view()) {
         Some(gst::MessageView::Eos(_)) => {}
@@ -27,7 +27,7 @@ pub fn make(description: &str) {
     }
 }
 
-/// A test image of `size` (`width=…,height=…` and further caps) that moves, `frames` of it.
+/// A source of `frames` frames with a moving test image; `caps` are `width=…,height=…` and further caps.
 pub fn moving(frames: u32, caps: &str) -> String {
     format!("videotestsrc num-buffers={frames} pattern=ball ! video/x-raw,{caps}")
 }
@@ -50,7 +50,7 @@ pub fn make_timed(times: &[u64], rate: &str, chain: &str) {
     }
     source.end_of_stream().unwrap();
     let ends = [gst::MessageType::Eos, gst::MessageType::Error];
-    let message = pipeline.bus().unwrap().timed_pop_filtered(PATIENCE, &ends);
+    let message = pipeline.bus().unwrap().timed_pop_filtered(TIMEOUT, &ends);
     pipeline.set_state(gst::State::Null).unwrap();
     assert!(matches!(message.as_ref().map(|m| m.view()), Some(gst::MessageView::Eos(_))), "{message:?}");
 }
@@ -67,7 +67,7 @@ pub struct Decoded {
 /// Every frame of the file.
 pub fn decoded(path: &Path) -> Vec<Decoded> {
     gst::init().unwrap();
-    assert!(path.is_file(), "{} is not there", path.display());
+    assert!(path.is_file(), "{} does not exist", path.display());
     let uri = gst::glib::filename_to_uri(path, None).unwrap();
     let description = format!(
         "uridecodebin uri={uri} force-sw-decoders=true ! videoconvert ! appsink name=sink sync=false"
@@ -76,7 +76,7 @@ pub fn decoded(path: &Path) -> Vec<Decoded> {
     let sink = pipeline.by_name("sink").unwrap().downcast::<gst_app::AppSink>().unwrap();
     pipeline.set_state(gst::State::Playing).unwrap();
     let mut frames = Vec::new();
-    while let Some(sample) = sink.try_pull_sample(PATIENCE) {
+    while let Some(sample) = sink.try_pull_sample(TIMEOUT) {
         let info = gst_video::VideoInfo::from_caps(sample.caps().unwrap()).unwrap();
         let segment = sample.segment().unwrap().downcast_ref::<gst::ClockTime>().unwrap();
         let pts = sample.buffer().unwrap().pts().unwrap();
@@ -97,7 +97,7 @@ pub fn times(path: &Path) -> Vec<f64> {
     decoded(path).iter().map(|f| f.time).collect()
 }
 
-/// True if both have the same times from their first on, to a millisecond, which is as exact as Matroska is.
+/// Whether both have the same times relative to their first, within a millisecond, which is Matroska's precision.
 pub fn same_times(a: &[f64], b: &[f64]) -> bool {
     let from_first = |times: &[f64]| -> Vec<f64> { times.iter().map(|t| t - times[0]).collect() };
     a.len() == b.len() && from_first(a).iter().zip(from_first(b)).all(|(a, b)| (a - b).abs() < 0.00101)
@@ -113,7 +113,7 @@ pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// `run` with input, output and more flags: whether it succeeded, and what it said.
+/// Runs `run` with input, output and more flags; returns whether it succeeded, and its output.
 pub fn run(input: &Path, output: &Path, more: &[&str]) -> (bool, String) {
     let done = program().arg("--input").arg(input).arg("--output").arg(output).args(more).output().unwrap();
     let text = said(&done);

@@ -1,9 +1,9 @@
-//! Rows 7, 8 and 12: every output keeps the input's times, and all of them count from the first frame.
+//! Rows 7, 8 and 12: every output keeps the input's times, relative to the first frame.
 
 use super::support::*;
 use std::path::Path;
 
-/// Runs the file by itself and as an archive; gives the times in `frames.csv` and the summary.
+/// Processes the file by itself and as an archive; returns the times in `frames.csv` and the summary.
 fn through(input: &Path) -> (Vec<f64>, serde_json::Value) {
     let dir = tempfile::tempdir().unwrap();
     let read = times(input);
@@ -48,7 +48,7 @@ fn a_webm_without_a_rate_keeps_its_time() {
         "videoconvert ! vp8enc deadline=1 timebase=1/1000 ! webmmux ! filesink location={}",
         path.display()
     );
-    // As browsers' recorders write it.
+    // Browsers record such files.
     make_timed(&times, "0/1", &chain);
     let (csv, summary) = through(&path);
     assert!((csv[24] - 0.48).abs() < 0.002, "{csv:?}");
