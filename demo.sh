@@ -39,8 +39,8 @@ echo "== frame by frame: every frame with its own mask"
 if [ -d "$out/synthetic" ] && [ "$clip" = "$out/clip.mp4" ]; then
     echo "== compared with the synthetic clip's true masks"
     "$program" run --input "$out/synthetic/TrainDataset"
-    echo "(The clip shows a single polyp in 150 frames, and one wrong region can persist through most of its polyp-free frames. So these numbers show that"
-    echo "the program works, not how good the model is. models/autosam-lite.md has its metrics on public data.)"
+    echo "(The clip shows a single polyp in 150 frames, and one wrong region can persist through most of its polyp-free frames. So"
+    echo "these numbers show that the program works, not how good the model is. models/autosam-lite.md has its metrics on public data.)"
 fi
 
 if [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then

@@ -7,7 +7,8 @@
 //!     AUTOSAM_BENCH_MODEL=FILE AUTOSAM_BENCH_PRECISION=int8 cargo bench --bench networks -- shipped
 //!     AUTOSAM_BENCH_DEVICE=cuda AUTOSAM_BENCH_PRECISION=bf16 cargo bench --features cuda --bench networks
 //!
-//! `benches/pytorch.py` runs the same cases in PyTorch beside this program, `benches/openvino.py` the shipped network in other engines.
+//! `benches/pytorch.py` runs the same cases in PyTorch beside this program, `benches/openvino.py` the shipped network in other
+//! engines.
 
 use autosam::bench;
 use autosam::data::loader::Batch;

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""Compares autosam-video with OpenVINO and ONNX Runtime: the shipped network on a CPU, batch 1, from the bytes of a frame to those of
-its map.
+"""Compares autosam-video with OpenVINO and ONNX Runtime: the shipped network on a CPU, batch 1, from a frame's bytes to its map's.
 
     cargo build --release --bench networks
     python3 benches/openvino.py --model FILE.safetensors [--rounds 15] [--threads N] [--json FILE] [--data DIR]

@@ -741,8 +741,8 @@ def race(names, rounds, device, precision, compiled):
                 once(name)
         a, b = [], []
         for _ in range(rounds):
-            # Each timed run follows another run of the same program, as with successive frames and steps, because the other program leaves
-            # its own data in the caches.
+            # Each timed run follows an untimed run of the same program, as with successive frames and steps, because the other
+            # program leaves its own data in the caches.
             once(name)
             a.append(once(name))
             theirs()

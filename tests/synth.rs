@@ -77,8 +77,8 @@ fn masks_are_binary_and_polyps_come_in_a_realistic_range_of_sizes() {
 
 #[test]
 fn masks_follow_the_edges_in_the_frame() {
-    // The image's contrast must be higher at the mask's edge than at the same edge moved by a fifth of the image. Comparing frames
-    // with and without polyps directly would need their exposure and compression.
+    // The image's contrast must be higher at the mask's edge than at the same edge moved by a fifth of the image. Comparing
+    // frames with and without polyps directly would need their exposure and compression.
     let (mut at_edge, mut elsewhere) = (0.0f64, 0.0f64);
     for seed in 20..32 {
         let sequence = Sequence::new(seed, config(30)).unwrap();

@@ -289,7 +289,7 @@ fn a_sam_only_file_contributes_to_the_sam_of_an_average() {
     let (before, after) =
         (sum(&whole, "sam.image_encoder.neck.0.weight"), sum(&mean, "sam.image_encoder.neck.0.weight"));
     assert!((after - 1.5 * before).abs() <= 1e-2 * before.abs(), "{before}, {after}");
-    // Complete files, and files averaged with a SAM-only file first, are not changed.
+    // Complete files, and SAM-only files beside another SAM-only file, are not changed.
     let mut other = whole.clone();
     model::complete(&mut other, &whole);
     assert_eq!(other.shapes(), whole.shapes());

@@ -1,10 +1,10 @@
 //! Archives: converts a folder of videos to masks on disk, with any number of processes and machines.
 //!
 //! Each video gets a folder with its relative path below the output. The folder appears by one rename when it is
-//! complete: an existing folder is finished, unless the video has changed since. A process that works on a video holds a lock on a file for it.
-//! The kernel releases the lock when the process ends in any way, so a killed process loses only its current video, which
-//! another process starts from the beginning. A video that cannot be read is reported and the others continue. If a video is cut short or
-//! damaged, its readable frames are processed, and its summary says what is missing.
+//! complete: an existing folder is finished, unless the video has changed since. A process that works on a video holds a lock
+//! on a file for it. The kernel releases the lock when the process ends in any way, so a killed process loses only its current
+//! video, which another process starts from the beginning. A video that cannot be read is reported and the others continue. If
+//! a video is cut short or damaged, its readable frames are processed, and its summary says what is missing.
 //!
 //! Times are in seconds since a video's first frame, by the container's timestamps, in every file that is written.
 //!
@@ -56,8 +56,8 @@ pub enum Format {
     Cvat,
 }
 
-/// Model and settings that the masks were made with. They are stored in a video's folder; a folder made with others does not count as
-/// finished.
+/// Model and settings that the masks were made with. They are stored in a video's folder; a folder made with others does not
+/// count as finished.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
     /// SHA-256 of the weights.

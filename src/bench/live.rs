@@ -28,7 +28,8 @@ pub struct LiveBench {
     pub streams: usize,
     /// Folder of images; synthetic frames if `None`.
     pub input: Option<PathBuf>,
-    /// The pixels of every Nth frame are compared with the source's. This runs on the streaming thread and slows down the measured path.
+    /// The pixels of every Nth frame are compared with the source's. This runs on the streaming thread and slows down the
+    /// measured path.
     pub check_every: u64,
     /// Properties of the element, in the syntax of `gst-launch-1.0`.
     pub properties: Vec<(String, String)>,

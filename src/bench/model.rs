@@ -53,8 +53,8 @@ pub struct ModelReport {
     pub overlapped_frames_per_s: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// Median time of each stage, run separately and without test-time augmentation. On a CPU encoder and generator run in parallel,
-    /// so the total is less than the sum.
+    /// Median time of each stage, run separately and without test-time augmentation. On a CPU encoder and generator run in
+    /// parallel, so the total is less than the sum.
     pub stages_ms: BTreeMap<&'static str, f64>,
     /// Peak memory of the process, including frames, without GPU memory.
     pub peak_memory_mb: Option<f64>,

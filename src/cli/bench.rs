@@ -38,7 +38,8 @@ struct ModelArgs {
     /// Number format of matrix products and convolutions on a GPU; a CPU computes in f32
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     precision: PrecisionArg,
-    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional cost
+    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
+    /// cost
     #[arg(long, value_name = "N", default_value = "1")]
     views: Views,
     /// Number of timed frames

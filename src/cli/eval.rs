@@ -61,7 +61,8 @@ pub struct Args {
     /// Margin above 0.5 that a region must reach in at least one pixel, 0 to 1 [default: 0.27; 0 with minmax]
     #[arg(long, value_name = "P", value_parser = parse_part, conflicts_with = "pred")]
     hysteresis: Option<f32>,
-    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional cost
+    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
+    /// cost
     #[arg(long, value_name = "N", default_value = "1", conflicts_with = "pred")]
     views: Views,
     /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels

@@ -76,8 +76,8 @@ enum Command {
     },
     /// Calibrates a model's probabilities on labelled frames that it was not trained on
     ///
-    /// Fits a scale and a bias of the logits (Platt scaling) and stores them in the file. The bias also changes the masks, because
-    /// it moves the meaning of 0.5; --mask-mode minmax is not affected. Each --data has the same weight.
+    /// Fits a scale and a bias of the logits (Platt scaling) and stores them in the file. The bias also changes the masks,
+    /// because it moves the meaning of 0.5; --mask-mode minmax is not affected. Each --data has the same weight.
     Calibrate {
         #[command(flatten)]
         frames: Frames,
@@ -90,8 +90,8 @@ enum Command {
     },
     /// Fits the minimum mask quality, as predicted by SAM's IoU head, for a frame to keep its overlay
     ///
-    /// Stores one number in the file: the lowest limit at which at most --alarms of the polyp-free frames keep an overlay. Calibrate
-    /// first. Use frames that the model was not trained on; at least one set must have polyp-free ones.
+    /// Stores one number in the file: the lowest limit at which at most --alarms of the polyp-free frames keep an overlay.
+    /// Calibrate first. Use frames that the model was not trained on; at least one set must have polyp-free ones.
     Presence {
         #[command(flatten)]
         frames: Frames,

@@ -1,6 +1,7 @@
-//! The commands' `println!`, `print!` and `eprintln!`. Those of the standard library panic if a write fails. With these, a command
-//! whose reader has left (`autosam-video models list | head -1`) goes on without output and keeps its exit status, so that a run or a
-//! training does not lose its work. Other failures of standard output, such as a full disk, are an error at the end.
+//! The commands' `println!`, `print!` and `eprintln!`. Those of the standard library panic if a write fails. With these, a
+//! command whose reader has left (`autosam-video models list | head -1`) goes on without output and keeps its exit status, so
+//! that a run or a training does not lose its work. Other failures of standard output, such as a full disk, are an error at the
+//! end.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};

@@ -60,7 +60,8 @@ pub struct Args {
     /// model and the CPU support it, else f32
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     precision: PrecisionArg,
-    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional cost
+    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
+    /// cost
     #[arg(long, value_name = "N", default_value = "1")]
     views: Views,
     /// Minimum probability of a polyp pixel, 0 to 1
@@ -229,7 +230,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         match launch::line(&args) {
             Some(line) => eprintln!("live equivalent: {line}"),
             None => eprintln!(
-                "there is no live equivalent: the element does not support --mask-mode minmax, nor decodebin --track"
+                "there is no live equivalent: the element does not support --mask-mode minmax, and decodebin does not support --track"
             ),
         }
     }

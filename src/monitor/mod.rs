@@ -25,7 +25,8 @@ pub struct MonitorOptions {
     pub input: String,
     /// Address of the page; no page if `None`. At any address except loopback it requires an access token.
     pub http: Option<SocketAddr>,
-    /// File with the access token, which is then required on loopback as well. Without it, a token is generated at start if required.
+    /// File with the access token, which is then required on loopback as well. Without it, a token is generated at start if
+    /// required.
     pub token_file: Option<PathBuf>,
     /// Further host names of the page, for example a proxy's, besides addresses and this machine's own name. With any of them the
     /// token is required.
@@ -142,8 +143,8 @@ impl Monitor {
         Ok(())
     }
 
-    /// Plays to the end of the input or until `stop`, and counts the `frames`. If `again`, the first frame clears the problem shown on
-    /// the page.
+    /// Plays to the end of the input or until `stop`, and counts the `frames`. If `again`, the first frame clears the problem
+    /// shown on the page.
     ///
     /// # Errors
     /// If the pipeline fails, or a live source ends or falls silent.
@@ -305,7 +306,8 @@ impl Playing {
         }
     }
 
-    /// Passes a viewer's prompt to the element. Returns false if it was not queued: before the first frame, or if too many prompts wait.
+    /// Passes a viewer's prompt to the element. Returns false if it was not queued: before the first frame, or if too many
+    /// prompts wait.
     fn point(&self, pointing: Pointing) -> bool {
         let Some(info) = self.info() else { return false };
         let (width, height) = (f64::from(info.width()), f64::from(info.height()));

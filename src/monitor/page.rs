@@ -63,8 +63,8 @@ pub enum Pointing {
 }
 
 impl Pointing {
-    /// Parses `point=X,Y`, `background=X,Y`, `box=LEFT,TOP,RIGHT,BOTTOM` or `clear`; `None` for anything else, including positions
-    /// outside the frame.
+    /// Parses `point=X,Y`, `background=X,Y`, `box=LEFT,TOP,RIGHT,BOTTOM` or `clear`; `None` for anything else, including
+    /// positions outside the frame.
     fn parse(query: &str) -> Option<Self> {
         if query == "clear" {
             return Some(Self::Clear);

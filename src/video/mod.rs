@@ -1,4 +1,5 @@
-//! Video input from files, streams and cameras, and output to files, with GStreamer: `uridecodebin` to an appsink, an appsrc to an encoder.
+//! Video input from files, streams and cameras, and output to files, with GStreamer: `uridecodebin` to an appsink, an appsrc to
+//! an encoder.
 
 mod container;
 #[cfg(feature = "archive")]

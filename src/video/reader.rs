@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Time after a camera's last frame within which an end of stream counts. Later ones come from rtpsession, which also ends streams
-/// that have been silent for long.
+/// Time after a camera's last frame within which an end of stream counts. Later ones come from rtpsession, which also ends
+/// streams that have been silent for long.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A decoded frame as shown on a monitor: upright and progressive, with pixels of aspect ratio `pixel_aspect`.
@@ -316,8 +316,8 @@ struct Clock {
 }
 
 impl Clock {
-    /// The time of the next frame, whose stream time is `stamp`. Frames without a time, or with a time that goes back, directly follow
-    /// the previous frame.
+    /// The time of the next frame, whose stream time is `stamp`. Frames without a time, or with a time that goes back, directly
+    /// follow the previous frame.
     fn next(&mut self, stamp: Option<u64>, duration: Option<u64>) -> u64 {
         let follows = if self.frames == 0 { 0 } else { self.end.max(self.last + 1) };
         let start = *self.start.get_or_insert(stamp.unwrap_or(0));
@@ -334,7 +334,7 @@ fn info(sample: &gst::Sample, what: &str) -> Result<gst_video::VideoInfo> {
     sample
         .caps()
         .and_then(|c| gst_video::VideoInfo::from_caps(c).ok())
-        .ok_or_else(|| Error::Video(format!("{what}: frames without a format")))
+        .ok_or_else(|| Error::Video(format!("{what}: the frames have no format")))
 }
 
 impl Drop for Reader {

@@ -17,8 +17,8 @@ const ENCODER_TIMEOUT: gst::ClockTime = gst::ClockTime::from_seconds(60);
 
 /// Maximum loss of an MP4 in milliseconds if the program is killed or the disk is full.
 const FRAGMENT: u32 = 1000;
-/// Ticks per second of MP4. Milliseconds and the frame durations of 24, 25, 30, 50 and 60 frames/s, also times 1000/1001, are whole
-/// numbers of ticks.
+/// Ticks per second of MP4. Milliseconds and the frame durations of 24, 25, 30, 50 and 60 frames/s, also times 1000/1001, are
+/// whole numbers of ticks.
 const TICKS: u32 = 120_000;
 
 /// Properties shared by all frames of a file.
@@ -260,8 +260,8 @@ fn encoder(path: &Path, shape: &Shape) -> Result<(Vec<gst::Element>, gst::Elemen
             encoder.set_property_from_str("speed-preset", "veryfast");
             encoder.set_property_from_str("pass", "qual");
             encoder.set_property("quantizer", 18u32);
-            // No B-frames: with them mp4mux would use decoding times for the file's length, and players would cut off the last frame of a
-            // variable rate.
+            // No B-frames: with them mp4mux would use decoding times for the file's length, and players would cut off the last
+            // frame of a variable rate.
             encoder.set_property("bframes", 0u32);
             let parse = make("h264parse", "gstreamer1.0-plugins-bad")?;
             let muxer =

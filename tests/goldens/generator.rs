@@ -13,8 +13,8 @@ const GRAD: f64 = 1e-3;
 /// Prompts are 64 × 64 in the published code.
 const GRID: usize = 64;
 
-/// The architecture whose state dict equals the golden's in names and shapes. The input size is the number at the end of the file's
-/// name.
+/// The architecture whose state dict equals the golden's in names and shapes. The input size is the number at the end of the
+/// file's name.
 fn config(golden: &Golden) -> GeneratorConfig {
     let stem = golden.path.file_stem().unwrap().to_string_lossy().into_owned();
     let size =

@@ -145,11 +145,11 @@ fn masks_of_every_kind_are_read_and_reported() {
         ("half bright", "png", Box::new(grey(100)), "0 and 100"),
         ("bitmap", "bmp", Box::new(grey(255)), "0 and 255"),
     ];
-    for (what, ending, mask, way) in kinds {
+    for (what, ending, mask, reading) in kinds {
         let dir = tempfile::tempdir().unwrap();
         let text = check(&set(dir.path(), ending, mask));
         let line = text.lines().find(|l| l.contains("| 96x80 |")).unwrap_or_else(|| panic!("{what}: {text}"));
-        assert!(line.contains(way) && line.ends_with("| 0 |"), "{what}: {text}");
+        assert!(line.contains(reading) && line.ends_with("| 0 |"), "{what}: {text}");
         // JPEG moves the outline by a pixel in places.
         let area: f64 = line.split('|').nth(5).unwrap().split('/').next().unwrap().trim().parse().unwrap();
         assert!((area - 16.2).abs() < if ending == "jpg" { 0.5 } else { 0.05 }, "{what}: {line}");

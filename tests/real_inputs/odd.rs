@@ -86,11 +86,11 @@ fn masks_of_rarer_kinds_are_read() {
         ("half transparent", "png", Box::new(faint), "alpha, 0 to 100"),
         ("a TIFF with a smaller copy", "tif", Box::new(|_, path| tiff(path, 2, true)), "0 and 255"),
     ];
-    for (what, ending, mask, way) in kinds {
+    for (what, ending, mask, reading) in kinds {
         let dir = tempfile::tempdir().unwrap();
         let text = check(&set(dir.path(), ending, mask));
         let (line, area) = line_of(&text);
-        assert!(line.contains(way) && line.ends_with("| 0 |"), "{what}: {text}");
+        assert!(line.contains(reading) && line.ends_with("| 0 |"), "{what}: {text}");
         assert!((area - 16.2).abs() < 0.05, "{what}: {text}");
     }
 }

@@ -1,5 +1,5 @@
-//! Guarantees of training: the SAM stays frozen to the bit, an interrupted run resumes to the same result, and the same seed gives
-//! the same weights.
+//! Guarantees of training: the SAM stays frozen to the bit, an interrupted run resumes to the same result, and the same seed
+//! gives the same weights.
 
 mod processes;
 

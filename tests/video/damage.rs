@@ -4,8 +4,8 @@ use super::support::*;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// An archive with one truncated video: its readable part is processed, every run reports it, and it is processed again once it is
-/// complete.
+/// An archive with one truncated video: its readable part is processed, every run reports it, and it is processed again once it
+/// is complete.
 fn cut_short(muxer: &str, ending: &str) {
     cut_short_of(&format!("{H264} ! {muxer}"), ending);
 }

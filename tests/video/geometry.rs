@@ -128,7 +128,8 @@ fn combing(frame: &image::RgbImage) -> f64 {
     apart(1) / apart(2).max(1.0)
 }
 
-/// Checks that interlaced video of a horizontally moving edge is read without combing, with the same number of frames as the file.
+/// Checks that interlaced video of a horizontally moving edge is read without combing, with the same number of frames as the
+/// file.
 fn interlaced(size: (u32, u32), fields: &str, chain: &str, ending: &str) -> PathBuf {
     let dir = tempfile::tempdir().unwrap().keep();
     let input = dir.join(format!("in.{ending}"));

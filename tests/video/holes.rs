@@ -36,9 +36,9 @@ fn place(path: &Path, bytes: &[u8], demuxer: &str, index: usize) -> (usize, usiz
     (at.expect("the frame's data are in the file"), frame.len())
 }
 
-/// Checks that a file is read without a report while it is intact. With `size` zero bytes in the middle of a frame, and with as many
-/// around that frame's end, a problem must be reported and at least `kept` frames be read: if a frame's header is lost, GStreamer's
-/// Matroska demuxer continues at the next cluster. `demuxer` outputs the file's frames.
+/// Checks that a file is read without a report while it is intact. With `size` zero bytes in the middle of a frame, and with as
+/// many around that frame's end, a problem must be reported and at least `kept` frames be read: if a frame's header is lost,
+/// GStreamer's Matroska demuxer continues at the next cluster. `demuxer` outputs the file's frames.
 fn holes_are_reported(
     caps: &str,
     chain: &str,

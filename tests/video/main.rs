@@ -1,5 +1,5 @@
-//! Real-world video files: truncated, with any timestamps, any pixel aspect ratio, interlaced, rotated, in any container. The inputs
-//! are encoded here with GStreamer. Each row of docs/real-inputs.md has at least one test.
+//! Real-world video files: truncated, with any timestamps, any pixel aspect ratio, interlaced, rotated, in any container. The
+//! inputs are encoded here with GStreamer. Each row of docs/real-inputs.md has at least one test.
 #![cfg(feature = "archive")]
 
 mod damage;

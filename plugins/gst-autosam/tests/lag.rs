@@ -100,9 +100,9 @@ impl Segmenter for Slow {
     }
 }
 
-/// The IoU of each frame, starting with the first that has an overlay; `None` for frames without overlay and polyp. The model sees
-/// every `slow`-th frame, and its mask is ready with the next frame that it sees, independently of this machine's speed. With 0 each
-/// frame gets its own mask.
+/// The IoU of each frame, starting with the first that has an overlay; `None` for frames without overlay and polyp. The model
+/// sees every `slow`-th frame, and its mask is ready with the next frame that it sees, independently of this machine's speed.
+/// With 0 each frame gets its own mask.
 fn play(pan: Pan, slow: u64, properties: &[(&str, &str)]) -> Vec<Option<f64>> {
     let drawing =
         [("overlay-mode", "mask"), ("opacity", "1"), ("color", "0xff00ff00"), ("expire-overlay", "0")];

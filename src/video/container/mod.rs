@@ -1,4 +1,5 @@
-//! Number of frames and duration stated by a video file's container, to detect missing parts, which decoders and demuxers skip silently.
+//! Number of frames and duration stated by a video file's container, to detect missing parts, which decoders and demuxers skip
+//! silently.
 //!
 //! Only headers and tables are read, never pixels. A container that cannot be read states nothing.
 

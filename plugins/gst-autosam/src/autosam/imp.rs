@@ -270,7 +270,8 @@ impl ElementImpl for AutoSam {
         if element.current_state() >= gst::State::Paused && mask.pad.set_active(true).is_err() {
             return None;
         }
-        // No lock is held here, since applications are notified of the pad. Of two simultaneous requests the duplicate name fails.
+        // No lock is held here, since applications are notified of the pad. Of two simultaneous requests the duplicate name
+        // fails.
         element.add_pad(&mask.pad).ok()?;
         // If the pad is requested in mid-stream, the events that describe the stream must be repeated.
         element.static_pad("sink")?.sticky_events_foreach(|event| {
