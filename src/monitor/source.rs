@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Number of a folder's images that are read ahead.
-const MOST_WAITING: u64 = 2;
+const MAX_WAITING: u64 = 2;
 
 /// A source in a pipeline; a folder of images has a thread that reads them.
 pub struct Source {
@@ -114,7 +114,7 @@ fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Elemen
                     ));
                 }
                 count += 1;
-                while feed.current_level_buffers() >= MOST_WAITING {
+                while feed.current_level_buffers() >= MAX_WAITING {
                     if stop.load(Ordering::Relaxed) {
                         return Ok(());
                     }

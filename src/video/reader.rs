@@ -258,7 +258,8 @@ impl Reader {
         problems
     }
 
-    /// What is in the file and not processed, such as further video tracks, and what it leaves open, after the first frame.
+    /// Remarks on unprocessed contents of the file, such as further video tracks, and on missing statements of its container.
+    /// Available after the first frame.
     pub fn notes(&self) -> Vec<String> {
         [self.seen.notes(), self.promise.notes.clone()].concat()
     }

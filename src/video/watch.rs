@@ -6,7 +6,7 @@ use gst::prelude::*;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Formats in which such a run is nothing special: uncompressed video, and lossless compression of even areas.
+/// Formats in which holes are normal: uncompressed video, and lossless compression of uniform areas.
 const WITH_ZEROS: [&str; 4] = ["video/x-raw", "video/x-huffyuv", "video/x-camtasia", "video/x-ffv"];
 
 /// Observations of a stream.

@@ -295,7 +295,7 @@ fn an_archive_reads_dicom_images_and_lists_unsupported_files() {
     assert!(text.contains("2 of 3 frames could be read"), "{text}");
 }
 
-/// Replaces the tags of `path` that state its frames' times.
+/// Replaces the tags with the frames' times in the file at `path`.
 fn retime(path: &Path, stated: &[(Tag, VR, PrimitiveValue)]) {
     let mut file = dicom_object::open_file(path).unwrap();
     file.remove_element(tags::FRAME_TIME);
@@ -323,7 +323,7 @@ fn a_vector_of_frame_times_in_a_dicom_file_sets_each_frame_s_time() {
     };
     let near = |found: &[f64], expected: &[f64]| assert!(same_times(found, expected), "{found:?}");
     near(&timed(&[vector("0\\40\\160.5")]).0, &[0.0, 0.04, 0.2005]);
-    // The pointer decides if both are there.
+    // If both tags exist, the pointer decides.
     near(&timed(&[vector("0\\40\\160.5"), time(), pointer(tags::FRAME_TIME_VECTOR)]).0, &[0.0, 0.04, 0.2005]);
     near(&timed(&[vector("0\\40\\160.5"), time(), pointer(tags::FRAME_TIME)]).0, &[0.0, 0.1, 0.2]);
     let (found, _, text) = timed(&[vector("0\\40")]);

@@ -89,7 +89,7 @@ fn holes_in_matroska_are_reported() {
     holes_are_reported(SMALL, &format!("{X264} ! matroskamux"), ("mkv", "matroskademux"), 4096, [30, 24]);
 }
 
-/// A frame takes several packets of ASF.
+/// Each frame takes several ASF packets.
 #[test]
 fn holes_in_asf_are_reported() {
     let chain = "videoconvert ! avenc_wmv2 bitrate=4000000 ! asfmux";

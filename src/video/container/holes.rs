@@ -1,13 +1,14 @@
-//! Holes in compressed video: runs of zero bytes, as bad sectors and incomplete downloads leave them.
+//! Holes in compressed video: runs of zero bytes, left by bad sectors and incomplete downloads.
 
 /// A run of this many zero bytes is a hole.
 const HOLE: usize = 512;
 
-/// Whether there is a run of [`HOLE`] zero bytes that is neither at the end nor before a start code: encoders fill up so.
+/// Whether `data` contains a run of [`HOLE`] zero bytes. Runs at the end or before a start code do not count, because encoders
+/// pad with them.
 pub fn has_hole(data: &[u8]) -> bool {
     let mut at = 0;
     while at < data.len() {
-        // Each run has a place that is looked at.
+        // With this step every run of the length is hit at least once.
         if data[at] != 0 {
             at += HOLE / 2;
             continue;
@@ -34,7 +35,7 @@ mod tests {
         assert!(!has_hole(&frame(511, &[9; 20])));
         assert!(!has_hole(&frame(4096, &[])), "at the end");
         assert!(!has_hole(&frame(4096, &[1, 0xb3, 9])), "before a start code");
-        assert!(has_hole(&[&[0; 600][..], &[9; 20]].concat()), "at the begin");
+        assert!(has_hole(&[&[0; 600][..], &[9; 20]].concat()), "at the start");
         assert!(!has_hole(&[]));
         let twice = [frame(300, &[5; 100]), frame(600, &[5])].concat();
         assert!(has_hole(&twice));

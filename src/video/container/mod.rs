@@ -28,7 +28,7 @@ pub struct Promise {
     pub hopeless: Option<String>,
     /// Length in bytes of the readable part of the file, if GStreamer's demuxer would fail for the rest (DV).
     pub usable: Option<u64>,
-    /// What the container leaves open, such as where it ends.
+    /// Remarks on what the container does not state, such as its end.
     pub notes: Vec<String>,
 }
 
@@ -93,7 +93,7 @@ mod mp4 {
     const MOST_SAMPLES: u32 = 1 << 26;
     /// Boxes with which a file may begin.
     pub const FIRST: [&[u8; 4]; 6] = [b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"];
-    const NO_INDEX: &str = "its fragments have no index (sidx, mfra) and no stated duration: if the file was cut between two of them, the missing part goes unnoticed";
+    const NO_INDEX: &str = "its fragments have no index (sidx, mfra) and no stated duration: if the file was cut between two of them, the missing part cannot be detected";
     const NO_TABLE: &str = "the file is cut short: its table of frames (moov) is missing; copy it again, or have the recorder or a repair program finish it";
 
     pub fn promise(file: &mut (impl Read + Seek), length: u64) -> std::io::Result<Promise> {
@@ -121,7 +121,7 @@ mod mp4 {
             }
             let kind = &head[4..];
             tables += usize::from(kind == b"moov");
-            // The random access table is what a recorder writes last.
+            // A recorder writes the random access table last.
             closed |= kind == b"mfra";
             if matches!(kind, b"moov" | b"moof" | b"sidx") && size <= LARGEST {
                 let mut data = vec![0; (size - header) as usize];
@@ -157,7 +157,8 @@ mod mp4 {
         Ok(promise)
     }
 
-    /// The duration of all fragments by a movie's header (`mehd`), if it is certainly the video's: the only track's.
+    /// The duration of all fragments by the movie's header (`mehd`). It is used only if there is one track, so that it is the
+    /// video's.
     fn fragmented_seconds(moov: &[u8]) -> Option<f64> {
         let header = find(moov, &[b"mvex", b"mehd"])?;
         let ticks = if header.first() == Some(&1) { u64_at(header, 4)? } else { u32_at(header, 4)?.into() };
@@ -166,14 +167,14 @@ mod mp4 {
         (tracks == 1 && ticks > 0).then(|| ticks as f64 / f64::from(scale))
     }
 
-    /// Fragments left out of the sequence that they are numbered in. A smaller number begins another recording.
+    /// Number of fragments missing in their sequence numbers. A smaller number starts another recording.
     fn missing_fragments(fragments: &[Vec<u8>]) -> u64 {
         let numbers: Vec<u32> =
             fragments.iter().filter_map(|moof| u32_at(find(moof, &[b"mfhd"])?, 4)).collect();
         numbers.windows(2).map(|pair| u64::from(pair[1].saturating_sub(pair[0]).saturating_sub(1))).sum()
     }
 
-    /// Bytes behind a segment index that it refers to.
+    /// Number of bytes after a segment index to which it refers.
     fn referenced(sidx: &[u8]) -> Option<u64> {
         let (first, at) = match sidx.first()? {
             0 => (u64::from(u32_at(sidx, 16)?), 20),

@@ -118,29 +118,30 @@ fn packet_size(header: &[u8]) -> Option<u64> {
     (smallest > 3 && size(at + 4)? == smallest).then_some(smallest.into())
 }
 
-/// Whether an ASF file has uncompressed sound, in which silence is zeros.
+/// Whether an ASF file has uncompressed sound, whose silence consists of zeros.
 fn has_plain_sound(header: &[u8]) -> bool {
     const SOUND: [u8; 16] =
         [0x40, 0x9e, 0x69, 0xf8, 0x4d, 0x5b, 0xcf, 0x11, 0xa8, 0xfd, 0, 0x80, 0x5f, 0x5c, 0x44, 0x2b];
-    /// Of the sound's format, from the begin of its stream's type.
+    /// Offset of the sound's format from the start of its stream type.
     const FORMAT: usize = 54;
     const UNCOMPRESSED: [u8; 2] = [1, 0];
     header.windows(FORMAT + 2).any(|w| w[..16] == SOUND && w[FORMAT..] == UNCOMPRESSED)
 }
 
-/// How many packets of an object of data, of `inner` bytes, do not begin as its first, or have a hole. Passes over all of it.
+/// Number of packets in a data object of `inner` bytes that do not begin like its first packet, or have a hole. Reads to the
+/// end of the object.
 fn damaged_packets(
     chain: &mut Chain<impl Read + Seek>,
     inner: u64,
     packet: u64,
     silent: bool,
 ) -> std::io::Result<u64> {
-    /// What comes before the packets.
+    /// Number of bytes before the packets.
     const BEFORE: u64 = 26;
-    /// Packets are at most 64 KiB large, but for damaged headers.
+    /// Limit for damaged headers; valid packets have at most 64 KiB.
     const LARGEST: u64 = 1 << 20;
-    /// The first byte's bit that says that data for error correction come first. They are the same in all packets; without
-    /// them only the second byte is.
+    /// The bit of the first byte that announces data for error correction. These data are equal in all packets; without them only
+    /// the second byte is.
     const CORRECTION: u8 = 0x80;
     let end = chain.at + inner;
     let (mut first, mut damaged) = (None, 0);

@@ -61,9 +61,9 @@ fn an_mp4_that_ends_between_two_fragments_is_cut_short() {
     }
 }
 
-/// Without an index only the fragments' numbers, the movie's stated duration and the closing table speak of the end.
+/// Without an index, missing fragments are detected by their numbers, the stated duration and the closing table.
 #[test]
-fn fragments_without_an_index_are_missed_by_number_and_duration_or_noted() {
+fn missing_fragments_are_detected_by_number_or_duration_and_an_open_end_is_noted() {
     let moov = mp4([0, 10]);
     let fragment = |number: u32| {
         let header = atom(b"mfhd", &words(&[0, number]));
@@ -79,9 +79,9 @@ fn fragments_without_an_index_are_missed_by_number_and_duration_or_noted() {
     let closed = of(&[joined(&[1, 2, 3]), atom(b"mfra", &[])].concat());
     assert!(closed.faults.is_empty() && closed.notes.is_empty(), "{closed:?}");
     assert_eq!(of(&joined(&[1, 2, 5, 6])).faults, ["2 fragments are missing"]);
-    // A joined recording begins anew.
+    // In a joined recording the numbers start again.
     assert_eq!(of(&joined(&[7, 8, 1, 2])).faults, Vec::<String>::new());
-    // 2.5 s in the movie's scale.
+    // The duration is 2.5 s in the movie's time scale.
     let duration = atom(b"mvex", &atom(b"mehd", &words(&[0, 2500])));
     let begin = moov.windows(4).position(|w| w == b"moov").unwrap() - 4;
     let size = u32::from_be_bytes(moov[begin..begin + 4].try_into().unwrap()) as usize;

@@ -16,11 +16,11 @@ pub(super) struct RawFrames {
     pub pixel_aspect: (i32, i32),
 }
 
-/// When frames are shown.
+/// The times of frames.
 pub(super) enum Times {
     /// At equal intervals.
     Rate(FrameRate),
-    /// The begin of each in nanoseconds, not decreasing. The last frame is as long as the one before.
+    /// The start of each frame in nanoseconds, not decreasing. The last frame is as long as the one before it.
     Begins(Vec<u64>),
 }
 
@@ -33,7 +33,7 @@ impl Times {
         }
     }
 
-    /// The begin of frame `index` in nanoseconds. Frames behind the last one follow at its interval.
+    /// The start of frame `index` in nanoseconds. Frames beyond the last stated one follow at its interval.
     fn begin(&self, index: usize) -> u64 {
         match self {
             Self::Rate(rate) => rate.time(index as u64),
@@ -46,7 +46,7 @@ impl Times {
     }
 }
 
-/// An element that gives the images of `next`, each with its number, until there are no more.
+/// An element that outputs the images that `next` returns, each with its number, until it returns `None`.
 ///
 /// # Errors
 /// If GStreamer lacks `uridecodebin`.
@@ -72,7 +72,7 @@ pub(super) fn fed_frames(
         let times = times.clone();
         let callbacks = gst_app::AppSrcCallbacks::builder().need_data(move |source, _| {
             let Some((index, image)) = next() else {
-                // Fails only if the pipeline ends.
+                // Fails only if the pipeline has stopped.
                 let _ = source.end_of_stream();
                 return;
             };

@@ -173,7 +173,7 @@ pub fn source(path: &Path) -> Result<(gst::Element, Promise)> {
             let times = times(&header, count, &mut promise);
             let raw = RawFrames { width, height, times, pixel_aspect: pixel_aspect(&header) };
             let mut frames = frames.into_iter().enumerate();
-            // Others that cannot be read are missing, which is noticed at the end.
+            // Other unreadable frames are skipped; the reader then reports how many are missing.
             let next =
                 move || frames.by_ref().find_map(|(i, frame)| Some((i, pixels.image(coding, &frame).ok()?)));
             Ok((fed_frames(raw, next)?, promise))
@@ -204,8 +204,8 @@ fn joined(fragments: Vec<Vec<u8>>, frames: usize, table: &[u32]) -> Vec<Vec<u8>>
     out
 }
 
-/// When the `count` frames are shown, by the tag that the frame increment pointer (PS3.3 C.7.6.6) names, or else by the first
-/// that is there. What is missing is added to `promise`.
+/// The times of the `count` frames, from the tag named by the frame increment pointer (PS3.3 C.7.6.6), otherwise from the first
+/// tag that exists. Missing statements are added to `promise`.
 fn times(header: &InMemDicomObject, count: u64, promise: &mut Promise) -> Times {
     let vector = header.get(tags::FRAME_TIME_VECTOR).filter(|_| {
         let pointer = header.get(tags::FRAME_INCREMENT_POINTER).and_then(|e| e.value().to_tag().ok());
@@ -223,9 +223,9 @@ fn times(header: &InMemDicomObject, count: u64, promise: &mut Promise) -> Times 
                 }
                 return Times::Begins(begins);
             }
-            None => {
-                promise.faults.push("FrameTimeVector cannot be read: the times of frames are guesses".into())
-            }
+            None => promise
+                .faults
+                .push("FrameTimeVector cannot be read: the times of frames are estimated".into()),
         }
     }
     let number = |tag: Tag| images::number(header, tag).filter(|v| v.is_finite() && *v > 0.0);
@@ -243,10 +243,11 @@ fn times(header: &InMemDicomObject, count: u64, promise: &mut Promise) -> Times 
     })
 }
 
-/// The begin of each frame in nanoseconds from the milliseconds between it and the one before; `None` if one is no time.
+/// The start of each frame in nanoseconds, from its distance in milliseconds to the previous frame; `None` if a distance is
+/// invalid.
 fn begins(intervals: &[f64]) -> Option<Vec<u64>> {
     let mut time = 0.0;
-    // The first frame has none before it.
+    // The first frame has no previous frame.
     let begins = intervals.iter().enumerate().map(|(i, interval)| {
         time += if i == 0 { 0.0 } else { *interval };
         (interval.is_finite() && *interval >= 0.0).then_some((time * 1e6).round() as u64)
