@@ -74,16 +74,16 @@ def weighted_f(pred, gt):
 
 
 def e_measure(binary, gt):
-    size, positives, marked = gt.size, gt.sum(), binary.sum()
+    size, positives, predicted = gt.size, gt.sum(), binary.sum()
     if positives == 0:
-        total = size - marked
+        total = size - predicted
     elif positives == size:
-        total = marked
+        total = predicted
     else:
-        mp, mg = marked / size, positives / size
+        mp, mg = predicted / size, positives / size
         hits = (binary & gt).sum()
-        parts = [(hits, 1 - mp, 1 - mg), (marked - hits, 1 - mp, -mg),
-                 (positives - hits, -mp, 1 - mg), (size - marked - positives + hits, -mp, -mg)]
+        parts = [(hits, 1 - mp, 1 - mg), (predicted - hits, 1 - mp, -mg),
+                 (positives - hits, -mp, 1 - mg), (size - predicted - positives + hits, -mp, -mg)]
         total = sum(n * (2 * a * b / (a * a + b * b + EPS) + 1) ** 2 / 4 for n, a, b in parts)
     return total / (size - 1 + EPS)
 
@@ -96,13 +96,13 @@ def frame(pred, gt):
     for k in range(256):
         binary = byte >= 255 - k
         e.append(e_measure(binary, gt))
-        hits, marked = (binary & gt).sum(), binary.sum()
-        p, r = hits / max(marked, 1), hits / max(positives, 1)
+        hits, predicted = (binary & gt).sum(), binary.sum()
+        p, r = hits / max(predicted, 1), hits / max(positives, 1)
         f.append(1.3 * p * r / (0.3 * p + r) if p * r > 0 else 0)
     for t in np.linspace(1, 0, 256):
         binary = pred >= t
-        hits, marked = (binary & gt).sum(), binary.sum()
-        medical.append([2 * hits / (positives + marked), hits / (positives + marked - hits), hits / positives]
+        hits, predicted = (binary & gt).sum(), binary.sum()
+        medical.append([2 * hits / (positives + predicted), hits / (positives + predicted - hits), hits / positives]
                        if hits else [0, 0, 0])
     return {"Smeasure": s_measure(pred, gt), "wFmeasure": weighted_f(pred, gt), "MAE": np.abs(pred - gt).mean(),
             "E": np.array(e), "F": np.array(f), "medical": np.array(medical)}

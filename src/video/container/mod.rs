@@ -181,7 +181,7 @@ mod mp4 {
             _ => (u64_at(sidx, 20)?, 28),
         };
         let count = u32_at(sidx, at)? as usize & 0xffff;
-        // The first bit tells apart references to another index.
+        // The first bit is set for references to another index.
         let sizes = (0..count).map_while(|i| Some(u64::from(u32_at(sidx, at + 4 + 12 * i)? & 0x7fff_ffff)));
         first.checked_add(sizes.sum())
     }

@@ -213,7 +213,7 @@ fn mxf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
     Ok(rest(chain))
 }
 
-/// Ogg (RFC 3533): numbered pages, the last of a stream marked as such.
+/// Ogg (RFC 3533): numbered pages, the last of a stream has a flag.
 fn ogg(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
     const CAPTURE_PATTERN: [u8; 4] = *b"OggS";
     const LAST: u8 = 4;
