@@ -113,9 +113,12 @@ impl Monitor {
     /// The pipeline's error, if the input is not a live source or has never played.
     pub fn run(&self, stop: &AtomicBool, mut report: impl FnMut(Progress)) -> Result<()> {
         let (begin, mut played, mut pause) = (Instant::now(), false, PAUSES.0);
+        let mut opened = Ok(());
         while !stop.load(Ordering::Relaxed) {
             let mut frames = 0;
-            let Err(lost) = self.play(stop, begin, played, &mut frames, &mut report) else { return Ok(()) };
+            let played_to_the_end =
+                opened.and_then(|()| self.play(stop, begin, played, &mut frames, &mut report));
+            let Err(lost) = played_to_the_end else { return Ok(()) };
             if frames > 0 {
                 (played, pause) = (true, PAUSES.0);
             }
@@ -135,10 +138,7 @@ impl Monitor {
             pause = (2 * pause).min(PAUSES.1);
             let again = Playing::prepare(&self.options, &self.board);
             let again = again.and_then(|playing| playing.play(&self.options.input).map(|()| playing));
-            match again {
-                Ok(playing) => *lock(&self.playing) = Some(playing),
-                Err(e) => tracing::debug!("the source cannot be opened: {e}"),
-            }
+            opened = again.map(|playing| *lock(&self.playing) = Some(playing));
         }
         Ok(())
     }
