@@ -12,7 +12,7 @@ use crate::model::{
     Views,
 };
 use crate::ops;
-use crate::overlay::{Mark, OverlayMode};
+use crate::overlay::{Overlay, OverlayMode};
 use crate::process;
 use crate::sam::SamConfig;
 use crate::train::TrainConfig;
@@ -237,7 +237,7 @@ fn stages(
             clock.time(6, || {
                 for map in maps {
                     let mask = Mask::new(map, &MaskSettings::default());
-                    std::hint::black_box(Mark::new(&mask, width, height, OverlayMode::default(), 0));
+                    std::hint::black_box(Overlay::new(&mask, width, height, OverlayMode::default(), 0));
                 }
                 Ok(())
             })

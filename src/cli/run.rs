@@ -353,7 +353,7 @@ impl Results {
             }
         }
         if !matches!(self.output, Output::Nothing) {
-            detection.mark.draw(&mut FrameMut::rgb_image(rgb), &Style::default());
+            detection.overlay.draw(&mut FrameMut::rgb_image(rgb), &Style::default());
             self.output.write(&name, frame)?;
         }
         self.bar.inc(1);

@@ -42,7 +42,7 @@ impl Control {
     }
 
     pub fn stats(&self) -> Stats {
-        self.shared.figures.snapshot()
+        self.shared.counters.snapshot()
     }
 
     /// How long the worker has been on its current frame; `None` if it is idle.
@@ -54,7 +54,7 @@ impl Control {
     /// Removes the queued frame. A caller that waits for it is notified because its reply sender is dropped.
     pub(super) fn take_back(&self) {
         if let Ok(job) = self.waiting.try_recv() {
-            self.shared.figures.skipped.add_one();
+            self.shared.counters.skipped.add_one();
             let _ = self.recycle.try_send(job.input);
         }
     }

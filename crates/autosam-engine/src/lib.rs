@@ -31,7 +31,7 @@ pub use prompt::{Prompt, PromptEvent};
 pub use reload::Done;
 pub use stats::{Latency, Stats};
 
-use crate::overlay::{Mark, OverlayMode};
+use crate::overlay::{Overlay, OverlayMode};
 use autosam_frame::map::ModelInput;
 use autosam_frame::mask::{Mask, MaskSettings};
 use autosam_frame::motion::{self, Scene};
@@ -71,7 +71,7 @@ pub struct Settings {
 pub struct Detection {
     pub mask: Mask,
     /// Overlay, ready to draw on frames of the submitted size.
-    pub mark: Mark,
+    pub overlay: Overlay,
     /// The frame's timestamp, in the caller's clock.
     pub pts: Option<u64>,
     /// When the frame was resized.
@@ -239,15 +239,15 @@ impl Engine {
     pub fn try_submit(&mut self, frame: &Frame, pts: Option<u64>) -> Result<()> {
         self.next();
         if self.input_size().is_none() {
-            self.control.shared.figures.skipped.add_one();
+            self.control.shared.counters.skipped.add_one();
             return Ok(());
         }
         let usual = Duration::from_nanos(self.control.shared.usually_busy.load(Ordering::Acquire));
         if should_skip_frame(self.control.busy(), usual, self.interval) {
-            self.control.shared.figures.skipped.add_one();
+            self.control.shared.counters.skipped.add_one();
             return Ok(());
         }
-        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.counters.errors.add_one())?;
         let Some(queue) = &self.queue else { return Ok(()) };
         loop {
             match queue.try_send(job) {
@@ -264,7 +264,7 @@ impl Engine {
     /// Counts a frame that passes without inference at the caller's request.
     pub fn skip(&mut self) {
         self.next();
-        self.control.shared.figures.skipped.add_one();
+        self.control.shared.counters.skipped.add_one();
     }
 
     /// Waits for the mask of this frame.
@@ -306,10 +306,10 @@ impl Engine {
 
     fn send(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Pending> {
         if self.input_size().is_none() {
-            self.control.shared.figures.skipped.add_one();
+            self.control.shared.counters.skipped.add_one();
             return Err(Error::engine("no model is loaded"));
         }
-        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.counters.errors.add_one())?;
         let (reply, answer) = bounded(1);
         job.reply = Some(reply);
         match &self.queue {
@@ -320,7 +320,7 @@ impl Engine {
 
     /// Starts a new frame.
     fn next(&mut self) {
-        self.control.shared.figures.frames.add_one();
+        self.control.shared.counters.frames.add_one();
         self.index += 1;
         self.luma = None;
         let now = Instant::now();
@@ -460,12 +460,12 @@ impl Engine {
 
     /// Records the delay added to a frame.
     pub fn record_video_delay(&self, delay: Duration) {
-        self.control.shared.figures.video_delay.record(delay);
+        self.control.shared.counters.video_delay.record(delay);
     }
 
     /// Records the age of a drawn mask.
     pub fn record_annotation_delay(&self, age: Duration) {
-        self.control.shared.figures.annotation_delay.record(age);
+        self.control.shared.counters.annotation_delay.record(age);
     }
 }
 

@@ -7,7 +7,7 @@
 use super::follow::Follower;
 use super::shared::{Job, Pointed, Shared};
 use super::{Detection, Event, Settings};
-use crate::overlay::Mark;
+use crate::overlay::Overlay;
 use crate::segmenter::{ObjectPoint, ObjectPrompt};
 use autosam_frame::map::ProbMap;
 use autosam_frame::mask::{Mask, MaskSettings};
@@ -236,21 +236,21 @@ impl Object {
                 *p = 0;
             }
         }
-        inside.deepest(MASK.cut())
+        inside.deepest(MASK.level())
     }
 
     /// The parts of `map`, of the model's input, that are the object.
     fn parts(&self, mut map: ProbMap, view: &View) -> ProbMap {
-        let cut = MASK.cut();
+        let level = MASK.level();
         let points: Vec<_> =
             self.points.iter().filter(|p| p.foreground).map(|p| view.to_input((p.x, p.y))).collect();
         let bounds = self
             .bounds
             .map(|[left, top, right, bottom]| (view.to_input((left, top)), view.to_input((right, bottom))));
         let (width, expected) = (map.width, self.expected.as_ref());
-        map.keep(cut, |at| {
+        map.keep(level, |at| {
             let (x, y) = ((at % width) as f32, (at / width) as f32);
-            expected.is_some_and(|e| e.data[at] >= cut)
+            expected.is_some_and(|e| e.data[at] >= level)
                 || points.iter().any(|p| (p.0 - x).hypot(p.1 - y) <= REACH)
                 || bounds
                     .is_some_and(|(from, to)| (from.0..=to.0).contains(&x) && (from.1..=to.1).contains(&y))
@@ -261,8 +261,8 @@ impl Object {
     /// Whether `map` is far from where the object was, although nobody pointed anew.
     fn jumped(&self, map: &ProbMap) -> bool {
         let Some(expected) = self.expected.as_ref().filter(|_| self.points.is_empty()) else { return false };
-        let cut = MASK.cut();
-        let pairs = || expected.data.iter().zip(&map.data).map(|(a, b)| (*a >= cut, *b >= cut));
+        let level = MASK.level();
+        let pairs = || expected.data.iter().zip(&map.data).map(|(a, b)| (*a >= level, *b >= level));
         let (both, any) = (pairs().filter(|p| p.0 && p.1).count(), pairs().filter(|p| p.0 || p.1).count());
         (both as f32) < LEAST_AGREEMENT * any as f32
     }
@@ -370,10 +370,10 @@ impl Tracker {
             return self.end(reason);
         }
         object.seen();
-        let mark = Mark::new(&mask, width, height, settings.overlay, settings.line);
+        let overlay = Overlay::new(&mask, width, height, settings.overlay, settings.line);
         let detection = Arc::new(Detection {
             mask,
-            mark,
+            overlay,
             pts: job.pts,
             sampled: job.sampled,
             prompt: Some(object.id),

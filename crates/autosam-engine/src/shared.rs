@@ -1,7 +1,7 @@
 //! What the streaming thread, the worker and other threads share, and what passes between them.
 
 use super::segmenter::Segmenter;
-use super::stats::Figures;
+use super::stats::Counters;
 use super::{Detection, Error, Settings};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use autosam_frame::map::ModelInput;
@@ -81,7 +81,7 @@ pub(super) struct Shared {
     /// Typical time per frame of the worker in ns; 0 if unknown.
     pub usually_busy: AtomicU64,
     pub start: Instant,
-    pub figures: Figures,
+    pub counters: Counters,
 }
 
 impl Shared {
@@ -98,7 +98,7 @@ impl Shared {
             busy_since: AtomicU64::new(0),
             usually_busy: AtomicU64::new(0),
             start: Instant::now(),
-            figures: Figures::new(),
+            counters: Counters::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use super::prompt::{Queued, Tracker};
 use super::reload::Model;
 use super::shared::{Input, Job, Refusal, Shared};
 use super::{Detection, Event, EventHandler, ModelFactory, Motion, motion};
-use crate::overlay::Mark;
+use crate::overlay::Overlay;
 use crate::priority;
 use crate::segmenter::Segmenter;
 use crate::{Error, Result};
@@ -168,7 +168,7 @@ impl Worker {
         self.shared.busy_since.store(0, Ordering::Release);
         if result.is_ok() {
             // Last, so that a caller that sees the count also sees the mask and an idle worker.
-            self.shared.figures.inferred.add_one();
+            self.shared.counters.inferred.add_one();
         }
         if let Some(reply) = reply {
             let _ = reply.send(result);
@@ -205,18 +205,18 @@ impl Worker {
             Err(Failure::OtherSize) => {
                 // The waiting caller submits it again.
                 if !awaited {
-                    self.shared.figures.skipped.add_one();
+                    self.shared.counters.skipped.add_one();
                 }
                 Err(Refusal::OtherSize)
             }
             Err(Failure::Resting) => {
-                self.shared.figures.skipped.add_one();
+                self.shared.counters.skipped.add_one();
                 Err(Refusal::Failed(Error::engine(
                     "inference is paused after a failure; the model will be reloaded shortly",
                 )))
             }
             Err(Failure::New(e)) => {
-                self.shared.figures.errors.add_one();
+                self.shared.counters.errors.add_one();
                 // A mask that no longer follows the video is worse than none.
                 self.shared.latest.store(None);
                 let text = e.to_string();
@@ -245,12 +245,12 @@ impl Worker {
         (self.generation, self.luma) = (job.generation, job.luma.clone());
         self.filter.apply(&mut map, job.index, settings.mask.threshold, &settings.temporal);
         let mask = Mask::new(map, &settings.mask);
-        let mark = Mark::new(&mask, width, height, settings.overlay, settings.line);
+        let overlay = Overlay::new(&mask, width, height, settings.overlay, settings.line);
         let follows = settings.motion != Motion::Off && !mask.regions.is_empty();
         let scene = job.luma.clone().filter(|_| follows).map(|luma| Arc::new(Scene::new(luma)));
         Detection {
             mask,
-            mark,
+            overlay,
             pts: job.pts,
             sampled: job.sampled,
             prompt: None,
@@ -270,7 +270,7 @@ impl Worker {
                 self.rest();
                 return Err(Failure::New(e));
             }
-            self.shared.figures.restarts.add_one();
+            self.shared.counters.restarts.add_one();
             self.tell(Event::Recovered);
         }
         let Some(segmenter) = &mut self.segmenter else { return Err(Failure::Resting) };
@@ -304,7 +304,7 @@ impl Worker {
         };
         match guarded(segment) {
             Ok(()) => {
-                self.shared.figures.inference.record(begin.elapsed());
+                self.shared.counters.inference.record(begin.elapsed());
                 self.pause = self.first_pause;
                 Ok((map, object))
             }

@@ -35,26 +35,26 @@ pub struct Region {
 }
 
 /// Lowest value of a [`ProbMap`] that is at or above `threshold` (0 to 1); at least 1.
-pub(super) fn cut(threshold: f32) -> u8 {
+pub(super) fn level(threshold: f32) -> u8 {
     (threshold.clamp(0.0, 1.0) * 255.0).round().clamp(1.0, 255.0) as u8
 }
 
 impl MaskSettings {
     /// Lowest value of a [`ProbMap`] that is polyp.
-    pub fn cut(&self) -> u8 {
-        cut(self.threshold)
+    pub fn level(&self) -> u8 {
+        level(self.threshold)
     }
 }
 
-/// The connected parts (8 neighbours) of the pixels from `cut` on, as places in `map.data`.
-pub(super) fn components(map: &ProbMap, cut: u8) -> Vec<Vec<usize>> {
+/// The connected parts (8 neighbours) of the pixels from `level` on, as places in `map.data`.
+pub(super) fn components(map: &ProbMap, level: u8) -> Vec<Vec<usize>> {
     const LINE: usize = 64;
     let (w, h) = (map.width, map.height);
     // Most of a map is below: looked through many pixels at a time.
     let lines = map.data[..w * h].chunks(LINE).enumerate();
-    let reaching = lines.filter(|(_, line)| line.iter().fold(0, |most, p| most.max(*p)) >= cut);
+    let reaching = lines.filter(|(_, line)| line.iter().fold(0, |most, p| most.max(*p)) >= level);
     let starts = reaching.flat_map(|(i, line)| i * LINE..i * LINE + line.len());
-    connected((w, h), Neighbours::Eight, starts, |i| map.data[i] >= cut, |_, _| true)
+    connected((w, h), Neighbours::Eight, starts, |i| map.data[i] >= level, |_, _| true)
 }
 
 /// A thresholded map with its regions. Probabilities of regions left out are lowered to just below the threshold.
@@ -62,7 +62,7 @@ pub(super) fn components(map: &ProbMap, cut: u8) -> Vec<Vec<usize>> {
 pub struct Mask {
     pub map: ProbMap,
     /// Lowest value of `map.data` that is polyp; at least 1.
-    pub cut: u8,
+    pub level: u8,
     /// Largest first.
     pub regions: Vec<Region>,
 }
@@ -70,15 +70,15 @@ pub struct Mask {
 impl Mask {
     /// Finds the regions (8-connected) of `map`.
     pub fn new(mut map: ProbMap, settings: &MaskSettings) -> Self {
-        let (cut, certain) = (cut(settings.threshold), cut(settings.threshold + settings.hysteresis));
+        let (level, certain) = (level(settings.threshold), level(settings.threshold + settings.hysteresis));
         let (w, h) = (map.width, map.height);
         let total = (w * h).max(1) as f32;
         let mut regions = Vec::new();
-        for members in components(&map, cut) {
+        for members in components(&map, level) {
             let area = members.len() as f32 / total;
             if area < settings.min_area || members.iter().all(|at| map.data[*at] < certain) {
                 for at in &members {
-                    map.data[*at] = cut - 1;
+                    map.data[*at] = level - 1;
                 }
                 continue;
             }
@@ -98,7 +98,7 @@ impl Mask {
             });
         }
         regions.sort_by(|a, b| b.area.total_cmp(&a.area));
-        Self { map, cut, regions }
+        Self { map, level, regions }
     }
 
     /// The mask at `width × height`, 255 where polyp: probabilities enlarged bilinearly, then cut.
@@ -109,7 +109,7 @@ impl Mask {
         for (y, row) in out.chunks_exact_mut(width.max(1)).enumerate() {
             rows.row(y, 0, &mut line);
             for (o, p) in row.iter_mut().zip(&line) {
-                *o = if *p >= u32::from(self.cut) * Enlarged::UNIT { 255 } else { 0 };
+                *o = if *p >= u32::from(self.level) * Enlarged::UNIT { 255 } else { 0 };
             }
         }
         out
@@ -134,22 +134,22 @@ impl ProbMap {
         Self { width: w, height: h, data }
     }
 
-    /// Sets the connected parts of the pixels from `cut` on that have no pixel `wanted` (a place in `data`) to 0.
-    pub fn keep(&mut self, cut: u8, wanted: impl Fn(usize) -> bool) {
-        for members in components(self, cut) {
+    /// Sets the connected parts of the pixels from `level` on that have no pixel `wanted` (a place in `data`) to 0.
+    pub fn keep(&mut self, level: u8, wanted: impl Fn(usize) -> bool) {
+        for members in components(self, level) {
             if !members.iter().any(|at| wanted(*at)) {
                 members.iter().for_each(|at| self.data[*at] = 0);
             }
         }
     }
 
-    /// The pixel from `cut` on that is furthest from those below and from the border, in steps right, left, up and down, as (x, y);
+    /// The pixel from `level` on that is furthest from those below and from the border, in steps right, left, up and down, as (x, y);
     /// `None` if there is none. Steps instead of distances: the engine needs some pixel well inside at every frame, at little cost.
-    pub fn deepest(&self, cut: u8) -> Option<(usize, usize)> {
+    pub fn deepest(&self, level: u8) -> Option<(usize, usize)> {
         let (w, h) = (self.width, self.height);
         let mut depth = vec![0u32; w * h];
         for at in 0..w * h {
-            if self.data[at] >= cut {
+            if self.data[at] >= level {
                 let left = if at % w > 0 { depth[at - 1] } else { 0 };
                 let above = if at >= w { depth[at - w] } else { 0 };
                 depth[at] = left.min(above) + 1;
@@ -236,7 +236,7 @@ mod tests {
         assert!((largest.confidence - 240.0 / 255.0).abs() < 1e-6);
         let few = Mask::new(m, &MaskSettings { min_area: 0.1, ..Default::default() });
         assert_eq!(few.regions.len(), 1);
-        assert_eq!((few.map.data[0], few.map.data[8 + 6]), (240, few.cut - 1));
+        assert_eq!((few.map.data[0], few.map.data[8 + 6]), (240, few.level - 1));
     }
 
     #[test]
@@ -247,7 +247,7 @@ mod tests {
         let mask = Mask::new(m.clone(), &MaskSettings { hysteresis: 0.3, ..Default::default() });
         assert_eq!(mask.regions.len(), 1);
         assert_eq!((mask.map.data[0], mask.map.data[sure]), (130, 204));
-        assert!([unsure, unsure + 1].iter().all(|at| mask.map.data[*at] == mask.cut - 1));
+        assert!([unsure, unsure + 1].iter().all(|at| mask.map.data[*at] == mask.level - 1));
         assert_eq!(Mask::new(m, &MaskSettings { hysteresis: 0.0, ..Default::default() }).regions.len(), 2);
     }
 

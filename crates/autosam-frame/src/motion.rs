@@ -24,7 +24,7 @@ const MARGIN: usize = 4;
 const LEAST_MARGIN: usize = 4;
 /// [`unlikeness`] from which a scene is another, from which a place in the same scene is the wrong one, and up to which it is
 /// the right one whatever the rest of the frame does.
-const CUT: f32 = 0.6;
+const SCENE_CHANGE: f32 = 0.6;
 const LOST: f32 = 0.4;
 const SURE: f32 = 0.2;
 /// Grey levels that noise makes.
@@ -66,7 +66,7 @@ pub fn shift(before: &Luma, now: &Luma, extent: Extent) -> Option<(f32, f32)> {
     let (half_before, half_now) = (before.halved(), now.halved());
     let (dx, dy) = window.halved(&half_now).find(&half_before, &half_now, COARSE, (0, 0));
     // Neither the surroundings nor the frame as a whole look as they did.
-    refined(before, now, window, (2 * dx, 2 * dy), |part, all| part > CUT && all > CUT)
+    refined(before, now, window, (2 * dx, 2 * dy), |part, all| part > SCENE_CHANGE && all > SCENE_CHANGE)
 }
 
 /// The shift of `window` within [`FINE`] of `start`, between pixels; `None` if that is the wrong place by the [`unlikeness`] of
@@ -155,7 +155,7 @@ impl Scene {
 /// Whether a place is the wrong one, by the [`unlikeness`] of the mask's surroundings and of the whole frame there. Over a cut some
 /// place looks alike by chance, but the whole frame does not.
 fn lost(part: f32, all: f32) -> bool {
-    (part > LOST && all > LOST) || (part > SURE && all > CUT)
+    (part > LOST && all > LOST) || (part > SURE && all > SCENE_CHANGE)
 }
 
 /// `found` unless it lies on the rim of what was searched: the true place is then beyond.

@@ -1,7 +1,7 @@
 //! What one frame's answer is worth in the light of the ones before: probabilities are smoothed over time, and a region shows
 //! once it has lasted and has been certain enough. It works on probability maps, before they are cut.
 
-use super::mask::{components, cut};
+use super::mask::{components, level};
 use crate::map::ProbMap;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,8 +71,8 @@ impl TemporalFilter {
             self.labels.clear();
             return;
         }
-        let low = cut(threshold);
-        let high = cut(threshold + settings.hysteresis);
+        let low = level(threshold);
+        let high = level(threshold + settings.hysteresis);
         let reach = map.width.max(map.height) / NEAR;
         let (mut tracks, mut labels) = (Vec::new(), vec![0; map.data.len()]);
         for members in components(map, low) {

@@ -57,7 +57,7 @@ fn blended(
 }
 
 proptest! {
-    /// Pixel integrity: in every format and size, strided, bits outside the mark are as they were; inside, every value is blended
+    /// Pixel integrity: in every format and size, strided, bits outside the overlay are as they were; inside, every value is blended
     /// with the colour as its format counts it.
     #[test]
     fn values_under_the_overlay_are_blended_and_no_other_bit_changes(
@@ -68,24 +68,24 @@ proptest! {
         let modes = [OverlayMode::None, OverlayMode::Mask, OverlayMode::Contour, OverlayMode::MaskContour, OverlayMode::Box];
         let format = PixelFormat::ALL[which];
         let info = FrameInfo { matrix: ColorMatrix::Bt709, ..FrameInfo::new(format, w, h) };
-        let mark = Mark::new(&disc(32, 24), w, h.div_ceil(fields), modes[mode], line);
+        let overlay = Overlay::new(&disc(32, 24), w, h.div_ceil(fields), modes[mode], line);
         // Lines are opaque.
         let opacity = if modes[mode] == OverlayMode::Mask { 0.35 } else { 1.0 };
         let style = Style { opacity, ..Style::default() };
         let (before, strides) = noise(format, w, h, 3);
         let mut after = before.clone();
         drawn(info, &mut after, &strides, |frame| match fields {
-            1 => mark.draw_at(frame, &style, shift),
-            _ => mark.draw_on_fields(frame, &style, shift),
+            1 => overlay.draw_at(frame, &style, shift),
+            _ => overlay.draw_on_fields(frame, &style, shift),
         });
         let covered = |x: usize, y: usize| {
             // Where the block was before the shift.
             let from = |v: usize, by: isize| (v / 2).checked_add_signed(-by.div_euclid(2)).map(|b| 2 * b);
-            from(x, shift.0).zip(from(y, shift.1)).is_some_and(|(x, y)| mark.covers(x, y))
+            from(x, shift.0).zip(from(y, shift.1)).is_some_and(|(x, y)| overlay.covers(x, y))
         };
         let want = blended(info, (&before, &strides), &style, fields, covered);
         prop_assert!(after == want, "{format:?}");
-        prop_assert!((0..w * h).any(|i| covered(i % w, i / w / fields)) || mark.is_empty() || !still);
+        prop_assert!((0..w * h).any(|i| covered(i % w, i / w / fields)) || overlay.is_empty() || !still);
     }
 }
 
@@ -93,7 +93,7 @@ proptest! {
 fn modes_draw_what_their_names_say() {
     let mask = disc(64, 64);
     let count = |mode| {
-        let m = Mark::new(&mask, 128, 128, mode, 0);
+        let m = Overlay::new(&mask, 128, 128, mode, 0);
         let lines: u32 = m.runs.iter().filter(|r| r.line).map(|r| r.end - r.start).sum();
         let fill: u32 = m.runs.iter().filter(|r| !r.line).map(|r| r.end - r.start).sum();
         (lines, fill)
@@ -110,12 +110,12 @@ fn modes_draw_what_their_names_say() {
 
 #[test]
 fn an_overlay_for_another_size_is_not_drawn() {
-    let mark = Mark::new(&disc(32, 32), 64, 64, OverlayMode::Mask, 0);
+    let overlay = Overlay::new(&disc(32, 32), 64, 64, OverlayMode::Mask, 0);
     let (before, strides) = noise(PixelFormat::Rgb, 66, 64, 3);
     let mut after = before.clone();
     drawn(FrameInfo::rgb(66, 64), &mut after, &strides, |frame| {
-        mark.draw(frame, &Style::default());
-        mark.draw_on_fields(frame, &Style::default(), (0, 0));
+        overlay.draw(frame, &Style::default());
+        overlay.draw_on_fields(frame, &Style::default(), (0, 0));
     });
     assert_eq!(after, before);
 }
@@ -123,10 +123,10 @@ fn an_overlay_for_another_size_is_not_drawn() {
 #[test]
 fn the_colour_is_the_one_asked_for() {
     let mask = disc(32, 32);
-    let mark = Mark::new(&mask, 32, 32, OverlayMode::Mask, 0);
+    let overlay = Overlay::new(&mask, 32, 32, OverlayMode::Mask, 0);
     let mut image = image::RgbImage::new(32, 32);
     let style = Style { color: [200, 100, 50], opacity: 0.5 };
-    mark.draw(&mut FrameMut::rgb_image(&mut image), &style);
+    overlay.draw(&mut FrameMut::rgb_image(&mut image), &style);
     assert_eq!(image.get_pixel(12, 16).0, [100, 50, 25]);
 }
 
@@ -139,8 +139,8 @@ fn lines_are_as_wide_as_asked() {
     let mask = Mask::new(map, &MaskSettings::default());
     for mode in [OverlayMode::Contour, OverlayMode::Box] {
         for (asked, want) in [(1, 2), (2, 2), (3, 4), (8, 8)] {
-            let mark = Mark::new(&mask, 64, 64, mode, asked);
-            let across = (0..32).filter(|x| mark.covers(*x, 32)).count();
+            let overlay = Overlay::new(&mask, 64, 64, mode, asked);
+            let across = (0..32).filter(|x| overlay.covers(*x, 32)).count();
             assert_eq!(across, want, "{mode:?} {asked}");
         }
     }
@@ -148,10 +148,10 @@ fn lines_are_as_wide_as_asked() {
 
 #[test]
 fn a_shifted_overlay_is_cut_off_at_the_border() {
-    let mark = Mark::new(&disc(32, 32), 32, 32, OverlayMode::Mask, 0);
+    let overlay = Overlay::new(&disc(32, 32), 32, 32, OverlayMode::Mask, 0);
     let lit = |shift| {
         let mut image = image::RgbImage::new(32, 32);
-        mark.draw_at(&mut FrameMut::rgb_image(&mut image), &Style::default(), shift);
+        overlay.draw_at(&mut FrameMut::rgb_image(&mut image), &Style::default(), shift);
         (0..32 * 32).filter(|i| image.get_pixel(i % 32, i / 32).0[1] > 0).collect::<Vec<_>>()
     };
     let still = lit((0, 0));

@@ -4,7 +4,7 @@
 #[cfg(feature = "fetch")]
 pub mod fetch;
 pub mod init;
-pub mod known;
+pub mod published;
 mod pickle;
 mod pytorch;
 pub mod recorder;

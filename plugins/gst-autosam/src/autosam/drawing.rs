@@ -57,12 +57,12 @@ pub fn draw(
     let styles = [settings.style(), settings.object_style()];
     for (shown, style) in [&mut drawn.automatic, &mut drawn.object].into_iter().zip(styles) {
         let Some(shown) = shown else { continue };
-        let mark = &shown.detection.mark;
-        if !mark.is_empty() {
+        let overlay = &shown.detection.overlay;
+        if !overlay.is_empty() {
             if fields {
-                mark.draw_on_fields(&mut canvas, &style, shown.shift);
+                overlay.draw_on_fields(&mut canvas, &style, shown.shift);
             } else {
-                mark.draw_at(&mut canvas, &style, shown.shift);
+                overlay.draw_at(&mut canvas, &style, shown.shift);
             }
             engine.record_annotation_delay(shown.detection.sampled.elapsed());
         }
