@@ -17,7 +17,7 @@ use autosam::engine::temporal::{TemporalFilter, TemporalSettings};
 use autosam::engine::{Engine, Settings};
 use autosam::eval::dice;
 use autosam::eval::live::{Live, Observed};
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::frame::resize::Resizer;
 use autosam::frame::{Frame, Luma};
 use autosam::model::{self, ModelOptions};
@@ -392,7 +392,7 @@ fn cuts(name: &str, clips: &[Clip]) {
 
 fn roi(dir: &str) -> Result<()> {
     let data = Dataset::open(dir.as_ref())?;
-    let settings = |region| Settings { region, ..Settings::default() };
+    let settings = |roi| Settings { roi, ..Settings::default() };
     let open = || {
         Engine::start(
             Box::new(|| model::open(None, &ModelOptions::default())),
@@ -403,11 +403,11 @@ fn roi(dir: &str) -> Result<()> {
     let mut engine = open()?;
     println!("| region | pictures | mean Dice | polyp-free pictures marked |");
     println!("|---|---|---|---|");
-    for region in [Region::Full, Region::Auto] {
+    for roi in [CropMode::Full, CropMode::Auto] {
         let (mut dices, mut free, mut alarms) = (Vec::new(), 0, 0);
         for item in &data.items {
             let Pair { rgb, mask } = item.load()?;
-            engine.control().set(settings(region));
+            engine.control().set(settings(roi));
             engine.control().flush();
             let detection = engine.segment(&Frame::rgb_image(&rgb), None)?;
             let shown = detection.mask.enlarge(rgb.width() as usize, rgb.height() as usize);
@@ -419,7 +419,7 @@ fn roi(dir: &str) -> Result<()> {
             }
         }
         let mean = dices.iter().sum::<f64>() / dices.len().max(1) as f64;
-        println!("| {region} | {} | {mean:.3} | {alarms} of {free} |", dices.len() + free);
+        println!("| {roi} | {} | {mean:.3} | {alarms} of {free} |", dices.len() + free);
     }
     Ok(())
 }

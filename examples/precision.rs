@@ -8,7 +8,7 @@
 use autosam::data::Dataset;
 use autosam::engine::segmenter::{ModelInput, ProbMap};
 use autosam::eval;
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::frame::{Frame, resize::Resizer};
 use autosam::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision};
 use autosam::ops;
@@ -67,7 +67,7 @@ fn main() -> anyhow::Result<()> {
         let picture = item.load()?.rgb;
         let frame = Frame::rgb_image(&picture);
         let mut sample = ModelInput::default();
-        sampler.resize(&frame.crop(Region::Auto.of(&frame)?), &mut sample)?;
+        sampler.resize(&frame.crop(CropMode::Auto.of(&frame)?), &mut sample)?;
         samples.push(sample);
     }
     let full = maps(&args, &samples, Precision::F32)?;

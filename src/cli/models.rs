@@ -7,7 +7,7 @@ use autosam::data::Dataset;
 use autosam::eval::calibrate::calibrate;
 use autosam::eval::presence;
 use autosam::eval::quantise::quantise;
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::generator::{HarDNet, HarDNetConfig};
 use autosam::model::{self, CONFIG_KEY, Calibration, DeviceChoice, ModelConfig};
 use autosam::sam::Sam;
@@ -144,7 +144,7 @@ struct Frames {
     data: Vec<PathBuf>,
     /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
-    roi: Region,
+    roi: CropMode,
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
 }

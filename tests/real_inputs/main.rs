@@ -257,13 +257,13 @@ fn shaded(dir: &Path) -> PathBuf {
 
 #[test]
 fn a_polyp_in_the_shade_stays_in_what_is_trained_on() {
-    use autosam::frame::{Frame, region::Region};
+    use autosam::frame::{Frame, region::CropMode};
     let dir = tempfile::tempdir().unwrap();
     let data = shaded(&dir.path().join("data"));
     let item = autosam::data::Dataset::open(&data).unwrap().items.remove(0);
     let pair = item.load().unwrap();
     // Dark red is no border.
-    let shown = Region::Auto.of(&Frame::rgb_image(&pair.rgb)).unwrap();
+    let shown = CropMode::Auto.of(&Frame::rgb_image(&pair.rgb)).unwrap();
     assert!(shown.width > 370, "{shown:?}");
     assert!(!check(&data).contains("roi=auto"));
 
@@ -273,7 +273,7 @@ fn a_polyp_in_the_shade_stays_in_what_is_trained_on() {
     image.save(&item.image).unwrap();
     let pair = item.load().unwrap();
     let lit = |mask: &GrayImage| mask.iter().filter(|v| **v > 0).count();
-    assert_eq!(lit(&pair.trained(Region::Auto).unwrap().mask), lit(&pair.mask));
+    assert_eq!(lit(&pair.trained(CropMode::Auto).unwrap().mask), lit(&pair.mask));
     let text = check(&data);
     assert!(text.contains("roi=auto would crop labelled pixels of 1 images away"), "{text}");
 }

@@ -8,7 +8,7 @@ use autosam::data::loader::{Loader, LoaderConfig};
 use autosam::data::{Dataset, Pair};
 use autosam::engine::segmenter::ModelInput;
 use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::frame::resize::InputSize;
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
 use autosam::train::config::Schedule;
@@ -372,7 +372,7 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let h = dir.path().join("h/model.safetensors");
     for mode in [Mode::AutoSam, Mode::Lightweight, Mode::GtPoint, Mode::GtMask, Mode::AutoSamAsMaskPrompt] {
         let device = candle_core::Device::Cpu;
-        let way = EvalOptions { mode, region: Region::Full, ..EvalOptions::default() };
+        let way = EvalOptions { mode, roi: CropMode::Full, ..EvalOptions::default() };
         let mut predictor = LabelledPredictor::open(job.sam.as_deref(), Some(&h), way, &device).unwrap();
         let map = predictor.answer(&pair).unwrap();
         assert_eq!((map.width, map.height, map.data.len()), (64, 56, 64 * 56));

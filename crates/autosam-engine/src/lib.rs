@@ -35,7 +35,7 @@ use crate::overlay::{Overlay, OverlayMode};
 use autosam_frame::map::ModelInput;
 use autosam_frame::mask::{Mask, MaskSettings};
 use autosam_frame::motion::{self, Scene};
-use autosam_frame::region::{Finder, Region};
+use autosam_frame::region::{CropMode, Finder};
 use autosam_frame::resize::{InputSize, Resizer, RowsResized};
 use autosam_frame::temporal::TemporalSettings;
 use autosam_frame::{Frame, Luma, Rect};
@@ -63,7 +63,7 @@ pub struct Settings {
     /// Whether masks follow the video between two inferences.
     pub motion: Motion,
     /// Part of the frame that the network sees.
-    pub region: Region,
+    pub roi: CropMode,
 }
 
 /// One frame's result.
@@ -346,11 +346,11 @@ impl Engine {
         {
             self.look(frame)?;
         }
-        let area = match settings.region {
-            Region::Full => Rect::whole(width, height),
-            Region::Rect(part) if frame.info.field => part.in_field().within(width, height),
-            Region::Rect(part) => part.within(width, height),
-            Region::Auto => {
+        let area = match settings.roi {
+            CropMode::Full => Rect::whole(width, height),
+            CropMode::Rect(part) if frame.info.field => part.in_field().within(width, height),
+            CropMode::Rect(part) => part.within(width, height),
+            CropMode::Auto => {
                 if self.finder.due() {
                     self.small.resize(frame, &mut self.copy)?;
                     self.finder.look(&self.copy, width, height);

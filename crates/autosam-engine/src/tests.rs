@@ -365,17 +365,17 @@ fn the_network_sees_the_region_and_the_mask_is_the_frame_s() {
         image.put_pixel(x, y, image::Rgb([250; 3]));
     }
     let part = Region::Rect(Rect { left: 8, top: 4, width: 16, height: 8 });
-    for region in [Region::Full, part, Region::Auto] {
-        engine.control().set(Settings { region, ..Settings::default() });
+    for roi in [Region::Full, part, Region::Auto] {
+        engine.control().set(Settings { roi, ..Settings::default() });
         let d = engine.segment(&Frame::rgb_image(&image), None).unwrap();
         let map = (d.mask.map.width, d.mask.map.height);
-        if region == Region::Full {
+        if roi == Region::Full {
             assert!(map == (16, 10) && d.mask.regions.is_empty());
             continue;
         }
         // The found part is the square and up to two pixels around it, which are black: the model looks at one pixel.
-        assert!(map.0 > 24 && map.0 <= 32 && map.1 > 15 && map.1 <= 20, "{region:?}: {map:?}");
-        if region == part {
+        assert!(map.0 > 24 && map.0 <= 32 && map.1 > 15 && map.1 <= 20, "{roi:?}: {map:?}");
+        if roi == part {
             let r = d.mask.regions[0];
             assert_eq!((r.left, r.top, r.right, r.bottom), (0.25, 0.2, 0.75, 0.6));
         }

@@ -63,7 +63,7 @@ impl Rect {
 /// Which part of the frame the network sees. Nothing is marked outside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Region {
+pub enum CropMode {
     Full,
     /// [`find`] says.
     #[default]
@@ -72,7 +72,7 @@ pub enum Region {
     Rect(Rect),
 }
 
-impl Region {
+impl CropMode {
     /// Of a frame that stands alone. In video [`Finder`] remembers.
     ///
     /// # Errors
@@ -94,7 +94,7 @@ impl Region {
     }
 }
 
-impl TryFrom<String> for Region {
+impl TryFrom<String> for CropMode {
     type Error = Error;
 
     fn try_from(text: String) -> Result<Self> {
@@ -102,13 +102,13 @@ impl TryFrom<String> for Region {
     }
 }
 
-impl From<Region> for String {
-    fn from(region: Region) -> Self {
-        region.to_string()
+impl From<CropMode> for String {
+    fn from(roi: CropMode) -> Self {
+        roi.to_string()
     }
 }
 
-impl FromStr for Region {
+impl FromStr for CropMode {
     type Err = Error;
 
     /// `full`, `auto`, or `X,Y,WIDTH,HEIGHT` in pixels.
@@ -130,7 +130,7 @@ impl FromStr for Region {
     }
 }
 
-impl fmt::Display for Region {
+impl fmt::Display for CropMode {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Full => f.write_str("full"),
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_coloured_panel_that_touches_the_image_is_left_out() {
-        let area = |image: &image::RgbImage| Region::Auto.of(&Frame::rgb_image(image)).unwrap();
+        let area = |image: &image::RgbImage| CropMode::Auto.of(&Frame::rgb_image(image)).unwrap();
         let without = area(&tissue(|_, _| None));
         assert!(without.left >= 60 && without.width <= 324, "{without:?}");
         // The endoscope's shape from two sides, with text, as processors show it.
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn dye_is_no_panel() {
-        let area = |image: &image::RgbImage| Region::Auto.of(&Frame::rgb_image(image)).unwrap();
+        let area = |image: &image::RgbImage| CropMode::Auto.of(&Frame::rgb_image(image)).unwrap();
         let whole = area(&tissue(|_, _| None));
         // Indigo carmine over the lower half: blue, shaded by the light as tissue is.
         let shaded = |x: u32, y: u32| {
@@ -375,21 +375,21 @@ mod tests {
             image::Rgb([screen.data[y as usize * 256 + x as usize]; 3])
         });
         let frame = Frame::rgb_image(&rgb);
-        let area = Region::Auto.of(&frame).unwrap();
+        let area = CropMode::Auto.of(&frame).unwrap();
         assert!((56..=76).contains(&area.left) && (110..=140).contains(&area.width), "{area:?}");
-        assert_eq!(Region::Full.of(&frame).unwrap(), Rect::whole(256, 144));
+        assert_eq!(CropMode::Full.of(&frame).unwrap(), Rect::whole(256, 144));
         let part = Rect { left: 8, top: 4, width: 16, height: 8 };
-        assert_eq!(Region::Rect(part).of(&frame).unwrap(), part);
+        assert_eq!(CropMode::Rect(part).of(&frame).unwrap(), part);
     }
 
     #[test]
-    fn regions_are_read_as_they_are_written() {
+    fn crop_modes_are_read_as_they_are_written() {
         for text in ["full", "auto", "10,20,300,400"] {
-            assert_eq!(text.parse::<Region>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<CropMode>().unwrap().to_string(), text);
         }
-        assert_eq!(" 1, 2,3 ,4".parse::<Region>().unwrap().to_string(), "1,2,3,4");
+        assert_eq!(" 1, 2,3 ,4".parse::<CropMode>().unwrap().to_string(), "1,2,3,4");
         for wrong in ["", "all", "1,2,3", "1,2,3,4,5", "-1,0,5,5", "0,0,0,5", "0,0,5,99999999999999999999"] {
-            assert!(wrong.parse::<Region>().unwrap_err().to_string().contains("roi"), "{wrong:?}");
+            assert!(wrong.parse::<CropMode>().unwrap_err().to_string().contains("roi"), "{wrong:?}");
         }
     }
 

@@ -32,7 +32,7 @@ pub use reading::{Reading, Seen};
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
 use autosam_frame::parts::{Neighbours, connected};
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::Resizer;
 use autosam_frame::{Frame, Rect};
 use image::metadata::Orientation;
@@ -101,15 +101,15 @@ impl Pair {
         }
     }
 
-    /// The part that a network is trained on: what `region` shows. Found automatically, it is widened where it would cut a
+    /// The part that a network is trained on: what `roi` shows. Found automatically, it is widened where it would cut a
     /// labelled pixel away, which would make a polyp-free example of an image with a polyp.
     ///
     /// # Errors
     /// For an image too large to be sampled.
-    pub fn trained(&self, region: Region) -> Result<Self> {
-        let area = region.of(&Frame::rgb_image(&self.rgb))?;
-        Ok(match (region, self.labelled()) {
-            (Region::Auto, Some(labelled)) => {
+    pub fn trained(&self, roi: CropMode) -> Result<Self> {
+        let area = roi.of(&Frame::rgb_image(&self.rgb))?;
+        Ok(match (roi, self.labelled()) {
+            (CropMode::Auto, Some(labelled)) => {
                 let joined = area.union(labelled);
                 self.part(joined.within(self.rgb.width() as usize, self.rgb.height() as usize))
             }
@@ -153,8 +153,8 @@ impl Item {
     ///
     /// # Errors
     /// As [`Self::load`]'s.
-    pub fn sampled(&self, region: Region, sampler: &mut Resizer) -> Result<(ModelInput, Vec<u8>)> {
-        let pair = self.load()?.trained(region)?;
+    pub fn sampled(&self, roi: CropMode, sampler: &mut Resizer) -> Result<(ModelInput, Vec<u8>)> {
+        let pair = self.load()?.trained(roi)?;
         let mut sample = ModelInput::default();
         sampler.resize(&Frame::rgb_image(&pair.rgb), &mut sample)?;
         let (width, height) = (sample.width as u32, sample.height as u32);

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use autosam_frame::Frame;
 use autosam_frame::map::{ModelInput, ProbMap};
 use autosam_frame::mask::{Mask, MaskSettings};
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::Resizer;
 use autosam_model::generator::LightweightDecoder;
 use autosam_model::sam::{Prompts, SamConfig};
@@ -56,7 +56,7 @@ pub struct EvalOptions {
     pub mode: Mode,
     pub mask_mode: MaskMode,
     /// What of each frame the model sees.
-    pub region: Region,
+    pub roi: CropMode,
     /// See [`MaskSettings::hysteresis`]; 0 leaves maps as they are.
     pub hysteresis: f32,
     /// Of [`Mode::AutoSam`].
@@ -130,7 +130,7 @@ impl LabelledPredictor {
     /// The network's own map of a labelled frame, of the whole of it.
     pub fn raw(&mut self, pair: &Pair) -> Result<ProbMap> {
         let frame = Frame::rgb_image(&pair.rgb);
-        let area = self.options.region.of(&frame)?;
+        let area = self.options.roi.of(&frame)?;
         self.sampler.resize(&frame.crop(area), &mut self.sample)?;
         let truth = resized(&pair.part(area).mask, self.sample.width, self.sample.height);
         let map = self.predict(&truth)?;

@@ -108,7 +108,10 @@ pub fn fetch(
 
 /// Keeps the hash of a file of which none is published, in `sha256sum`'s format.
 fn pinned(pin: &Path, hash: &str, published: &PublishedWeights) -> Result<()> {
-    tracing::warn!("no SHA-256 of {} is published; {hash} is stored and expected from now on", published.file);
+    tracing::warn!(
+        "no SHA-256 of {} is published; {hash} is stored and expected from now on",
+        published.file
+    );
     autosam_frame::write_atomically(pin, format!("{hash}  {}\n", published.file).as_bytes())
 }
 
@@ -209,7 +212,8 @@ impl Download<'_> {
             }
             code @ (408 | 429 | 500..=599) => return Err(Stop::Cut(format!("the server answered {code}"))),
             code => {
-                let reason = format!("{} answered {code}; see {} for the file", self.url, self.published.source);
+                let reason =
+                    format!("{} answered {code}; see {} for the file", self.url, self.published.source);
                 return Err(Stop::Final(Error::weights(self.part, reason)));
             }
         };

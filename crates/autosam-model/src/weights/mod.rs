@@ -4,8 +4,8 @@
 #[cfg(feature = "fetch")]
 pub mod fetch;
 pub mod init;
-pub mod published;
 mod pickle;
+pub mod published;
 mod pytorch;
 pub mod recorder;
 mod safetensors;

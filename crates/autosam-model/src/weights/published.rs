@@ -69,7 +69,12 @@ pub const PUBLISHED: &[PublishedWeights] = &[
     }),
 ];
 
-const fn hardnet(name: &'static str, file: &'static str, what: &'static str, url: &'static str) -> PublishedWeights {
+const fn hardnet(
+    name: &'static str,
+    file: &'static str,
+    what: &'static str,
+    url: &'static str,
+) -> PublishedWeights {
     let source = "github.com/PingoLH/Pytorch-HarDNet";
     PublishedWeights { name, file, what, source, url, bytes: None, sha256: None }
 }
@@ -87,8 +92,14 @@ mod tests {
     fn every_entry_can_be_found_and_fetched() {
         for (i, published) in PUBLISHED.iter().enumerate() {
             assert!(PUBLISHED[..i].iter().all(|k| k.name != published.name && k.file != published.file));
-            assert!(published.url.starts_with("https://") && published.url.ends_with(published.file), "{}", published.url);
-            assert!(published.sha256.is_none_or(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit())));
+            assert!(
+                published.url.starts_with("https://") && published.url.ends_with(published.file),
+                "{}",
+                published.url
+            );
+            assert!(
+                published.sha256.is_none_or(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+            );
             assert_eq!(find(published.name).map(|k| k.file), Some(published.file));
         }
     }
