@@ -79,12 +79,12 @@ struct Clip {
 }
 
 fn clip(model: &mut dyn Segmenter, frames: impl Iterator<Item = Pair>) -> Result<Clip> {
-    let (mut sampler, mut small) = (Resizer::new(model.input_size()), Resizer::new(motion::SIDE));
+    let (mut resizer, mut small) = (Resizer::new(model.input_size()), Resizer::new(motion::SIDE));
     let mut clip = Clip { samples: vec![], truth: vec![], small: vec![], maps: vec![] };
     for Pair { rgb, mask } in frames {
         let frame = Frame::rgb_image(&rgb);
         let (mut sample, mut luma, mut map) = (ModelInput::default(), Luma::default(), ProbMap::default());
-        sampler.resize(&frame, &mut sample)?;
+        resizer.resize(&frame, &mut sample)?;
         small.luma(&frame, &mut luma)?;
         model.segment(&sample, &mut map)?;
         let (w, h) = (sample.width as u32, sample.height as u32);

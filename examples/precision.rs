@@ -61,13 +61,13 @@ fn main() -> anyhow::Result<()> {
     unsafe { autosam::process::settle() };
     let args = Args::parse();
     let config = model::ModelConfig::of(&model::checkpoint(args.model.as_deref())?)?;
-    let mut sampler = Resizer::new(config.sam.image_size);
+    let mut resizer = Resizer::new(config.sam.image_size);
     let mut samples = Vec::new();
     for item in Dataset::open(&args.data)?.items {
         let picture = item.load()?.rgb;
         let frame = Frame::rgb_image(&picture);
         let mut sample = ModelInput::default();
-        sampler.resize(&frame.crop(CropMode::Auto.of(&frame)?), &mut sample)?;
+        resizer.resize(&frame.crop(CropMode::Auto.of(&frame)?), &mut sample)?;
         samples.push(sample);
     }
     let full = maps(&args, &samples, Precision::F32)?;

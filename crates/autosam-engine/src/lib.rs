@@ -156,24 +156,24 @@ impl Engine {
     /// Loads the model on a new worker thread and waits until it is ready.
     ///
     /// # Errors
-    /// The opener's error, or that no thread could be started.
-    pub fn start(open: ModelFactory, settings: Settings, listener: EventHandler) -> Result<Self> {
-        Self::with(Some(open), settings, listener, SHORTEST_PAUSE)
+    /// The factory's error, or that no thread could be started.
+    pub fn start(open: ModelFactory, settings: Settings, handler: EventHandler) -> Result<Self> {
+        Self::with(Some(open), settings, handler, SHORTEST_PAUSE)
     }
 
     /// An engine that computes no masks until [`Control::replace`] sets a model.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn without_model(settings: Settings, listener: EventHandler) -> Result<Self> {
-        Self::with(None, settings, listener, SHORTEST_PAUSE)
+    pub fn without_model(settings: Settings, handler: EventHandler) -> Result<Self> {
+        Self::with(None, settings, handler, SHORTEST_PAUSE)
     }
 
     /// `first_pause`: how long a failed model rests before it is loaded again; each further failure doubles it.
     fn with(
         open: Option<ModelFactory>,
         settings: Settings,
-        listener: EventHandler,
+        handler: EventHandler,
         first_pause: Duration,
     ) -> Result<Self> {
         let shared = Arc::new(Shared::new(settings));
@@ -187,7 +187,7 @@ impl Engine {
             shared.clone(),
             first_pause,
             open,
-            listener,
+            handler,
             Inbox { jobs: waiting.clone(), models: loaded, prompts: asked, recycle: recycle.clone() },
         );
         let worker = std::thread::Builder::new()
@@ -279,7 +279,7 @@ impl Engine {
         }
     }
 
-    /// Waits for the mask of this frame for at most `patience`; replaces a frame that still waits for the worker.
+    /// Waits for the mask of this frame for at most `timeout`; replaces a frame that still waits for the worker.
     ///
     /// # Errors
     /// Those of [`Self::segment`], and that the mask is not ready in time.
@@ -287,13 +287,13 @@ impl Engine {
         &mut self,
         frame: &Frame,
         pts: Option<u64>,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Arc<Detection>> {
         self.next();
         self.control.take_back();
-        match self.send(frame, pts)?.0.recv_timeout(patience) {
+        match self.send(frame, pts)?.0.recv_timeout(timeout) {
             Ok(answer) => answer.map_err(Refusal::into_error),
-            Err(_) => Err(Error::engine(format!("the model gave no mask within {patience:?}"))),
+            Err(_) => Err(Error::engine(format!("the model gave no mask within {timeout:?}"))),
         }
     }
 
@@ -363,7 +363,7 @@ impl Engine {
             self.resizer = Resizer::new(size);
         }
         let spare_cpu = self.control.shared.spare_cpu.load(Ordering::Acquire);
-        self.resizer.spread(spare_cpu);
+        self.resizer.set_parallel(spare_cpu);
         let mut input = match (self.spare.try_recv().unwrap_or_default(), spare_cpu) {
             (Input::RowsResized(_), true) => Input::Whole(ModelInput::default()),
             (Input::Whole(_), false) => Input::RowsResized(RowsResized::default()),

@@ -35,7 +35,7 @@ fn engine_that_rests(
 ) -> (Engine, Arc<Mutex<Vec<String>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let hears = told.clone();
-    let listener = move |event| {
+    let handler = move |event| {
         hears.lock().unwrap().push(match event {
             Event::Detected(d) => format!("detected {:?}", d.pts),
             Event::Failed(e) => format!("failed: {e}"),
@@ -43,8 +43,8 @@ fn engine_that_rests(
             Event::Prompted(_) => "prompted".to_owned(),
         });
     };
-    let opener: ModelFactory = Box::new(move || Ok(Box::new(Scripted(make()))));
-    (Engine::with(Some(opener), Settings::default(), Box::new(listener), pause).unwrap(), told)
+    let factory: ModelFactory = Box::new(move || Ok(Box::new(Scripted(make()))));
+    (Engine::with(Some(factory), Settings::default(), Box::new(handler), pause).unwrap(), told)
 }
 
 /// A model with a thread of its own, which says how nice it is.
@@ -74,13 +74,13 @@ impl Segmenter for Threaded {
 fn a_models_threads_are_nicer_than_others() {
     let found: Arc<Mutex<Vec<i32>>> = Arc::default();
     let nice = found.clone();
-    let opener = move || -> ModelFactory {
+    let factory = move || -> ModelFactory {
         let nice = nice.clone();
         Box::new(move || Ok(Box::new(Threaded(nice.clone()))))
     };
-    let engine = Engine::start(opener(), Settings::default(), Box::new(|_| ())).unwrap();
+    let engine = Engine::start(factory(), Settings::default(), Box::new(|_| ())).unwrap();
     let (done, replaced) = bounded(1);
-    engine.control().replace(opener(), Box::new(move |result| done.send(result).unwrap()));
+    engine.control().replace(factory(), Box::new(move |result| done.send(result).unwrap()));
     replaced.recv().unwrap().unwrap();
     assert_eq!(*found.lock().unwrap(), [10, 10], "of the first model and of the one in its place");
 }
@@ -200,8 +200,8 @@ fn a_failed_model_rests_before_it_is_loaded_again() {
 
 #[test]
 fn a_model_that_does_not_open_is_an_error_at_once() {
-    let opener: ModelFactory = Box::new(|| Err(Error::weights("x.safetensors", "truncated")));
-    let result = Engine::start(opener, Settings::default(), Box::new(|_| ()));
+    let factory: ModelFactory = Box::new(|| Err(Error::weights("x.safetensors", "truncated")));
+    let result = Engine::start(factory, Settings::default(), Box::new(|_| ()));
     assert!(result.err().unwrap().to_string().contains("x.safetensors: truncated"));
 }
 

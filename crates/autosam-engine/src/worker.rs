@@ -32,7 +32,7 @@ pub(super) struct Worker {
     recycle: Sender<Input>,
     /// `None` until a model is set.
     open: Option<ModelFactory>,
-    listener: EventHandler,
+    handler: EventHandler,
     segmenter: Option<Box<dyn Segmenter>>,
     /// Completes the resizing that the streaming thread began.
     columns: ColumnResizer,
@@ -72,7 +72,7 @@ impl Worker {
         shared: Arc<Shared>,
         first_pause: Duration,
         open: Option<ModelFactory>,
-        listener: EventHandler,
+        handler: EventHandler,
         inbox: Inbox,
     ) -> Self {
         let Inbox { jobs, models, prompts, recycle } = inbox;
@@ -82,7 +82,7 @@ impl Worker {
             models,
             recycle,
             open,
-            listener,
+            handler,
             segmenter: None,
             columns: ColumnResizer::default(),
             sample: ModelInput::default(),
@@ -328,8 +328,8 @@ impl Worker {
 
     /// Gives the object's mask and what became of prompts to whom they are for.
     fn publish_object(&mut self) {
-        let Self { tracker, shared, listener, .. } = self;
-        tracker.publish(shared, |event| tell(listener, event));
+        let Self { tracker, shared, handler, .. } = self;
+        tracker.publish(shared, |event| tell(handler, event));
     }
 
     fn rest(&mut self) {
@@ -338,12 +338,12 @@ impl Worker {
     }
 
     fn tell(&self, event: Event) {
-        tell(&self.listener, event);
+        tell(&self.handler, event);
     }
 }
 
-fn tell(listener: &EventHandler, event: Event) {
-    if catch_unwind(AssertUnwindSafe(|| listener(event))).is_err() {
+fn tell(handler: &EventHandler, event: Event) {
+    if catch_unwind(AssertUnwindSafe(|| handler(event))).is_err() {
         tracing::error!("the engine's event handler panicked");
     }
 }

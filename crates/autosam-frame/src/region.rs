@@ -292,8 +292,8 @@ mod tests {
         let value = |x: usize, y: usize| {
             let disc = (x as f32 - cx).hypot(y as f32 - cy) < r;
             let text = x < w / 8 && y % 6 == 3 && !x.is_multiple_of(3);
-            let picture = x > w - w / 8 && y > h - h / 6;
-            if disc || text || picture { 120 } else { 16 }
+            let inset = x > w - w / 8 && y > h - h / 6;
+            if disc || text || inset { 120 } else { 16 }
         };
         Luma { width: w, height: h, data: (0..w * h).map(|i| value(i % w, i / w)).collect() }
     }

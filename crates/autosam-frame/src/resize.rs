@@ -64,7 +64,7 @@ impl InputSize {
 pub struct Resizer {
     size: InputSize,
     tables: Option<(FrameInfo, Arc<Tables>)>,
-    spread: bool,
+    parallel: bool,
     /// One for each band of a sample.
     scratch: Vec<Scratch>,
 }
@@ -192,19 +192,19 @@ impl Axis {
 impl Resizer {
     /// To `size`; a number is the longest side of samples that keep their frame's shape.
     pub fn new(size: impl Into<InputSize>) -> Self {
-        Self { size: size.into(), tables: None, spread: false, scratch: vec![Scratch::default()] }
+        Self { size: size.into(), tables: None, parallel: false, scratch: vec![Scratch::default()] }
     }
 
     /// Whether rayon's threads share a sample's lines: where inference does not need them.
-    pub fn spread(&mut self, spread: bool) {
-        if self.spread != spread {
-            self.spread = spread;
-            let bands = if spread { rayon::current_num_threads().clamp(1, MOST_BANDS) } else { 1 };
+    pub fn set_parallel(&mut self, parallel: bool) {
+        if self.parallel != parallel {
+            self.parallel = parallel;
+            let bands = if parallel { rayon::current_num_threads().clamp(1, MOST_BANDS) } else { 1 };
             self.scratch.resize_with(bands, Scratch::default);
         }
     }
 
-    /// Writes the brightness of `frame`, at this sampler's size, into `out`: Y' of YUV, of RGB the green, which is most of it.
+    /// Writes the brightness of `frame`, at this resizer's size, into `out`: Y' of YUV, of RGB the green, which is most of it.
     ///
     /// # Errors
     /// For a frame with a side above [`MOST_SIDE`].

@@ -119,17 +119,17 @@ fn bands_and_halves_make_the_same_sample() {
         let (planes, strides) = noise(format, 130, 97, 0);
         let frame = framed(info(format, 130, 97, false), &planes, &strides);
         for size in [1, 3, 61, 200] {
-            let (mut alone, mut spread) = (ModelInput::default(), ModelInput::default());
-            Resizer::new(size).resize(&frame, &mut alone).unwrap();
-            let mut sampler = Resizer::new(size);
-            sampler.scratch.resize_with(5, Scratch::default);
-            sampler.resize(&frame, &mut spread).unwrap();
-            assert_eq!(alone, spread, "{format:?} at {size}");
-            let (mut lowered, mut apart) = (RowsResized::default(), ModelInput::default());
-            sampler.resize_rows(&frame, &mut lowered).unwrap();
-            ColumnResizer::default().resize(&lowered, &mut apart);
-            assert_eq!(alone, apart, "{format:?} at {size}, in two halves");
-            assert_eq!(lowered.size(), (alone.width, alone.height));
+            let (mut single, mut banded) = (ModelInput::default(), ModelInput::default());
+            Resizer::new(size).resize(&frame, &mut single).unwrap();
+            let mut resizer = Resizer::new(size);
+            resizer.scratch.resize_with(5, Scratch::default);
+            resizer.resize(&frame, &mut banded).unwrap();
+            assert_eq!(single, banded, "{format:?} at {size}");
+            let (mut rows, mut halves) = (RowsResized::default(), ModelInput::default());
+            resizer.resize_rows(&frame, &mut rows).unwrap();
+            ColumnResizer::default().resize(&rows, &mut halves);
+            assert_eq!(single, halves, "{format:?} at {size}, in two halves");
+            assert_eq!(rows.size(), (single.width, single.height));
         }
     }
 }

@@ -342,7 +342,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sets = [(set(dir.path(), 3), 1.0)];
         let bad = dir.path().join("images/1.png");
-        std::fs::write(&bad, b"no picture").unwrap();
+        std::fs::write(&bad, b"not an image").unwrap();
         let config = LoaderConfig::new(16, 3, 5, Augment::default());
         let strict = Loader::new(&sets, config.clone()).unwrap();
         let text = strict.batches_from(0, 1).next().unwrap().unwrap_err().to_string();

@@ -68,7 +68,7 @@ pub struct EvalOptions {
 pub struct LabelledPredictor {
     predictor: Predictor<Prompted>,
     options: EvalOptions,
-    sampler: Resizer,
+    resizer: Resizer,
     sample: ModelInput,
 }
 
@@ -104,7 +104,7 @@ impl LabelledPredictor {
             (Mode::AutoSam, _) => PromptSource::Generated,
         };
         let (model, arithmetic) = AutoSam::with_precision(&file, device, options.precision)?;
-        let sampler = Resizer::new(model.input_size());
+        let resizer = Resizer::new(model.input_size());
         let plain = PredictorOptions { mask_mode: options.mask_mode, ..PredictorOptions::default() };
         let how = match options.mode {
             Mode::AutoSam => {
@@ -113,7 +113,7 @@ impl LabelledPredictor {
             _ => plain,
         };
         let predictor = Predictor::new(Prompted { model, source }, how);
-        Ok(Self { predictor, options, sampler, sample: ModelInput::default() })
+        Ok(Self { predictor, options, resizer, sample: ModelInput::default() })
     }
 
     /// The map of a labelled frame, of the whole of it whatever part the model sees, without regions that are nowhere certain.
@@ -131,7 +131,7 @@ impl LabelledPredictor {
     pub fn raw(&mut self, pair: &Pair) -> Result<ProbMap> {
         let frame = Frame::rgb_image(&pair.rgb);
         let area = self.options.roi.of(&frame)?;
-        self.sampler.resize(&frame.crop(area), &mut self.sample)?;
+        self.resizer.resize(&frame.crop(area), &mut self.sample)?;
         let truth = resized(&pair.part(area).mask, self.sample.width, self.sample.height);
         let map = self.predict(&truth)?;
         Ok(map.embedded(area, frame.info.width, frame.info.height))

@@ -59,10 +59,10 @@ pub fn fit(
     config.presence = None;
     config.note(checkpoint)?;
     let model = AutoSam::from_checkpoint(checkpoint, device)?;
-    let mut sampler = Resizer::new(model.input_size());
+    let mut resizer = Resizer::new(model.input_size());
     let mut frames = Vec::new();
     for item in sets.iter().flat_map(|set| &set.items) {
-        let (sample, mask) = item.sampled(roi, &mut sampler)?;
+        let (sample, mask) = item.sampled(roi, &mut resizer)?;
         let x = model.preprocess(&[sample])?;
         let (embeddings, prompt) = (model.embed(&x)?, model.dense_prompt(&x, false)?);
         let (_, overlap) = model.decode_with_overlap(&embeddings, &prompt)?;

@@ -31,12 +31,12 @@ type Labelled = (ModelInput, Vec<u8>);
 
 impl Sets {
     pub fn load(sets: &[Dataset], roi: CropMode, size: InputSize) -> Result<Self> {
-        let mut sampler = Resizer::new(size);
+        let mut resizer = Resizer::new(size);
         let mut all = Vec::new();
         for set in sets {
             let mut items = Vec::new();
             for item in &set.items {
-                items.push(item.sampled(roi, &mut sampler)?);
+                items.push(item.sampled(roi, &mut resizer)?);
             }
             all.push((set.name.clone(), items));
         }

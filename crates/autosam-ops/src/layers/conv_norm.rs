@@ -8,7 +8,7 @@ use crate::functional::conv::conv2d;
 use crate::functional::elementwise::activate;
 use crate::functional::layout::{channels_first, channels_last};
 use crate::functional::linear::linear_then;
-use crate::kernels::cpu::channel_norm::{Arrangement, Channels};
+use crate::kernels::cpu::channel_norm::{ChannelLayout, Channels};
 use crate::kernels::cpu::common::{fusible, gradient_of, handles};
 use crate::kernels::cpu::epilogue::Epilogue;
 use crate::kernels::cpu::linear::Weights;
@@ -183,12 +183,12 @@ impl Sized {
     }
 
     /// How the result's channels lie.
-    fn arrangement(&self) -> Arrangement {
+    fn layout(&self) -> ChannelLayout {
         match self {
-            Self::Conv(g) => Arrangement::Planes { n: g.n, c: g.o, pixels: g.oh * g.ow },
-            Self::DepthWise(g) => Arrangement::Planes { n: g.n, c: g.c, pixels: g.oh * g.ow },
-            Self::DepthWiseLast(g) => Arrangement::Rows { rows: g.n * g.oh * g.ow, c: g.c },
-            Self::Rows { o, shape, .. } => Arrangement::Rows { rows: shape[..3].iter().product(), c: *o },
+            Self::Conv(g) => ChannelLayout::Planes { n: g.n, c: g.o, pixels: g.oh * g.ow },
+            Self::DepthWise(g) => ChannelLayout::Planes { n: g.n, c: g.c, pixels: g.oh * g.ow },
+            Self::DepthWiseLast(g) => ChannelLayout::Rows { rows: g.n * g.oh * g.ow, c: g.c },
+            Self::Rows { o, shape, .. } => ChannelLayout::Rows { rows: shape[..3].iter().product(), c: *o },
         }
     }
 
@@ -251,15 +251,15 @@ unsafe impl Kernel for ConvNormOp {
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
         let map = self.map.sized(args.dims(0), args.dims(1))?;
         let before = map.forward(&args.get(0)?, &args.get(1)?);
-        let arrangement = map.arrangement();
-        let (mean, variance) = arrangement.moments(&before);
+        let layout = map.channel_layout();
+        let (mean, variance) = layout.moments(&before);
         let norm = args.get(2)?;
         let (gain, bias) = norm.split_at(mean.len());
         let inverse = variance.iter().map(|v| (1.0 / (f64::from(*v) + self.eps).sqrt()) as f32).collect();
         let channels = Channels { mean, inverse, gain: gain.to_vec(), bias: bias.to_vec() };
-        arrangement.normalise(&before, &channels, self.activation, out);
+        layout.normalise(&before, &channels, self.activation, out);
         // A forward pass happens once.
-        let _ = self.kept.set(Kept { before, channels, variance, count: arrangement.count() });
+        let _ = self.kept.set(Kept { before, channels, variance, count: layout.count() });
         Ok(())
     }
 }
@@ -274,7 +274,7 @@ impl Differentiable for ConvNormOp {
         let map = self.map.sized(x.dims(), w.dims())?;
         let Some(kept) = self.kept.get() else { candle_core::bail!("backward before forward") };
         let (grad, mut gain, bias) =
-            map.arrangement().grad(&kept.before, &Elements::of(grad)?, &kept.channels, self.activation);
+            map.channel_layout().grad(&kept.before, &Elements::of(grad)?, &kept.channels, self.activation);
         let dx = gradient_of(x, || Ok(map.grad_input(&grad, &Elements::of(w)?)))?;
         let dw = gradient_of(w, || Ok(map.grad_weight(&Elements::of(x)?, &grad)))?;
         gain.extend(bias);

@@ -43,7 +43,7 @@ impl Rows {
     }
 
     /// Of a tensor `[B, T, heads · d]`.
-    fn alone(tokens: usize, heads: usize, d: usize) -> Self {
+    fn unpacked(tokens: usize, heads: usize, d: usize) -> Self {
         Self { at: 0, image: tokens * heads * d, head: d, token: heads * d }
     }
 
@@ -123,7 +123,7 @@ impl Problem {
             candle_core::bail!("attention: q {q:?}, k {k:?}, v {v:?} in {heads} heads");
         }
         let d = width / heads;
-        let (q, k) = (Rows::alone(tokens, heads, d), Rows::alone(keys, heads, d));
+        let (q, k) = (Rows::unpacked(tokens, heads, d), Rows::unpacked(keys, heads, d));
         Ok(Self { batch, heads, d, tokens, keys, scale, q, k, v: k })
     }
 
@@ -220,7 +220,7 @@ impl Problem {
 
     /// All of `out [B, T, heads · d]`.
     fn forward(&self, x: Operands, bias: Bias, out: &mut [MaybeUninit<f32>]) {
-        let out_rows = Rows::alone(self.tokens, self.heads, self.d);
+        let out_rows = Rows::unpacked(self.tokens, self.heads, self.d);
         assert_eq!(out.len(), self.batch * out_rows.image);
         let shared = Shared::uninit(out);
         let chunks = self.tokens.div_ceil(queries(self.keys));
@@ -259,7 +259,7 @@ impl Problem {
         into: [Shared; 3],
     ) -> Option<Vec<f32>> {
         let Self { heads, d, tokens, keys, scale, .. } = *self;
-        let grad_rows = Rows::alone(tokens, heads, d);
+        let grad_rows = Rows::unpacked(tokens, heads, d);
         let parts = PARTS.min(self.batch);
         let share = self.batch.div_ceil(parts);
         let square = if bias.is_some() { tokens * keys } else { 0 };

@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 
 /// How the channels of a batch lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Arrangement {
+pub(crate) enum ChannelLayout {
     /// `[N, C, pixels]`.
     Planes { n: usize, c: usize, pixels: usize },
     /// `[rows, C]`.
@@ -39,7 +39,7 @@ impl Channels {
 /// Rows of `[rows, C]` that are worked on while they are in the first-level cache.
 const ROWS: usize = 16;
 
-impl Arrangement {
+impl ChannelLayout {
     fn channels(self) -> usize {
         match self {
             Self::Planes { c, .. } | Self::Rows { c, .. } => c,

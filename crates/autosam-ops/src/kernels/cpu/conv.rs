@@ -193,7 +193,7 @@ impl Geometry {
             let (image, tile) = (task / g.tiles(), task % g.tiles());
             let (y0, rows) = g.tile(tile);
             let columns = rows * g.ow;
-            let picture = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
+            let planes = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
             let weights = MatRef { data: w.as_ptr(), row_stride: g.depth() as isize, col_stride: 1 };
             // SAFETY: a task writes the pixels of its own rows of its own image.
             let dst = unsafe { shared.at(image * g.o * g.pixels() + y0 * g.ow) };
@@ -202,10 +202,10 @@ impl Geometry {
                 gemm(g.o, columns, g.depth(), dst, g.pixels() as isize, false, 1.0, weights, b);
             };
             if g.pointwise() {
-                product(picture[y0 * g.ow..].as_ptr(), g.pixels());
+                product(planes[y0 * g.ow..].as_ptr(), g.pixels());
             } else {
                 scratch(g.depth() * columns, |buffer| {
-                    g.unfold(picture, y0, rows, buffer);
+                    g.unfold(planes, y0, rows, buffer);
                     product(buffer.as_ptr(), columns);
                 });
             }
@@ -260,7 +260,7 @@ impl Geometry {
     pub(crate) fn grad_weight_unfolded(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let g = self;
         sum_over_images(g.n, g.o * g.depth(), |image, dw| {
-            let picture = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
+            let planes = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
             let grad = &grad[image * g.o * g.pixels()..][..g.o * g.pixels()];
             for tile in 0..g.tiles() {
                 let (y0, rows) = g.tile(tile);
@@ -279,10 +279,10 @@ impl Geometry {
                     }
                 };
                 if g.pointwise() {
-                    add(picture[y0 * g.ow..].as_ptr(), g.pixels());
+                    add(planes[y0 * g.ow..].as_ptr(), g.pixels());
                 } else {
                     scratch(g.depth() * columns, |buffer| {
-                        g.unfold(picture, y0, rows, buffer);
+                        g.unfold(planes, y0, rows, buffer);
                         add(buffer.as_ptr(), columns);
                     });
                 }

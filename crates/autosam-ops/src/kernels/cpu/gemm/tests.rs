@@ -28,7 +28,7 @@ fn theirs(
     b: MatRef,
 ) {
     let (dst, rows, old) = (dst.as_mut_ptr(), rows as isize, f32::from(u8::from(add)));
-    let alone = ::gemm::Parallelism::None;
+    let sequential = ::gemm::Parallelism::None;
     // SAFETY: the callers' matrices are as large as they say.
     unsafe {
         ::gemm::gemm(
@@ -50,7 +50,7 @@ fn theirs(
             false,
             false,
             false,
-            alone,
+            sequential,
         );
     }
 }

@@ -146,10 +146,10 @@ impl Winograd {
             let pitch = self.pitch(rows);
             let tiles = rows * self.across();
             let size = self.h * self.w;
-            let picture = &x[image * self.c * size..][..self.c * size];
+            let planes = &x[image * self.c * size..][..self.c * size];
             scratch(POINTS * (self.c + self.o) * pitch, |buffer| {
                 let (v, m) = buffer.split_at_mut(POINTS * self.c * pitch);
-                self.transform_inputs(picture, row, rows, v, inside);
+                self.transform_inputs(planes, row, rows, v, inside);
                 let (v, m) = (&*v, Shared::new(m));
                 each(inside, POINTS, |point| {
                     let a = MatRef {
@@ -213,10 +213,10 @@ impl Winograd {
     pub fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let size = self.h * self.w;
         let du = sum_over_images(self.n, POINTS * self.o * self.c, |image, du| {
-            let picture = &x[image * self.c * size..][..self.c * size];
+            let planes = &x[image * self.c * size..][..self.c * size];
             let grad = &grad[image * self.o * size..][..self.o * size];
             for block in 0..self.blocks() {
-                self.add_grad_weight(picture, grad, self.rows(block), du);
+                self.add_grad_weight(planes, grad, self.rows(block), du);
             }
         });
         let mut dw = vec![0f32; self.o * self.c * 9];
@@ -233,11 +233,11 @@ impl Winograd {
     }
 
     /// Adds one block's part of the transformed kernels' gradient, `[16, O, C]`.
-    fn add_grad_weight(&self, picture: &[f32], grad: &[f32], (row, rows): (usize, usize), du: &mut [f32]) {
+    fn add_grad_weight(&self, planes: &[f32], grad: &[f32], (row, rows): (usize, usize), du: &mut [f32]) {
         let pitch = self.pitch(rows);
         scratch(POINTS * (self.c + self.o) * pitch, |buffer| {
             let (v, m) = buffer.split_at_mut(POINTS * self.c * pitch);
-            self.transform_inputs(picture, row, rows, v, false);
+            self.transform_inputs(planes, row, rows, v, false);
             self.transform_gradients(grad, row, rows, m);
             for (point, du) in du.chunks_exact_mut(self.o * self.c).enumerate() {
                 let a = MatRef {
@@ -260,13 +260,13 @@ impl Winograd {
     }
 
     /// `Bᵀ d B` of the tiles of `rows` rows from `row` on: `[16, C, pitch]`.
-    fn transform_inputs(&self, picture: &[f32], row: usize, rows: usize, v: &mut [f32], parallel: bool) {
+    fn transform_inputs(&self, planes: &[f32], row: usize, rows: usize, v: &mut [f32], parallel: bool) {
         let pitch = self.pitch(rows);
         let shared = Shared::new(v);
         // The four rows of inputs that a row of tiles reads; it shares two with the next.
         let transformed = |part: usize, mut window: [Parted; 4]| {
             for channel in part * CHANNELS..((part + 1) * CHANNELS).min(self.c) {
-                let plane = &picture[channel * self.h * self.w..][..self.h * self.w];
+                let plane = &planes[channel * self.h * self.w..][..self.h * self.w];
                 let tiles = Tiles { shared, first: channel * pitch, stride: self.c * pitch };
                 simd(
                     #[inline(always)]
