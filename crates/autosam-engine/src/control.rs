@@ -61,8 +61,7 @@ impl Control {
 
     /// Queues `prompt` for the next frame that is inferred; never waits. [`super::PromptEvent`] reports what becomes of it.
     ///
-    /// # Errors
-    /// If a place is outside the frame, no model is loaded, or too many prompts wait.
+    /// # Errors If a position is outside the frame, no model is loaded, or too many prompts are waiting.
     pub fn prompt(&self, prompt: Prompt) -> Result<()> {
         if !prompt.is_valid() {
             return Err(Error::invalid("the prompt is outside the frame, or its box is empty"));
@@ -74,24 +73,24 @@ impl Control {
         let epoch = self.shared.prompt_epoch.load(Ordering::Acquire);
         self.prompts.try_send(Queued { prompt, generation, epoch }).map_err(|e| match e {
             TrySendError::Full(_) => {
-                Error::engine("too many prompts wait: frames arrive or are inferred too slowly")
+                Error::engine("too many prompts are waiting: frames arrive or are inferred too slowly")
             }
             TrySendError::Disconnected(_) => Error::engine("the worker thread has ended"),
         })
     }
 
-    /// Forgets the object and all prompts that wait. Its mask is no longer drawn.
+    /// Stops following the object and discards waiting prompts. Its mask is no longer drawn.
     pub fn clear_prompts(&self) {
         self.shared.prompt_epoch.fetch_add(1, Ordering::AcqRel);
         self.shared.pointed.store(None);
     }
 
-    /// Whether a prompt waits for a frame to be inferred.
+    /// Whether a prompt is waiting for a frame to be inferred.
     pub fn prompts_wait(&self) -> bool {
         !self.prompts.is_empty()
     }
 
-    /// Whether the worker needs frames' small copies for prompts.
+    /// Whether the worker needs small copies of frames for prompts.
     pub(super) fn prompting(&self) -> bool {
         self.prompts_wait() || self.shared.prompting.load(Ordering::Acquire)
     }

@@ -1,10 +1,11 @@
 //! Runs a segmenter in parallel with live video, or on files one frame after another.
 //!
 //! [`Engine::try_submit`] never waits: it resizes the frame to the network's size and puts it into a queue of one,
-//! where a newer frame replaces an older one. A worker thread computes masks. [`Engine::current_overlay`] returns the latest
-//! one and how far the tissue has moved since. [`Engine::segment`] waits for the frame's own mask. A panic or an
-//! error in the model stops neither thread: it is counted and reported, and the worker reloads the model after a
-//! growing pause. [`Control::replace`] loads another model on a separate thread and switches to it between two frames.
+//! where a newer frame replaces an older one. A worker thread computes masks. [`Engine::current_overlay`] returns the
+//! latest one and how far the tissue has moved since. [`Engine::segment`] waits for the frame's own mask. A panic or an
+//! error in the model stops neither thread. It is counted and reported, and the worker reloads the model after a pause
+//! that grows with each failure. [`Control::replace`] loads another model on a separate thread and switches to it
+//! between two frames.
 
 #![deny(unsafe_code)]
 
@@ -78,9 +79,9 @@ pub struct Detection {
     pub sampled: Instant,
     /// Id of the object that a person pointed at, counted from 1; `None` for the automatic mask.
     pub prompt: Option<u32>,
-    /// The scene of the mask, if it is to be followed.
+    /// The scene of the mask, if the mask follows motion.
     scene: Option<Arc<Scene>>,
-    /// Number of the frame, skipped ones counted.
+    /// Number of the frame, including skipped ones.
     index: u64,
     generation: u64,
 }
@@ -114,12 +115,12 @@ pub type EventHandler = Box<dyn Fn(Event) + Send>;
 pub struct Engine {
     control: Control,
     resizer: Resizer,
-    /// Makes the small copies for [`motion`] and [`Finder`].
+    /// Resizes frames to the small copies for [`motion`] and [`Finder`].
     small: Resizer,
-    /// The small copy of the current frame, once it is made.
+    /// The small copy of the current frame, if it was already needed.
     luma: Option<Arc<Luma>>,
     finder: Finder,
-    /// What [`Finder`] looks at.
+    /// Small copy for [`Finder`].
     copy: ModelInput,
     follower: Follower,
     object_follower: Follower,
@@ -169,7 +170,7 @@ impl Engine {
         Self::with(None, settings, handler, SHORTEST_PAUSE)
     }
 
-    /// `first_pause`: how long a failed model rests before it is loaded again; each further failure doubles it.
+    /// `first_pause`: pause before a failed model is reloaded; each further failure doubles it.
     fn with(
         open: Option<ModelFactory>,
         settings: Settings,
@@ -196,7 +197,7 @@ impl Engine {
             .map_err(|e| Error::device(format!("cannot start the worker thread: {e}")))?;
         match opened.recv() {
             Ok(result) => result?,
-            Err(_) => return Err(Error::engine("the worker thread ended while opening the model")),
+            Err(_) => return Err(Error::engine("the worker thread ended while loading the model")),
         }
         // Without a model no frame is resized.
         let size = shared.input_size().unwrap_or(InputSize::from(1));
@@ -231,8 +232,8 @@ impl Engine {
         &self.control
     }
 
-    /// Submits `frame` for inference, replacing one that still waits. Skips it if its mask would be old because of waiting.
-    /// Never waits.
+    /// Submits `frame` for inference and replaces one that still waits. Skips it if waiting would make its mask too
+    /// old. Never blocks.
     ///
     /// # Errors
     /// If the frame cannot be resized, or the worker has ended.
@@ -411,9 +412,9 @@ impl Engine {
         self.control.shared.latest.load_full().filter(|d| d.generation == generation)
     }
 
-    /// The latest result to draw on `frame`, which is the one just submitted or skipped; moved along with the tissue if
-    /// [`Settings::motion`] is on. `None` if no result exists, or if it cannot be followed: from the first frame after a scene
-    /// change, or beyond the search range.
+    /// The latest result to draw on `frame`, which is the one just submitted or skipped; moved with the tissue if
+    /// [`Settings::motion`] is on. `None` if no result exists or it cannot be followed, because the scene changed or
+    /// the tissue moved beyond the search range.
     #[tracing::instrument(level = "trace", skip_all)]
     pub fn current_overlay(&mut self, frame: &Frame) -> Option<Shown> {
         let detection = self.latest()?;
@@ -423,7 +424,7 @@ impl Engine {
         shown
     }
 
-    /// As [`Engine::current_overlay`], of the object that a person pointed at.
+    /// As [`Engine::current_overlay`], for the object that a person pointed at.
     #[tracing::instrument(level = "trace", skip_all)]
     pub fn current_object(&mut self, frame: &Frame) -> Option<Shown> {
         let shared = &self.control.shared;
@@ -439,7 +440,7 @@ impl Engine {
         shown
     }
 
-    /// Where `detection` is on `frame`; `None` if it cannot be followed.
+    /// Places `detection` on `frame`; `None` if it cannot be followed.
     fn place(&mut self, frame: &Frame, detection: Arc<Detection>, follower: &mut Follower) -> Option<Shown> {
         let motion = self.control.shared.settings.load().motion;
         let placement = motion.placement(self.index.saturating_sub(detection.index));
@@ -477,7 +478,7 @@ impl Drop for Engine {
             drop(job);
         }
         if let Some(worker) = self.worker.take() {
-            // The worker catches panics itself; a further one cannot be reported.
+            // The worker catches panics itself; one that escapes cannot be reported.
             let _ = worker.join();
         }
         self.control.reloader.close();

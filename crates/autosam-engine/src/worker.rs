@@ -49,7 +49,7 @@ pub(super) struct Worker {
     tracker: Tracker,
 }
 
-/// What the worker gets, and where it gives inputs back.
+/// The worker's inputs, and the channel that returns used buffers.
 pub(super) struct Inbox {
     pub jobs: Receiver<Job>,
     pub models: Receiver<Model>,
@@ -57,7 +57,7 @@ pub(super) struct Inbox {
     pub recycle: Sender<Input>,
 }
 
-/// Probabilities of polyp, and of the object that a person pointed at.
+/// Probability maps of polyps and of the object that a person pointed at.
 type Maps = (ProbMap, Option<ProbMap>);
 
 enum Failure {
@@ -161,13 +161,13 @@ impl Worker {
         if result.is_ok() {
             let usual = &self.shared.usually_busy;
             let (this, before) = (self.shared.now().saturating_sub(since), usual.load(Ordering::Acquire));
-            // An average of the last few; a single slow frame says little about the next.
+            // A running average, because a single slow frame says little about the next.
             let next = if before == 0 { this } else { (3 * before + this.min(2 * before)) / 4 };
             usual.store(next, Ordering::Release);
         }
         self.shared.busy_since.store(0, Ordering::Release);
         if result.is_ok() {
-            // Last, so that a caller that sees the count also sees the mask and an idle worker.
+            // Counted last, so that a caller that sees the count also sees the mask and an idle worker.
             self.shared.counters.inferred.add_one();
         }
         if let Some(reply) = reply {
@@ -175,7 +175,7 @@ impl Worker {
         }
     }
 
-    /// Computes the mask of `job` and makes it the latest one; `awaited`: a caller waits for it.
+    /// Computes the mask of `job` and publishes it as the latest one; `awaited`: a caller waits for it.
     fn infer_and_publish(
         &mut self,
         mut job: Job,
@@ -203,7 +203,7 @@ impl Worker {
                 Ok(detection)
             }
             Err(Failure::OtherSize) => {
-                // The waiting caller submits it again.
+                // The waiting caller resubmits the frame.
                 if !awaited {
                     self.shared.counters.skipped.add_one();
                 }
@@ -326,7 +326,7 @@ impl Worker {
         }
     }
 
-    /// Gives the object's mask and what became of prompts to whom they are for.
+    /// Publishes the object's mask and reports the outcome of prompts.
     fn publish_object(&mut self) {
         let Self { tracker, shared, handler, .. } = self;
         tracker.publish(shared, |event| tell(handler, event));

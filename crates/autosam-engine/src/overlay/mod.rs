@@ -235,8 +235,8 @@ fn areas(mask: &Mask, w: usize, h: usize, mode: OverlayMode, reach: usize) -> Ce
     out
 }
 
-/// Blocks whose neighbourhood within `reach` in both directions is completely inside; the other blocks inside form the outline.
-/// Beyond the border nothing is inside, so outlines close there.
+/// Blocks whose neighbourhood within `reach` in both directions is completely inside; the other blocks inside form the
+/// outline. Everything beyond the border counts as outside, so outlines close there.
 fn eroded(inside: &[bool], width: usize, height: usize, reach: usize) -> Vec<bool> {
     // Along rows, then along columns: how many of the last 2 reach + 1 were inside.
     let along = |from: &[bool], to: &mut [bool], count: usize, length: usize, next: usize, step: usize| {
