@@ -1,4 +1,4 @@
-//! Between channels first, `[N, C, H, W]`, and last, `[N, H, W, C]`.
+//! Conversion between channels first, `[N, C, H, W]`, and channels last, `[N, H, W, C]`.
 
 use crate::autograd::tape;
 use crate::kernels::cpu::common::handles;
@@ -30,7 +30,7 @@ pub fn channels_first(x: &Tensor) -> Result<Tensor> {
     turned(x, (n, h * w, c), (n, c, h, w))
 }
 
-/// `x` as `flat [N, A, B]`, as `[N, B, A]`, in the shape `out`.
+/// Transposes `x`, viewed as `flat [N, A, B]`, to `[N, B, A]` and reshapes the result to `out`.
 fn turned(x: &Tensor, flat: (usize, usize, usize), out: (usize, usize, usize, usize)) -> Result<Tensor> {
     tape::reshape(&tape::apply(Transpose, &[&tape::reshape(&x.contiguous()?, flat)?])?, out)
 }

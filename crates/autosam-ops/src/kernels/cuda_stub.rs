@@ -1,4 +1,4 @@
-//! In place of the GPU's kernels in a build without CUDA: none applies. Signatures and meaning are those of `cuda`.
+//! Stub for the GPU kernels in a build without CUDA: none applies. Signatures and meaning are those of `cuda`.
 
 use crate::{Activation, Conv2d, Packing};
 use candle_core::{DType, Result, Tensor};

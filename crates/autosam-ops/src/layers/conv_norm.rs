@@ -1,5 +1,5 @@
-//! A linear map, its batch norm and an activation: in training one operation with one result, which keeps what its
-//! backward needs; in inference the norm is folded into the map's weights.
+//! A linear map with batch norm and activation. In training it is one operation that keeps only the intermediate result
+//! needed by its backward; in inference the norm is folded into the map's weights.
 
 use super::batch_norm::BatchNorm;
 use super::prepared::Conv;
@@ -23,14 +23,14 @@ use candle_core::{Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 use std::sync::{Arc, OnceLock};
 
-/// A convolution, its batch norm, and an activation.
+/// A convolution with batch norm and an activation.
 #[derive(Debug, Clone)]
 pub struct ConvNorm {
     weight: Tensor,
     bias: Option<Tensor>,
     norm: BatchNorm,
     cfg: Conv2d,
-    /// With the norm in its weights and bias.
+    /// The convolution with the norm folded in.
     folded: Option<Conv>,
 }
 
@@ -39,8 +39,8 @@ impl ConvNorm {
         Self { weight, bias, norm, cfg, folded: None }
     }
 
-    /// Folds the norm into the convolution, for inference; training goes on with what was loaded, and would not change
-    /// what is folded.
+    /// Folds the norm into the convolution for inference. Training still uses the loaded weights and does not update
+    /// the folded ones.
     pub fn fold(&mut self) -> Result<()> {
         let (weight, bias) = self.norm.folded(&self.weight, self.bias.as_ref())?;
         let mut folded = Conv::new(weight, Some(bias), self.cfg);
@@ -49,7 +49,7 @@ impl ConvNorm {
         Ok(())
     }
 
-    /// Weights and bias with the norm in them, and the convolution's shape.
+    /// Weights and bias with the norm folded in, and the convolution's parameters.
     pub(crate) fn weights_of_inference(&self) -> Result<(Vec<f32>, Vec<f32>, Conv2d)> {
         let Some(Conv { weight, bias: Some(bias), .. }) = &self.folded else {
             candle_core::bail!("a convolution whose norm is not folded");
@@ -80,7 +80,7 @@ impl ConvNorm {
         }
     }
 
-    /// [`Self::forward`] of `[N, H, W, C]` → `[N, H', W', O]`, for depth-wise and 1x1 convolutions.
+    /// [`Self::forward`] with channels last, `[N, H, W, C]` → `[N, H', W', O]`, for depth-wise and 1x1 convolutions.
     pub fn forward_last(&self, x: &Tensor, activation: Option<Activation>, train: bool) -> Result<Tensor> {
         let cfg = self.cfg;
         let (o, _, k, _) = self.weight.dims4()?;
@@ -116,7 +116,8 @@ impl ConvNorm {
         }
     }
 
-    /// The training step's operation. A bias before the norm only shifts the mean: it is left out, and its gradient is 0.
+    /// The fused operation for training. A bias before the norm only shifts the mean, so it is left out, and its
+    /// gradient is 0.
     fn fused(&self, x: &Tensor, map: Map, activation: Option<Activation>) -> Result<Tensor> {
         let kept = Arc::new(OnceLock::new());
         let op = ConvNormOp { map, activation, eps: self.norm.eps(), kept: kept.clone() };
@@ -130,7 +131,7 @@ impl ConvNorm {
     }
 }
 
-/// What is computed before the norm.
+/// The linear map before the norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Map {
     /// `[N, C, H, W]`, weights `[O, C, K, K]`.
@@ -143,7 +144,7 @@ enum Map {
     Rows,
 }
 
-/// A map on operands of known shapes.
+/// A map with the sizes of its operands.
 enum Sized {
     Conv(conv::Geometry),
     DepthWise(depthwise::Geometry),
@@ -182,7 +183,7 @@ impl Sized {
         }
     }
 
-    /// How the result's channels lie.
+    /// Memory layout of the result's channels.
     fn layout(&self) -> ChannelLayout {
         match self {
             Self::Conv(g) => ChannelLayout::Planes { n: g.n, c: g.o, pixels: g.oh * g.ow },
@@ -222,19 +223,19 @@ impl Sized {
     }
 }
 
-/// What backward needs of forward.
+/// Values that forward keeps for backward.
 #[derive(Debug)]
 struct Kept {
     /// The map's result.
     before: Vec<f32>,
     channels: Channels,
-    /// Biased, of each channel.
+    /// Biased variance of each channel.
     variance: Vec<f32>,
-    /// Values a channel.
+    /// Number of values per channel.
     count: usize,
 }
 
-/// Of x, weights, and the norm's gain and bias `[2, O]`.
+/// The operation on x, weights, and the norm's gain and bias `[2, O]`.
 struct ConvNormOp {
     map: Map,
     activation: Option<Activation>,
@@ -258,7 +259,7 @@ unsafe impl Kernel for ConvNormOp {
         let inverse = variance.iter().map(|v| (1.0 / (f64::from(*v) + self.eps).sqrt()) as f32).collect();
         let channels = Channels { mean, inverse, gain: gain.to_vec(), bias: bias.to_vec() };
         layout.normalise(&before, &channels, self.activation, out);
-        // A forward pass happens once.
+        // Set once, because the forward pass runs once.
         let _ = self.kept.set(Kept { before, channels, variance, count: layout.count() });
         Ok(())
     }
@@ -283,11 +284,11 @@ impl Differentiable for ConvNormOp {
     }
 }
 
-/// Channels last, the norm folded: of x and weights.
+/// The operation on x and weights with channels last and the norm folded.
 struct FoldedLast {
     map: Map,
     epilogue: Epilogue,
-    /// Weights of a depth-wise convolution as it takes them.
+    /// Transposed weights of a depth-wise convolution.
     turned: OnceLock<Vec<f32>>,
 }
 

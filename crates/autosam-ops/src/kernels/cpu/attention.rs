@@ -1,5 +1,5 @@
-//! Attention of every head on views of what holds its queries, keys and values; scores exist for a block of queries
-//! at a time.
+//! Multi-head attention on strided views of queries, keys and values. Scores exist only for a block of queries at a
+//! time.
 
 use super::common::{shaped_as as shaped, simd};
 use super::gemm::{MatRef, gemm, scratch};
@@ -13,18 +13,18 @@ use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// Query rows whose scores exist at a time: the second-level cache holds them, and keys are packed again for each block.
+/// Query rows whose scores exist at a time. They fit the second-level cache; keys are packed again for each block.
 fn queries(keys: usize) -> usize {
     (32 * 1024 / keys.max(1)).clamp(64, 128)
 }
 
-/// Parts of the batch in the backward pass, whatever the number of threads, so that sums keep their order.
+/// Parts of the batch in the backward pass. Independent of the number of threads, so that sums keep their order.
 const PARTS: usize = 8;
 
-/// Where the rows of one operand lie.
+/// Memory layout of the rows of one operand.
 #[derive(Debug, Clone, Copy)]
 struct Rows {
-    /// Of the first row.
+    /// Offset of the first row.
     at: usize,
     image: usize,
     head: usize,
@@ -32,7 +32,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// Of part `part` (0 queries, 1 keys, 2 values) of a packed tensor.
+    /// Rows of part `part` (0 queries, 1 keys, 2 values) of a packed tensor.
     fn packed(packing: Packing, part: usize, tokens: usize, heads: usize, d: usize) -> Self {
         let token = 3 * heads * d;
         let (at, head) = match packing {
@@ -42,7 +42,7 @@ impl Rows {
         Self { at, image: tokens * token, head, token }
     }
 
-    /// Of a tensor `[B, T, heads · d]`.
+    /// Rows of a separate tensor `[B, T, heads · d]`.
     fn unpacked(tokens: usize, heads: usize, d: usize) -> Self {
         Self { at: 0, image: tokens * heads * d, head: d, token: heads * d }
     }
@@ -65,7 +65,7 @@ fn transposed(m: MatRef) -> MatRef {
     MatRef { data: m.data, row_stride: m.col_stride, col_stride: m.row_stride }
 }
 
-/// What is added to the scores.
+/// Bias added to the scores.
 #[derive(Clone, Copy)]
 pub(crate) enum Bias<'a> {
     None,
@@ -81,7 +81,7 @@ pub(crate) enum Bias<'a> {
     },
 }
 
-/// Sizes and places of one attention.
+/// Sizes and operand layouts of one attention.
 struct Problem {
     batch: usize,
     heads: usize,
@@ -94,7 +94,7 @@ struct Problem {
     v: Rows,
 }
 
-/// The operands' data; one slice three times where they are packed.
+/// The operands' data; the same slice three times if they are packed.
 #[derive(Clone, Copy)]
 struct Operands<'a> {
     q: &'a [f32],
@@ -108,7 +108,9 @@ impl Problem {
             candle_core::bail!("attention: expected [B, T, 3 · heads · d], found {dims:?}")
         };
         if width % (3 * heads) != 0 {
-            candle_core::bail!("attention: {width} channels do not hold three times {heads} heads");
+            candle_core::bail!(
+                "attention: {width} channels cannot be divided into q, k and v of {heads} heads"
+            );
         }
         let d = width / (3 * heads);
         let [q, k, v] = [0, 1, 2].map(|part| Rows::packed(packing, part, tokens, heads, d));
@@ -127,7 +129,7 @@ impl Problem {
         Ok(Self { batch, heads, d, tokens, keys, scale, q, k, v: k })
     }
 
-    /// Probabilities of queries `first..first + rows` of one head into `scores [rows, keys]`.
+    /// Writes the probabilities of queries `first..first + rows` of one head to `scores [rows, keys]`.
     ///
     /// # Safety
     /// The operands are as large as the problem says.
@@ -213,12 +215,12 @@ impl Problem {
         );
     }
 
-    /// Of the result.
+    /// Shape of the result.
     fn shape(&self) -> Shape {
         Shape::from((self.batch, self.tokens, self.heads * self.d))
     }
 
-    /// All of `out [B, T, heads · d]`.
+    /// Writes all of `out [B, T, heads · d]`.
     fn forward(&self, x: Operands, bias: Bias, out: &mut [MaybeUninit<f32>]) {
         let out_rows = Rows::unpacked(self.tokens, self.heads, self.d);
         assert_eq!(out.len(), self.batch * out_rows.image);
@@ -249,8 +251,8 @@ impl Problem {
         }
     }
 
-    /// Writes the gradients of q, k and v where `into` says (buffers laid out as the operands), and returns that of a full
-    /// bias if there is one.
+    /// Writes the gradients of q, k and v to `into`, buffers with the operands' layout, and returns the gradient of a
+    /// full bias if the attention has one.
     fn backward(
         &self,
         x: Operands,
@@ -358,7 +360,7 @@ impl Problem {
     }
 }
 
-/// From `[B, T, 3 · heads · d]`, with or without a bias `[heads, T, T]`.
+/// Attention of packed `[B, T, 3 · heads · d]`, with or without a bias `[heads, T, T]`.
 pub(crate) struct Packed {
     pub heads: usize,
     pub packing: Packing,
@@ -412,7 +414,8 @@ impl Differentiable for Packed {
     }
 }
 
-/// From `[B, h · w, 3 · heads · d]` with relative positions, tables `[2h - 1, d]` and `[2w - 1, d]`; for inference.
+/// Attention of packed `[B, h · w, 3 · heads · d]` with relative positions, tables `[2h - 1, d]` and `[2w - 1, d]`; for
+/// inference.
 pub(crate) struct Relative {
     pub packed: Packed,
     pub h: usize,
@@ -439,7 +442,7 @@ unsafe impl Kernel for Relative {
     }
 }
 
-/// From q `[B, T, heads · d]`, k and v `[B, S, heads · d]`.
+/// Attention of separate q `[B, T, heads · d]`, k and v `[B, S, heads · d]`.
 pub(crate) struct Apart {
     pub heads: usize,
     pub scale: f32,

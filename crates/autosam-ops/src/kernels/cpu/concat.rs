@@ -1,4 +1,4 @@
-//! Channels side by side, and one token of many.
+//! Concatenation of channels, and selection of one token.
 
 use super::common::gradient_of;
 use crate::runtime::kernel::{Differentiable, Gradients, Kernel};
@@ -8,7 +8,7 @@ use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// Joins what lies side by side in each image.
+/// Concatenates the operands of each image.
 pub(crate) struct Concat;
 
 // SAFETY: the parts' channels are all there are.

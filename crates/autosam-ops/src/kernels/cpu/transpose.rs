@@ -1,4 +1,4 @@
-//! Between channels first, `[N, C, H, W]`, and last, `[N, H, W, C]`.
+//! Conversion between channels first, `[N, C, H, W]`, and channels last, `[N, H, W, C]`.
 
 use super::common::simd;
 use crate::runtime::kernel::{Differentiable, Gradients, Kernel, eager};

@@ -1,4 +1,4 @@
-//! Windows of a grid.
+//! Partition of a grid into windows, and the inverse.
 
 use super::common::shaped_as;
 use crate::runtime::kernel::{Differentiable, Gradients, Kernel};
@@ -42,12 +42,12 @@ impl Windows {
         });
     }
 
-    /// The windows of a grid, all of `out`.
+    /// Writes the windows of a grid to all of `out`.
     fn take_apart(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         let (b, t, c) = self.inside();
         assert_eq!(out.len(), b * t * c);
         if b * t != self.n * self.h * self.w {
-            // Where a window reaches beyond the grid.
+            // Windows that reach beyond the grid are padded with zeros.
             out.fill(MaybeUninit::new(0.0));
         }
         let shared = Shared::uninit(out);
@@ -55,7 +55,7 @@ impl Windows {
         self.lines(|from, to, len| unsafe { copy(&x[from..from + len], shared.at(to)) });
     }
 
-    /// The grid of windows, all of `out`.
+    /// Writes the grid of windows to all of `out`.
     fn put_together(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         assert_eq!(out.len(), self.n * self.h * self.w * self.c);
         let shared = Shared::uninit(out);
@@ -64,8 +64,7 @@ impl Windows {
     }
 }
 
-/// # Safety
-/// `to` points to as many floats, which no one else has.
+/// # Safety `to` points to as many floats, which no other task accesses.
 unsafe fn copy(from: &[f32], to: *mut f32) {
     unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
 }

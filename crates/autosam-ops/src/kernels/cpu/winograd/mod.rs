@@ -1,9 +1,9 @@
-//! 3x3 convolutions of stride 1 by Winograd's minimal filtering, F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): tiles of 2x2
-//! outputs take 16 products a pair of channels, where the definition takes 36, and write 4 floats a pixel where unfolding
-//! writes 9. Its constants are halves, so that f32 loses next to nothing.
+//! 3x3 convolutions of stride 1 by Winograd's minimal filtering, F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): tiles
+//! of 2x2 outputs take 16 products per pair of channels instead of 36, and write 4 floats per pixel instead of the 9 of
+//! unfolding. Its constants are multiples of one half, so f32 loses almost no precision.
 //!
-//! A tile `d` of 4x4 inputs becomes `V = Bᵀ d B`, a kernel `U = G g Gᵀ`; of the 16 products over channels `M = U V`, summed,
-//! the output is `Aᵀ M A`. The gradient of the kernel is the adjoint of that: `Gᵀ ((A dY Aᵀ) Vᵀ) G`.
+//! A tile `d` of 4x4 inputs becomes `V = Bᵀ d B`, a kernel `U = G g Gᵀ`; of the 16 products over channels `M = U V`,
+//! summed, the output is `Aᵀ M A`. The gradient of the kernel is the adjoint: `Gᵀ ((A dY Aᵀ) Vᵀ) G`.
 
 mod tiles;
 
@@ -20,22 +20,22 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use tiles::{LANES, Lanes, Parted, Tiles, add, join, load, neg, sub};
 
-/// Numbers of a transformed tile.
+/// Values per transformed tile.
 pub(crate) const POINTS: usize = 16;
-/// Floats of transformed tiles that a task holds at a time: a share of the last-level cache. Kernels are packed once a block, and
-/// products of more tiles are faster.
+/// Floats of transformed tiles that a task holds at a time; a share of the last-level cache. Larger blocks are faster,
+/// because kernels are packed once per block.
 const BLOCK: usize = 2 * 1024 * 1024;
-/// Tiles below which transforming costs what it saves.
+/// Minimum number of tiles for which the transform pays off.
 const FEW: usize = 16;
-/// Channels that a thread takes at a time.
+/// Channels that a thread processes at a time.
 const CHANNELS: usize = 8;
 
-/// True where this is the convolution of kernels of such a shape.
+/// Whether a convolution with kernels of this shape can use Winograd's filtering.
 pub(crate) fn applies(kernels: &[usize], cfg: Conv2d) -> bool {
     matches!(kernels, [_, _, 3, 3]) && cfg == Conv2d { padding: 1, ..Conv2d::default() }
 }
 
-/// True where images `[N, C, H, W]` have tiles enough to pay for transforming.
+/// Whether images `[N, C, H, W]` have enough tiles for the transform to pay off.
 pub(crate) fn pays(x: &[usize]) -> bool {
     matches!(*x, [n, _, h, w] if n * h.div_ceil(2) * w.div_ceil(2) >= FEW)
 }
@@ -45,13 +45,14 @@ pub(crate) fn transformed(kernels: &[f32], o: usize, c: usize) -> Vec<f32> {
     transform_kernels(kernels, o * c, |kernel| kernel, |g| *g)
 }
 
-/// Kernels `[O, C, 3, 3]` of the convolution that takes the output's gradient back to the input, transformed: `[16, C, O]`.
+/// Transformed kernels `[16, C, O]` of the convolution that maps the output's gradient to the input's, from kernels
+/// `[O, C, 3, 3]`.
 fn transformed_back(kernels: &[f32], o: usize, c: usize) -> Vec<f32> {
     let turned = |g: &[f32; 9]| std::array::from_fn(|i| g[8 - i]);
     transform_kernels(kernels, o * c, |kernel| kernel % c * o + kernel / c, turned)
 }
 
-/// Transforms `turned` of each of `count` kernels to column `place` of `[16, count]`.
+/// Transforms each of `count` kernels, read through `turned`, to column `place` of `[16, count]`.
 fn transform_kernels(
     kernels: &[f32],
     count: usize,
@@ -75,7 +76,7 @@ fn transform_kernels(
     out
 }
 
-/// The sizes of a convolution of `[n, c, h, w]` to `[n, o, h, w]`, padding 1.
+/// Sizes of a convolution of `[n, c, h, w]` to `[n, o, h, w]` with padding 1.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Winograd {
     pub n: usize,
@@ -101,7 +102,7 @@ impl Winograd {
         (BLOCK / (POINTS * (self.c + self.o) * self.across())).clamp(1, self.down())
     }
 
-    /// Blocks of an image, in as equal parts as can be.
+    /// Number of blocks of an image, of sizes as equal as possible.
     fn blocks(&self) -> usize {
         self.down().div_ceil(self.block())
     }
@@ -112,12 +113,13 @@ impl Winograd {
         (start(b), start(b + 1) - start(b))
     }
 
-    /// Floats between channels of transformed tiles: what [`Lanes`] write beyond the last tile is room of its own.
+    /// Floats between channels of transformed tiles, including room for the values that [`Lanes`] write beyond the last
+    /// tile.
     fn pitch(&self, rows: usize) -> usize {
         rows * self.across() + LANES
     }
 
-    /// Gives `f` rows of zeros.
+    /// Calls `f` with rows of zeros.
     fn parted<const N: usize>(&self, f: impl FnOnce([Parted; N])) {
         let len = self.across().next_multiple_of(LANES) + LANES;
         scratch(2 * N * len, |buffer| {
@@ -139,7 +141,7 @@ impl Winograd {
         assert_eq!(out.len(), self.n * self.o * self.h * self.w);
         let shared = Shared::uninit(out);
         let tasks = self.n * self.blocks();
-        // Few blocks are shared out step by step, many each as a whole.
+        // Few blocks are parallelised step by step; many blocks each as a whole.
         let inside = tasks < 2 * rayon::current_num_threads();
         each(!inside, tasks, |task| {
             let (image, (row, rows)) = (task / self.blocks(), self.rows(task % self.blocks()));
@@ -312,7 +314,7 @@ impl Winograd {
         });
     }
 
-    /// Row `y` of a plane, zeros beyond it.
+    /// Splits row `y` of a plane into even and odd columns, zeros beyond it.
     #[inline(always)]
     fn part(&self, plane: &[f32], y: usize, to: &mut Parted) {
         let across = self.across();
@@ -330,7 +332,7 @@ impl Winograd {
         }
     }
 
-    /// Row `y` of a plane after a column of zeros, zeros beyond it.
+    /// The same after a column of zeros.
     #[inline(always)]
     fn part_padded(&self, plane: &[f32], y: usize, to: &mut Parted) {
         let across = self.across();
@@ -411,7 +413,7 @@ impl Winograd {
     }
 }
 
-/// The convolution of `x [N, C, H, W]` and kernels that are transformed already, `[16, O, C]`; for inference.
+/// The convolution of `x [N, C, H, W]` with transformed kernels `[16, O, C]`; for inference.
 pub(crate) struct Transformed {
     pub epilogue: Epilogue,
 }
@@ -439,7 +441,7 @@ unsafe impl Kernel for Transformed {
     }
 }
 
-/// `f` of `0..n`, on all threads or on this one.
+/// Calls `f` for `0..n`, on all threads or on this one.
 fn each(parallel: bool, n: usize, f: impl Fn(usize) + Sync + Send) {
     match parallel {
         true => (0..n).into_par_iter().for_each(f),
@@ -461,7 +463,7 @@ mod tests {
 
     #[test]
     fn forward_and_gradients_are_those_of_the_unfolded_product() {
-        // Odd sizes, one channel, widths around the lanes, several blocks.
+        // Odd sizes, a single channel, widths around the number of lanes, several blocks.
         for (n, c, o, h, w) in
             [(1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (1, 40, 24, 33, 47), (3, 9, 17, 16, 16), (1, 64, 200, 90, 88)]
         {
