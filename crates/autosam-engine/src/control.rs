@@ -61,7 +61,8 @@ impl Control {
 
     /// Queues `prompt` for the next frame that is inferred; never waits. [`super::PromptEvent`] reports what becomes of it.
     ///
-    /// # Errors If a position is outside the frame, no model is loaded, or too many prompts are waiting.
+    /// # Errors
+    /// If a position is outside the frame, no model is loaded, or too many prompts are waiting.
     pub fn prompt(&self, prompt: Prompt) -> Result<()> {
         if !prompt.is_valid() {
             return Err(Error::invalid("the prompt is outside the frame, or its box is empty"));

@@ -185,7 +185,8 @@ impl Object {
 
     /// The prompt for the model about this object in frame number `index`, whose small copy is `luma`.
     ///
-    /// # Errors The reason if the object can no longer be followed.
+    /// # Errors
+    /// The reason if the object can no longer be followed.
     fn ask(
         &mut self,
         luma: &Luma,

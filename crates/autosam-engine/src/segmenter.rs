@@ -40,7 +40,8 @@ pub trait Segmenter: Send {
     }
     /// As [`Self::segment`]; also writes the probabilities of the object of `prompt`, at the same size, to `object`.
     ///
-    /// # Errors The network's errors, and if the model does not support prompts.
+    /// # Errors
+    /// The network's errors, and if the model does not support prompts.
     fn segment_object(
         &mut self,
         _sample: &ModelInput,

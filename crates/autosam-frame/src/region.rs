@@ -75,7 +75,8 @@ pub enum CropMode {
 impl CropMode {
     /// The rectangle for a still image. For video use [`Finder`], which keeps state between frames.
     ///
-    /// # Errors If the frame is too large to be resized.
+    /// # Errors
+    /// If the frame is too large to be resized.
     pub fn of(self, frame: &Frame) -> Result<Rect> {
         let (width, height) = (frame.info.width, frame.info.height);
         let area = match self {

@@ -208,7 +208,8 @@ impl Resizer {
     /// Writes the brightness of `frame` to `out` at this resizer's size: Y' of YUV; green of RGB, which contributes
     /// most to luma.
     ///
-    /// # Errors If a side of the frame is longer than [`MOST_SIDE`].
+    /// # Errors
+    /// If a side of the frame is longer than [`MOST_SIDE`].
     pub fn luma(&mut self, frame: &Frame, out: &mut Luma) -> Result<()> {
         self.prepare(&frame.info)?;
         let Some((_, t)) = &self.tables else { return Ok(()) };
@@ -254,7 +255,8 @@ impl Resizer {
 
     /// Writes `frame` into `out` as packed RGB at the network's size.
     ///
-    /// # Errors If a side of the frame is longer than [`MOST_SIDE`].
+    /// # Errors
+    /// If a side of the frame is longer than [`MOST_SIDE`].
     pub fn resize(&mut self, frame: &Frame, out: &mut ModelInput) -> Result<()> {
         self.prepare(&frame.info)?;
         let Some((_, t)) = &self.tables else { return Ok(()) };
@@ -273,7 +275,8 @@ impl Resizer {
     /// The vertical half of [`Self::resize`], which reads the frame. It takes less than half of the time if the frame
     /// is much larger than the output.
     ///
-    /// # Errors If a side of the frame is longer than [`MOST_SIDE`].
+    /// # Errors
+    /// If a side of the frame is longer than [`MOST_SIDE`].
     pub fn resize_rows(&mut self, frame: &Frame, out: &mut RowsResized) -> Result<()> {
         self.prepare(&frame.info)?;
         let Some((info, t)) = &self.tables else { return Ok(()) };
@@ -404,7 +407,7 @@ fn rounded(sum: u32) -> u8 {
 fn gather(line: &[u8], component: Component, x: &Axis, out: &mut [u32]) {
     let (line, (out, _)) = (&line[component.offset..], out.as_chunks_mut::<1>());
     assert!(line.len() > x.last * component.step);
-    // SAFETY: a table's coordinates go up to `last`; checking each would take a third of this loop's time.
+    // SAFETY: a table's coordinates are at most `last`. Checking each would take a third of this loop's time.
     x.sums(out, |at| [u32::from(unsafe { *line.get_unchecked(at * component.step) })]);
 }
 

@@ -33,7 +33,7 @@ struct Recorded {
     thread: ThreadId,
 }
 
-// SAFETY: the graph is launched by one thread at a time, the owner's (`CudaGraphExecutor::run` takes `&mut self`).
+// SAFETY: the graph is launched only by its owner's thread (`CudaGraphExecutor::run` takes `&mut self`).
 unsafe impl Send for Recorded {}
 
 impl CudaGraphExecutor {
@@ -97,7 +97,7 @@ fn record(
         return Err(crate::Error::device("nothing was recorded"));
     };
     let context = stream.context();
-    // SAFETY: bytes may hold anything; both are written before they are read.
+    // SAFETY: any bit pattern is a valid byte, and both are written before they are read.
     let (up, down) = unsafe {
         (
             context.alloc_pinned_with_flags(width * height * 3, 0).w()?,

@@ -28,7 +28,7 @@ impl Linear {
     }
 
     /// What it makes of zeros.
-    pub fn of_zeros(&self) -> Option<&Tensor> {
+    pub fn bias(&self) -> Option<&Tensor> {
         self.0.bias()
     }
 

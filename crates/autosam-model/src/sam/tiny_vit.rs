@@ -62,34 +62,34 @@ impl TinyVitEncoder {
         let blocks = self.stages.iter_mut().flatten();
         let convs = [&mut self.stem1, &mut self.stem2].into_iter().chain(merges).chain(convolutional);
         ops::autocast(None, || convs.chain(blocks.map(|b| &mut b.local_conv)).try_for_each(ConvNorm::fold))?;
-        multiplied(false, || self.stages.iter_mut().flatten().try_for_each(Block::prepare))?;
+        run_products(false, || self.stages.iter_mut().flatten().try_for_each(Block::prepare))?;
         ops::autocast(None, || self.neck.prepare())
     }
 
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`; `train` uses the batch's statistics in batch norm.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut x = convolved(train, || {
+        let mut x = run_convolutions(train, || {
             let x = self.stem1.forward(x, Some(Gelu), train)?;
             let x = ops::channels_last(&self.stem2.forward(&x, None, train)?)?;
             self.convolutional.iter().try_fold(x, |x, block| block.forward(&x, train))
         })?;
         for (merge, stage) in self.merges.iter().zip(&self.stages) {
-            x = convolved(train, || merge.forward(&x, train))?;
+            x = run_convolutions(train, || merge.forward(&x, train))?;
             for block in stage {
-                x = multiplied(train, || block.forward(&x, train))?;
+                x = run_products(train, || block.forward(&x, train))?;
             }
         }
-        convolved(train, || self.neck.forward(&ops::channels_first(&x)?))
+        run_convolutions(train, || self.neck.forward(&ops::channels_first(&x)?))
     }
 }
 
 /// Runs what is no convolution, in inference in f16 if in 16 bits.
-fn multiplied<R>(train: bool, f: impl FnOnce() -> R) -> R {
+fn run_products<R>(train: bool, f: impl FnOnce() -> R) -> R {
     if train { f() } else { ops::autocast_f16(f) }
 }
 
 /// Runs convolutions, in inference in f32.
-fn convolved<R>(train: bool, f: impl FnOnce() -> R) -> R {
+fn run_convolutions<R>(train: bool, f: impl FnOnce() -> R) -> R {
     if train { f() } else { ops::autocast(None, f) }
 }
 
@@ -182,7 +182,7 @@ impl Block {
     }
 
     fn prepare(&mut self) -> Result<()> {
-        self.attn.bias = Some(self.attn.spread_biases()?.detach());
+        self.attn.bias = Some(self.attn.expand_biases()?.detach());
         self.attn.qkv.prepare_fused()?;
         // Not fc1: cuBLASLt's GELU is tanh's, which changed small networks' masks more than 16 bits do (docs/gpu.md).
         [&mut self.attn.proj, &mut self.fc1, &mut self.fc2].into_iter().try_for_each(Linear::prepare)
@@ -194,7 +194,7 @@ impl Block {
         let y = self.attn.forward(&ops::partition(x, self.window)?)?;
         // The projection is one of each token: after the windows' padding is gone there are fewer.
         let x = self.attn.proj.add_to(x, &ops::unpartition(&y, self.window, h, w)?)?;
-        let x = convolved(train, || self.local_conv.forward_last(&x, None, train))?;
+        let x = run_convolutions(train, || self.local_conv.forward_last(&x, None, train))?;
         let y = self.fc1.forward_then(&self.mlp_norm.forward_for_products(&x)?, Gelu)?;
         self.fc2.add_to(&x, &y)
     }
@@ -210,7 +210,7 @@ struct Attention {
     biases: Tensor,
     /// For query i and key j the column of `biases`, `[tokens · tokens]`.
     index: Tensor,
-    /// [`Self::spread_biases`], once they are fixed.
+    /// [`Self::expand_biases`], once they are fixed.
     bias: Option<Tensor>,
     heads: usize,
 }
@@ -244,14 +244,14 @@ impl Attention {
         let scale = ((x.dim(2)? / self.heads) as f64).powf(-0.5);
         let bias = match &self.bias {
             Some(bias) => bias.clone(),
-            None => self.spread_biases()?,
+            None => self.expand_biases()?,
         };
         let qkv = self.qkv.forward(&self.norm.forward_for_products(x)?)?;
         ops::self_attention(&qkv, Packing::Heads, self.heads, scale, Some(&bias))
     }
 
     /// A bias for every pair of tokens, `[heads, tokens, tokens]`.
-    fn spread_biases(&self) -> Result<Tensor> {
+    fn expand_biases(&self) -> Result<Tensor> {
         let (heads, tokens) = self.biases.dims2()?;
         self.biases.index_select(&self.index, 1)?.reshape((heads, tokens, tokens))
     }

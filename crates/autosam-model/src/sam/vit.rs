@@ -126,7 +126,7 @@ impl Attention {
         let (rows, cols) = (relative_table(&self.rel_pos_h, h)?, relative_table(&self.rel_pos_w, w)?);
         // The windows' padding is zero after the norm, as in SAM: padded cells take part in attention.
         if ops::finds_windows(x, c / self.heads, (h, w)) {
-            let (qkv, padding) = (self.qkv.forward(x)?, self.qkv.of_zeros());
+            let (qkv, padding) = (self.qkv.forward(x)?, self.qkv.bias());
             return ops::windowed_attention(&qkv, padding, self.heads, scale, (h, w), (&rows, &cols));
         }
         let x = if window == 0 { ops::reshape(x, (n, h * w, c))? } else { ops::partition(x, window)? };

@@ -15,7 +15,7 @@ use candle_core::{Result, Tensor};
 /// heads · d]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
     if handles(&[q, k, v]) {
-        let op = attention::Apart { heads, scale: scale as f32 };
+        let op = attention::Separate { heads, scale: scale as f32 };
         return tape::apply(op, &[&q.contiguous()?, &k.contiguous()?, &v.contiguous()?]);
     }
     if cuda::fusible(&[q, k, v]) && autocast::active() {
@@ -25,7 +25,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -
             autocast::to_autocast_dtype(v)?,
         ];
         if cuda::serves(q.dtype(), q.dim(2)? / heads) {
-            return cuda::attention_apart(&q, &k, &v, heads, scale);
+            return cuda::cross_attention(&q, &k, &v, heads, scale);
         }
     }
     let split = |x: &Tensor| -> Result<Tensor> {
@@ -65,11 +65,11 @@ pub fn self_attention(
 fn unpacked(qkv: &Tensor, packing: Packing, heads: usize) -> Result<[Tensor; 3]> {
     let (b, t, c) = qkv.dims3()?;
     let d = c / (3 * heads);
-    let (apart, dim) = match packing {
+    let (separate, dim) = match packing {
         Packing::Parts => (qkv.reshape((b, t, 3, heads, d))?, 2),
         Packing::Heads => (qkv.reshape((b, t, heads, 3, d))?, 3),
     };
-    let part = |i: usize| apart.narrow(dim, i, 1)?.squeeze(dim)?.transpose(1, 2)?.contiguous();
+    let part = |i: usize| separate.narrow(dim, i, 1)?.squeeze(dim)?.transpose(1, 2)?.contiguous();
     Ok([part(0)?, part(1)?, part(2)?])
 }
 
@@ -167,10 +167,10 @@ pub fn relative_attention(
     let (rows, cols) = (&widened(rows)?, &widened(cols)?);
     let (b, _, tokens, d) = q.dims4()?;
     let grid = q.reshape((b * heads, h, w, d))?;
-    let turned = grid.transpose(1, 2)?.contiguous()?;
+    let transposed = grid.transpose(1, 2)?.contiguous()?;
     let down = distances(&grid, rows)?.reshape((b * heads, tokens, h, 1))?;
     let across =
-        distances(&turned, cols)?.transpose(1, 2)?.contiguous()?.reshape((b * heads, tokens, 1, w))?;
+        distances(&transposed, cols)?.transpose(1, 2)?.contiguous()?.reshape((b * heads, tokens, 1, w))?;
     let keys = k.t()?;
     let mut parts = Vec::with_capacity(tokens.div_ceil(CHUNK));
     for start in (0..tokens).step_by(CHUNK) {

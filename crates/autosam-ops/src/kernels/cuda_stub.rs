@@ -86,7 +86,7 @@ pub(crate) fn add(_: &Tensor, _: &Tensor, _: Option<&Tensor>, _: DType) -> Resul
     no_cuda()
 }
 
-pub(crate) fn attention_apart(_: &Tensor, _: &Tensor, _: &Tensor, _: usize, _: f64) -> Result<Tensor> {
+pub(crate) fn cross_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: usize, _: f64) -> Result<Tensor> {
     no_cuda()
 }
 

@@ -25,7 +25,8 @@ impl fmt::Debug for ByteStem {
 }
 
 impl ByteStem {
-    /// # Errors If the convolution is not folded or does not have three channels, or if the number of outputs is not a
+    /// # Errors
+    /// If the convolution is not folded or does not have three channels, or if the number of outputs is not a
     /// multiple of 32.
     pub fn new(conv: &ConvNorm, scale: [f32; COLOURS], shift: [f32; COLOURS], to: ByteScale) -> Result<Self> {
         let (weights, bias, cfg) = conv.weights_of_inference()?;
@@ -37,22 +38,23 @@ impl ByteStem {
         }
         let area = k * k;
         let weight = |at: usize, out: usize| weights[out * COLOURS * area + at];
-        let mut turned = Vec::with_capacity(weights.len());
+        let mut reordered = Vec::with_capacity(weights.len());
         let mut bias: Vec<f32> = bias.iter().map(|b| b / to.step + to.zero).collect();
         for at in 0..COLOURS * area {
             let channel = at / area;
             for (out, bias) in bias.iter_mut().enumerate() {
-                turned.push(weight(at, out) * scale[channel] / to.step);
+                reordered.push(weight(at, out) * scale[channel] / to.step);
                 *bias += weight(at, out) * shift[channel] / to.step;
             }
         }
         let padding = [0, 1, 2].map(|c| -shift[c] / scale[c]);
-        Ok(Self { stem: Arc::new(Stem { cfg, k, weights: turned, bias, padding }), to })
+        Ok(Self { stem: Arc::new(Stem { cfg, k, weights: reordered, bias, padding }), to })
     }
 
     /// `[N, 3, H, W]` → `[N, H', W', O]`.
     ///
-    /// # Errors If the shape, device or type is not supported.
+    /// # Errors
+    /// If the shape, device or type is not supported.
     pub fn forward(&self, x: &Tensor) -> Result<Bytes> {
         if !fusible(&[x]) {
             candle_core::bail!("int8 layers are for inference in f32 on the CPU");

@@ -100,7 +100,7 @@ impl ConvNorm {
                         apply(linear::Packed { epilogue, outputs: o }, &[&x, panels])
                     }
                     _ => {
-                        let op = FoldedLast { map, epilogue, turned: OnceLock::new() };
+                        let op = FoldedLast { map, epilogue, transposed: OnceLock::new() };
                         apply(op, &[&x, &folded.weight])
                     }
                 }
@@ -197,7 +197,7 @@ impl Sized {
         let write = |out: &mut [MaybeUninit<f32>]| match self {
             Self::Conv(g) => g.forward(x, w, None, out),
             Self::DepthWise(g) => g.forward(x, w, None, out),
-            Self::DepthWiseLast(g) => g.forward(x, &g.turned(w), |_| {}, out),
+            Self::DepthWiseLast(g) => g.forward(x, &g.transposed(w), |_| {}, out),
             Self::Rows { i, o, .. } => linear::product(x, Weights::Rows(w), *i, *o, |_| {}, out),
         };
         // SAFETY: each writes all of its result.
@@ -289,7 +289,7 @@ struct FoldedLast {
     map: Map,
     epilogue: Epilogue,
     /// Transposed weights of a depth-wise convolution.
-    turned: OnceLock<Vec<f32>>,
+    transposed: OnceLock<Vec<f32>>,
 }
 
 // SAFETY: each map writes all of its result.
@@ -308,7 +308,9 @@ unsafe impl Kernel for FoldedLast {
             }
         };
         match &map {
-            Sized::DepthWiseLast(g) => g.forward(&x, self.turned.get_or_init(|| g.turned(&w)), epilogue, out),
+            Sized::DepthWiseLast(g) => {
+                g.forward(&x, self.transposed.get_or_init(|| g.transposed(&w)), epilogue, out)
+            }
             Sized::Rows { i, o, .. } => linear::product(&x, Weights::Rows(&w), *i, *o, epilogue, out),
             Sized::Conv(_) | Sized::DepthWise(_) => candle_core::bail!("{:?} is not channels last", self.map),
         }

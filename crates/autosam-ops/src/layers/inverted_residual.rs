@@ -30,7 +30,8 @@ impl Bytes {
 
     /// Converts to floats, `[N, H, W, C]`.
     ///
-    /// # Errors If the conversion fails.
+    /// # Errors
+    /// If the conversion fails.
     pub fn to_floats(&self) -> Result<Tensor> {
         apply(Dequantise(self.scale), &[&self.words])
     }
@@ -70,7 +71,8 @@ pub struct Scales {
 }
 
 impl InvertedResidual {
-    /// # Errors If a convolution is not folded, channels are not a multiple of 4, or the zero point of a padded
+    /// # Errors
+    /// If a convolution is not folded, channels are not a multiple of 4, or the zero point of a padded
     /// activation is not 0.
     pub fn new(convolutions: Convolutions, scales: Scales) -> Result<Self> {
         Self::on(Isa::best(), convolutions, scales)
@@ -111,7 +113,8 @@ impl InvertedResidual {
 
     /// `[N, H, W, C]` → `[N, H', W', O]`.
     ///
-    /// # Errors If the input does not fit the block.
+    /// # Errors
+    /// If the input does not fit the block.
     pub fn forward(&self, x: &Bytes) -> Result<Bytes> {
         let words = apply(kernel::InvertedResidual(self.block.clone()), &[&x.words])?;
         Ok(Bytes { words, scale: self.to })

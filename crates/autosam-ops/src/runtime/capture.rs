@@ -128,7 +128,8 @@ pub struct CapturedGraph {
 impl CapturedGraph {
     /// Captures `network` on an input of `shape`.
     ///
-    /// # Errors If `network` fails, or if a replay does not reproduce its result.
+    /// # Errors
+    /// If `network` fails, or if a replay does not reproduce its result.
     pub fn capture(shape: impl Into<Shape>, network: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
         let shape = shape.into();
         let input = Tensor::from_vec(noise(shape.elem_count(), 1), &shape, &Device::Cpu)?;
@@ -176,7 +177,8 @@ impl CapturedGraph {
 
     /// Calls `fill` with the input buffer, replays, and calls `read` with the result.
     ///
-    /// # Errors If an operation fails.
+    /// # Errors
+    /// If an operation fails.
     pub fn run<R>(&mut self, fill: impl FnOnce(&mut [f32]), read: impl FnOnce(&[f32]) -> R) -> Result<R> {
         let (buffer, len) = self.input;
         fill(&mut self.buffers[buffer].get_mut().unwrap_or_else(PoisonError::into_inner)[..len]);
@@ -220,7 +222,7 @@ fn replay(steps: &[Step], buffers: &[RwLock<Vec<f32>>]) -> Result<()> {
             Step::One(one) => {
                 let mut out = buffers[one.to].write().unwrap_or_else(PoisonError::into_inner);
                 let out = &mut out[..one.len];
-                // SAFETY: of one layout, and operations write floats alone.
+                // SAFETY: the types have the same layout, and operations write only floats.
                 let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) };
                 one.op.compute(Args::Replayed(Replayed { operands: &one.args, buffers }), out)?;
             }

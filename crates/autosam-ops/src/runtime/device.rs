@@ -91,19 +91,19 @@ mod driver {
 
     /// An error if the driver's library is missing.
     pub(super) fn find() -> Result<(), libloading::Error> {
-        // SAFETY: what the driver's library does as it loads asks nothing of us; the binding loads the same one.
+        // SAFETY: the initialisers of the driver's library have no preconditions, and the binding loads the same library.
         unsafe { libloading::Library::new("libcuda.so.1") }.map(drop)
     }
 
     /// Configures a device for repeated inference.
     pub(super) fn configure(device: &Device) -> candle_core::Result<()> {
         let device = device.as_cuda_device()?;
-        // SAFETY: all tensors of this device are made, used and freed on its one stream: none has to wait for another. What passes to
-        // another stream waits for events of its own (`side`).
+        // SAFETY: all tensors of this device are created, used and freed on its one stream, so none has to wait for another. Transfers to
+        // another stream use their own events (`aux_stream`).
         unsafe { device.disable_event_tracking() };
         let context = device.cuda_stream().context().clone();
         let mut everything = u64::MAX;
-        // SAFETY: the device's own pool, and a number of the type that the attribute has.
+        // SAFETY: the pool belongs to the device, and the value has the attribute's type.
         unsafe {
             let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
             // Keep freed memory in the process. By default it returns to the driver whenever the CPU waits.

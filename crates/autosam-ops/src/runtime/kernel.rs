@@ -8,7 +8,8 @@ use std::mem::MaybeUninit;
 
 /// An operation on contiguous f32 tensors.
 ///
-/// # Safety [`Self::compute`] must write every element of its result or fail.
+/// # Safety
+/// [`Self::compute`] must write every element of its result or fail.
 pub(crate) unsafe trait Kernel: Send + Sync {
     /// Shape of the result.
     fn shape(&self, args: Args) -> Result<Shape>;
@@ -46,6 +47,6 @@ fn fresh(op: &impl Kernel, args: Args) -> Result<(Vec<f32>, Shape)> {
     let shape = op.shape(args)?;
     let mut out = uninit(shape.elem_count());
     op.compute(args, &mut out)?;
-    // SAFETY: what `Kernel` promises.
+    // SAFETY: guaranteed by `Kernel`.
     Ok((unsafe { assume_init(out) }, shape))
 }

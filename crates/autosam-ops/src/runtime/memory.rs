@@ -6,7 +6,7 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 /// twentieth of an inference.
 pub(crate) fn uninit(len: usize) -> Vec<MaybeUninit<f32>> {
     let mut memory = Vec::with_capacity(len);
-    // SAFETY: as much was reserved, and of `MaybeUninit` nothing need be written.
+    // SAFETY: this capacity was reserved, and `MaybeUninit` needs no initialisation.
     unsafe { memory.set_len(len) };
     memory
 }
@@ -32,7 +32,7 @@ pub(crate) unsafe fn assume_init_part(part: &mut [MaybeUninit<f32>]) -> &mut [f3
 /// Fills a part of memory of [`uninit`] with a copy of `from`, which has the same length.
 pub(crate) fn copied<'a>(from: &[f32], to: &'a mut [MaybeUninit<f32>]) -> &'a mut [f32] {
     assert_eq!(from.len(), to.len());
-    // SAFETY: as long as each other, and apart, one being borrowed alone.
+    // SAFETY: both have the same length and do not overlap, because one is borrowed mutably.
     unsafe {
         std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().cast(), from.len());
         assume_init_part(to)
@@ -41,11 +41,12 @@ pub(crate) fn copied<'a>(from: &[f32], to: &'a mut [MaybeUninit<f32>]) -> &'a mu
 
 /// `len` floats, filled by `write`.
 ///
-/// # Safety `write` must write all of them.
+/// # Safety
+/// `write` must write all of them.
 pub(crate) unsafe fn filled(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
     let mut out = uninit(len);
     write(&mut out);
-    // SAFETY: by the function's own condition.
+    // SAFETY: guaranteed by the caller.
     unsafe { assume_init(out) }
 }
 
@@ -63,13 +64,13 @@ pub(crate) fn bytes_mut(floats: &mut [f32]) -> &mut [u8] {
 
 /// [`bytes`] of memory of [`uninit`].
 pub(crate) fn uninit_bytes(floats: &mut [MaybeUninit<f32>]) -> &mut [MaybeUninit<u8>] {
-    // SAFETY: the same memory, of which nothing need be written.
+    // SAFETY: the same memory, which needs no initialisation.
     unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), size_of_val(floats)) }
 }
 
 /// Bytes as memory for a kernel's result.
 pub(crate) fn to_write(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
-    // SAFETY: the same memory; whoever gets it only writes bytes.
+    // SAFETY: the same memory, and kernels only write bytes to it.
     unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
 }
 
@@ -77,7 +78,7 @@ pub(crate) fn to_write(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
 #[derive(Clone, Copy)]
 pub(crate) struct Shared(*mut f32);
 
-// SAFETY: the kernels give every task its own range of elements, which they state where they take it.
+// SAFETY: kernels give every task its own range of elements, and each use says why.
 unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 

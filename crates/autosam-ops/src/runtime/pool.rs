@@ -109,7 +109,7 @@ fn handed_over<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     let call = Handed { f: Mutex::new(Some(f)), result: Mutex::new(None), ended: ended.clone() };
     {
         let call: &dyn Call = &call;
-        // SAFETY: whoever takes it from the queue runs it, and does not touch it once it has said that it ended; until then this
+        // SAFETY: the thread that takes the call runs it and does not access it after signalling its end; until then this
         // function waits, and nothing in between panics.
         let call = unsafe { std::mem::transmute::<&dyn Call, &'static dyn Call>(call) };
         lock(&CALLS).push_back(call);

@@ -117,7 +117,7 @@ impl Problem {
         Ok(Self { batch, heads, d, tokens, keys: tokens, scale, q, k, v })
     }
 
-    fn apart(q: &[usize], k: &[usize], v: &[usize], heads: usize, scale: f32) -> Result<Self> {
+    fn separate(q: &[usize], k: &[usize], v: &[usize], heads: usize, scale: f32) -> Result<Self> {
         let (&[batch, tokens, width], &[b, keys, c]) = (q, k) else {
             candle_core::bail!("attention: expected [B, T, heads · d], found {q:?} and {k:?}")
         };
@@ -373,7 +373,7 @@ impl Packed {
     }
 }
 
-// SAFETY: the tasks of an attention are all of its result.
+// SAFETY: the tasks of an attention cover its result.
 unsafe impl Kernel for Packed {
     fn shape(&self, args: Args) -> Result<Shape> {
         let problem = self.problem(args.dims(0))?;
@@ -443,33 +443,33 @@ unsafe impl Kernel for Relative {
 }
 
 /// Attention of separate q `[B, T, heads · d]`, k and v `[B, S, heads · d]`.
-pub(crate) struct Apart {
+pub(crate) struct Separate {
     pub heads: usize,
     pub scale: f32,
 }
 
 // SAFETY: as for `Packed`.
-unsafe impl Kernel for Apart {
+unsafe impl Kernel for Separate {
     fn shape(&self, args: Args) -> Result<Shape> {
-        Ok(Problem::apart(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?.shape())
+        Ok(Problem::separate(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?.shape())
     }
 
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
         let (q, k, v) = (args.get(0)?, args.get(1)?, args.get(2)?);
-        let problem = Problem::apart(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?;
+        let problem = Problem::separate(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?;
         problem.forward(Operands { q: &q, k: &k, v: &v }, Bias::None, out);
         Ok(())
     }
 }
 
-impl Differentiable for Apart {
+impl Differentiable for Separate {
     fn name(&self) -> &'static str {
         "autosam-attention"
     }
 
     fn backward(&self, args: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let (q, k, v) = (args[0], args[1], args[2]);
-        let problem = Problem::apart(q.dims(), k.dims(), v.dims(), self.heads, self.scale)?;
+        let problem = Problem::separate(q.dims(), k.dims(), v.dims(), self.heads, self.scale)?;
         let (eq, ek, ev, grad) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?, Elements::of(grad)?);
         let mut grads = [vec![0f32; eq.len()], vec![0f32; ek.len()], vec![0f32; ev.len()]];
         let into = grads.each_mut().map(|g| Shared::new(g));

@@ -128,7 +128,7 @@ impl Stem {
 /// [`Stem`] as an operation.
 pub(crate) struct ByteStem(pub Arc<Stem>);
 
-// SAFETY: `row` writes all of a row, and the rows are all there are.
+// SAFETY: `row` writes a whole row, and every row is computed.
 unsafe impl Kernel for ByteStem {
     fn shape(&self, args: Args) -> Result<Shape> {
         let s = self.0.sizes(args.dims(0))?;

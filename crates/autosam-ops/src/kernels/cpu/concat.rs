@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 /// Concatenates the operands of each image.
 pub(crate) struct Concat;
 
-// SAFETY: the parts' channels are all there are.
+// SAFETY: the parts' channels cover the result.
 unsafe impl Kernel for Concat {
     fn shape(&self, args: Args) -> Result<Shape> {
         let &[n, _, h, w] = args.dims(0) else {

@@ -317,7 +317,7 @@ pub(crate) struct Conv {
     pub epilogue: Epilogue,
 }
 
-// SAFETY: the tiles of a convolution are all of its result.
+// SAFETY: the tiles of a convolution cover its result.
 unsafe impl Kernel for Conv {
     fn shape(&self, args: Args) -> Result<Shape> {
         let g = Geometry::of(args.dims(0), args.dims(1), self.cfg)?;
@@ -359,7 +359,7 @@ impl Matmul {
     }
 }
 
-// SAFETY: the images' convolutions are all there is.
+// SAFETY: the products of all images cover the result.
 unsafe impl Kernel for Matmul {
     fn shape(&self, args: Args) -> Result<Shape> {
         let [n, m, _, p] = Self::sizes(args)?;

@@ -75,7 +75,7 @@ impl Geometry {
                 #[inline(always)]
                 || {
                     out.fill(MaybeUninit::new(0.0));
-                    // SAFETY: it was, just now.
+                    // SAFETY: it was written just before.
                     let out = unsafe { assume_init_part(out) };
                     g.rows(
                         #[inline(always)]

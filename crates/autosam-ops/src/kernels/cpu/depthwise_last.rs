@@ -54,7 +54,7 @@ impl Geometry {
     }
 
     /// Transposes weights `[C, K·K]` to `[K·K, C]`.
-    pub fn turned(&self, w: &[f32]) -> Vec<f32> {
+    pub fn transposed(&self, w: &[f32]) -> Vec<f32> {
         let taps = self.k * self.k;
         (0..taps * self.c).map(|i| w[i % self.c * taps + i / self.c]).collect()
     }
@@ -75,7 +75,7 @@ impl Geometry {
         (at.is_multiple_of(self.stride) && at / self.stride < outputs).then_some(at / self.stride)
     }
 
-    /// Computes all of `out [N, OH, OW, C]` with weights of [`Self::turned`]; `epilogue` receives each completed row
+    /// Computes all of `out [N, OH, OW, C]` with weights of [`Self::transposed`]; `epilogue` receives each completed row
     /// `[OW, C]`.
     pub fn forward(
         &self,
@@ -98,7 +98,7 @@ impl Geometry {
                         (5, 2) => self.row::<5, 2, 11>(image, weights, rows, out),
                         _ => self.single_cells(image, weights, rows, 0, out),
                     }
-                    // SAFETY: its cells are all there is.
+                    // SAFETY: its cells cover the row.
                     epilogue(unsafe { assume_init_part(out) });
                 },
             );
@@ -216,7 +216,7 @@ impl Geometry {
 
     /// Gradient of the input.
     pub fn grad_input(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
-        let weights = self.turned(w);
+        let weights = self.transposed(w);
         let c = self.c;
         let mut dx = vec![0f32; self.n * self.h * self.w * c];
         dx.par_chunks_mut(self.w * c).enumerate().with_min_len(4).for_each(|(line, dx)| {
@@ -313,7 +313,7 @@ mod tests {
             prop_assume!(cfg.outputs(h, k).is_some() && cfg.outputs(w, k).is_some());
             let g = Geometry::of(&[2, h, w, c], &[c, 1, k, k], cfg).unwrap();
             let (x, weights) = (noise(2 * h * w * c, 3), noise(c * k * k, 5));
-            for (at, found) in forward(&g, &x, &g.turned(&weights)).into_iter().enumerate() {
+            for (at, found) in forward(&g, &x, &g.transposed(&weights)).into_iter().enumerate() {
                 let (channel, ox, line) = (at % c, at / c % g.ow, at / c / g.ow);
                 let (oy, image) = (line % g.oh, line / g.oh);
                 let mut sum = 0.0;

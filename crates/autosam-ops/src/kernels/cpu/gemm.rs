@@ -114,7 +114,7 @@ pub(crate) unsafe fn gemm(
     match &*KERNELS {
         Some(kernels) if !special(m, n, k, dst_rows, a, b) => {
             let product = Product { kernels, m, n, k, dst, dst_rows, add, scale, a, b: Right::Strided(b) };
-            // SAFETY: by the function's own condition.
+            // SAFETY: guaranteed by the caller.
             unsafe { product.run() }
         }
         // SAFETY: as above.
@@ -184,7 +184,7 @@ pub(crate) unsafe fn gemm_packed(
     if let Some(kernels) = KERNELS.as_ref().filter(|_| m > 0 && n > 0 && k > 0) {
         let b = Right::Packed(panels);
         let product = Product { kernels, m, n, k, dst, dst_rows, add: false, scale: 1.0, a, b };
-        // SAFETY: by the function's own condition.
+        // SAFETY: guaranteed by the caller.
         unsafe { product.run() }
     }
 }
@@ -266,7 +266,7 @@ impl Product<'_> {
                 let rows = nc.min(m - first);
                 for depth in (0..k).step_by(kc) {
                     let deep = kc.min(k - depth);
-                    // SAFETY: the buffer has room for what is packed, and the matrices are as large as they are said to be.
+                    // SAFETY: the buffer has room for the packed data, and the caller guarantees the matrices' sizes.
                     unsafe {
                         if pack_a {
                             for row in (0..rows).step_by(height) {
@@ -301,7 +301,8 @@ impl Product<'_> {
         });
     }
 
-    /// # Safety As [`gemm`]; operands passed as packed are packed, and the buffers have room for the others.
+    /// # Safety
+    /// As [`gemm`]; operands passed as packed are packed, and the buffers have room for the others.
     unsafe fn part(&self, part: Part, whole: bool, packed_a: Option<Panels>, packed_b: Panels) {
         let &Self { kernels, k, dst, dst_rows, a, b, .. } = self;
         let &Kernels { lanes, width, height, table } = kernels;
@@ -330,7 +331,7 @@ impl Product<'_> {
                         let panel = packed_b.at(at / width);
                         if row == 0 {
                             let from = MatRef { data: b.at(depth, col + at), ..b };
-                            // SAFETY: by the function's own condition.
+                            // SAFETY: guaranteed by the caller.
                             unsafe { pack(from, deep, wide, width, panel) };
                         }
                         (panel.cast_const(), width as isize)
@@ -338,7 +339,7 @@ impl Product<'_> {
                     Right::Strided(b) => (b.at(depth, col + at), b.row_stride),
                 };
                 let kernel = table(wide.div_ceil(lanes), tall);
-                // SAFETY: by the function's own condition. The kernels have columns where we have rows.
+                // SAFETY: guaranteed by the caller. The kernels are column-major, so rows and columns are swapped.
                 unsafe {
                     kernel(
                         wide,

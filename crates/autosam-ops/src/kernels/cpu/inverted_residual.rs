@@ -80,7 +80,7 @@ impl Block {
     }
 
     /// Computes all of `out [N, OH, OW, O]` from the lines of [`Self::fill`].
-    fn finish(&self, x: &[u8], hidden: &[u8], s: Sizes, out: &mut [MaybeUninit<u8>]) {
+    fn convolve_and_project(&self, x: &[u8], hidden: &[u8], s: Sizes, out: &mut [MaybeUninit<u8>]) {
         let (c, o) = (self.depthwise.c, self.project.n);
         let share = (s.n * s.oh).div_ceil(2 * rayon::current_num_threads());
         let rows = share.min(BAND.div_ceil(s.ow * c)).max(1);
@@ -108,7 +108,7 @@ impl Block {
 /// [`Block`] as an operation.
 pub(crate) struct InvertedResidual(pub Arc<Block>);
 
-// SAFETY: `finish` writes all rows of the result.
+// SAFETY: `convolve_and_project` writes all rows of the result.
 unsafe impl Kernel for InvertedResidual {
     fn shape(&self, args: Args) -> Result<Shape> {
         let s = self.0.sizes(args.dims(0))?;
@@ -126,7 +126,7 @@ unsafe impl Kernel for InvertedResidual {
         scratch(len.div_ceil(WORD), |memory| {
             let hidden = &mut bytes_mut(memory)[..len];
             self.0.fill(x, s, hidden);
-            self.0.finish(x, hidden, s, out);
+            self.0.convolve_and_project(x, hidden, s, out);
         });
         Ok(())
     }

@@ -33,14 +33,15 @@ pub(crate) enum Weights<'a> {
 impl Weights<'_> {
     /// Computes outputs `first..first + count` of rows `x [.., I]` into columns of `dst [.., O]`.
     ///
-    /// # Safety `dst` has these columns for as many rows, and no other task accesses them. `first` begins a panel.
+    /// # Safety
+    /// `dst` has these columns for as many rows, and no other task accesses them. `first` begins a panel.
     unsafe fn multiply(self, x: &[f32], i: usize, (first, count): (usize, usize), dst: *mut f32, o: usize) {
         let rows = x.len() / i;
         let a = MatRef { data: x.as_ptr(), row_stride: i as isize, col_stride: 1 };
         match self {
             Self::Rows(w) => {
                 let b = MatRef { data: w[first * i..].as_ptr(), row_stride: 1, col_stride: i as isize };
-                // SAFETY: by the function's own condition.
+                // SAFETY: guaranteed by the caller.
                 unsafe { gemm(rows, count, i, dst, o as isize, false, 1.0, a, b) }
             }
             // SAFETY: as above; a panel is I · width floats.

@@ -35,7 +35,7 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-// SAFETY: rows are as wide as gains and biases are many, and the blocks are all rows.
+// SAFETY: rows are as wide as the gains and biases, and the blocks cover all rows.
 unsafe impl Kernel for LayerNorm {
     fn shape(&self, args: Args) -> Result<Shape> {
         let width = args.dims(1).iter().product();

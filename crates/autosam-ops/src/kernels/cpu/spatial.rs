@@ -48,7 +48,7 @@ impl Resize {
     }
 }
 
-// SAFETY: the halves are all rows there are.
+// SAFETY: the halves cover all rows.
 unsafe impl Kernel for Resize {
     fn shape(&self, args: Args) -> Result<Shape> {
         match args.dims(0) {
@@ -152,7 +152,7 @@ unsafe impl Kernel for MaxPool {
         let (oh, ow) = (self.size(h), self.size(w));
         out.par_chunks_mut(oh * ow).zip(x.par_chunks(h * w)).with_min_len(2).for_each(|(out, x)| {
             out.fill(MaybeUninit::new(0.0));
-            // SAFETY: it was, just now.
+            // SAFETY: it was written just before.
             let out = unsafe { assume_init_part(out) };
             scratch(w, |tallest| {
                 for (y, out) in out.chunks_exact_mut(ow).enumerate() {

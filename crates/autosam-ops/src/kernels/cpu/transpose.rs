@@ -13,7 +13,7 @@ pub(crate) struct Transpose;
 
 const SQUARE: usize = 8;
 
-// SAFETY: the bands are all rows there are.
+// SAFETY: the bands cover all rows.
 unsafe impl Kernel for Transpose {
     fn shape(&self, args: Args) -> Result<Shape> {
         match args.dims(0) {

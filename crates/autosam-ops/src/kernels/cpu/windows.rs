@@ -43,7 +43,7 @@ impl Windows {
     }
 
     /// Writes the windows of a grid to all of `out`.
-    fn take_apart(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+    fn partition(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         let (b, t, c) = self.inside();
         assert_eq!(out.len(), b * t * c);
         if b * t != self.n * self.h * self.w {
@@ -56,22 +56,23 @@ impl Windows {
     }
 
     /// Writes the grid of windows to all of `out`.
-    fn put_together(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+    fn unpartition(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         assert_eq!(out.len(), self.n * self.h * self.w * self.c);
         let shared = Shared::uninit(out);
-        // SAFETY: every line of the grid is written once, which are all there is.
+        // SAFETY: every line of the grid is written once, and the lines cover the grid.
         self.lines(|to, from, len| unsafe { copy(&x[from..from + len], shared.at(to)) });
     }
 }
 
-/// # Safety `to` points to as many floats, which no other task accesses.
+/// # Safety
+/// `to` points to as many floats, which no other task accesses.
 unsafe fn copy(from: &[f32], to: *mut f32) {
     unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
 }
 
 pub(crate) struct Partition(pub Windows);
 
-// SAFETY: `take_apart` writes all.
+// SAFETY: `partition` writes all.
 unsafe impl Kernel for Partition {
     fn shape(&self, args: Args) -> Result<Shape> {
         let (from, to) = (self.0.grid(), self.0.inside());
@@ -82,7 +83,7 @@ unsafe impl Kernel for Partition {
     }
 
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
-        self.0.take_apart(&args.get(0)?, out);
+        self.0.partition(&args.get(0)?, out);
         Ok(())
     }
 }
@@ -95,15 +96,15 @@ impl Differentiable for Partition {
     fn backward(&self, args: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let x = args[0];
         let grad = Elements::of(grad)?;
-        // SAFETY: `put_together` writes all.
-        let dx = unsafe { filled(x.elem_count(), |out| self.0.put_together(&grad, out)) };
+        // SAFETY: `unpartition` writes all.
+        let dx = unsafe { filled(x.elem_count(), |out| self.0.unpartition(&grad, out)) };
         Ok([Some(shaped_as(dx, x)?), None, None])
     }
 }
 
 pub(crate) struct Unpartition(pub Windows);
 
-// SAFETY: `put_together` writes all.
+// SAFETY: `unpartition` writes all.
 unsafe impl Kernel for Unpartition {
     fn shape(&self, args: Args) -> Result<Shape> {
         let (from, to) = (self.0.inside(), self.0.grid());
@@ -114,7 +115,7 @@ unsafe impl Kernel for Unpartition {
     }
 
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
-        self.0.put_together(&args.get(0)?, out);
+        self.0.unpartition(&args.get(0)?, out);
         Ok(())
     }
 }
@@ -127,8 +128,8 @@ impl Differentiable for Unpartition {
     fn backward(&self, args: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let x = args[0];
         let grad = Elements::of(grad)?;
-        // SAFETY: `take_apart` writes all.
-        let dx = unsafe { filled(x.elem_count(), |out| self.0.take_apart(&grad, out)) };
+        // SAFETY: `partition` writes all.
+        let dx = unsafe { filled(x.elem_count(), |out| self.0.partition(&grad, out)) };
         Ok([Some(shaped_as(dx, x)?), None, None])
     }
 }

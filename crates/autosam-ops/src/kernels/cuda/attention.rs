@@ -93,11 +93,11 @@ pub(crate) fn windowed_attention(
 
 fn attention(qkv: &Tensor, padding: Option<&Tensor>, heads: Heads, bias: Bias) -> Result<Tensor> {
     let padding = padding.map(Tensor::contiguous).transpose()?;
-    qkv.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias, padding, apart: None })
+    qkv.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias, padding, separate: None })
 }
 
 /// Cross-attention of queries `q [B, T, heads · d]` to `k` and `v [B, S, heads · d]`, without a bias.
-pub(crate) fn attention_apart(
+pub(crate) fn cross_attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -105,8 +105,8 @@ pub(crate) fn attention_apart(
     scale: f64,
 ) -> Result<Tensor> {
     let heads = Heads { packing: Packing::Parts, heads, scale };
-    let apart = Some((k.contiguous()?, v.contiguous()?));
-    q.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias: Bias::None, padding: None, apart })
+    let separate = Some((k.contiguous()?, v.contiguous()?));
+    q.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias: Bias::None, padding: None, separate })
 }
 
 struct Attention {
@@ -114,7 +114,7 @@ struct Attention {
     bias: Bias,
     padding: Option<Tensor>,
     /// Keys and values that are not packed with the queries.
-    apart: Option<(Tensor, Tensor)>,
+    separate: Option<(Tensor, Tensor)>,
 }
 
 /// `Attention` of attention.cuh.
@@ -147,9 +147,9 @@ impl Attention {
         let device = storage.device();
         let Heads { packing, heads, scale } = self.heads;
         let (batch, tokens, width) = layout.shape().dims3()?;
-        let parts = if self.apart.is_some() { 1 } else { 3 };
+        let parts = if self.separate.is_some() { 1 } else { 3 };
         let d = width / (parts * heads);
-        let keys = self.apart.as_ref().map_or(Ok(tokens), |(k, _)| k.dim(1))?;
+        let keys = self.separate.as_ref().map_or(Ok(tokens), |(k, _)| k.dim(1))?;
         let (part, head) = match packing {
             Packing::Parts => (heads * d, d),
             Packing::Heads => (d, 3 * d),
@@ -201,8 +201,11 @@ impl Attention {
             _ => (TILE, 128, 4 * TILE * (d + 8)),
         };
         let strides = [(tokens * width) as i64, head as i64, width as i64];
-        let others =
-            if self.apart.is_some() { [(keys * width) as i64, head as i64, width as i64] } else { strides };
+        let others = if self.separate.is_some() {
+            [(keys * width) as i64, head as i64, width as i64]
+        } else {
+            strides
+        };
         let keys = if relative { seen } else { keys };
         let [seen32, keys32, heads32] = [seen, keys, heads].map(|v| v as u32);
         let [h32, w32, down, across, columns] = [h, w, grid.0, grid.1, columns].map(|v| v as u32);
@@ -290,7 +293,7 @@ impl Attention {
             unsafe { builder.launch(config) }.w()?;
             Ok(())
         };
-        if let Some((k, v)) = &self.apart {
+        if let Some((k, v)) = &self.separate {
             if k.dims() != [batch, keys, width] || v.dims() != k.dims() {
                 candle_core::bail!(
                     "attention: k {:?}, v {:?} for queries {:?}",

@@ -9,7 +9,7 @@ mod spatial;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attention::{attention_apart, finds_windows, self_attention, serves, windowed_attention};
+pub(crate) use attention::{cross_attention, finds_windows, self_attention, serves, windowed_attention};
 pub(crate) use layout::{copies_windows, partition, transpose, unpartition};
 pub(crate) use norm::{layer_norm, layer_norm_2d, norms};
 pub(crate) use product::{add_linear, linear};

@@ -242,7 +242,8 @@ impl Plans {
             None => self.library.insert(Library(lt::create_handle().map_err(failed)?)).0,
         };
         if let Entry::Vacant(place) = self.workspaces.entry(kind.stream) {
-            // Never freed, because captured graphs refer to it. SAFETY: a product writes there before it reads.
+            // Never freed, because captured graphs refer to it.
+            // SAFETY: a product writes there before it reads.
             place.insert(unsafe { device.alloc::<u8>(WORKSPACE)?.leak() });
         }
         let plan = Plan::new(handle, kind)
@@ -308,8 +309,8 @@ impl Plan {
             End::Residual { bias: true } => (epilogue::CUBLASLT_EPILOGUE_BIAS, f32s),
         };
         let description = lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32s)?;
-        let turned = 1i32;
-        set(description, attribute::CUBLASLT_MATMUL_DESC_TRANSA, &turned)?;
+        let transposed = 1i32;
+        set(description, attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
         set(description, attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &end)?;
         let (rows, inputs, outputs) = (kind.rows as u64, kind.inputs as u64, kind.outputs as u64);
         let w = lt::create_matrix_layout(operands, inputs, outputs, kind.inputs as i64)?;

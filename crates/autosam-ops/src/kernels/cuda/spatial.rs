@@ -116,7 +116,7 @@ impl CustomOp2 for DepthWise {
                 builder.arg(&x).arg(&w);
                 push(&mut builder, bias);
                 builder.arg(&mut out).arg(&s).arg(&f);
-                // SAFETY: the kernel's parameters, of the sizes that `s` says.
+                // SAFETY: the kernel's parameters, with the sizes in `s`.
                 unsafe { builder.launch(elementwise(n)) }.w()?;
                 Ok(())
             })?;
@@ -185,7 +185,7 @@ impl CustomOp2 for DepthWiseGrad {
         let (a, b, function) = (view::<f32>(s1, l1)?, view::<f32>(s2, l2)?, kernel(device, function)?);
         let mut builder = function.builder();
         builder.arg(&a).arg(&b).arg(&mut out).arg(&s);
-        // SAFETY: the kernel's parameters, of the sizes that `s` says.
+        // SAFETY: the kernel's parameters, with the sizes in `s`.
         unsafe { builder.launch(config) }.w()?;
         Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
     }
@@ -229,7 +229,7 @@ impl CustomOp1 for Unfold {
             let mut builder = function.builder();
             builder.arg(&x).arg(&mut out).arg(&s);
             let config = if self.back { elementwise(elements) } else { rows(lines, pixels) };
-            // SAFETY: the kernel's parameters, of the sizes that `s` says.
+            // SAFETY: the kernel's parameters, with the sizes in `s`.
             unsafe { builder.launch(config) }.w()?;
             Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
         })
@@ -267,7 +267,7 @@ impl CustomOp1 for MaxPool {
             let x = view::<T>(storage, layout)?;
             let mut builder = function.builder();
             builder.arg(&x).arg(&mut out).arg(&self.0);
-            // SAFETY: the kernel's parameters, of the sizes that `Spatial` says.
+            // SAFETY: the kernel's parameters, with the sizes in `Spatial`.
             unsafe { builder.launch(elementwise(shape.elem_count())) }.w()?;
             Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
         })

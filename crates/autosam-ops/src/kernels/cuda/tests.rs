@@ -122,7 +122,7 @@ fn attention() {
         for (tokens, keys) in [(5, 300), (7, 300), (300, 7), (2, 4096)] {
             let inputs =
                 [noise(&[2, tokens, 2 * d], 1), noise(&[2, keys, 2 * d], 2), noise(&[2, keys, 2 * d], 3)];
-            agrees("attention apart", &inputs, |t| {
+            agrees("cross-attention", &inputs, |t| {
                 crate::attention(&t[0], &t[1], &t[2], 2, (d as f64).powf(-0.5))
             });
         }

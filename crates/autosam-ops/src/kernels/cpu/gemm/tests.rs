@@ -5,10 +5,10 @@ use crate::runtime::capture::noise;
 use proptest::prelude::*;
 
 /// A matrix `[rows, cols]` stored by row with `gap` floats between rows, or by column.
-fn strided(data: &[f32], rows: usize, cols: usize, turned: bool, gap: usize) -> MatRef {
+fn strided(data: &[f32], rows: usize, cols: usize, transposed: bool, gap: usize) -> MatRef {
     assert!(data.len() >= (rows + gap) * (cols + gap));
     let data = data.as_ptr();
-    match turned {
+    match transposed {
         false => MatRef { data, row_stride: (cols + gap) as isize, col_stride: 1 },
         true => MatRef { data, row_stride: 1, col_stride: (rows + gap) as isize },
     }

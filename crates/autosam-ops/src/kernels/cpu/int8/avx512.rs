@@ -19,7 +19,8 @@ pub(super) fn available() -> bool {
 
 /// See [`Product::run`].
 ///
-/// # Safety The processor has the features that [`available`] checks. `x` is `[M, K]`, `out` and `residual` are `[M,
+/// # Safety
+/// The processor has the features that [`available`] checks. `x` is `[M, K]`, `out` and `residual` are `[M,
 /// N]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn product(p: &Product, x: &[u8], residual: Option<&[u8]>, out: &mut [MaybeUninit<u8>]) {
@@ -146,7 +147,8 @@ fn rounded(value: __m512) -> __m512i {
 
 /// See [`DepthWise::row`].
 ///
-/// # Safety The processor has the features that [`available`] checks. The kernel's side is 3 or 5, and sizes satisfy
+/// # Safety
+/// The processor has the features that [`available`] checks. The kernel's side is 3 or 5, and sizes satisfy
 /// the checks of `row`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn depthwise(
@@ -157,7 +159,7 @@ pub(super) unsafe fn depthwise(
     out: &mut [MaybeUninit<u8>],
 ) {
     for block in 0..p.c.div_ceil(BLOCK) {
-        // SAFETY: by the function's own condition.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match p.k {
                 3 => row::<3, 1>(p, block, lines, width, buffer, out),

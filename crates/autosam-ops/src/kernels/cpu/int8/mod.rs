@@ -101,7 +101,7 @@ impl Product {
         match self.isa {
             Isa::Portable => portable::product(self, x, residual, out),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: there is no such `Isa` on a processor without these instructions; sizes are checked above.
+            // SAFETY: this `Isa` exists only on processors with these instructions; sizes are checked above.
             Isa::Avx512Vnni => unsafe { avx512::product(self, x, residual, out) },
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx512Vnni => portable::product(self, x, residual, out),
@@ -125,7 +125,7 @@ impl DepthWise {
         );
         match self.isa {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: there is no such `Isa` on a processor without these instructions; sizes are checked above.
+            // SAFETY: this `Isa` exists only on processors with these instructions; sizes are checked above.
             Isa::Avx512Vnni if [3, 5].contains(&self.k) => unsafe {
                 avx512::depthwise(self, lines, width, buffer, out);
             },

@@ -48,28 +48,28 @@ pub(crate) fn transformed(kernels: &[f32], o: usize, c: usize) -> Vec<f32> {
 /// Transformed kernels `[16, C, O]` of the convolution that maps the output's gradient to the input's, from kernels
 /// `[O, C, 3, 3]`.
 fn transformed_back(kernels: &[f32], o: usize, c: usize) -> Vec<f32> {
-    let turned = |g: &[f32; 9]| std::array::from_fn(|i| g[8 - i]);
-    transform_kernels(kernels, o * c, |kernel| kernel % c * o + kernel / c, turned)
+    let rotated = |g: &[f32; 9]| std::array::from_fn(|i| g[8 - i]);
+    transform_kernels(kernels, o * c, |kernel| kernel % c * o + kernel / c, rotated)
 }
 
-/// Transforms each of `count` kernels, read through `turned`, to column `place` of `[16, count]`.
+/// Applies `rotated` to each of `count` kernels and transforms the result to column `place` of `[16, count]`.
 fn transform_kernels(
     kernels: &[f32],
     count: usize,
     place: impl Fn(usize) -> usize + Sync,
-    turned: impl Fn(&[f32; 9]) -> [f32; 9] + Sync,
+    rotated: impl Fn(&[f32; 9]) -> [f32; 9] + Sync,
 ) -> Vec<f32> {
     let mut out = vec![0f32; POINTS * count];
     let shared = Shared::new(&mut out);
     let (kernels, _) = kernels.as_chunks::<9>();
     kernels.par_iter().enumerate().with_min_len(4096).for_each(|(kernel, g)| {
-        let g = turned(g);
+        let g = rotated(g);
         let column = place(kernel);
         let spread = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
         let rows: [[f32; 4]; 3] = std::array::from_fn(|i| spread([g[3 * i], g[3 * i + 1], g[3 * i + 2]]));
         let columns: [[f32; 4]; 4] = std::array::from_fn(|j| spread(rows.map(|row| row[j])));
         for point in 0..POINTS {
-            // SAFETY: each kernel has a column of its own.
+            // SAFETY: each kernel has its own column.
             unsafe { *shared.at(point * count + column) = columns[point % 4][point / 4] };
         }
     });
@@ -173,7 +173,7 @@ impl Winograd {
                 let with_epilogue = |part: usize, [mut upper, mut lower]: [Parted; 2]| {
                     for channel in part * CHANNELS..((part + 1) * CHANNELS).min(self.o) {
                         let tiles = Tiles { shared: m, first: channel * pitch, stride: self.o * pitch };
-                        // SAFETY: each task writes rows of its own of each channel's plane.
+                        // SAFETY: each task writes its own rows of each channel's plane.
                         let plane = unsafe { shared.at((image * self.o + channel) * size) };
                         simd(
                             #[inline(always)]
@@ -365,7 +365,7 @@ impl Winograd {
                 let [s, t0, u, w]: [Lanes; 4] = std::array::from_fn(|j| f(p[j], q[j]));
                 let out = [sub(s, u), add(t0, u), sub(u, t0), sub(t0, w)];
                 for (j, lanes) in out.into_iter().enumerate() {
-                    // SAFETY: tiles from `first + t` on are this row's, or will be written after, or are the pitch's room.
+                    // SAFETY: tiles from `first + t` on belong to this row, are written later, or are padding of the pitch.
                     unsafe { tiles.put(4 * i + j, first + t, lanes) };
                 }
             };
@@ -427,7 +427,7 @@ impl Winograd {
     }
 }
 
-// SAFETY: every row of every plane is a task's.
+// SAFETY: tasks cover every row of every plane.
 unsafe impl Kernel for Transformed {
     fn shape(&self, args: Args) -> Result<Shape> {
         let Winograd { n, o, h, w, .. } = Winograd::of(args)?;

@@ -50,7 +50,8 @@ impl Tiles {
         }
     }
 
-    /// # Safety As [`Tiles::put`]; the tiles are initialised, and nothing writes them at the same time.
+    /// # Safety
+    /// As [`Tiles::put`]; the tiles are initialised, and nothing writes them at the same time.
     #[inline(always)]
     pub unsafe fn get(self, point: usize, tile: usize) -> Lanes {
         unsafe { self.shared.at(self.first + point * self.stride + tile).cast::<Lanes>().read_unaligned() }
