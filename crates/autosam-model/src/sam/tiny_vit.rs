@@ -1,10 +1,10 @@
-//! `TinyViT` as MobileSAM has it (mobile_sam/modeling/tiny_vit_sam.py): a convolutional stage, then three of
-//! windowed attention with a depth-wise convolution between attention and MLP. Between stem and neck channels lie last,
-//! `[N, H, W, C]`: nothing is transposed there.
+//! `TinyViT` as MobileSAM has it (mobile_sam/modeling/tiny_vit_sam.py): a convolutional stage, then three of windowed
+//! attention with a depth-wise convolution between attention and MLP. Between stem and neck the layout is channels
+//! last, `[N, H, W, C]`, which avoids transpositions.
 //!
-//! Where products are asked for in 16 bits, this is done in inference, as masks change otherwise (docs/gpu.md): convolutions stay in
-//! f32, since each replaces the sum along the network, where SAM's ViT adds to it; and the other products are in f16 where bf16 is
-//! asked for, since what they multiply was normalised before and needs digits rather than range.
+//! For inference with 16-bit products there are two exceptions, because masks change otherwise (docs/gpu.md).
+//! Convolutions stay in f32, since each replaces the residual stream, while SAM's ViT adds to it. The other products
+//! use f16 instead of bf16, since their operands are normalised and need precision rather than range.
 
 use super::config::TinyVitConfig;
 use super::layers::{LayerNorm, Linear, Neck};
@@ -32,7 +32,7 @@ impl TinyVitEncoder {
             .collect::<Result<_>>()?;
         let merges = (0..3)
             .map(|i| {
-                // The last merge keeps the grid: the embedding's stride is 16, not 32.
+                // The last merge keeps the grid, because the embedding's stride is 16, not 32.
                 let stride = if i == 2 { 1 } else { 2 };
                 Merge::load(d[i], d[i + 1], stride, layers.pp(i).pp("downsample"))
             })
@@ -54,7 +54,7 @@ impl TinyVitEncoder {
         })
     }
 
-    /// Folds every batch norm into its convolution and spreads the attention biases, for inference.
+    /// Folds every batch norm into its convolution and expands the attention biases, for inference.
     pub fn fold(&mut self) -> Result<()> {
         let merges = self.merges.iter_mut().flat_map(|m| [&mut m.conv1, &mut m.conv2, &mut m.conv3]);
         let convolutional =
@@ -83,7 +83,7 @@ impl TinyVitEncoder {
     }
 }
 
-/// Runs what is no convolution, in inference in f16 if in 16 bits.
+/// Runs matrix products; in inference in f16 if 16 bits are requested.
 fn run_products<R>(train: bool, f: impl FnOnce() -> R) -> R {
     if train { f() } else { ops::autocast_f16(f) }
 }
@@ -192,7 +192,7 @@ impl Block {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let (_, h, w, _) = x.dims4()?;
         let y = self.attn.forward(&ops::partition(x, self.window)?)?;
-        // The projection is one of each token: after the windows' padding is gone there are fewer.
+        // The projection works per token, so it is cheaper after the windows' padding is removed.
         let x = self.attn.proj.add_to(x, &ops::unpartition(&y, self.window, h, w)?)?;
         let x = run_convolutions(train, || self.local_conv.forward_last(&x, None, train))?;
         let y = self.fc1.forward_then(&self.mlp_norm.forward_for_products(&x)?, Gelu)?;
@@ -200,7 +200,7 @@ impl Block {
     }
 }
 
-/// Attention inside a window, with a learned bias for every distance (LeViT's).
+/// Attention inside a window, with a learned bias for every distance, as in LeViT.
 #[derive(Debug, Clone)]
 struct Attention {
     norm: LayerNorm,
@@ -208,17 +208,17 @@ struct Attention {
     proj: Linear,
     /// `[heads, distances]`.
     biases: Tensor,
-    /// For query i and key j the column of `biases`, `[tokens · tokens]`.
+    /// The column of `biases` for query i and key j, `[tokens · tokens]`.
     index: Tensor,
-    /// [`Self::expand_biases`], once they are fixed.
+    /// Result of [`Self::expand_biases`] once the biases are fixed.
     bias: Option<Tensor>,
     heads: usize,
 }
 
 impl Attention {
     fn load(dim: usize, heads: usize, window: usize, vb: VarBuilder) -> Result<Self> {
-        // The reference numbers distances (|dy|, |dx|) in the order it meets them, row by row from the first
-        // cell, which is dy·window + dx.
+        // The reference numbers distances (|dy|, |dx|) in order of appearance, row by row from the first cell, which
+        // gives dy·window + dx.
         let tokens = window * window;
         let index: Vec<u32> = (0..tokens * tokens)
             .map(|i| {
@@ -239,7 +239,7 @@ impl Attention {
         })
     }
 
-    /// Windows `[B, w · w, C]` → the same, not yet projected.
+    /// Windows `[B, w · w, C]` → the same shape, before the projection.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let scale = ((x.dim(2)? / self.heads) as f64).powf(-0.5);
         let bias = match &self.bias {

@@ -1,4 +1,5 @@
-//! Downloads of published weights: resumed where they were cut, checked before they are used, kept in the user's cache.
+//! Downloads published weights: resumes interrupted downloads, checks files before use, and keeps them in the user's
+//! cache.
 
 use super::published::PublishedWeights;
 use super::sha256_of;
@@ -8,19 +9,19 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Attempts in a row that bring nothing, after which it is given up.
+/// Number of consecutive attempts without progress before giving up.
 const ATTEMPTS: u32 = 3;
 
-/// How long a server may stay silent.
+/// Maximum time without data from the server.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The most that a file of unknown length may take.
+/// Maximum size of a file of unknown length.
 const LARGEST: u64 = 8 << 30;
 
-/// Where weights are kept: `$XDG_CACHE_HOME/autosam-video/weights`, or below `~/.cache`.
+/// The cache folder for weights: `$XDG_CACHE_HOME/autosam-video/weights`, or below `~/.cache`.
 ///
 /// # Errors
-/// Where neither variable says anything.
+/// If neither variable is set.
 pub fn cache_dir() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     set("XDG_CACHE_HOME")
@@ -29,11 +30,11 @@ pub fn cache_dir() -> Result<PathBuf> {
         .ok_or_else(|| Error::invalid("neither XDG_CACHE_HOME nor HOME is set; choose a folder with --dir"))
 }
 
-/// Makes sure that `published` is whole in `dir` and says where. `url` may name a mirror: the hash is the same.
-/// `progress` hears of bytes there and bytes in all.
+/// Downloads `published` to `dir` unless it is already there, and returns its path. `url` may name a mirror, since the
+/// hash must match. `progress` is called with the bytes so far and in total.
 ///
 /// # Errors
-/// With the way out: no network (what to put where), a wrong hash, a full disk, a second download at once.
+/// With a remedy: no network (which file to put where), a wrong hash, a full disk, a concurrent download.
 pub fn fetch(
     published: &PublishedWeights,
     url: &str,
@@ -106,7 +107,7 @@ pub fn fetch(
     Ok(path)
 }
 
-/// Keeps the hash of a file of which none is published, in `sha256sum`'s format.
+/// Stores the hash of a file without a published hash, in `sha256sum`'s format.
 fn pinned(pin: &Path, hash: &str, published: &PublishedWeights) -> Result<()> {
     tracing::warn!(
         "no SHA-256 of {} is published; {hash} is stored and expected from now on",
@@ -117,7 +118,7 @@ fn pinned(pin: &Path, hash: &str, published: &PublishedWeights) -> Result<()> {
 
 /// Why a download stopped.
 enum Stop {
-    /// The connection, or the way to it: another attempt may help.
+    /// A connection failure; another attempt may succeed.
     Cut(String),
     Final(Error),
 }
@@ -127,7 +128,7 @@ struct Download<'a> {
     url: &'a str,
     file: File,
     part: &'a Path,
-    /// What the server called the version that is being downloaded.
+    /// The server's ETag of the version being downloaded.
     etag: Option<String>,
     progress: &'a mut dyn FnMut(u64, Option<u64>),
 }
@@ -155,7 +156,7 @@ impl Download<'_> {
             .build()
             .into();
         if self.published.sha256.is_none() {
-            // Nothing could tell whether an earlier run's bytes are of the same file.
+            // Without a hash it cannot be checked whether an earlier run's bytes belong to the same file.
             self.start_over()?;
         }
         let mut fruitless = 0;
@@ -175,7 +176,7 @@ impl Download<'_> {
         }
     }
 
-    /// One request, from where the file ends.
+    /// One request, starting at the end of the partial file.
     fn attempt(&mut self, agent: &ureq::Agent) -> std::result::Result<(), Stop> {
         let mut have = self.length()?;
         if self.published.bytes == Some(have) {
@@ -231,7 +232,7 @@ impl Download<'_> {
             have += count as u64;
             if have > most {
                 self.start_over()?;
-                let reason = format!("{} sends more than the expected {most} bytes", self.url);
+                let reason = format!("{} sent more than the expected {most} bytes", self.url);
                 return Err(Stop::Final(Error::weights(self.part, reason)));
             }
             self.file.write_all(&piece[..count]).map_err(|e| self.io(e))?;

@@ -9,18 +9,19 @@ pub struct PublishedWeights {
     /// The authors' page that links to the file.
     pub source: &'static str,
     pub url: &'static str,
-    /// Its length, where that is published.
+    /// Its length in bytes, if published.
     pub bytes: Option<u64>,
-    /// Its SHA-256 in hexadecimal. `None` where nobody published one: such a file is pinned by the first download.
+    /// Its SHA-256 in hexadecimal. `None` if none was published; the hash of the first download is then stored and
+    /// required from then on.
     pub sha256: Option<&'static str>,
 }
 
-/// What `autosam-video models list` prints beside the shipped model.
+/// The weights that `autosam-video models list` prints in addition to the shipped model.
 ///
-/// Meta publishes no SHA-256 (the six digits in its names are the MD5's first). The hashes here are those that micro-sam
-/// and 3D Slicer's Segment Anything extension check the same addresses against; MobileSAM's is micro-sam's too.
-/// HarDNet's authors and users publish none, and the address in their code (ping-chao.com) is often dead, so the files in
-/// their repository are taken.
+/// Meta publishes no SHA-256 (the six digits in its file names begin the MD5). The hashes here are those that micro-sam
+/// and 3D Slicer's Segment Anything extension use for the same addresses; MobileSAM's is micro-sam's too. HarDNet's
+/// authors publish none, and the address in their code (ping-chao.com) is often unreachable, so the files in their
+/// repository are used.
 pub const PUBLISHED: &[PublishedWeights] = &[
     PublishedWeights {
         name: "sam-vit-b",
