@@ -17,7 +17,7 @@ use autosam::engine::temporal::{TemporalFilter, TemporalSettings};
 use autosam::engine::{Engine, Settings};
 use autosam::eval::dice;
 use autosam::eval::live::{Live, Observed};
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::frame::resize::Resizer;
 use autosam::frame::{Frame, Luma};
 use autosam::model::{self, ModelOptions};
@@ -79,12 +79,12 @@ struct Clip {
 }
 
 fn clip(model: &mut dyn Segmenter, frames: impl Iterator<Item = Pair>) -> Result<Clip> {
-    let (mut sampler, mut small) = (Resizer::new(model.input_size()), Resizer::new(motion::SIDE));
+    let (mut resizer, mut small) = (Resizer::new(model.input_size()), Resizer::new(motion::SIDE));
     let mut clip = Clip { samples: vec![], truth: vec![], small: vec![], maps: vec![] };
     for Pair { rgb, mask } in frames {
         let frame = Frame::rgb_image(&rgb);
         let (mut sample, mut luma, mut map) = (ModelInput::default(), Luma::default(), ProbMap::default());
-        sampler.resize(&frame, &mut sample)?;
+        resizer.resize(&frame, &mut sample)?;
         small.luma(&frame, &mut luma)?;
         model.segment(&sample, &mut map)?;
         let (w, h) = (sample.width as u32, sample.height as u32);
@@ -398,7 +398,7 @@ fn cuts(name: &str, clips: &[Clip]) {
 
 fn roi(dir: &str) -> Result<()> {
     let data = Dataset::open(dir.as_ref())?;
-    let settings = |region| Settings { region, ..Settings::default() };
+    let settings = |roi| Settings { roi, ..Settings::default() };
     let open = || {
         Engine::start(
             Box::new(|| model::open(None, &ModelOptions::default())),
@@ -409,11 +409,11 @@ fn roi(dir: &str) -> Result<()> {
     let mut engine = open()?;
     println!("| region | frames | mean Dice | polyp-free frames with an overlay |");
     println!("|---|---|---|---|");
-    for region in [Region::Full, Region::Auto] {
+    for roi in [CropMode::Full, CropMode::Auto] {
         let (mut dices, mut free, mut alarms) = (Vec::new(), 0, 0);
         for item in &data.items {
             let Pair { rgb, mask } = item.load()?;
-            engine.control().set(settings(region));
+            engine.control().set(settings(roi));
             engine.control().flush();
             let detection = engine.segment(&Frame::rgb_image(&rgb), None)?;
             let shown = detection.mask.enlarge(rgb.width() as usize, rgb.height() as usize);
@@ -425,7 +425,7 @@ fn roi(dir: &str) -> Result<()> {
             }
         }
         let mean = dices.iter().sum::<f64>() / dices.len().max(1) as f64;
-        println!("| {region} | {} | {mean:.3} | {alarms} of {free} |", dices.len() + free);
+        println!("| {roi} | {} | {mean:.3} | {alarms} of {free} |", dices.len() + free);
     }
     Ok(())
 }

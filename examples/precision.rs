@@ -8,7 +8,7 @@
 use autosam::data::Dataset;
 use autosam::engine::segmenter::{ModelInput, ProbMap};
 use autosam::eval;
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::frame::{Frame, resize::Resizer};
 use autosam::model::{self, AutoSam, DeviceChoice, MaskMode, ModelOptions, Precision};
 use autosam::ops;
@@ -61,13 +61,13 @@ fn main() -> anyhow::Result<()> {
     unsafe { autosam::process::settle() };
     let args = Args::parse();
     let config = model::ModelConfig::of(&model::checkpoint(args.model.as_deref())?)?;
-    let mut sampler = Resizer::new(config.sam.image_size);
+    let mut resizer = Resizer::new(config.sam.image_size);
     let mut samples = Vec::new();
     for item in Dataset::open(&args.data)?.items {
         let image = item.load()?.rgb;
         let frame = Frame::rgb_image(&image);
         let mut sample = ModelInput::default();
-        sampler.resize(&frame.crop(Region::Auto.of(&frame)?), &mut sample)?;
+        resizer.resize(&frame.crop(CropMode::Auto.of(&frame)?), &mut sample)?;
         samples.push(sample);
     }
     let full = maps(&args, &samples, Precision::F32)?;

@@ -4,7 +4,7 @@
 
 use autosam::engine::mask::{Mask, MaskSettings};
 use autosam::engine::segmenter::{ModelInput, ProbMap};
-use autosam::frame::{Frame, region::Region, resize::Resizer};
+use autosam::frame::{Frame, region::CropMode, resize::Resizer};
 use autosam::model::{self, ModelOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut sample, mut map) = (ModelInput::default(), ProbMap::default());
     // The network sees the endoscope's image without black borders and text.
     let frame = Frame::rgb_image(&image);
-    let area = Region::Auto.of(&frame)?;
+    let area = CropMode::Auto.of(&frame)?;
     Resizer::new(model.input_size()).resize(&frame.crop(area), &mut sample)?;
     model.segment(&sample, &mut map)?;
 

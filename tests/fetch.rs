@@ -1,7 +1,7 @@
 //! Downloads from a server on loopback that misbehaves on demand.
 
 use autosam::weights::fetch::fetch;
-use autosam::weights::known::Known;
+use autosam::weights::published::PublishedWeights;
 use autosam::weights::sha256;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -91,8 +91,8 @@ fn body() -> Vec<u8> {
     (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
-fn known(hash: Option<String>) -> Known {
-    Known {
+fn published(hash: Option<String>) -> PublishedWeights {
+    PublishedWeights {
         name: "w",
         file: "w.pth",
         what: "test",
@@ -103,16 +103,16 @@ fn known(hash: Option<String>) -> Known {
     }
 }
 
-fn good(known: &Known, server: &Server, dir: &Path) -> u64 {
+fn good(published: &PublishedWeights, server: &Server, dir: &Path) -> u64 {
     let mut last = 0;
-    let path = fetch(known, &server.url, dir, &mut |have, _| last = have).unwrap();
+    let path = fetch(published, &server.url, dir, &mut |have, _| last = have).unwrap();
     assert_eq!(std::fs::read(path).unwrap(), body());
     assert!(!dir.join("w.pth.part").exists());
     last
 }
 
-fn bad(known: &Known, url: &str, dir: &Path) -> String {
-    let text = fetch(known, url, dir, &mut |_, _| ()).unwrap_err().to_string();
+fn bad(published: &PublishedWeights, url: &str, dir: &Path) -> String {
+    let text = fetch(published, url, dir, &mut |_, _| ()).unwrap_err().to_string();
     assert!(!dir.join("w.pth").exists());
     text
 }
@@ -120,12 +120,12 @@ fn bad(known: &Known, url: &str, dir: &Path) -> String {
 #[test]
 fn an_interrupted_download_is_resumed() {
     let dir = tempfile::tempdir().unwrap();
-    let known = known(Some(sha256(&body())));
+    let published = published(Some(sha256(&body())));
     let server = Server::start(body(), vec![Answer::Ranges(100_000)]);
-    assert_eq!(good(&known, &server, dir.path()), 300_000);
+    assert_eq!(good(&published, &server, dir.path()), 300_000);
     assert_eq!(server.ranges(), ["", "bytes=100000-", "bytes=200000-"]);
     // A complete file is not requested again.
-    good(&known, &server, dir.path());
+    good(&published, &server, dir.path());
     assert_eq!(server.ranges().len(), 3);
 }
 
@@ -135,7 +135,7 @@ fn a_partial_file_is_resumed_only_if_a_hash_can_verify_it() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("w.pth.part"), &body()[..120_000]).unwrap();
         let server = Server::start(body(), vec![Answer::Ranges(usize::MAX)]);
-        good(&known(hash), &server, dir.path());
+        good(&published(hash), &server, dir.path());
         assert_eq!(server.ranges(), [range]);
     }
 }
@@ -145,7 +145,7 @@ fn without_ranges_the_download_starts_over() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("w.pth.part"), b"anything").unwrap();
     let server = Server::start(body(), vec![Answer::Status(503), Answer::Whole]);
-    good(&known(Some(sha256(&body()))), &server, dir.path());
+    good(&published(Some(sha256(&body()))), &server, dir.path());
     assert_eq!(server.ranges().len(), 2);
 }
 
@@ -153,7 +153,7 @@ fn without_ranges_the_download_starts_over() {
 fn a_wrong_hash_is_reported_and_nothing_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(body(), vec![Answer::Whole]);
-    let text = bad(&known(Some("0".repeat(64))), &server.url, dir.path());
+    let text = bad(&published(Some("0".repeat(64))), &server.url, dir.path());
     assert!(text.contains(&sha256(&body())) && text.contains(&"0".repeat(64)), "{text}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -161,10 +161,10 @@ fn a_wrong_hash_is_reported_and_nothing_is_kept() {
 #[test]
 fn a_file_without_a_published_hash_is_pinned_by_its_first_download() {
     let dir = tempfile::tempdir().unwrap();
-    let known = known(None);
-    good(&known, &Server::start(body(), vec![Answer::Whole]), dir.path());
+    let published = published(None);
+    good(&published, &Server::start(body(), vec![Answer::Whole]), dir.path());
     std::fs::remove_file(dir.path().join("w.pth")).unwrap();
-    let text = bad(&known, &Server::start(b"another".to_vec(), vec![Answer::Whole]).url, dir.path());
+    let text = bad(&published, &Server::start(b"another".to_vec(), vec![Answer::Whole]).url, dir.path());
     assert!(text.contains("expected") && text.contains(&sha256(&body())), "{text}");
 }
 
@@ -172,14 +172,14 @@ fn a_file_without_a_published_hash_is_pinned_by_its_first_download() {
 fn without_a_network_the_error_says_where_to_put_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let text = bad(&known(Some("ab".repeat(32))), &format!("http://{closed}/w.pth"), dir.path());
+    let text = bad(&published(Some("ab".repeat(32))), &format!("http://{closed}/w.pth"), dir.path());
     let place = dir.path().join("w.pth");
     assert!(
         text.contains(&format!("put w.pth (SHA-256 {}) at {}", "ab".repeat(32), place.display())),
         "{text}"
     );
     let gone = Server::start(body(), vec![Answer::Status(404)]);
-    let text = bad(&known(None), &gone.url, dir.path());
+    let text = bad(&published(None), &gone.url, dir.path());
     assert!(text.contains("answered 404") && text.contains("example.org"), "{text}");
     assert_eq!(gone.ranges().len(), 1, "a missing file is requested only once");
 }
@@ -189,10 +189,10 @@ fn a_file_placed_by_hand_is_verified() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("w.pth");
     std::fs::write(&place, b"put here by hand").unwrap();
-    let text = fetch(&known(Some(sha256(&body()))), "http://127.0.0.1:9/", dir.path(), &mut |_, _| ())
+    let text = fetch(&published(Some(sha256(&body()))), "http://127.0.0.1:9/", dir.path(), &mut |_, _| ())
         .unwrap_err()
         .to_string();
     assert!(text.contains("expected") && text.contains("remove the file"), "{text}");
-    fetch(&known(Some(sha256(b"put here by hand"))), "http://127.0.0.1:9/", dir.path(), &mut |_, _| ())
+    fetch(&published(Some(sha256(b"put here by hand"))), "http://127.0.0.1:9/", dir.path(), &mut |_, _| ())
         .unwrap();
 }

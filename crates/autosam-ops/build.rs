@@ -1,4 +1,4 @@
-//! With the feature `cuda`, compiles the GPU's kernels (`src/kernels/cuda`) as candle compiles its own.
+//! With the feature `cuda`, compiles the GPU kernels (`src/kernels/cuda`) in the same way as candle compiles its own.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -12,7 +12,7 @@ fn kernels() {
     println!("cargo::rerun-if-changed=src/kernels/cuda");
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     let builder = cudaforge::KernelBuilder::new();
-    // Its own matrix instructions are no later GPU's: kernels for it run on no other.
+    // No other GPU, not even a later one, has Hopper's matrix instructions, so these kernels run only on it.
     if builder.get_compute_cap() == Some(90) {
         println!("cargo::rustc-cfg=hopper");
     }

@@ -24,7 +24,7 @@ mod summary;
 
 use crate::engine::{Detection, Engine};
 use crate::frame::Frame;
-use crate::frame::region::Region;
+use crate::frame::region::CropMode;
 use crate::video::{Reader, Shape};
 use crate::weights;
 use crate::{Error, Result, write_atomically, write_png};
@@ -67,7 +67,7 @@ pub struct Provenance {
     #[serde(default)]
     pub hysteresis: f32,
     pub mask_mode: String,
-    pub roi: Region,
+    pub roi: CropMode,
     pub formats: Vec<Format>,
 }
 

@@ -12,7 +12,7 @@ use crate::model::{
     Views,
 };
 use crate::ops;
-use crate::overlay::{Mark, OverlayMode};
+use crate::overlay::{Overlay, OverlayMode};
 use crate::process;
 use crate::sam::SamConfig;
 use crate::train::TrainConfig;
@@ -198,12 +198,12 @@ fn allocations(
         return Ok(None);
     }
     let mut segmenter = model::open_checkpoint(checkpoint, options)?;
-    let mut sampler = Resizer::new(segmenter.input_size());
+    let mut resizer = Resizer::new(segmenter.input_size());
     let mut sample = ModelInput::default();
     let mut map = ProbMap::default();
     let (mut asked, frames) = (0, bench.frames.min(50));
     for (i, image) in images.iter().cycle().take(WARM_UP + frames).enumerate() {
-        sampler.resize(&Frame::rgb_image(image), &mut sample)?;
+        resizer.resize(&Frame::rgb_image(image), &mut sample)?;
         let before = process::all_allocations();
         segmenter.segment(&sample, &mut map)?;
         if i >= WARM_UP {
@@ -221,14 +221,14 @@ fn stages(
 ) -> Result<BTreeMap<&'static str, f64>> {
     let (model, Arithmetic { products, .. }) = AutoSam::with_precision(checkpoint, device, bench.precision)?;
     let size = model.image_size();
-    let mut sampler = Resizer::new(size);
-    sampler.spread(!device.is_cpu());
+    let mut resizer = Resizer::new(size);
+    resizer.set_parallel(!device.is_cpu());
     let mut samples = [ModelInput::default()];
     let mut clock = Clock { device, times: vec![Vec::new(); STAGES.len()] };
     for image in images.iter().cycle().take(WARM_UP + bench.frames.min(50)) {
         let frame = Frame::rgb_image(image);
         let stages = || -> Result<()> {
-            clock.time(0, || sampler.resize(&frame, &mut samples[0]))?;
+            clock.time(0, || resizer.resize(&frame, &mut samples[0]))?;
             let x = clock.time(1, || model.preprocess(&samples))?;
             let embedding = clock.time(2, || ops::autocast(products, || model.embed(&x)))?;
             let prompt = clock.time(3, || ops::autocast(products, || model.dense_prompt(&x, false)))?;
@@ -238,7 +238,7 @@ fn stages(
             clock.time(6, || {
                 for map in maps {
                     let mask = Mask::new(map, &MaskSettings::default());
-                    std::hint::black_box(Mark::new(&mask, width, height, OverlayMode::default(), 0));
+                    std::hint::black_box(Overlay::new(&mask, width, height, OverlayMode::default(), 0));
                 }
                 Ok(())
             })

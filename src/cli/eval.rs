@@ -7,7 +7,7 @@ use autosam::eval::alarms::Alarm;
 use autosam::eval::maps;
 use autosam::eval::measure::{self, Evaluation, Sequence};
 use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::model::{DeviceChoice, Views};
 use autosam::report::{self, Case, Report, Sheet};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -67,7 +67,7 @@ pub struct Args {
     views: Views,
     /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
-    roi: Region,
+    roi: CropMode,
     /// Evaluate only polyp-free parts: the largest square without polyp pixels of each image. Use it to measure false alarms on
     /// a data set with few polyp-free images
     #[arg(long, conflicts_with_all = ["tile", "pred"])]
@@ -296,7 +296,7 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
                 EvalOptions {
                     mode: mode.mode(),
                     mask_mode: args.mask_mode.mode(),
-                    region: args.roi,
+                    roi: args.roi,
                     hysteresis: args.mask_mode.hysteresis(args.hysteresis),
                     views: args.views,
                     precision: args.precision.precision(),
@@ -409,11 +409,11 @@ fn alarms(set: &Dataset, sequences: &[Sequence], rate: f64) -> anyhow::Result<Ve
 pub fn write_validation_report(
     model: &Path,
     sets: &[Dataset],
-    region: Region,
+    roi: CropMode,
     device: DeviceChoice,
     dir: &Path,
 ) -> anyhow::Result<()> {
-    let options = EvalOptions { region, ..EvalOptions::default() };
+    let options = EvalOptions { roi, ..EvalOptions::default() };
     let mut predictor = LabelledPredictor::open(Some(model), None, options, &device.resolve()?)?;
     let mut page = Report::new("Validation", vec![format!("model: {}", model.display())]);
     for set in sets {

@@ -7,11 +7,11 @@ use autosam::data::Dataset;
 use autosam::eval::calibrate::calibrate;
 use autosam::eval::presence;
 use autosam::eval::quantise::quantise;
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::generator::{HarDNet, HarDNetConfig};
 use autosam::model::{self, CONFIG_KEY, Calibration, DeviceChoice, ModelConfig};
 use autosam::sam::Sam;
-use autosam::weights::known::{self, KNOWN};
+use autosam::weights::published::{self, PUBLISHED};
 use autosam::weights::{self, Checkpoint, Dtype, fetch, recorder};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -144,7 +144,7 @@ struct Frames {
     data: Vec<PathBuf>,
     /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
-    roi: Region,
+    roi: CropMode,
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
 }
@@ -223,27 +223,27 @@ fn list() {
         model::SHIPPED.len() as f64 / 1e6
     );
     println!("\nDownloaded from their authors by `models fetch NAME`:");
-    for known in KNOWN {
-        let size = known.bytes.map_or("".to_owned(), |b| format!("{:.0} MB", b as f64 / 1e6));
-        let hash = match known.sha256 {
+    for published in PUBLISHED {
+        let size = published.bytes.map_or("".to_owned(), |b| format!("{:.0} MB", b as f64 / 1e6));
+        let hash = match published.sha256 {
             Some(hash) => format!("sha256 {}…", &hash[..12]),
             None => "no published hash; pinned by the first download".to_owned(),
         };
-        println!("{:12}  {:34} {size:>8}  {}, {hash}", known.name, known.what, known.source);
+        println!("{:12}  {:34} {size:>8}  {}, {hash}", published.name, published.what, published.source);
     }
 }
 
 /// Downloads published weights and prints their path.
 fn fetch_weights(name: &str, dir: Option<PathBuf>, url: Option<&str>) -> anyhow::Result<()> {
-    let Some(known) = known::find(name) else {
-        let names: Vec<_> = KNOWN.iter().map(|k| k.name).collect();
+    let Some(published) = published::find(name) else {
+        let names: Vec<_> = PUBLISHED.iter().map(|k| k.name).collect();
         bail!("unknown weights {name:?}; available: {}", names.join(", "));
     };
     let dir = dir.map_or_else(fetch::cache_dir, Ok)?;
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
         "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
     )?);
-    let path = fetch::fetch(known, url.unwrap_or(known.url), &dir, &mut |have, total| {
+    let path = fetch::fetch(published, url.unwrap_or(published.url), &dir, &mut |have, total| {
         bar.set_length(total.unwrap_or(have));
         bar.set_position(have);
     });
@@ -381,7 +381,7 @@ fn verify(file: &Path, part: &Part) -> anyhow::Result<()> {
     checkpoint.check_finite()?;
     let hash = weights::sha256_of(file)?;
     let origin =
-        KNOWN.iter().find(|k| k.sha256 == Some(&hash)).map(|k| format!(" ({}, as published)", k.name));
+        PUBLISHED.iter().find(|k| k.sha256 == Some(&hash)).map(|k| format!(" ({}, as published)", k.name));
     println!("{}: {what}; all tensors are valid", file.display());
     println!("sha256 {hash}{}", origin.unwrap_or_default());
     Ok(())

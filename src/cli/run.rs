@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use autosam::data;
 use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Pending, Settings};
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::frame::{Frame, FrameMut};
 use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
 use autosam::overlay::{OverlayMode, Style};
@@ -75,7 +75,7 @@ pub struct Args {
     hysteresis: Option<f32>,
     /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
-    roi: Region,
+    roi: CropMode,
     /// Style of the overlay
     #[arg(long, value_enum, default_value_t = Overlay::MaskContour)]
     overlay: Overlay,
@@ -197,7 +197,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Overlay::MaskContour => OverlayMode::MaskContour,
             Overlay::Box => OverlayMode::Box,
         },
-        region: args.roi,
+        roi: args.roi,
         ..Settings::default()
     };
     let start = || {
@@ -354,7 +354,7 @@ impl Results {
             }
         }
         if !matches!(self.output, Output::Nothing) {
-            detection.mark.draw(&mut FrameMut::rgb_image(rgb), &Style::default());
+            detection.overlay.draw(&mut FrameMut::rgb_image(rgb), &Style::default());
             self.output.write(&name, frame)?;
         }
         self.bar.inc(1);

@@ -273,7 +273,7 @@ fn a_polyp_in_the_shade_is_not_cropped_in_training() {
     image.save(&item.image).unwrap();
     let pair = item.load().unwrap();
     let lit = |mask: &GrayImage| mask.iter().filter(|v| **v > 0).count();
-    assert_eq!(lit(&pair.trained(Region::Auto).unwrap().mask), lit(&pair.mask));
+    assert_eq!(lit(&pair.trained(CropMode::Auto).unwrap().mask), lit(&pair.mask));
     let text = check(&data);
     assert!(text.contains("roi=auto would crop labelled pixels of 1 images away"), "{text}");
 }

@@ -8,7 +8,7 @@ use autosam::data::loader::{Loader, LoaderConfig};
 use autosam::data::{Dataset, Pair};
 use autosam::engine::segmenter::ModelInput;
 use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::frame::resize::InputSize;
 use autosam::sam::{DecoderConfig, EncoderConfig, SamConfig, VitConfig};
 use autosam::train::config::Schedule;

@@ -4,7 +4,7 @@ use super::support::*;
 use autosam::engine::segmenter::{ModelInput, ProbMap, Segmenter};
 use autosam::engine::{Engine, Settings};
 use autosam::frame::Frame;
-use autosam::frame::region::Region;
+use autosam::frame::region::CropMode;
 use autosam::frame::resize::InputSize;
 use autosam::video::{Reader, UPRIGHT, VideoFrame};
 use gst::prelude::*;
@@ -35,7 +35,7 @@ impl Segmenter for Seen {
 fn seen(frame: &VideoFrame) -> (usize, usize) {
     let size = Arc::new(Mutex::new((0, 0)));
     let inside = size.clone();
-    let settings = Settings { region: Region::Full, ..Settings::default() };
+    let settings = Settings { roi: CropMode::Full, ..Settings::default() };
     let mut engine = Engine::start(
         Box::new(move || Ok(Box::new(Seen(inside.clone())) as Box<dyn Segmenter>)),
         settings,

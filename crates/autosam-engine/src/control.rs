@@ -42,7 +42,7 @@ impl Control {
     }
 
     pub fn stats(&self) -> Stats {
-        self.shared.figures.snapshot()
+        self.shared.counters.snapshot()
     }
 
     /// How long the worker has been on its current frame; `None` if it is idle.
@@ -54,7 +54,7 @@ impl Control {
     /// Removes the queued frame. A caller that waits for it is notified because its reply sender is dropped.
     pub(super) fn take_back(&self) {
         if let Ok(job) = self.waiting.try_recv() {
-            self.shared.figures.skipped.add_one();
+            self.shared.counters.skipped.add_one();
             let _ = self.recycle.try_send(job.input);
         }
     }
@@ -62,7 +62,7 @@ impl Control {
     /// Queues `prompt` for the next frame that is inferred; never waits. [`super::PromptEvent`] reports what becomes of it.
     ///
     /// # Errors
-    /// If a place is outside the frame, no model is loaded, or too many prompts wait.
+    /// If a position is outside the frame, no model is loaded, or too many prompts are waiting.
     pub fn prompt(&self, prompt: Prompt) -> Result<()> {
         if !prompt.is_valid() {
             return Err(Error::invalid("the prompt is outside the frame, or its box is empty"));
@@ -74,24 +74,24 @@ impl Control {
         let epoch = self.shared.prompt_epoch.load(Ordering::Acquire);
         self.prompts.try_send(Queued { prompt, generation, epoch }).map_err(|e| match e {
             TrySendError::Full(_) => {
-                Error::engine("too many prompts wait: frames arrive or are inferred too slowly")
+                Error::engine("too many prompts are waiting: frames arrive or are inferred too slowly")
             }
             TrySendError::Disconnected(_) => Error::engine("the worker thread has ended"),
         })
     }
 
-    /// Forgets the object and all prompts that wait. Its mask is no longer drawn.
+    /// Stops following the object and discards waiting prompts. Its mask is no longer drawn.
     pub fn clear_prompts(&self) {
         self.shared.prompt_epoch.fetch_add(1, Ordering::AcqRel);
         self.shared.pointed.store(None);
     }
 
-    /// Whether a prompt waits for a frame to be inferred.
+    /// Whether a prompt is waiting for a frame to be inferred.
     pub fn prompts_wait(&self) -> bool {
         !self.prompts.is_empty()
     }
 
-    /// Whether the worker needs frames' small copies for prompts.
+    /// Whether the worker needs small copies of frames for prompts.
     pub(super) fn prompting(&self) -> bool {
         self.prompts_wait() || self.shared.prompting.load(Ordering::Acquire)
     }

@@ -1,4 +1,4 @@
-//! Where a mask belongs on a later frame: the path of the tissue under it, from frame to frame.
+//! Position of a mask on a later frame: tracks the tissue under it from frame to frame.
 
 use autosam_frame::Luma;
 use autosam_frame::motion::{Extent, Scene};
@@ -7,24 +7,24 @@ use std::collections::VecDeque;
 /// Whether masks follow the video between two inferences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Motion {
-    /// They stay where they were made.
+    /// They stay where they were computed.
     #[default]
     Off,
-    /// They follow on each frame after their own.
+    /// They follow the tissue on each frame after their own.
     On,
-    /// They follow if they are older than a frame and a half: from the second frame after their own. On the first they stay if it
-    /// shows the same scene, and follow if it looks different.
+    /// They follow from the second frame after their own. On the first they stay if it looks the same, and follow
+    /// otherwise.
     Auto,
 }
 
-/// Where a mask is drawn on a frame after its own.
+/// How a mask is placed on a frame after its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Placement {
-    /// Where it was made.
+    /// At its own position.
     Stays,
-    /// Where it was made if the frame looks as the mask's own did; else as [`Self::Follows`].
+    /// At its own position if the frame looks like the mask's own; otherwise as [`Self::Follows`].
     StaysInScene,
-    /// Where the tissue under it is now; nowhere if that is not found.
+    /// At the current position of the tissue under it; not drawn if that is not found.
     Follows,
 }
 
@@ -39,29 +39,29 @@ impl Motion {
     }
 }
 
-/// Frames whose place is remembered: longer ago no mask is made.
+/// Number of frames whose position is kept. No mask is older than that.
 const MOST_FRAMES: usize = 128;
-/// Frames that may be missing between two before the path says nothing of the next.
+/// Maximum number of missing frames between two for the path to predict the next position.
 const MOST_MISSING: u64 = 2;
 
-/// Parts of the frame's sides, right and down.
+/// Fractions of the frame's sides, right and down.
 type Place = (f32, f32);
 
-/// The path of what the last masks are on.
+/// The path of the tissue under the most recent masks.
 #[derive(Default)]
 pub(crate) struct Follower {
-    /// By the number of the frame, ascending; only differences mean something.
+    /// Positions by ascending frame number. Only their differences are meaningful.
     path: VecDeque<(u64, Place)>,
 }
 
 impl Follower {
-    /// Forgets the path: after a flush, and in another scene.
+    /// Discards the path after a flush or a scene change.
     pub fn reset(&mut self) {
         self.path.clear();
     }
 
-    /// How far what is in `extent` of `scene`, the frame numbered `from`, has moved in `now`, numbered `index`; `None` if it
-    /// cannot be followed.
+    /// How far the content of `extent` in `scene`, frame number `from`, has moved in `now`, frame number `index`;
+    /// `None` if it cannot be followed.
     pub fn shift(
         &mut self,
         scene: &Scene,
@@ -77,7 +77,7 @@ impl Follower {
             return None;
         };
         let start = start.unwrap_or_else(|| {
-            // The path so far was that of a mask from before.
+            // The path so far belongs to an earlier mask.
             self.path.clear();
             self.path.push_back((from, (0.0, 0.0)));
             (0.0, 0.0)
@@ -93,7 +93,7 @@ impl Follower {
         self.path.iter().rev().find(|(index, _)| *index == frame).map(|(_, place)| *place)
     }
 
-    /// Where it should be on frame `index`, going on as it went.
+    /// Expected position on frame `index`, extrapolated from the last motion.
     fn expected(&self, index: u64) -> Option<Place> {
         let (last, place) = *self.path.back()?;
         let ahead = index.checked_sub(last).filter(|frames| *frames <= MOST_MISSING)? as f32;
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// A texture without period, `x` and `y` pixels on its way.
+    /// An aperiodic texture, moved by `x` and `y` pixels.
     fn video(x: f32, y: f32) -> Luma {
         let (width, height) = (128, 96);
         let value = |i: usize| {
@@ -136,11 +136,12 @@ mod tests {
     }
 
     #[test]
-    fn a_path_goes_on_with_the_next_mask() {
+    fn the_path_continues_with_the_next_mask() {
         let mut follower = Follower::default();
         let at = |frame: u64| video(-1.5 * frame as f32, 0.7 * frame as f32);
         let scene = |frame: u64| Scene::new(Arc::new(at(frame)));
-        // A mask every six frames, drawn from the sixth after its own: 17 pixels away at the end, 26 on the whole path.
+        // A mask every six frames, drawn from the sixth frame after its own. It ends 17 pixels away; the whole path is
+        // 26 pixels.
         for made in [0, 6, 12] {
             let scene = scene(made);
             for index in made + 6..made + 12 {

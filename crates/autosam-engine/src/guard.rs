@@ -1,4 +1,4 @@
-//! Calls into a model's code that contain its panics.
+//! Calls a model's code and catches its panics.
 
 use super::ModelFactory;
 use crate::segmenter::Segmenter;

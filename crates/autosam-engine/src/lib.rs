@@ -1,10 +1,11 @@
 //! Runs a segmenter in parallel with live video, or on files one frame after another.
 //!
 //! [`Engine::try_submit`] never waits: it resizes the frame to the network's size and puts it into a queue of one,
-//! where a newer frame replaces an older one. A worker thread computes masks. [`Engine::current_overlay`] returns the latest
-//! one and how far the tissue has moved since. [`Engine::segment`] waits for the frame's own mask. A panic or an
-//! error in the model stops neither thread: it is counted and reported, and the worker reloads the model after a
-//! growing pause. [`Control::replace`] loads another model on a separate thread and switches to it between two frames.
+//! where a newer frame replaces an older one. A worker thread computes masks. [`Engine::current_overlay`] returns the
+//! latest one and how far the tissue has moved since. [`Engine::segment`] waits for the frame's own mask. A panic or an
+//! error in the model stops neither thread. It is counted and reported, and the worker reloads the model after a pause
+//! that grows with each failure. [`Control::replace`] loads another model on a separate thread and switches to it
+//! between two frames.
 
 #![deny(unsafe_code)]
 
@@ -31,11 +32,11 @@ pub use prompt::{Prompt, PromptEvent};
 pub use reload::Done;
 pub use stats::{Latency, Stats};
 
-use crate::overlay::{Mark, OverlayMode};
+use crate::overlay::{Overlay, OverlayMode};
 use autosam_frame::map::ModelInput;
 use autosam_frame::mask::{Mask, MaskSettings};
 use autosam_frame::motion::{self, Scene};
-use autosam_frame::region::{Finder, Region};
+use autosam_frame::region::{CropMode, Finder};
 use autosam_frame::resize::{InputSize, Resizer, RowsResized};
 use autosam_frame::temporal::TemporalSettings;
 use autosam_frame::{Frame, Luma, Rect};
@@ -63,7 +64,7 @@ pub struct Settings {
     /// Whether masks follow the video between two inferences.
     pub motion: Motion,
     /// Part of the frame that the network sees.
-    pub region: Region,
+    pub roi: CropMode,
 }
 
 /// One frame's result.
@@ -71,16 +72,16 @@ pub struct Settings {
 pub struct Detection {
     pub mask: Mask,
     /// Overlay, ready to draw on frames of the submitted size.
-    pub mark: Mark,
+    pub overlay: Overlay,
     /// The frame's timestamp, in the caller's clock.
     pub pts: Option<u64>,
     /// When the frame was resized.
     pub sampled: Instant,
     /// Id of the object that a person pointed at, counted from 1; `None` for the automatic mask.
     pub prompt: Option<u32>,
-    /// The scene of the mask, if it is to be followed.
+    /// The scene of the mask, if the mask follows motion.
     scene: Option<Arc<Scene>>,
-    /// Number of the frame, skipped ones counted.
+    /// Number of the frame, including skipped ones.
     index: u64,
     generation: u64,
 }
@@ -114,12 +115,12 @@ pub type EventHandler = Box<dyn Fn(Event) + Send>;
 pub struct Engine {
     control: Control,
     resizer: Resizer,
-    /// Makes the small copies for [`motion`] and [`Finder`].
+    /// Resizes frames to the small copies for [`motion`] and [`Finder`].
     small: Resizer,
-    /// The small copy of the current frame, once it is made.
+    /// The small copy of the current frame, if it was already needed.
     luma: Option<Arc<Luma>>,
     finder: Finder,
-    /// What [`Finder`] looks at.
+    /// Small copy for [`Finder`].
     copy: ModelInput,
     follower: Follower,
     object_follower: Follower,
@@ -156,24 +157,24 @@ impl Engine {
     /// Loads the model on a new worker thread and waits until it is ready.
     ///
     /// # Errors
-    /// The opener's error, or that no thread could be started.
-    pub fn start(open: ModelFactory, settings: Settings, listener: EventHandler) -> Result<Self> {
-        Self::with(Some(open), settings, listener, SHORTEST_PAUSE)
+    /// The factory's error, or that no thread could be started.
+    pub fn start(open: ModelFactory, settings: Settings, handler: EventHandler) -> Result<Self> {
+        Self::with(Some(open), settings, handler, SHORTEST_PAUSE)
     }
 
     /// An engine that computes no masks until [`Control::replace`] sets a model.
     ///
     /// # Errors
     /// If no thread can be started.
-    pub fn without_model(settings: Settings, listener: EventHandler) -> Result<Self> {
-        Self::with(None, settings, listener, SHORTEST_PAUSE)
+    pub fn without_model(settings: Settings, handler: EventHandler) -> Result<Self> {
+        Self::with(None, settings, handler, SHORTEST_PAUSE)
     }
 
-    /// `first_pause`: how long a failed model rests before it is loaded again; each further failure doubles it.
+    /// `first_pause`: pause before a failed model is reloaded; each further failure doubles it.
     fn with(
         open: Option<ModelFactory>,
         settings: Settings,
-        listener: EventHandler,
+        handler: EventHandler,
         first_pause: Duration,
     ) -> Result<Self> {
         let shared = Arc::new(Shared::new(settings));
@@ -187,7 +188,7 @@ impl Engine {
             shared.clone(),
             first_pause,
             open,
-            listener,
+            handler,
             Inbox { jobs: waiting.clone(), models: loaded, prompts: asked, recycle: recycle.clone() },
         );
         let worker = std::thread::Builder::new()
@@ -196,7 +197,7 @@ impl Engine {
             .map_err(|e| Error::device(format!("cannot start the worker thread: {e}")))?;
         match opened.recv() {
             Ok(result) => result?,
-            Err(_) => return Err(Error::engine("the worker thread ended while opening the model")),
+            Err(_) => return Err(Error::engine("the worker thread ended while loading the model")),
         }
         // Without a model no frame is resized.
         let size = shared.input_size().unwrap_or(InputSize::from(1));
@@ -231,23 +232,23 @@ impl Engine {
         &self.control
     }
 
-    /// Submits `frame` for inference, replacing one that still waits. Skips it if its mask would be old because of waiting.
-    /// Never waits.
+    /// Submits `frame` for inference and replaces one that still waits. Skips it if waiting would make its mask too
+    /// old. Never blocks.
     ///
     /// # Errors
     /// If the frame cannot be resized, or the worker has ended.
     pub fn try_submit(&mut self, frame: &Frame, pts: Option<u64>) -> Result<()> {
         self.next();
         if self.input_size().is_none() {
-            self.control.shared.figures.skipped.add_one();
+            self.control.shared.counters.skipped.add_one();
             return Ok(());
         }
         let usual = Duration::from_nanos(self.control.shared.usually_busy.load(Ordering::Acquire));
         if should_skip_frame(self.control.busy(), usual, self.interval) {
-            self.control.shared.figures.skipped.add_one();
+            self.control.shared.counters.skipped.add_one();
             return Ok(());
         }
-        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.counters.errors.add_one())?;
         let Some(queue) = &self.queue else { return Ok(()) };
         loop {
             match queue.try_send(job) {
@@ -264,7 +265,7 @@ impl Engine {
     /// Counts a frame that passes without inference at the caller's request.
     pub fn skip(&mut self) {
         self.next();
-        self.control.shared.figures.skipped.add_one();
+        self.control.shared.counters.skipped.add_one();
     }
 
     /// Waits for the mask of this frame.
@@ -279,7 +280,7 @@ impl Engine {
         }
     }
 
-    /// Waits for the mask of this frame for at most `patience`; replaces a frame that still waits for the worker.
+    /// Waits for the mask of this frame for at most `timeout`; replaces a frame that still waits for the worker.
     ///
     /// # Errors
     /// Those of [`Self::segment`], and that the mask is not ready in time.
@@ -287,13 +288,13 @@ impl Engine {
         &mut self,
         frame: &Frame,
         pts: Option<u64>,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Arc<Detection>> {
         self.next();
         self.control.take_back();
-        match self.send(frame, pts)?.0.recv_timeout(patience) {
+        match self.send(frame, pts)?.0.recv_timeout(timeout) {
             Ok(answer) => answer.map_err(Refusal::into_error),
-            Err(_) => Err(Error::engine(format!("the model gave no mask within {patience:?}"))),
+            Err(_) => Err(Error::engine(format!("the model gave no mask within {timeout:?}"))),
         }
     }
 
@@ -306,10 +307,10 @@ impl Engine {
 
     fn send(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Pending> {
         if self.input_size().is_none() {
-            self.control.shared.figures.skipped.add_one();
+            self.control.shared.counters.skipped.add_one();
             return Err(Error::engine("no model is loaded"));
         }
-        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.figures.errors.add_one())?;
+        let mut job = self.job(frame, pts).inspect_err(|_| self.control.shared.counters.errors.add_one())?;
         let (reply, answer) = bounded(1);
         job.reply = Some(reply);
         match &self.queue {
@@ -320,7 +321,7 @@ impl Engine {
 
     /// Starts a new frame.
     fn next(&mut self) {
-        self.control.shared.figures.frames.add_one();
+        self.control.shared.counters.frames.add_one();
         self.index += 1;
         self.luma = None;
         let now = Instant::now();
@@ -346,11 +347,11 @@ impl Engine {
         {
             self.look(frame)?;
         }
-        let area = match settings.region {
-            Region::Full => Rect::whole(width, height),
-            Region::Rect(part) if frame.info.field => part.in_field().within(width, height),
-            Region::Rect(part) => part.within(width, height),
-            Region::Auto => {
+        let area = match settings.roi {
+            CropMode::Full => Rect::whole(width, height),
+            CropMode::Rect(part) if frame.info.field => part.in_field().within(width, height),
+            CropMode::Rect(part) => part.within(width, height),
+            CropMode::Auto => {
                 if self.finder.due() {
                     self.small.resize(frame, &mut self.copy)?;
                     self.finder.look(&self.copy, width, height);
@@ -363,7 +364,7 @@ impl Engine {
             self.resizer = Resizer::new(size);
         }
         let spare_cpu = self.control.shared.spare_cpu.load(Ordering::Acquire);
-        self.resizer.spread(spare_cpu);
+        self.resizer.set_parallel(spare_cpu);
         let mut input = match (self.spare.try_recv().unwrap_or_default(), spare_cpu) {
             (Input::RowsResized(_), true) => Input::Whole(ModelInput::default()),
             (Input::Whole(_), false) => Input::RowsResized(RowsResized::default()),
@@ -411,9 +412,9 @@ impl Engine {
         self.control.shared.latest.load_full().filter(|d| d.generation == generation)
     }
 
-    /// The latest result to draw on `frame`, which is the one just submitted or skipped; moved along with the tissue if
-    /// [`Settings::motion`] is on. `None` if no result exists, or if it cannot be followed: from the first frame after a scene
-    /// change, or beyond the search range.
+    /// The latest result to draw on `frame`, which is the one just submitted or skipped; moved with the tissue if
+    /// [`Settings::motion`] is on. `None` if no result exists or it cannot be followed, because the scene changed or
+    /// the tissue moved beyond the search range.
     #[tracing::instrument(level = "trace", skip_all)]
     pub fn current_overlay(&mut self, frame: &Frame) -> Option<Shown> {
         let detection = self.latest()?;
@@ -423,7 +424,7 @@ impl Engine {
         shown
     }
 
-    /// As [`Engine::current_overlay`], of the object that a person pointed at.
+    /// As [`Engine::current_overlay`], for the object that a person pointed at.
     #[tracing::instrument(level = "trace", skip_all)]
     pub fn current_object(&mut self, frame: &Frame) -> Option<Shown> {
         let shared = &self.control.shared;
@@ -439,7 +440,7 @@ impl Engine {
         shown
     }
 
-    /// Where `detection` is on `frame`; `None` if it cannot be followed.
+    /// Places `detection` on `frame`; `None` if it cannot be followed.
     fn place(&mut self, frame: &Frame, detection: Arc<Detection>, follower: &mut Follower) -> Option<Shown> {
         let motion = self.control.shared.settings.load().motion;
         let placement = motion.placement(self.index.saturating_sub(detection.index));
@@ -460,12 +461,12 @@ impl Engine {
 
     /// Records the delay added to a frame.
     pub fn record_video_delay(&self, delay: Duration) {
-        self.control.shared.figures.video_delay.record(delay);
+        self.control.shared.counters.video_delay.record(delay);
     }
 
     /// Records the age of a drawn mask.
     pub fn record_annotation_delay(&self, age: Duration) {
-        self.control.shared.figures.annotation_delay.record(age);
+        self.control.shared.counters.annotation_delay.record(age);
     }
 }
 
@@ -477,7 +478,7 @@ impl Drop for Engine {
             drop(job);
         }
         if let Some(worker) = self.worker.take() {
-            // The worker catches panics itself; a further one cannot be reported.
+            // The worker catches panics itself; one that escapes cannot be reported.
             let _ = worker.join();
         }
         self.control.reloader.close();

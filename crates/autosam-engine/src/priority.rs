@@ -62,7 +62,7 @@ impl RealtimeGuard {
 
 impl Drop for RealtimeGuard {
     fn drop(&mut self) {
-        // A thread that has ended needs nothing, and its id may belong to another program by now.
+        // A thread that has ended needs no restoring, and its id may now belong to another program.
         if system::is_ours(self.thread)
             && let Err(e) = system::schedule(self.thread, None)
         {
@@ -84,7 +84,8 @@ mod system {
     /// Makes the calling thread an ordinary one with at least this niceness and this time slice (sched(7)).
     pub fn lower_thread_priority(nice: i32, slice: Duration) -> io::Result<()> {
         let nice = nice.max(rustix::process::getpriority_process(None)?);
-        // Separately first: a sandbox may forbid the call below, because it can also make a thread real-time.
+        // First with a separate call, because a sandbox may forbid the call below, which can also make a thread
+        // real-time.
         rustix::process::setpriority_process(None, nice)?;
         let attributes = libc::sched_attr {
             size: size_of::<libc::sched_attr>() as u32,
@@ -108,7 +109,7 @@ mod system {
         Path::new("/proc/self/task").join(thread.to_string()).exists()
     }
 
-    /// Makes the thread real-time with a level, ordinary without.
+    /// Makes the thread real-time at `level`, or ordinary without one.
     pub fn schedule(thread: i32, level: Option<u8>) -> io::Result<()> {
         let policy = if level.is_some() { libc::SCHED_RR } else { libc::SCHED_OTHER };
         let param = libc::sched_param { sched_priority: level.unwrap_or(0).into() };
@@ -156,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_is_urgent_until_it_is_given_back_also_from_elsewhere() {
+    fn real_time_priority_ends_when_the_guard_is_dropped_on_any_thread() {
         let (raised, threads) = std::sync::mpsc::channel();
         let (done, end) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_networks_are_nicer_than_others() {
+    fn inference_threads_run_at_lower_priority() {
         let nice = || rustix::process::getpriority_process(None).unwrap();
         let before = nice();
         let lowered = std::thread::spawn(move || {
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_real_time_thread_starts_is_ordinary() {
+    fn children_of_a_real_time_thread_are_ordinary() {
         let child = std::thread::spawn(|| {
             let urgent = RealtimeGuard::this_thread(1);
             let child = std::thread::spawn(|| system::is_urgent(system::this_thread())).join();
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_that_there_is_not_is_an_error_that_says_what_it_takes() {
+    fn an_impossible_priority_is_an_error_that_names_the_permission() {
         let text = RealtimeGuard::this_thread(100).unwrap_err().to_string();
         assert!(text.contains("rtprio"), "{text}");
     }

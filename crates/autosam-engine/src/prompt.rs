@@ -1,13 +1,15 @@
-//! A person points at an object: a promptable model makes its mask, which follows the object until it is cleared or lost.
+//! Prompts: a person points at an object, and a promptable model segments it. The mask follows the object until it is
+//! cleared or lost.
 //!
-//! One object is followed at a time. [`super::Control::prompt`] only queues what was pointed at. With the next frame that is inferred the
-//! worker asks the model about it; with each later one it asks again, with the object's previous mask, moved along with the tissue,
-//! and a point inside that. So the mask is as old as the automatic one, and expires and moves as that does.
+//! One object is followed at a time. [`super::Control::prompt`] only queues the prompt. The worker passes it to the
+//! model with the next frame that is inferred. With each later frame it prompts the model again with the object's
+//! previous mask, moved along with the tissue, and a point inside that mask. So the mask is as old as the automatic
+//! one, and expires and moves like it.
 
 use super::follow::Follower;
 use super::shared::{Job, Pointed, Shared};
 use super::{Detection, Event, Settings};
-use crate::overlay::Mark;
+use crate::overlay::Overlay;
 use crate::segmenter::{ObjectPoint, ObjectPrompt};
 use autosam_frame::map::ProbMap;
 use autosam_frame::mask::{Mask, MaskSettings};
@@ -17,31 +19,32 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Prompts that may wait for the worker; further ones are refused.
+/// Maximum number of prompts that wait for the worker; further ones are refused.
 const MOST_WAITING: usize = 16;
-/// Points on the background that stay with an object; older ones are forgotten.
+/// Maximum number of background points kept with an object; older ones are discarded.
 const MOST_BACKGROUND: usize = 8;
-/// Least probability of a pixel of the object: SAM's.
+/// Threshold for the object's pixels, as in SAM.
 const MASK: MaskSettings = MaskSettings { threshold: 0.5, min_area: 0.0, hysteresis: 0.0 };
-/// Least IoU of an object's mask with its previous one, moved to where the tissue is now; below, it is another thing.
+/// Minimum IoU of an object's mask with its previous mask after motion compensation. Below, it is considered another
+/// object.
 const LEAST_AGREEMENT: f32 = 0.3;
-/// How far beside a point, in pixels of the model's input, the object that it means may be.
+/// Maximum distance between a point and the object it refers to, in pixels of the model's input.
 const REACH: f32 = 3.0;
-/// How far beside the object's box, in parts of its sides, a point still belongs to it.
+/// Margin around the object's box, in fractions of its sides, within which a point belongs to the object.
 const MARGIN: f32 = 0.25;
 
-/// What a person says of an object. Places are parts (0 to 1) of the frame's width and height.
+/// A prompt for an object. Coordinates are fractions (0 to 1) of the frame's width and height.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Prompt {
-    /// A point on an object (`foreground`), or on what surrounds the present one. A point on another object than the present one
-    /// takes its place; points that come before the first mask belong to one object.
+    /// A point on an object (`foreground`) or on the background around the current one. A foreground point on another
+    /// object replaces the current one. Points that arrive before the first mask belong to one object.
     Point { x: f32, y: f32, foreground: bool },
-    /// A box around an object, which takes the present one's place.
+    /// A box around an object, which replaces the current one.
     Box { left: f32, top: f32, right: f32, bottom: f32 },
 }
 
 impl Prompt {
-    /// Where it is, at least in part: a place inside it.
+    /// A position inside it.
     fn place(&self) -> (f32, f32) {
         match *self {
             Self::Point { x, y, .. } => (x, y),
@@ -60,7 +63,7 @@ impl Prompt {
     }
 }
 
-/// What became of prompts.
+/// Outcome of prompts.
 #[derive(Debug, Clone)]
 pub enum PromptEvent {
     /// An object has its first mask; [`Detection::prompt`] is its id.
@@ -88,18 +91,18 @@ struct Object {
     id: u32,
     generation: u64,
     epoch: u64,
-    /// Prompts that the model has not seen yet.
+    /// Points that the model has not seen yet.
     points: Vec<Place>,
     bounds: Option<[f32; 4]>,
     /// Earlier points on the background, moved along with the tissue.
     background: Vec<(f32, f32)>,
     latest: Option<Arc<Detection>>,
     follower: Follower,
-    /// Where its mask should be in the model's present input, if it had one.
+    /// The expected mask in the model's current input, if a previous mask exists.
     expected: Option<ProbMap>,
 }
 
-/// A point in parts of the frame.
+/// A point in fractions of the frame.
 #[derive(Clone, Copy)]
 struct Place {
     x: f32,
@@ -107,7 +110,7 @@ struct Place {
     foreground: bool,
 }
 
-/// How places of the frame and of the model's input correspond.
+/// Maps between coordinates of the frame and of the model's input.
 struct View {
     area: Rect,
     frame: (usize, usize),
@@ -119,7 +122,7 @@ impl View {
         Self { area: job.area, frame: job.size, input }
     }
 
-    /// In pixels of the input; pixel centres are whole numbers.
+    /// Converts to pixels of the input, whose centres are whole numbers.
     fn to_input(&self, (x, y): (f32, f32)) -> (f32, f32) {
         let side = |v: f32, frame: usize, start: usize, length: usize, input: usize| {
             (v * frame as f32 - start as f32) / length.max(1) as f32 * input as f32 - 0.5
@@ -135,7 +138,7 @@ impl View {
         (-0.5..=self.input.0 as f32).contains(&x) && (-0.5..=self.input.1 as f32).contains(&y)
     }
 
-    /// `map` of the whole frame, moved by `shift` in parts of its sides, at the input's size.
+    /// Crops `map` of the whole frame, moved by `shift` (fractions of its sides), to the input's area and size.
     fn crop(&self, map: &ProbMap, shift: (f32, f32)) -> ProbMap {
         let axis = |input: usize, start: usize, length: usize, frame: usize, map: usize, by: f32| {
             let at = move |i: usize| {
@@ -172,7 +175,7 @@ impl Object {
         }
     }
 
-    /// Whether a point belongs to it rather than to another object.
+    /// Whether a point belongs to this object rather than to another one.
     fn is_near(&self, x: f32, y: f32) -> bool {
         let Some(latest) = &self.latest else { return true };
         let Extent { left, top, right, bottom } = Extent::of(&latest.mask.regions);
@@ -180,10 +183,10 @@ impl Object {
         (left - across..=right + across).contains(&x) && (top - down..=bottom + down).contains(&y)
     }
 
-    /// What to ask the model about it, in the frame of `luma` numbered `index`.
+    /// The prompt for the model about this object in frame number `index`, whose small copy is `luma`.
     ///
     /// # Errors
-    /// Why it is no longer followed.
+    /// The reason if the object can no longer be followed.
     fn ask(
         &mut self,
         luma: &Luma,
@@ -225,7 +228,7 @@ impl Object {
         Ok(prompt)
     }
 
-    /// A point of the object, far inside it and from what is said to be background.
+    /// A point deep inside the object and far from background points.
     fn inner(&self, expected: &ProbMap, view: &View) -> Option<(usize, usize)> {
         let mut inside = expected.clone();
         let fresh = self.points.iter().filter(|p| !p.foreground).map(|p| (p.x, p.y));
@@ -236,21 +239,21 @@ impl Object {
                 *p = 0;
             }
         }
-        inside.deepest(MASK.cut())
+        inside.deepest(MASK.level())
     }
 
-    /// The parts of `map`, of the model's input, that are the object.
+    /// Keeps the components of `map` (in the model's input) that belong to the object.
     fn parts(&self, mut map: ProbMap, view: &View) -> ProbMap {
-        let cut = MASK.cut();
+        let level = MASK.level();
         let points: Vec<_> =
             self.points.iter().filter(|p| p.foreground).map(|p| view.to_input((p.x, p.y))).collect();
         let bounds = self
             .bounds
             .map(|[left, top, right, bottom]| (view.to_input((left, top)), view.to_input((right, bottom))));
         let (width, expected) = (map.width, self.expected.as_ref());
-        map.keep(cut, |at| {
+        map.keep(level, |at| {
             let (x, y) = ((at % width) as f32, (at / width) as f32);
-            expected.is_some_and(|e| e.data[at] >= cut)
+            expected.is_some_and(|e| e.data[at] >= level)
                 || points.iter().any(|p| (p.0 - x).hypot(p.1 - y) <= REACH)
                 || bounds
                     .is_some_and(|(from, to)| (from.0..=to.0).contains(&x) && (from.1..=to.1).contains(&y))
@@ -258,16 +261,16 @@ impl Object {
         map
     }
 
-    /// Whether `map` is far from where the object was, although nobody pointed anew.
+    /// Whether `map` is far from the object's previous mask although there was no new prompt.
     fn jumped(&self, map: &ProbMap) -> bool {
         let Some(expected) = self.expected.as_ref().filter(|_| self.points.is_empty()) else { return false };
-        let cut = MASK.cut();
-        let pairs = || expected.data.iter().zip(&map.data).map(|(a, b)| (*a >= cut, *b >= cut));
+        let level = MASK.level();
+        let pairs = || expected.data.iter().zip(&map.data).map(|(a, b)| (*a >= level, *b >= level));
         let (both, any) = (pairs().filter(|p| p.0 && p.1).count(), pairs().filter(|p| p.0 || p.1).count());
         (both as f32) < LEAST_AGREEMENT * any as f32
     }
 
-    /// The model has seen its prompts.
+    /// Clears the prompts after the model has seen them.
     fn seen(&mut self) {
         self.bounds = None;
         self.background.extend(self.points.drain(..).filter(|p| !p.foreground).map(|p| (p.x, p.y)));
@@ -276,7 +279,7 @@ impl Object {
     }
 }
 
-/// Follows the object; the worker's.
+/// Follows the object on the worker thread.
 pub(super) struct Tracker {
     prompts: Receiver<Queued>,
     object: Option<Object>,
@@ -289,7 +292,7 @@ impl Tracker {
         Self { prompts, object: None, last_id: 0, events: Vec::new() }
     }
 
-    /// What to ask the model about `job`, whose input has the size `input`; `None` if nobody points.
+    /// The prompt for the model in `job`, whose input has the size `input`; `None` if no object is followed.
     pub fn ask(
         &mut self,
         job: &Job,
@@ -300,7 +303,7 @@ impl Tracker {
         if self.object.is_none() && self.prompts.is_empty() {
             return None;
         }
-        // A frame from before the first prompt has none.
+        // A frame submitted before the first prompt has none.
         let luma = job.luma.as_ref()?;
         let view = View::of(job, input);
         let epoch = shared.prompt_epoch.load(Ordering::Acquire);
@@ -357,7 +360,7 @@ impl Tracker {
         self.object.insert(Object::new(self.last_id, queued))
     }
 
-    /// What the model found of the object in `job`.
+    /// Processes the model's map of the object in `job`.
     pub fn settle(&mut self, job: &Job, map: ProbMap, settings: &Settings) {
         let Some(object) = &mut self.object else { return };
         let view = View::of(job, (map.width, map.height));
@@ -370,10 +373,10 @@ impl Tracker {
             return self.end(reason);
         }
         object.seen();
-        let mark = Mark::new(&mask, width, height, settings.overlay, settings.line);
+        let overlay = Overlay::new(&mask, width, height, settings.overlay, settings.line);
         let detection = Arc::new(Detection {
             mask,
-            mark,
+            overlay,
             pts: job.pts,
             sampled: job.sampled,
             prompt: Some(object.id),
@@ -390,7 +393,7 @@ impl Tracker {
     pub fn end(&mut self, reason: &'static str) {
         match self.object.take() {
             Some(Object { id, latest: Some(_), .. }) => self.events.push(PromptEvent::Ended { id, reason }),
-            // It was never seen.
+            // The object never had a mask.
             Some(_) => self.refuse(reason),
             None => {}
         }
@@ -400,7 +403,7 @@ impl Tracker {
         self.events.push(PromptEvent::Refused { reason });
     }
 
-    /// Gives the streaming thread the object's mask, and the events since the last call to `tell`.
+    /// Publishes the object's mask to the streaming thread and passes the events since the last call to `tell`.
     pub fn publish(&mut self, shared: &Shared, mut tell: impl FnMut(Event)) {
         let object = self.object.as_ref();
         shared.prompting.store(object.is_some(), Ordering::Release);

@@ -4,17 +4,17 @@ use crate::{Error, Result};
 use autosam_frame::map::{ModelInput, ProbMap};
 use autosam_frame::resize::InputSize;
 
-/// What is known of one object in a frame; coordinates in pixels of the model's input, whose centres are whole numbers.
+/// A prompt for one object in a frame. Coordinates are pixels of the model's input, whose centres are whole numbers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ObjectPrompt {
     pub points: Vec<ObjectPoint>,
     /// A box around it: left, top, right, bottom.
     pub bounds: Option<[f32; 4]>,
-    /// Where it should be by an earlier frame: probabilities, of the input's size.
+    /// Its expected mask from an earlier frame: probabilities at the input's size.
     pub mask: Option<ProbMap>,
 }
 
-/// A point on the object or, if not `foreground`, beside it.
+/// A point on the object or, if not `foreground`, on the background.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ObjectPoint {
     pub x: f32,
@@ -24,7 +24,7 @@ pub struct ObjectPoint {
 
 /// A segmentation model.
 pub trait Segmenter: Send {
-    /// Size of its input, and how frames are laid into it.
+    /// Size of its input, and how frames are fitted into it.
     fn input_size(&self) -> InputSize;
     /// Whether it computes on a GPU, so that the CPU is free to resize frames.
     fn runs_on_gpu(&self) -> bool {
@@ -38,10 +38,10 @@ pub trait Segmenter: Send {
     fn takes_prompts(&self) -> bool {
         false
     }
-    /// As [`Self::segment`], and the probabilities of the object of `prompt` in the same input, of the same size, in `object`.
+    /// As [`Self::segment`]; also writes the probabilities of the object of `prompt`, at the same size, to `object`.
     ///
     /// # Errors
-    /// The network's, and that the model takes no prompts.
+    /// The network's errors, and if the model does not support prompts.
     fn segment_object(
         &mut self,
         _sample: &ModelInput,

@@ -1,7 +1,7 @@
-//! What the streaming thread, the worker and other threads share, and what passes between them.
+//! State and messages shared by the streaming thread, the worker and other threads.
 
 use super::segmenter::Segmenter;
-use super::stats::Figures;
+use super::stats::Counters;
 use super::{Detection, Error, Settings};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use autosam_frame::map::ModelInput;
@@ -41,7 +41,7 @@ impl Default for Input {
     }
 }
 
-/// The object's mask as the streaming thread finds it.
+/// The object's mask as published to the streaming thread.
 pub(super) struct Pointed {
     pub detection: Arc<Detection>,
     pub epoch: u64,
@@ -65,9 +65,9 @@ pub(super) struct Shared {
     pub latest: ArcSwapOption<Detection>,
     /// The object that a person pointed at.
     pub pointed: ArcSwapOption<Pointed>,
-    /// Whether the worker follows an object, so that frames need their small copies.
+    /// Whether the worker follows an object, so that frames need small copies.
     pub prompting: AtomicBool,
-    /// Counts [`Control::clear_prompts`]: what was asked before is not shown.
+    /// Number of calls to [`Control::clear_prompts`]. Results of earlier prompts are not shown.
     pub prompt_epoch: AtomicU64,
     pub settings: ArcSwap<Settings>,
     /// Results of older generations (before a flush, a seek or new caps) are not shown.
@@ -81,7 +81,7 @@ pub(super) struct Shared {
     /// Typical time per frame of the worker in ns; 0 if unknown.
     pub usually_busy: AtomicU64,
     pub start: Instant,
-    pub figures: Figures,
+    pub counters: Counters,
 }
 
 impl Shared {
@@ -98,7 +98,7 @@ impl Shared {
             busy_since: AtomicU64::new(0),
             usually_busy: AtomicU64::new(0),
             start: Instant::now(),
-            figures: Figures::new(),
+            counters: Counters::new(),
         }
     }
 

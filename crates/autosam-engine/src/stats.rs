@@ -99,7 +99,7 @@ impl Count {
 }
 
 /// All counters and timers, under the names that a metrics recorder sees.
-pub(super) struct Figures {
+pub(super) struct Counters {
     pub(super) frames: Count,
     pub(super) inferred: Count,
     pub(super) skipped: Count,
@@ -110,7 +110,7 @@ pub(super) struct Figures {
     pub(super) annotation_delay: Timer,
 }
 
-impl Figures {
+impl Counters {
     pub(super) fn new() -> Self {
         Self {
             frames: Count::new(metrics::counter!("autosam_frames_total")),

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 type Script = Box<dyn FnMut(&ModelInput) -> Result<u8> + Send>;
 
-/// Answers with a flat map of what its script says.
+/// Returns a flat map with the value from its script.
 struct Scripted(Script);
 
 impl Segmenter for Scripted {
@@ -28,14 +28,14 @@ fn engine(make: impl FnMut() -> Script + Send + 'static) -> (Engine, Arc<Mutex<V
     engine_that_rests(SHORTEST_PAUSE, make)
 }
 
-/// An engine that loads its model again `pause` after the first failure.
+/// An engine that reloads its model `pause` after the first failure.
 fn engine_that_rests(
     pause: Duration,
     mut make: impl FnMut() -> Script + Send + 'static,
 ) -> (Engine, Arc<Mutex<Vec<String>>>) {
     let told = Arc::new(Mutex::new(Vec::new()));
     let hears = told.clone();
-    let listener = move |event| {
+    let handler = move |event| {
         hears.lock().unwrap().push(match event {
             Event::Detected(d) => format!("detected {:?}", d.pts),
             Event::Failed(e) => format!("failed: {e}"),
@@ -43,11 +43,11 @@ fn engine_that_rests(
             Event::Prompted(_) => "prompted".to_owned(),
         });
     };
-    let opener: ModelFactory = Box::new(move || Ok(Box::new(Scripted(make()))));
-    (Engine::with(Some(opener), Settings::default(), Box::new(listener), pause).unwrap(), told)
+    let factory: ModelFactory = Box::new(move || Ok(Box::new(Scripted(make()))));
+    (Engine::with(Some(factory), Settings::default(), Box::new(handler), pause).unwrap(), told)
 }
 
-/// A model with a thread of its own, which says how nice it is.
+/// A model with its own thread, which reports its niceness.
 #[cfg(target_os = "linux")]
 struct Threaded(Arc<Mutex<Vec<i32>>>);
 
@@ -71,16 +71,16 @@ impl Segmenter for Threaded {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_models_threads_are_nicer_than_others() {
+fn a_model_s_threads_run_at_lower_priority() {
     let found: Arc<Mutex<Vec<i32>>> = Arc::default();
     let nice = found.clone();
-    let opener = move || -> ModelFactory {
+    let factory = move || -> ModelFactory {
         let nice = nice.clone();
         Box::new(move || Ok(Box::new(Threaded(nice.clone()))))
     };
-    let engine = Engine::start(opener(), Settings::default(), Box::new(|_| ())).unwrap();
+    let engine = Engine::start(factory(), Settings::default(), Box::new(|_| ())).unwrap();
     let (done, replaced) = bounded(1);
-    engine.control().replace(opener(), Box::new(move |result| done.send(result).unwrap()));
+    engine.control().replace(factory(), Box::new(move |result| done.send(result).unwrap()));
     replaced.recv().unwrap().unwrap();
     assert_eq!(*found.lock().unwrap(), [10, 10], "of the first model and of the one in its place");
 }
@@ -103,7 +103,7 @@ fn a_frame_gets_its_own_mask() {
     assert_eq!((stats.frames, stats.inferred, stats.skipped, stats.pending), (3, 3, 0, 0));
 }
 
-/// A model that waits for a token before each answer.
+/// A model that waits for a token before each mask.
 fn gated() -> (Engine, Sender<()>, Arc<Mutex<Vec<String>>>) {
     let (go, gate) = bounded::<()>(10);
     let (engine, told) = engine(move || {
@@ -143,7 +143,7 @@ fn the_newest_frame_wins_and_the_others_are_counted() {
 }
 
 #[test]
-fn a_flush_forgets_masks_and_frames() {
+fn a_flush_discards_masks_and_frames() {
     let (mut engine, go, _) = gated();
     go.send(()).unwrap();
     engine.segment(&Frame::rgb_image(&frame(200)), None).unwrap();
@@ -155,7 +155,7 @@ fn a_flush_forgets_masks_and_frames() {
     assert!(engine.latest().is_none());
     go.send(()).unwrap();
     wait(|| engine.control().stats().inferred == 2);
-    assert!(engine.latest().is_none(), "a mask from before the flush came back");
+    assert!(engine.latest().is_none(), "a mask from before the flush is shown");
     assert_eq!(engine.control().stats().skipped, 1);
 }
 
@@ -173,7 +173,7 @@ fn panics_once(pause: Duration) -> (Engine, Arc<Mutex<Vec<String>>>) {
 }
 
 #[test]
-fn a_panic_is_reported_and_the_model_comes_back() {
+fn a_panic_is_reported_and_the_model_is_reloaded() {
     let (mut engine, told) = panics_once(Duration::ZERO);
     let image = frame(200);
     let text = engine.segment(&Frame::rgb_image(&image), None).unwrap_err().to_string();
@@ -187,7 +187,7 @@ fn a_panic_is_reported_and_the_model_comes_back() {
 }
 
 #[test]
-fn a_failed_model_rests_before_it_is_loaded_again() {
+fn a_failed_model_is_reloaded_after_a_pause() {
     let (mut engine, told) = panics_once(Duration::from_secs(3600));
     let image = frame(200);
     engine.segment(&Frame::rgb_image(&image), None).unwrap_err();
@@ -199,22 +199,22 @@ fn a_failed_model_rests_before_it_is_loaded_again() {
 }
 
 #[test]
-fn a_model_that_does_not_open_is_an_error_at_once() {
-    let opener: ModelFactory = Box::new(|| Err(Error::weights("x.safetensors", "truncated")));
-    let result = Engine::start(opener, Settings::default(), Box::new(|_| ()));
+fn a_model_that_cannot_be_loaded_is_an_error_at_start() {
+    let factory: ModelFactory = Box::new(|| Err(Error::weights("x.safetensors", "truncated")));
+    let result = Engine::start(factory, Settings::default(), Box::new(|_| ()));
     assert!(result.err().unwrap().to_string().contains("x.safetensors: truncated"));
 }
 
 #[test]
-fn samples_are_reused() {
+fn model_inputs_are_reused() {
     let (mut engine, _) = engine(|| Box::new(|s| Ok(s.rgb[0])));
     for _ in 0..20 {
         engine.segment(&Frame::rgb_image(&frame(9)), None).unwrap();
     }
-    assert!(engine.spare.len() <= 1, "{} samples for one frame at a time", engine.spare.len());
+    assert!(engine.spare.len() <= 1, "{} model inputs for one frame at a time", engine.spare.len());
 }
 
-/// A model of the given input size that answers with a flat map.
+/// A model of the given input size that returns a flat map.
 fn flat(size: usize, value: u8) -> Box<dyn Segmenter> {
     struct Flat(usize, u8);
     impl Segmenter for Flat {
@@ -222,7 +222,7 @@ fn flat(size: usize, value: u8) -> Box<dyn Segmenter> {
             self.0.into()
         }
         fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> Result<()> {
-            assert_eq!(sample.width.max(sample.height), self.0, "a sample for another model");
+            assert_eq!(sample.width.max(sample.height), self.0, "an input for another model");
             let data = vec![self.1; sample.width * sample.height];
             *out = ProbMap { width: sample.width, height: sample.height, data };
             Ok(())
@@ -231,7 +231,7 @@ fn flat(size: usize, value: u8) -> Box<dyn Segmenter> {
     Box::new(Flat(size, value))
 }
 
-/// Where a [`Done`] puts what it hears, as text.
+/// A [`Done`] that sends its result as text.
 fn ear() -> (Done, Receiver<String>) {
     let (say, heard) = bounded(1);
     let done = move |r: Result<()>| say.send(r.map_or_else(|e| e.to_string(), |()| "ok".to_owned())).unwrap();
@@ -241,7 +241,7 @@ fn ear() -> (Done, Receiver<String>) {
 const SOON: Duration = Duration::from_secs(20);
 
 #[test]
-fn a_model_is_replaced_between_frames_and_stays_where_the_new_one_fails() {
+fn a_model_is_replaced_between_frames_and_stays_if_the_new_one_fails() {
     let mut engine =
         Engine::start(Box::new(|| Ok(flat(16, 10))), Settings::default(), Box::new(|_| ())).unwrap();
     let image = frame(7);
@@ -256,7 +256,7 @@ fn a_model_is_replaced_between_frames_and_stays_where_the_new_one_fails() {
     control.replace(Box::new(|| panic!("boom")), done);
     assert!(heard.recv_timeout(SOON).unwrap().contains("panicked: boom"));
     assert_eq!(value(), 10);
-    // Of another size, and while frames keep coming: none of them goes without a mask.
+    // A model of another input size, while frames keep arriving: each still gets a mask.
     let (done, heard) = ear();
     control.replace(Box::new(|| Ok(flat(24, 20))), done);
     let mut seen = vec![value()];
@@ -274,15 +274,15 @@ fn a_model_is_replaced_between_frames_and_stays_where_the_new_one_fails() {
 }
 
 #[test]
-fn frames_sent_ahead_get_their_own_masks_in_turn() {
+fn frames_submitted_ahead_get_their_own_masks_in_order() {
     let (mut engine, go, _) = gated();
-    // One with the worker, one in the queue; neither has an answer yet.
+    // One with the worker, one in the queue; neither has a mask yet.
     let sent = [40, 200].map(|value| engine.submit(&Frame::rgb_image(&frame(value)), None).unwrap());
     assert_eq!(engine.control().stats().inferred, 0);
     go.send(()).unwrap();
     go.send(()).unwrap();
     assert_eq!(sent.map(|pending| pending.wait().unwrap().mask.map.data[0]), [40, 200]);
-    // A flush leaves out what still waits, and says so.
+    // A flush drops waiting frames and reports it.
     let [first, second] = [7, 8].map(|value| engine.submit(&Frame::rgb_image(&frame(value)), None).unwrap());
     engine.control().flush();
     go.send(()).unwrap();
@@ -292,7 +292,7 @@ fn frames_sent_ahead_get_their_own_masks_in_turn() {
 }
 
 #[test]
-fn of_models_set_in_a_hurry_the_last_is_opened() {
+fn of_models_set_in_quick_succession_the_last_is_loaded() {
     let mut engine = Engine::without_model(Settings::default(), Box::new(|_| ())).unwrap();
     engine.try_submit(&Frame::rgb_image(&frame(7)), None).unwrap();
     assert!(engine.segment(&Frame::rgb_image(&frame(7)), None).is_err());
@@ -327,7 +327,7 @@ fn of_models_set_in_a_hurry_the_last_is_opened() {
 }
 
 #[test]
-fn an_engine_may_end_while_a_model_is_being_opened() {
+fn an_engine_can_be_dropped_while_a_model_is_loading() {
     let engine = Engine::start(Box::new(|| Ok(flat(16, 10))), Settings::default(), Box::new(|_| ())).unwrap();
     let control = engine.control().clone();
     let (go, gate) = bounded::<()>(1);
@@ -340,7 +340,8 @@ fn an_engine_may_end_while_a_model_is_being_opened() {
     let ends = std::thread::spawn(move || drop(engine));
     go.send(()).unwrap();
     ends.join().unwrap();
-    // Before or after the worker's end: it is told of either way, or was on its way to a worker that went.
+    // Loading may end before or after the worker: either way the result is reported, or the model was on its way to the
+    // ended worker.
     let _ = heard.try_recv();
     let (done, heard) = ear();
     control.replace(Box::new(|| Ok(flat(16, 30))), done);
@@ -348,7 +349,7 @@ fn an_engine_may_end_while_a_model_is_being_opened() {
 }
 
 #[test]
-fn the_time_with_one_frame_is_known() {
+fn the_worker_s_time_on_one_frame_is_reported() {
     let (mut engine, go, _) = gated();
     assert_eq!(engine.control().busy(), None);
     engine.try_submit(&Frame::rgb_image(&frame(1)), None).unwrap();
@@ -358,24 +359,24 @@ fn the_time_with_one_frame_is_known() {
 }
 
 #[test]
-fn the_network_sees_the_region_and_the_mask_is_the_frame_s() {
+fn the_network_sees_the_crop_and_the_mask_covers_the_frame() {
     let (mut engine, _) = engine(|| Box::new(|s| Ok(s.rgb[0])));
     let mut image = frame(0);
     for (x, y) in (8..24).flat_map(|x| (4..12).map(move |y| (x, y))) {
         image.put_pixel(x, y, image::Rgb([250; 3]));
     }
-    let part = Region::Rect(Rect { left: 8, top: 4, width: 16, height: 8 });
-    for region in [Region::Full, part, Region::Auto] {
-        engine.control().set(Settings { region, ..Settings::default() });
+    let part = CropMode::Rect(Rect { left: 8, top: 4, width: 16, height: 8 });
+    for roi in [CropMode::Full, part, CropMode::Auto] {
+        engine.control().set(Settings { roi, ..Settings::default() });
         let d = engine.segment(&Frame::rgb_image(&image), None).unwrap();
         let map = (d.mask.map.width, d.mask.map.height);
-        if region == Region::Full {
+        if roi == CropMode::Full {
             assert!(map == (16, 10) && d.mask.regions.is_empty());
             continue;
         }
-        // The found part is the square and up to two pixels around it, which are black: the model looks at one pixel.
-        assert!(map.0 > 24 && map.0 <= 32 && map.1 > 15 && map.1 <= 20, "{region:?}: {map:?}");
-        if region == part {
+        // The crop is the square and up to two black pixels around it, since the model looks at one pixel.
+        assert!(map.0 > 24 && map.0 <= 32 && map.1 > 15 && map.1 <= 20, "{roi:?}: {map:?}");
+        if roi == part {
             let r = d.mask.regions[0];
             assert_eq!((r.left, r.top, r.right, r.bottom), (0.25, 0.2, 0.75, 0.6));
         }
@@ -397,7 +398,7 @@ fn other_scene() -> RgbImage {
 }
 
 #[test]
-fn a_mask_follows_the_frame_and_not_into_another_scene() {
+fn a_mask_follows_motion_but_not_into_another_scene() {
     let (mut engine, _) = engine(|| Box::new(|_| Ok(255)));
     engine.control().set(Settings { motion: Motion::On, ..Settings::default() });
     engine.segment(&Frame::rgb_image(&tissue(0)), None).unwrap();
@@ -412,7 +413,7 @@ fn a_mask_follows_the_frame_and_not_into_another_scene() {
 }
 
 #[test]
-fn the_first_frame_after_a_cut_has_no_mask_of_the_scene_before() {
+fn the_first_frame_after_a_scene_change_has_no_old_mask() {
     for (motion, shown) in [(Motion::Auto, false), (Motion::On, false), (Motion::Off, true)] {
         let (mut engine, _) = engine(|| Box::new(|_| Ok(255)));
         engine.control().set(Settings { motion, ..Settings::default() });
@@ -424,7 +425,7 @@ fn the_first_frame_after_a_cut_has_no_mask_of_the_scene_before() {
 }
 
 #[test]
-fn a_mask_stays_on_the_next_frame_unless_that_looks_different() {
+fn a_mask_stays_on_the_next_frame_unless_the_scene_changes() {
     for (shift, want) in [(0, 0), (1, 0), (10, 10)] {
         let (mut engine, _) = engine(|| Box::new(|_| Ok(255)));
         engine.control().set(Settings { motion: Motion::Auto, ..Settings::default() });
@@ -436,16 +437,17 @@ fn a_mask_stays_on_the_next_frame_unless_that_looks_different() {
 }
 
 #[test]
-fn frames_that_would_wait_are_passed_over() {
+fn frames_that_would_wait_are_skipped() {
     let ms = Duration::from_millis;
-    // A frame every 16 ms, 50 ms a mask, which is drawn 64 ms after its frame: 12 may pass before, 2 are spared.
+    // A frame every 16 ms and 50 ms per mask: a mask is drawn 64 ms after its frame, so a wait of up to 12 ms is free;
+    // 2 ms are kept as a margin.
     let passed = |busy: u64| should_skip_frame(Some(ms(busy)), ms(50), ms(16));
     assert!(passed(0) && passed(37) && !passed(38) && !passed(49) && !passed(50) && !passed(400));
-    // Drawn with the next frame whether it waits or not.
+    // Drawn with the next frame, whether this frame waits or not.
     assert!(
         !should_skip_frame(Some(ms(3)), ms(10), ms(20)) && should_skip_frame(Some(ms(3)), ms(15), ms(20))
     );
-    // Nothing is known yet, nothing is under way, or a single frame came; frames without distance.
+    // No typical time yet, an idle worker, a first frame, or frames without an interval.
     assert!(!should_skip_frame(Some(ms(3)), Duration::ZERO, ms(16)));
     assert!(!should_skip_frame(None, ms(50), ms(16)));
     assert!(!should_skip_frame(Some(ms(3)), ms(50), Duration::MAX));

@@ -5,7 +5,7 @@ use super::prompt::{Queued, Tracker};
 use super::reload::Model;
 use super::shared::{Input, Job, Refusal, Shared};
 use super::{Detection, Event, EventHandler, ModelFactory, Motion, motion};
-use crate::overlay::Mark;
+use crate::overlay::Overlay;
 use crate::priority;
 use crate::segmenter::Segmenter;
 use crate::{Error, Result};
@@ -32,7 +32,7 @@ pub(super) struct Worker {
     recycle: Sender<Input>,
     /// `None` until a model is set.
     open: Option<ModelFactory>,
-    listener: EventHandler,
+    handler: EventHandler,
     segmenter: Option<Box<dyn Segmenter>>,
     /// Completes the resizing that the streaming thread began.
     columns: ColumnResizer,
@@ -49,7 +49,7 @@ pub(super) struct Worker {
     tracker: Tracker,
 }
 
-/// What the worker gets, and where it gives inputs back.
+/// The worker's inputs, and the channel that returns used buffers.
 pub(super) struct Inbox {
     pub jobs: Receiver<Job>,
     pub models: Receiver<Model>,
@@ -57,7 +57,7 @@ pub(super) struct Inbox {
     pub recycle: Sender<Input>,
 }
 
-/// Probabilities of polyp, and of the object that a person pointed at.
+/// Probability maps of polyps and of the object that a person pointed at.
 type Maps = (ProbMap, Option<ProbMap>);
 
 enum Failure {
@@ -72,7 +72,7 @@ impl Worker {
         shared: Arc<Shared>,
         first_pause: Duration,
         open: Option<ModelFactory>,
-        listener: EventHandler,
+        handler: EventHandler,
         inbox: Inbox,
     ) -> Self {
         let Inbox { jobs, models, prompts, recycle } = inbox;
@@ -82,7 +82,7 @@ impl Worker {
             models,
             recycle,
             open,
-            listener,
+            handler,
             segmenter: None,
             columns: ColumnResizer::default(),
             sample: ModelInput::default(),
@@ -161,21 +161,21 @@ impl Worker {
         if result.is_ok() {
             let usual = &self.shared.usually_busy;
             let (this, before) = (self.shared.now().saturating_sub(since), usual.load(Ordering::Acquire));
-            // An average of the last few; a single slow frame says little about the next.
+            // A running average, because a single slow frame says little about the next.
             let next = if before == 0 { this } else { (3 * before + this.min(2 * before)) / 4 };
             usual.store(next, Ordering::Release);
         }
         self.shared.busy_since.store(0, Ordering::Release);
         if result.is_ok() {
-            // Last, so that a caller that sees the count also sees the mask and an idle worker.
-            self.shared.figures.inferred.add_one();
+            // Counted last, so that a caller that sees the count also sees the mask and an idle worker.
+            self.shared.counters.inferred.add_one();
         }
         if let Some(reply) = reply {
             let _ = reply.send(result);
         }
     }
 
-    /// Computes the mask of `job` and makes it the latest one; `awaited`: a caller waits for it.
+    /// Computes the mask of `job` and publishes it as the latest one; `awaited`: a caller waits for it.
     fn infer_and_publish(
         &mut self,
         mut job: Job,
@@ -203,20 +203,20 @@ impl Worker {
                 Ok(detection)
             }
             Err(Failure::OtherSize) => {
-                // The waiting caller submits it again.
+                // The waiting caller resubmits the frame.
                 if !awaited {
-                    self.shared.figures.skipped.add_one();
+                    self.shared.counters.skipped.add_one();
                 }
                 Err(Refusal::OtherSize)
             }
             Err(Failure::Resting) => {
-                self.shared.figures.skipped.add_one();
+                self.shared.counters.skipped.add_one();
                 Err(Refusal::Failed(Error::engine(
                     "inference is paused after a failure; the model will be reloaded shortly",
                 )))
             }
             Err(Failure::New(e)) => {
-                self.shared.figures.errors.add_one();
+                self.shared.counters.errors.add_one();
                 // A mask that no longer follows the video is worse than none.
                 self.shared.latest.store(None);
                 let text = e.to_string();
@@ -245,12 +245,12 @@ impl Worker {
         (self.generation, self.luma) = (job.generation, job.luma.clone());
         self.filter.apply(&mut map, job.index, settings.mask.threshold, &settings.temporal);
         let mask = Mask::new(map, &settings.mask);
-        let mark = Mark::new(&mask, width, height, settings.overlay, settings.line);
+        let overlay = Overlay::new(&mask, width, height, settings.overlay, settings.line);
         let follows = settings.motion != Motion::Off && !mask.regions.is_empty();
         let scene = job.luma.clone().filter(|_| follows).map(|luma| Arc::new(Scene::new(luma)));
         Detection {
             mask,
-            mark,
+            overlay,
             pts: job.pts,
             sampled: job.sampled,
             prompt: None,
@@ -270,7 +270,7 @@ impl Worker {
                 self.rest();
                 return Err(Failure::New(e));
             }
-            self.shared.figures.restarts.add_one();
+            self.shared.counters.restarts.add_one();
             self.tell(Event::Recovered);
         }
         let Some(segmenter) = &mut self.segmenter else { return Err(Failure::Resting) };
@@ -304,7 +304,7 @@ impl Worker {
         };
         match guarded(segment) {
             Ok(()) => {
-                self.shared.figures.inference.record(begin.elapsed());
+                self.shared.counters.inference.record(begin.elapsed());
                 self.pause = self.first_pause;
                 Ok((map, object))
             }
@@ -326,10 +326,10 @@ impl Worker {
         }
     }
 
-    /// Gives the object's mask and what became of prompts to whom they are for.
+    /// Publishes the object's mask and reports the outcome of prompts.
     fn publish_object(&mut self) {
-        let Self { tracker, shared, listener, .. } = self;
-        tracker.publish(shared, |event| tell(listener, event));
+        let Self { tracker, shared, handler, .. } = self;
+        tracker.publish(shared, |event| tell(handler, event));
     }
 
     fn rest(&mut self) {
@@ -338,12 +338,12 @@ impl Worker {
     }
 
     fn tell(&self, event: Event) {
-        tell(&self.listener, event);
+        tell(&self.handler, event);
     }
 }
 
-fn tell(listener: &EventHandler, event: Event) {
-    if catch_unwind(AssertUnwindSafe(|| listener(event))).is_err() {
+fn tell(handler: &EventHandler, event: Event) {
+    if catch_unwind(AssertUnwindSafe(|| handler(event))).is_err() {
         tracing::error!("the engine's event handler panicked");
     }
 }

@@ -1,4 +1,4 @@
-//! The one error type of these crates. Every message names the file or value at fault and the way out.
+//! The error type shared by these crates. Every message names the file or value at fault and how to fix it.
 //!
 //! A variant says what a caller can do. [`Error::Io`], [`Error::Image`], [`Error::Weights`], [`Error::Data`]: replace the file.
 //! [`Error::Invalid`]: change the value. [`Error::Engine`]: try again later, or start the engine again. [`Error::Device`]: choose another
@@ -16,7 +16,7 @@ pub enum Error {
     Io { path: PathBuf, cause: std::io::Error },
     #[error("{}: cannot read the image: {cause}; {}", path.display(), way_out(cause))]
     Image { path: PathBuf, cause: image::ImageError },
-    /// A weights file that is not what it should be: truncated, misnamed, misshapen, unknown.
+    /// An unusable weights file: truncated, unknown, or with missing, misnamed or misshapen tensors.
     #[error("{}: {reason}", path.display())]
     Weights { path: PathBuf, reason: String },
     /// A value from the user (flag, property, configuration) that cannot be used.
@@ -25,10 +25,11 @@ pub enum Error {
     /// A request that the engine, its worker thread or its model cannot serve now: stopped, flushed, loading, paused after a failure.
     #[error("{0}")]
     Engine(String),
-    /// A device or the operating system that refused: a GPU without a driver, a thread, an address or a permission that is not to be had.
+    /// A device or operating-system resource that is not available: a GPU without a driver, a thread, an address, a
+    /// permission.
     #[error("{0}")]
     Device(String),
-    /// Data on disk that does not have the layout it should have.
+    /// Data on disk whose layout is not the expected one.
     #[error("{}: {reason}", path.display())]
     Data { path: PathBuf, reason: String },
     #[cfg(feature = "candle")]
@@ -36,18 +37,18 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
     #[error("video: {0}")]
     Video(String),
-    /// Training that cannot go on: a loss or gradient that is not finite.
+    /// Training cannot continue because a loss or gradient is not finite.
     #[error("{0}")]
     Diverged(String),
-    /// Another process of a training run is gone, or none of this run.
+    /// Another process of a distributed training run has ended or belongs to a different run.
     #[error("{0}")]
     Peer(String),
-    /// Work ended early because it was asked to (Ctrl-C).
+    /// Work stopped early on request (Ctrl-C).
     #[error("interrupted")]
     Interrupted,
 }
 
-/// What to do about an image that is not read.
+/// Advice on how to fix an image that cannot be read.
 fn way_out(cause: &image::ImageError) -> &'static str {
     use image::ImageError::{Limits, Unsupported};
     match cause {
@@ -81,7 +82,8 @@ impl Error {
     }
 }
 
-/// Where `path` is written until it is whole: `NAME.partial` beside it, in a folder that is made where it is missing.
+/// Path of the temporary file for `path` until it is complete: `NAME.partial` in the same folder, which is created if
+/// needed.
 pub fn partial(path: &Path) -> Result<PathBuf> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
@@ -91,20 +93,20 @@ pub fn partial(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(name))
 }
 
-/// Writes `bytes` beside `path`, whose folder is made where it is missing, and renames: what was there stays until the
-/// new file is whole.
+/// Writes `bytes` to a temporary file and renames it to `path`, creating the folder if needed. An existing file stays
+/// intact until the new one is complete.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = partial(path)?;
     let written = std::fs::write(&partial, bytes).map_err(|e| Error::io(&partial, e));
     if written.is_err() {
-        // Half a file helps nobody; the error that matters is the first.
+        // A partial file is useless. The first error is the one to report.
         let _ = std::fs::remove_file(&partial);
     }
     written?;
     std::fs::rename(&partial, path).map_err(|e| Error::io(path, e))
 }
 
-/// [`write_atomically`] of `image` as PNG.
+/// Writes `image` as PNG with [`write_atomically`].
 pub fn write_png(path: &Path, image: &image::DynamicImage) -> Result<()> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::image(path, e))?;

@@ -1,8 +1,9 @@
-//! Motion between frames, small and robust enough to judge masks by and to move them: hierarchical block matching.
+//! Motion between frames by hierarchical block matching. It is fast and robust enough to evaluate the stability of
+//! masks and to move them.
 
 use crate::Luma;
 
-/// Side of a block in pixels, and how far it is sought on the coarse and on the fine level.
+/// Side of a block in pixels, and search range on the coarse and on the fine level.
 const BLOCK: usize = 8;
 const COARSE: isize = 6;
 const FINE: isize = 2;
@@ -33,7 +34,7 @@ impl Luma {
     }
 }
 
-/// Where each block of a frame was in the frame before: displacement in pixels, added to a place to find its origin.
+/// Position of each block in the previous frame, as a displacement in pixels from its position in the current one.
 #[derive(Debug, Clone)]
 pub struct Flow {
     width: usize,
@@ -42,7 +43,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// From `now` back to `before`, which are of the same size.
+    /// Computes the flow from `now` back to `before`, which must have the same size.
     pub fn between(before: &Luma, now: &Luma) -> Self {
         let coarse = search(&before.halved(), &now.halved(), COARSE, |_, _| (0, 0));
         let start = |bx: usize, by: usize| {
@@ -57,7 +58,7 @@ impl Flow {
         self.vectors[(y / BLOCK).min(last) * self.columns + (x / BLOCK).min(self.columns - 1)]
     }
 
-    /// A mask of the frame before, moved to where it is now.
+    /// Warps a mask of the previous frame to the current one.
     pub fn warp(&self, mask: &[bool]) -> Vec<bool> {
         let (w, h) = (self.width as isize, (mask.len() / self.width.max(1)) as isize);
         (0..mask.len())
@@ -70,7 +71,7 @@ impl Flow {
             .collect()
     }
 
-    /// Each component replaced by its median over the blocks around: lone mismatches go.
+    /// Replaces each component by its median over the neighbouring blocks, which removes isolated mismatches.
     fn smoothed(self) -> Self {
         let rows = self.vectors.len() / self.columns.max(1);
         let vectors = (0..self.vectors.len())
@@ -93,7 +94,7 @@ impl Flow {
     }
 }
 
-/// A part of a frame to look for in another, in pixels; of its lines every `every`-th is compared.
+/// A part of a frame to search for in another, in pixels. Only every `every`-th line is compared.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window {
     pub left: usize,
@@ -104,8 +105,8 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Sum of absolute differences between its pixels in `here` and those `(dx, dy)` away in `there`. Pixels outside of a frame
-    /// are those at its rim.
+    /// Sum of absolute differences between its pixels in `here` and those `(dx, dy)` away in `there`. Pixels outside a
+    /// frame repeat its border.
     pub fn difference(&self, here: &Luma, there: &Luma, dx: isize, dy: isize) -> i32 {
         let rows = (self.top..self.top + self.height).step_by(self.every);
         if self.left + self.width > here.width || self.top + self.height > here.height {
@@ -115,7 +116,7 @@ impl Window {
             };
             return rows.flat_map(|y| (self.left..self.left + self.width).map(move |x| far(x, y))).sum();
         }
-        // Columns before and behind those that lie in `there`.
+        // Columns to the left and right of those inside `there`.
         let left = self.left as isize + dx;
         let within = |columns: isize| columns.clamp(0, self.width as isize) as usize;
         let (before, behind) = (within(-left), within(there.width as isize - left));
@@ -135,14 +136,15 @@ impl Window {
         sum
     }
 
-    /// Pixels that [`Self::difference`] looks at.
+    /// Number of pixels that [`Self::difference`] compares.
     pub fn pixels(&self) -> usize {
         self.width * self.height.div_ceil(self.every)
     }
 
-    /// The displacement of least difference within `reach` of `start`; of equals the shortest.
+    /// The displacement with the smallest difference within `reach` of `start`; the shortest one on a tie.
     pub fn find(&self, here: &Luma, there: &Luma, reach: isize, start: (isize, isize)) -> (isize, isize) {
-        // A pixel of motion must win a grey level over a few pixels: flat tissue stays where it is.
+        // Each pixel of motion must improve the match by about a grey level over a few pixels, so that flat tissue does
+        // not move.
         let step = (self.pixels() / 75).max(4) as i32;
         let cost = |(dx, dy): (isize, isize)| {
             self.difference(here, there, dx, dy) + step * (dx.abs() + dy.abs()) as i32
@@ -154,7 +156,7 @@ impl Window {
     }
 }
 
-/// The displacement within `reach` of `start`, for each block.
+/// Finds the displacement of each block within `reach` of `start`.
 fn search(before: &Luma, now: &Luma, reach: isize, start: impl Fn(usize, usize) -> (isize, isize)) -> Flow {
     let (columns, rows) = (now.width.div_ceil(BLOCK).max(1), now.height.div_ceil(BLOCK).max(1));
     let vectors = (0..columns * rows)
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_moves_where_nothing_is_to_be_seen() {
+    fn flat_frames_yield_no_motion() {
         let flat = Luma { width: 20, height: 9, data: vec![77; 180] };
         assert!(Flow::between(&flat, &flat).vectors.iter().all(|v| *v == (0, 0)));
         let dot = Luma { width: 1, height: 1, data: vec![3] };

@@ -1,4 +1,4 @@
-//! Images in memory as video has them: planes with strides, in the formats that the element accepts.
+//! Video frames in memory: planes with strides, in the formats that the element accepts.
 
 #![deny(unsafe_code)]
 
@@ -20,7 +20,7 @@ pub mod temporal;
 pub use error::{Error, Result, write_atomically, write_png};
 pub use region::Rect;
 
-/// Pixel layouts that can be sampled and drawn on without conversion (names as GStreamer's).
+/// Pixel formats that can be resized and drawn on without conversion, with GStreamer's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
     Nv12,
@@ -42,7 +42,7 @@ pub enum PixelFormat {
     Bgrx,
 }
 
-/// How luma and chroma make RGB. Limited range ("video") is what decoders give.
+/// Conversion matrix between YUV and RGB. Decoders usually produce limited ("video") range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ColorMatrix {
     Bt601,
@@ -50,7 +50,7 @@ pub enum ColorMatrix {
 }
 
 impl ColorMatrix {
-    /// Kr and Kb: how much red and blue weigh in luma.
+    /// Kr and Kb, the weights of red and blue in luma.
     pub fn weights(self) -> (f32, f32) {
         match self {
             Self::Bt601 => (0.299, 0.114),
@@ -59,7 +59,7 @@ impl ColorMatrix {
     }
 }
 
-/// What the bytes of a frame mean.
+/// Format and geometry of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FrameInfo {
     pub format: PixelFormat,
@@ -67,13 +67,13 @@ pub struct FrameInfo {
     pub height: usize,
     pub matrix: ColorMatrix,
     pub full_range: bool,
-    /// Width to height of a pixel as a monitor shows it: (1, 1) where pixels are square.
+    /// Pixel aspect ratio (width, height) as displayed; (1, 1) for square pixels.
     pub pixel_aspect: (u32, u32),
-    /// One field of an interlaced frame: every other line of it.
+    /// Whether this is one field of an interlaced frame, that is, every other line.
     pub field: bool,
 }
 
-/// One plane: bytes and the distance between the starts of rows, in bytes.
+/// One plane: its bytes, and the stride between rows in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Plane<'a> {
     pub data: &'a [u8],
@@ -86,8 +86,8 @@ pub struct PlaneMut<'a> {
     pub stride: usize,
 }
 
-/// A frame to read. `planes` has 1 (packed), 2 (NV12) or 3 (I420) used entries. Made only by [`Frame::new`], which
-/// checks that the planes hold what `info` says: who reads a frame relies on it.
+/// A read-only frame. `planes` has 1 (packed), 2 (NV12) or 3 (I420) used entries. Only [`Frame::new`] creates frames;
+/// it checks that the planes are as large as `info` requires, and readers rely on that.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Frame<'a> {
@@ -95,7 +95,7 @@ pub struct Frame<'a> {
     pub planes: [Plane<'a>; 3],
 }
 
-/// A grey frame, packed.
+/// A greyscale frame without padding.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Luma {
     pub width: usize,
@@ -103,7 +103,7 @@ pub struct Luma {
     pub data: Vec<u8>,
 }
 
-/// A frame to draw on, as checked as [`Frame`].
+/// A frame to draw on, checked like [`Frame`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct FrameMut<'a> {
@@ -111,7 +111,7 @@ pub struct FrameMut<'a> {
     pub planes: [PlaneMut<'a>; 3],
 }
 
-/// Where one of Y', Cb, Cr is: value `offset + step · n` of a row of `plane` is its nth.
+/// Location of one of Y', Cb and Cr: its nth value is value `offset + step · n` of a row of `plane`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Component {
     pub plane: usize,
@@ -119,34 +119,35 @@ pub struct Component {
     pub offset: usize,
 }
 
-/// Where YUV's values are.
+/// Location of the components of YUV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Yuv {
     pub luma: Component,
-    /// `None` of grey frames.
+    /// `None` for greyscale frames.
     pub chroma: Option<Chroma>,
 }
 
-/// Cb and Cr. Two columns share them, and so do `rows` rows.
+/// Cb and Cr, shared by two columns and `rows` rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chroma {
     pub components: [Component; 2],
     pub rows: usize,
 }
 
-/// How the values of a row lie in its bytes.
+/// How the values of a row are stored in its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     /// One byte each.
     Bytes,
-    /// Two bytes each, little-endian. The value is in `bits` bits from bit `shift` on; the others mean nothing.
+    /// Two bytes each, little-endian. The value takes `bits` bits from bit `shift` on; the other bits are unused.
     Words { bits: u32, shift: u32 },
-    /// Three of 10 bits in each little-endian word of four bytes, the first in the lowest bits; the two highest bits mean nothing.
+    /// Three values of 10 bits in each little-endian word of four bytes, the first in the lowest bits. The two highest
+    /// bits are unused.
     Triples,
 }
 
 impl Packing {
-    /// Bits of a value.
+    /// Number of bits of a value.
     pub fn bits(self) -> u32 {
         match self {
             Self::Bytes => 8,
@@ -155,7 +156,7 @@ impl Packing {
         }
     }
 
-    /// Values in a row of `bytes` bytes.
+    /// Number of values in a row of `bytes` bytes.
     pub fn values(self, bytes: usize) -> usize {
         match self {
             Self::Bytes => bytes,
@@ -164,7 +165,7 @@ impl Packing {
         }
     }
 
-    /// Bytes that hold the first `values` values of a row.
+    /// Number of bytes that hold the first `values` values of a row.
     pub fn bytes(self, values: usize) -> usize {
         match self {
             Self::Bytes => values,
@@ -175,7 +176,7 @@ impl Packing {
 }
 
 impl PixelFormat {
-    /// Every format, in the order that caps list them: a source that has several takes the first.
+    /// All formats in the order of the caps. A source that supports several uses the first.
     pub const ALL: [Self; 17] = [
         Self::Nv12,
         Self::I420,
@@ -219,7 +220,7 @@ impl PixelFormat {
         }
     }
 
-    /// Packed RGB's bytes a pixel and the offsets of R, G and B in it; `None` for YUV.
+    /// Bytes per pixel of packed RGB and the offsets of R, G and B in it; `None` for YUV.
     pub fn packed(self) -> Option<(usize, [usize; 3])> {
         match self {
             Self::Rgb => Some((3, [0, 1, 2])),
@@ -230,7 +231,7 @@ impl PixelFormat {
         }
     }
 
-    /// Where Y', Cb and Cr of YUV are; `None` for packed RGB.
+    /// Location of Y', Cb and Cr; `None` for packed RGB.
     pub fn yuv(self) -> Option<Yuv> {
         let at = |plane, step, offset| Component { plane, step, offset };
         let (luma, chroma, rows) = match self {
@@ -238,7 +239,7 @@ impl PixelFormat {
             Self::I420 | Self::I420_10 => (at(0, 1, 0), [at(1, 1, 0), at(2, 1, 0)], 2),
             Self::Y42b | Self::I422_10 => (at(0, 1, 0), [at(1, 1, 0), at(2, 1, 0)], 1),
             Self::Yuy2 => (at(0, 2, 0), [at(0, 4, 1), at(0, 4, 3)], 1),
-            // The order of v210's values is UYVY's.
+            // The values of v210 are in the order of UYVY.
             Self::Uyvy | Self::V210 => (at(0, 2, 1), [at(0, 4, 0), at(0, 4, 2)], 1),
             Self::Gray8 => return Some(Yuv { luma: at(0, 1, 0), chroma: None }),
             _ => return None,
@@ -246,7 +247,7 @@ impl PixelFormat {
         Some(Yuv { luma, chroma: Some(Chroma { components: chroma, rows }) })
     }
 
-    /// How its rows' values lie in memory.
+    /// How the values of its rows are stored.
     pub fn packing(self) -> Packing {
         match self {
             Self::P010 => Packing::Words { bits: 10, shift: 6 },
@@ -257,7 +258,7 @@ impl PixelFormat {
         }
     }
 
-    /// Parts of a frame begin at a multiple of so many columns: what shares chroma, or words, is not torn apart.
+    /// Crops must begin at a multiple of this many columns, so that shared chroma samples and words are not split.
     fn grid(self) -> usize {
         if self == Self::V210 { 6 } else { 2 }
     }
@@ -281,31 +282,32 @@ impl PixelFormat {
 }
 
 impl FrameInfo {
-    /// Full-range RGB.
+    /// Describes a frame of full-range RGB.
     pub fn rgb(width: usize, height: usize) -> Self {
         Self { full_range: true, ..Self::new(PixelFormat::Rgb, width, height) }
     }
 
-    /// Width and height in proportion as a monitor shows them; as numbers larger than the frame's where pixels are not square.
+    /// Width and height in the proportion in which a monitor displays them; multiples of the frame's own numbers if
+    /// pixels are not square.
     pub fn display_aspect(&self) -> (usize, usize) {
         let (wide, high) = self.pixel_aspect;
         (self.width * wide.max(1) as usize, self.height * high.max(1) as usize)
     }
 
-    /// A whole frame of square pixels, limited range, by BT.601.
+    /// Describes a progressive frame of square pixels, limited range, BT.601.
     pub fn new(format: PixelFormat, width: usize, height: usize) -> Self {
         let matrix = ColorMatrix::Bt601;
         Self { format, width, height, matrix, full_range: false, pixel_aspect: (1, 1), field: false }
     }
 
-    /// Of the upper field of an interlaced frame: half the lines, each as high as two.
+    /// Describes the upper field of an interlaced frame: half the lines, each twice as high.
     pub fn top_field(&self) -> Self {
         let (across, down) = self.pixel_aspect;
         let pixel_aspect = (across, down.saturating_mul(2));
         Self { height: self.height.div_ceil(2), pixel_aspect, field: true, ..*self }
     }
 
-    /// `rgb` as Y', Cb, Cr of this frame's matrix and range.
+    /// Converts `rgb` to Y', Cb, Cr with this frame's matrix and range.
     pub fn yuv(&self, rgb: [u8; 3]) -> [u8; 3] {
         let (kr, kb) = self.matrix.weights();
         let [r, g, b] = rgb.map(f32::from);
@@ -316,7 +318,7 @@ impl FrameInfo {
         [black + y * luma, 128.0 + cb * chroma, 128.0 + cr * chroma].map(|v| v.round() as u8)
     }
 
-    /// Fails where a plane is too short for the frame, so that rows can be indexed without fear after it.
+    /// Fails if a plane is too short for the frame, so that rows can be indexed safely afterwards.
     fn check(&self, planes: [(usize, usize); 3]) -> Result<()> {
         if self.width == 0 || self.height == 0 {
             return Err(Error::invalid(format!("a {}x{} frame has no pixels", self.width, self.height)));
@@ -344,13 +346,14 @@ impl<'a> Frame<'a> {
         Ok(Self { info, planes })
     }
 
-    /// `area`, widened to the left to begin where [`Self::crop`] can.
+    /// `area`, extended to the left to a column at which [`Self::crop`] can begin.
     pub fn aligned(&self, area: Rect) -> Rect {
         let left = area.left - area.left % self.info.format.grid();
         Rect { left, width: area.width + area.left - left, ..area }
     }
 
-    /// The part of it in `area`, which lies within the frame and begins at even pixels ([`Rect::within`], [`Self::aligned`]).
+    /// Crops the frame to `area`, which must lie within it and begin at even pixels ([`Rect::within`],
+    /// [`Self::aligned`]).
     pub fn crop(&self, area: Rect) -> Self {
         let mut part = self.clone();
         (part.info.width, part.info.height) = (area.width, area.height);
@@ -382,7 +385,7 @@ impl<'a> Frame<'a> {
         Self { info, planes: [Plane { data: image.as_raw(), stride: 3 * info.width }, none, none] }
     }
 
-    /// The same frame with pixels of this width to height ([`FrameInfo::pixel_aspect`]).
+    /// The same frame with this pixel aspect ratio ([`FrameInfo::pixel_aspect`]).
     pub fn with_pixel_aspect(mut self, pixel_aspect: (u32, u32)) -> Self {
         self.info.pixel_aspect = pixel_aspect;
         self
@@ -403,7 +406,7 @@ impl<'a> FrameMut<'a> {
         Self { info, planes: [PlaneMut { data: image.as_mut(), stride: 3 * info.width }, none(), none()] }
     }
 
-    /// The same frame, to read.
+    /// A read-only view of the same frame.
     pub fn as_frame(&self) -> Frame<'_> {
         let plane = |i: usize| Plane { data: &*self.planes[i].data, stride: self.planes[i].stride };
         Frame { info: self.info, planes: [plane(0), plane(1), plane(2)] }

@@ -1,20 +1,22 @@
-//! Two lines of a frame become one of a sample: the half of reducing a frame that reads it, and so what a frame waits for.
+//! Averages two lines of a frame into one line of the model input. This half of the resize reads the frame, so the
+//! streaming thread has to wait for it.
 
 use crate::simd::simd;
 use crate::{Frame, Packing};
 
-/// Weights of one axis sum to this.
+/// Sum of the weights along one axis.
 pub(super) const UNIT: u32 = 256;
 
-/// Lines for one of a sample. To fetch them from memory is most of what the streaming thread does, and is bounded so whatever the
-/// frame's size; four instead changed the Dice of no data set by more than 0.002.
+/// Number of frame lines averaged for one output line. Fetching them from memory is most of the streaming thread's
+/// work, so this limit bounds it for any frame size. Averaging four lines instead changed the Dice of no data set by
+/// more than 0.002.
 pub(super) const LINES: usize = 2;
 
 /// Two lines of a frame and their weights (sum [`UNIT`]).
 pub(super) type Pair = [(u32, u32); LINES];
 
-/// The weighted mean of two lines of a plane, value by value as 8 bits, rounded as Pillow rounds between the two passes of a resize.
-/// Down first and across then: this half goes many values at a time.
+/// Computes the weighted mean of two lines of a plane as 8-bit values, rounded as Pillow rounds between the two passes
+/// of a resize. The vertical pass comes first because it processes many values at a time.
 pub(super) fn mean_line(frame: &Frame, plane: usize, [(a, wa), (b, wb)]: Pair, out: &mut [u8]) {
     let (packing, plane) = (frame.info.format.packing(), &frame.planes[plane]);
     let line = |y: u32| &plane.data[y as usize * plane.stride..][..packing.bytes(out.len())];
@@ -28,13 +30,13 @@ pub(super) fn mean_line(frame: &Frame, plane: usize, [(a, wa), (b, wb)]: Pair, o
 
 fn mean_bytes([a, b]: [&[u8]; 2], [wa, wb]: [u32; 2], out: &mut [u8]) {
     let lines = a.iter().zip(b).map(|(a, b)| (u16::from(*a), u16::from(*b)));
-    // 255 times UNIT and its half fit.
+    // 255 · UNIT + UNIT / 2 fits into 16 bits.
     let (wa, wb, half) = (wa as u16, wb as u16, UNIT as u16 / 2);
     simd(
         #[inline(always)]
         || {
             if wa == wb {
-                // The usual case, one instruction for many bytes.
+                // The usual case; compiles to one instruction for many bytes.
                 out.iter_mut().zip(lines).for_each(|(v, (a, b))| *v = ((a + b + 1) >> 1) as u8);
             } else {
                 out.iter_mut()
@@ -45,10 +47,10 @@ fn mean_bytes([a, b]: [&[u8]; 2], [wa, wb]: [u32; 2], out: &mut [u8]) {
     );
 }
 
-/// A weighted sum of values of `bits` bits as 8 bits.
+/// Converts a weighted sum of values of `bits` bits to 8 bits.
 #[inline(always)]
 fn byte(sum: u32, bits: u32) -> u8 {
-    // UNIT are 8 bits, which a value has fewer of in the end than at first.
+    // The weights add 8 bits (UNIT), so shifting by `bits` leaves 8.
     ((sum + (1 << (bits - 1))) >> bits).min(255) as u8
 }
 
@@ -66,7 +68,7 @@ fn mean_words([a, b]: [&[u8]; 2], [wa, wb]: [u32; 2], (bits, shift): (u32, u32),
 }
 
 fn mean_triples([a, b]: [&[u8]; 2], [wa, wb]: [u32; 2], out: &mut [u8]) {
-    /// Words at a time.
+    /// Words processed at a time.
     const WORDS: usize = 8;
     let bits = Packing::Triples.bits();
     let ((a, _), (b, _)) = (a.as_chunks::<4>(), b.as_chunks::<4>());

@@ -1,7 +1,7 @@
-//! What goes into a model and comes out of it: network-sized RGB, and probabilities. No tensor shows here.
+//! Input and output of a model: RGB at the network's size, and probabilities. Independent of tensors.
 
-/// A frame at the network's size: packed RGB, `width × height × 3` bytes, the longest side equal to
-/// the network's input size. Never padded: padding is the model's own business.
+/// A frame at the network's size: packed RGB, `width × height × 3` bytes, the longest side equal to the network's input
+/// size. Not padded; the model pads its input itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelInput {
     pub width: usize,
@@ -9,7 +9,7 @@ pub struct ModelInput {
     pub rgb: Vec<u8>,
 }
 
-/// Polyp probability for every pixel of the [`ModelInput`] it was made from: 0 to 255 stand for 0 to 1.
+/// Polyp probability of every pixel of a [`ModelInput`]; 0 to 255 stand for 0 to 1.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbMap {
     pub width: usize,
@@ -17,7 +17,7 @@ pub struct ProbMap {
     pub data: Vec<u8>,
 }
 
-/// What a sample is mirrored about.
+/// Axes about which an input is flipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mirror {
     /// Left becomes right.
@@ -27,7 +27,7 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// `pixels`, rows of `width` elements, mirrored; mirroring again gives them back.
+    /// Flips `pixels`, rows of `width` elements. Flipping twice restores them.
     pub fn of<T: Copy>(self, pixels: &[T], width: usize) -> Vec<T> {
         let line = |row: &[T]| -> Vec<T> {
             if self.across { row.iter().rev().copied().collect() } else { row.to_vec() }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mirror_turns_rows_or_their_order() {
+    fn flipping_reverses_rows_or_their_order() {
         let pixels = [1, 2, 3, 4, 5, 6];
         let of = |across, down| Mirror { across, down }.of(&pixels, 3);
         assert_eq!(of(false, false), pixels);

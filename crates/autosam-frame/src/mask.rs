@@ -1,17 +1,18 @@
-//! From probabilities to marks: threshold, connected regions, small ones left out.
+//! From probabilities to masks: thresholding and connected regions, without small ones.
 
 use crate::Rect;
 use crate::map::ProbMap;
 use crate::parts::{Neighbours, connected};
 
-/// What becomes of a probability map.
+/// Settings for turning a probability map into a mask.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MaskSettings {
-    /// Probability from which a pixel is polyp, 0 to 1.
+    /// Minimum probability of a polyp pixel, 0 to 1.
     pub threshold: f32,
-    /// Regions smaller than this part of the frame (0 to 1) are left out.
+    /// Minimum size of a region as a fraction of the frame (0 to 1); smaller ones are left out.
     pub min_area: f32,
-    /// Regions without a pixel this far above the threshold (0 to 1) are left out: hysteresis thresholding, as Canny's.
+    /// Hysteresis thresholding as in Canny's edge detector: regions without a pixel this far above the threshold (0 to
+    /// 1) are left out.
     pub hysteresis: f32,
 }
 
@@ -21,48 +22,48 @@ impl Default for MaskSettings {
     }
 }
 
-/// One connected region; places are parts (0 to 1) of the frame's width and height.
+/// One connected region. Coordinates are fractions (0 to 1) of the frame's width and height.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Region {
     pub left: f32,
     pub top: f32,
     pub right: f32,
     pub bottom: f32,
-    /// Part of the frame, 0 to 1.
+    /// Fraction of the frame, 0 to 1.
     pub area: f32,
     /// Mean probability inside, 0 to 1.
     pub confidence: f32,
 }
 
-/// Lowest value of a [`ProbMap`] that is at or above `threshold` (0 to 1); at least 1.
-pub(super) fn cut(threshold: f32) -> u8 {
+/// The smallest value of a [`ProbMap`] at or above `threshold` (0 to 1); at least 1.
+pub(super) fn level(threshold: f32) -> u8 {
     (threshold.clamp(0.0, 1.0) * 255.0).round().clamp(1.0, 255.0) as u8
 }
 
 impl MaskSettings {
-    /// Lowest value of a [`ProbMap`] that is polyp.
-    pub fn cut(&self) -> u8 {
-        cut(self.threshold)
+    /// The smallest value of a [`ProbMap`] that counts as polyp.
+    pub fn level(&self) -> u8 {
+        level(self.threshold)
     }
 }
 
-/// The connected parts (8 neighbours) of the pixels from `cut` on, as places in `map.data`.
-pub(super) fn components(map: &ProbMap, cut: u8) -> Vec<Vec<usize>> {
+/// The connected components (8 neighbours) of the pixels at or above `level`, as indices into `map.data`.
+pub(super) fn components(map: &ProbMap, level: u8) -> Vec<Vec<usize>> {
     const LINE: usize = 64;
     let (w, h) = (map.width, map.height);
-    // Most of a map is below: looked through many pixels at a time.
+    // Most lines of a map are below the level entirely; skip them many pixels at a time.
     let lines = map.data[..w * h].chunks(LINE).enumerate();
-    let reaching = lines.filter(|(_, line)| line.iter().fold(0, |most, p| most.max(*p)) >= cut);
+    let reaching = lines.filter(|(_, line)| line.iter().fold(0, |most, p| most.max(*p)) >= level);
     let starts = reaching.flat_map(|(i, line)| i * LINE..i * LINE + line.len());
-    connected((w, h), Neighbours::Eight, starts, |i| map.data[i] >= cut, |_, _| true)
+    connected((w, h), Neighbours::Eight, starts, |i| map.data[i] >= level, |_, _| true)
 }
 
-/// A thresholded map with its regions. Probabilities of regions left out are lowered to just below the threshold.
+/// A thresholded map with its regions. The probabilities of omitted regions are reduced to just below the threshold.
 #[derive(Debug, Clone, Default)]
 pub struct Mask {
     pub map: ProbMap,
-    /// Lowest value of `map.data` that is polyp; at least 1.
-    pub cut: u8,
+    /// The smallest value of `map.data` that counts as polyp; at least 1.
+    pub level: u8,
     /// Largest first.
     pub regions: Vec<Region>,
 }
@@ -70,15 +71,15 @@ pub struct Mask {
 impl Mask {
     /// Finds the regions (8-connected) of `map`.
     pub fn new(mut map: ProbMap, settings: &MaskSettings) -> Self {
-        let (cut, certain) = (cut(settings.threshold), cut(settings.threshold + settings.hysteresis));
+        let (level, certain) = (level(settings.threshold), level(settings.threshold + settings.hysteresis));
         let (w, h) = (map.width, map.height);
         let total = (w * h).max(1) as f32;
         let mut regions = Vec::new();
-        for members in components(&map, cut) {
+        for members in components(&map, level) {
             let area = members.len() as f32 / total;
             if area < settings.min_area || members.iter().all(|at| map.data[*at] < certain) {
                 for at in &members {
-                    map.data[*at] = cut - 1;
+                    map.data[*at] = level - 1;
                 }
                 continue;
             }
@@ -98,10 +99,10 @@ impl Mask {
             });
         }
         regions.sort_by(|a, b| b.area.total_cmp(&a.area));
-        Self { map, cut, regions }
+        Self { map, level, regions }
     }
 
-    /// The mask at `width × height`, 255 where polyp: probabilities enlarged bilinearly, then cut.
+    /// The mask at `width × height`, 255 for polyp: probabilities are enlarged bilinearly, then thresholded.
     pub fn enlarge(&self, width: usize, height: usize) -> Vec<u8> {
         let mut out = vec![0; width * height];
         let rows = Enlarged::new(&self.map, width, height);
@@ -109,7 +110,7 @@ impl Mask {
         for (y, row) in out.chunks_exact_mut(width.max(1)).enumerate() {
             rows.row(y, 0, &mut line);
             for (o, p) in row.iter_mut().zip(&line) {
-                *o = if *p >= u32::from(self.cut) * Enlarged::UNIT { 255 } else { 0 };
+                *o = if *p >= u32::from(self.level) * Enlarged::UNIT { 255 } else { 0 };
             }
         }
         out
@@ -117,7 +118,8 @@ impl Mask {
 }
 
 impl ProbMap {
-    /// A map of the part `area` of a `width × height` frame as a map of the whole, 0 around it, in pixels of the same size.
+    /// Extends a map of the part `area` of a `width × height` frame to a map of the whole frame, padded with 0 at the
+    /// same pixel size.
     pub fn embedded(self, area: Rect, width: usize, height: usize) -> Self {
         if area == Rect::whole(width, height) || area.width == 0 || area.height == 0 {
             return self;
@@ -134,22 +136,24 @@ impl ProbMap {
         Self { width: w, height: h, data }
     }
 
-    /// Sets the connected parts of the pixels from `cut` on that have no pixel `wanted` (a place in `data`) to 0.
-    pub fn keep(&mut self, cut: u8, wanted: impl Fn(usize) -> bool) {
-        for members in components(self, cut) {
+    /// Sets to 0 the connected components of pixels at or above `level` that contain no `wanted` pixel (an index into
+    /// `data`).
+    pub fn keep(&mut self, level: u8, wanted: impl Fn(usize) -> bool) {
+        for members in components(self, level) {
             if !members.iter().any(|at| wanted(*at)) {
                 members.iter().for_each(|at| self.data[*at] = 0);
             }
         }
     }
 
-    /// The pixel from `cut` on that is furthest from those below and from the border, in steps right, left, up and down, as (x, y);
-    /// `None` if there is none. Steps instead of distances: the engine needs some pixel well inside at every frame, at little cost.
-    pub fn deepest(&self, cut: u8) -> Option<(usize, usize)> {
+    /// The pixel (x, y) at or above `level` that is furthest from pixels below it and from the border; `None` if no
+    /// pixel is. Distances are in steps right, left, up and down, because the engine needs a pixel well inside for
+    /// every frame at little cost.
+    pub fn deepest(&self, level: u8) -> Option<(usize, usize)> {
         let (w, h) = (self.width, self.height);
         let mut depth = vec![0u32; w * h];
         for at in 0..w * h {
-            if self.data[at] >= cut {
+            if self.data[at] >= level {
                 let left = if at % w > 0 { depth[at - 1] } else { 0 };
                 let above = if at >= w { depth[at - w] } else { 0 };
                 depth[at] = left.min(above) + 1;
@@ -164,7 +168,7 @@ impl ProbMap {
         Some((best % w, best / w))
     }
 
-    /// The map at `width × height`, bilinearly; the same values at the same size.
+    /// Resizes the map to `width × height` bilinearly; at its own size the values are unchanged.
     pub fn resized(&self, width: usize, height: usize) -> Vec<u8> {
         let rows = Enlarged::new(self, width, height);
         let (mut out, mut line) = (Vec::with_capacity(width * height), vec![0; width]);
@@ -176,7 +180,7 @@ impl ProbMap {
     }
 }
 
-/// A probability map read at another size, bilinearly (half-pixel centres).
+/// Reads a probability map at another size, bilinearly (half-pixel centres).
 pub struct Enlarged<'a> {
     map: &'a ProbMap,
     x: Vec<(u32, u32, u32)>,
@@ -185,7 +189,7 @@ pub struct Enlarged<'a> {
 
 impl<'a> Enlarged<'a> {
     const SIDE: u32 = 256;
-    /// What a probability of 1/255 reads as.
+    /// The value that stands for a probability of 1/255.
     pub const UNIT: u32 = Self::SIDE * Self::SIDE;
 
     pub fn new(map: &'a ProbMap, width: usize, height: usize) -> Self {
@@ -203,7 +207,7 @@ impl<'a> Enlarged<'a> {
         Self { map, x: axis(map.width, width), y: axis(map.height, height) }
     }
 
-    /// Values of row `y` from column `first` on, in units of 1/([`Self::UNIT`] · 255).
+    /// Writes the values of row `y` from column `first` on, in units of 1/([`Self::UNIT`] · 255).
     pub fn row(&self, y: usize, first: usize, out: &mut [u32]) {
         let (top, bottom, share) = self.y[y];
         let line = |n: u32| &self.map.data[n as usize * self.map.width..][..self.map.width];
@@ -236,23 +240,23 @@ mod tests {
         assert!((largest.confidence - 240.0 / 255.0).abs() < 1e-6);
         let few = Mask::new(m, &MaskSettings { min_area: 0.1, ..Default::default() });
         assert_eq!(few.regions.len(), 1);
-        assert_eq!((few.map.data[0], few.map.data[8 + 6]), (240, few.cut - 1));
+        assert_eq!((few.map.data[0], few.map.data[8 + 6]), (240, few.level - 1));
     }
 
     #[test]
-    fn regions_that_are_nowhere_certain_are_left_out_whole() {
+    fn regions_without_a_certain_pixel_are_left_out() {
         let mut m = map(&["##......", "##....##"]);
         let (sure, unsure) = (9, 8 + 6);
         (m.data[0], m.data[sure], m.data[unsure], m.data[unsure + 1]) = (130, 204, 203, 130);
         let mask = Mask::new(m.clone(), &MaskSettings { hysteresis: 0.3, ..Default::default() });
         assert_eq!(mask.regions.len(), 1);
         assert_eq!((mask.map.data[0], mask.map.data[sure]), (130, 204));
-        assert!([unsure, unsure + 1].iter().all(|at| mask.map.data[*at] == mask.cut - 1));
+        assert!([unsure, unsure + 1].iter().all(|at| mask.map.data[*at] == mask.level - 1));
         assert_eq!(Mask::new(m, &MaskSettings { hysteresis: 0.0, ..Default::default() }).regions.len(), 2);
     }
 
     #[test]
-    fn a_part_s_map_lies_where_the_part_is() {
+    fn a_map_of_a_crop_is_embedded_at_its_position() {
         let m = map(&["#.", ".#"]);
         let area = Rect { left: 40, top: 20, width: 20, height: 20 };
         let whole = m.clone().embedded(area, 100, 60);
@@ -274,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_without_a_wanted_pixel_are_left_out() {
+    fn components_without_a_wanted_pixel_are_removed() {
         let mut m = map(&["##..#", "##..#", "....."]);
         m.keep(128, |at| at == 6);
         assert_eq!(
@@ -301,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn enlarging_to_the_same_size_is_the_cut() {
+    fn enlarging_to_the_same_size_is_thresholding() {
         let m = map(&["#..#", ".##.", "...."]);
         let mask = Mask::new(m.clone(), &MaskSettings::default());
         let want: Vec<u8> = m.data.iter().map(|p| if *p >= 128 { 255 } else { 0 }).collect();

@@ -1,6 +1,6 @@
-//! Where the tissue under the latest mask has gone since the frame that the mask was made from: the shift of the mask's own
-//! surroundings, found by block matching in small grey copies of both frames. Never over a cut: a frame that does not fit
-//! anywhere near is another scene.
+//! Motion of the tissue under the latest mask since the frame that the mask was computed from: the shift of the mask's
+//! surroundings, found by block matching in small grey copies of both frames. A scene change is never bridged: a frame
+//! in which the surroundings match nowhere nearby is another scene.
 
 use super::flow::Window;
 use super::mask::Region;
@@ -10,27 +10,28 @@ use std::sync::Arc;
 /// Longest side of the small copies in pixels.
 pub const SIDE: usize = 128;
 
-/// How far the surroundings are sought, in pixels of the halved copy, and how far the finer level corrects that.
+/// Search range for the surroundings in pixels of the halved copy, and range of the correction on the finer level.
 const COARSE: isize = 6;
 const FINE: isize = 2;
-/// How far they are sought around a place where they are expected, in pixels of the halved copy.
+/// Search range around the position where they are expected, in pixels of the halved copy.
 const NEAR: isize = 3;
-/// Least side of what is sought in the copy halved twice, in its pixels: less is found anywhere.
+/// Minimum side of the search window in pixels of the copy halved twice. A smaller window matches anywhere.
 const LEAST_COARSE: usize = 10;
-/// Pixels that are compared on each level at most, in whole lines: it bounds the time on the frame's thread.
+/// Maximum number of pixels compared on each level, in whole lines. It bounds the time spent on the streaming thread.
 const MOST_PIXELS: usize = 1200;
-/// Surroundings of a mask that move with it, as a part of its box's sides, and at least in pixels.
+/// Margin around a mask that is assumed to move with it: its box's sides divided by `MARGIN`, but at least
+/// `LEAST_MARGIN` pixels.
 const MARGIN: usize = 4;
 const LEAST_MARGIN: usize = 4;
-/// [`unlikeness`] from which a scene is another, from which a place in the same scene is the wrong one, and up to which it is
-/// the right one whatever the rest of the frame does.
-const CUT: f32 = 0.6;
+/// Thresholds of [`unlikeness`]: above the first the scene has changed; above the second a position in the same scene
+/// is wrong; below the third it is right whatever the rest of the frame does.
+const SCENE_CHANGE: f32 = 0.6;
 const LOST: f32 = 0.4;
 const SURE: f32 = 0.2;
-/// Grey levels that noise makes.
+/// Amplitude of noise in grey levels.
 const NOISE: f32 = 4.0;
 
-/// A part of the frame, 0 to 1 along both sides.
+/// A part of the frame, in fractions (0 to 1) of its sides.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Extent {
     pub left: f32,
@@ -42,7 +43,7 @@ pub struct Extent {
 impl Extent {
     pub const WHOLE: Self = Self { left: 0.0, top: 0.0, right: 1.0, bottom: 1.0 };
 
-    /// What holds all `regions`.
+    /// The bounding box of all `regions`.
     pub fn of(regions: &[Region]) -> Self {
         let start = Self { left: 1.0, top: 1.0, right: 0.0, bottom: 0.0 };
         regions.iter().fold(start, |e, r| Self {
@@ -54,8 +55,8 @@ impl Extent {
     }
 }
 
-/// How far what was in `extent` of `before` has moved in `now`, right and down, as parts of the frame's sides; `None` where
-/// `now` is another scene. Copies of different sizes do not compare: nothing moves.
+/// How far the content of `extent` in `before` has moved in `now`, right and down, in fractions of the frame's sides;
+/// `None` if `now` is another scene. Copies of different sizes cannot be compared and yield no motion.
 pub fn shift(before: &Luma, now: &Luma, extent: Extent) -> Option<(f32, f32)> {
     let (w, h) = (before.width, before.height);
     if (w, h) != (now.width, now.height) || w < 4 || h < 4 {
@@ -65,12 +66,12 @@ pub fn shift(before: &Luma, now: &Luma, extent: Extent) -> Option<(f32, f32)> {
     let window = window(extent, w, h);
     let (half_before, half_now) = (before.halved(), now.halved());
     let (dx, dy) = window.halved(&half_now).find(&half_before, &half_now, COARSE, (0, 0));
-    // Neither the surroundings nor the frame as a whole look as they did.
-    refined(before, now, window, (2 * dx, 2 * dy), |part, all| part > CUT && all > CUT)
+    // Lost if neither the surroundings nor the frame as a whole look as they did.
+    refined(before, now, window, (2 * dx, 2 * dy), |part, all| part > SCENE_CHANGE && all > SCENE_CHANGE)
 }
 
-/// The shift of `window` within [`FINE`] of `start`, between pixels; `None` if that is the wrong place by the [`unlikeness`] of
-/// the window and of the whole frame there.
+/// The subpixel shift of `window` within [`FINE`] of `start`; `None` if `wrong` rejects it by the [`unlikeness`] of the
+/// window and of the whole frame there.
 fn refined(
     before: &Luma,
     now: &Luma,
@@ -84,7 +85,7 @@ fn refined(
     if wrong(part, all) {
         return None;
     }
-    // A parabola through the differences left and right of the best, and above and below: the top between pixels.
+    // Subpixel position: the minimum of a parabola through the best difference and its neighbours, in each direction.
     let at = |dx, dy| window.difference(before, now, best.0 + dx, best.1 + dy) as f32;
     let middle = at(0, 0);
     let between = |low: f32, high: f32| {
@@ -95,7 +96,7 @@ fn refined(
     Some(((best.0 as f32 + fx) / w as f32, (best.1 as f32 + fy) / h as f32))
 }
 
-/// The small copy of the frame that a mask was made from, prepared to be found again in later frames.
+/// The small copy of the frame that a mask was computed from, prepared for the search in later frames.
 #[derive(Debug, Clone)]
 pub struct Scene {
     full: Arc<Luma>,
@@ -105,14 +106,15 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Of a copy of [`SIDE`].
+    /// Prepares a copy whose longest side is [`SIDE`].
     pub fn new(full: Arc<Luma>) -> Self {
         let half = full.halved();
         Self { quarter: half.halved(), mean: mean(&full), half, full }
     }
 
-    /// As [`shift`], farther and sooner: close to `near`, where it is expected, if that is given and it is there; else within a
-    /// sixth of the frame. `None` too if it has moved farther than is looked: what cannot be followed has no place.
+    /// As [`shift`], with a larger range and less work: it first searches close to `near`, the expected position, if
+    /// given, and then within a sixth of the frame. It also returns `None` if the tissue has moved beyond the search
+    /// range.
     pub fn follow(&self, now: &Luma, extent: Extent, near: Option<(f32, f32)>) -> Option<(f32, f32)> {
         let (w, h) = (self.full.width, self.full.height);
         if (w, h) != (now.width, now.height) || w < 4 || h < 4 {
@@ -139,8 +141,8 @@ impl Scene {
         refined(&self.full, &now, window, (2 * dx, 2 * dy), lost)
     }
 
-    /// Whether `extent` and the frame as a whole look in `now` as they did, without moving. Costs much less than
-    /// [`Self::follow`] and is as strict about another scene.
+    /// Whether `extent` and the frame as a whole still look the same in `now` without motion. Costs much less than
+    /// [`Self::follow`] and detects scene changes as strictly.
     pub fn unmoved(&self, now: &Luma, extent: Extent) -> bool {
         let (w, h) = (self.full.width, self.full.height);
         if (w, h) != (now.width, now.height) || w < 4 || h < 4 {
@@ -152,13 +154,13 @@ impl Scene {
     }
 }
 
-/// Whether a place is the wrong one, by the [`unlikeness`] of the mask's surroundings and of the whole frame there. Over a cut some
-/// place looks alike by chance, but the whole frame does not.
+/// Whether a position is wrong, judged by the [`unlikeness`] of the mask's surroundings and of the whole frame there.
+/// After a scene change some position may look similar by chance, but the whole frame does not.
 fn lost(part: f32, all: f32) -> bool {
-    (part > LOST && all > LOST) || (part > SURE && all > CUT)
+    (part > LOST && all > LOST) || (part > SURE && all > SCENE_CHANGE)
 }
 
-/// `found` unless it lies on the rim of what was searched: the true place is then beyond.
+/// `found`, or `None` if it lies at the edge of the search range, because the true position is then beyond it.
 fn inside(found: (isize, isize), start: (isize, isize), reach: isize) -> Option<(isize, isize)> {
     ((found.0 - start.0).abs() < reach && (found.1 - start.1).abs() < reach).then_some(found)
 }
@@ -167,14 +169,14 @@ fn mean(l: &Luma) -> i32 {
     (l.data.iter().map(|v| u64::from(*v)).sum::<u64>() / l.data.len().max(1) as u64) as i32
 }
 
-/// `now` with this mean brightness: differences are to tell of motion, not of the lamp.
+/// `now` scaled to this mean brightness, so that differences show motion and not changes of the light.
 fn relit(now: &Luma, bright: i32) -> Luma {
     let by = bright - mean(now);
     let data = now.data.iter().map(|v| (i32::from(*v) + by).clamp(0, 255) as u8).collect();
     Luma { data, ..*now }
 }
 
-/// How little two frames of one size have to do with each other, at the best shift of the whole: 0 to about 1.
+/// Dissimilarity of two frames of the same size at the best global shift: 0 (same) to about 1 (unrelated).
 pub fn change(before: &Luma, now: &Luma) -> f32 {
     let all = window_of(0, 0, before.width, before.height);
     let (half_before, half_now) = (before.halved(), now.halved());
@@ -201,14 +203,14 @@ fn window_of(left: usize, top: usize, width: usize, height: usize) -> Window {
 }
 
 impl Window {
-    /// The same part of a copy of half the size.
+    /// The same window in a copy of half the size.
     fn halved(self, half: &Luma) -> Self {
         let (left, top) = (self.left / 2, self.top / 2);
         let (width, height) = (self.width.div_ceil(2), self.height.div_ceil(2));
         window_of(left, top, width.min(half.width - left), height.min(half.height - top))
     }
 
-    /// Grown about its middle to sides of at least `least`, as far as the frame reaches.
+    /// Extends the window around its centre to sides of at least `least`, within the frame.
     fn grown(self, least: usize, w: usize, h: usize) -> Self {
         let side = |low: usize, length: usize, side: usize| {
             let wanted = length.max(least).min(side);
@@ -219,8 +221,8 @@ impl Window {
     }
 }
 
-/// How much the pixels of `window` differ from those `shift` away: 0 not at all, about 1 as two frames that have nothing to do
-/// with each other. Brightness as a whole does not count.
+/// How much the pixels of `window` differ from those `shift` away: 0 for equal content, about 1 for unrelated frames.
+/// The mean brightness does not count.
 fn unlikeness(before: &Luma, now: &Luma, window: Window, shift: (isize, isize)) -> f32 {
     let pairs = || {
         (window.top..window.top + window.height).step_by(window.every).flat_map(move |y| {
@@ -256,7 +258,7 @@ mod tests {
     const MIDDLE: Extent = Extent { left: 0.4, top: 0.35, right: 0.6, bottom: 0.65 };
 
     #[test]
-    fn the_shift_is_found_between_pixels() {
+    fn shifts_are_found_with_subpixel_precision() {
         for moved in [(0.0, 0.0), (1.0, 0.5), (-3.3, 2.0), (9.0, -7.6), (-13.0, 12.0)] {
             let (dx, dy) = shift(&scene(0.0, (0.0, 0.0), 0.0), &scene(0.0, moved, 0.0), MIDDLE).unwrap();
             let (x, y) = (dx * 128.0, dy * 72.0);
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scene_is_followed_far_and_no_farther_than_is_looked() {
+    fn a_scene_is_followed_within_the_search_range() {
         let before = Scene::new(Arc::new(scene(0.0, (0.0, 0.0), 0.0)));
         let pixels = |found: Option<(f32, f32)>| found.map(|(x, y)| (x * 128.0, y * 72.0));
         let close = |found: (f32, f32), want: (f32, f32)| {
@@ -281,7 +283,7 @@ mod tests {
                 assert!(close(found, moved), "{moved:?} near {near:?}: {found:?}");
             }
         }
-        // Farther than is looked from where it was, but not from where it is expected.
+        // Beyond the search range around the old position, but within that around the expected one.
         let now = scene(0.0, (34.0, 0.0), 0.0);
         let found = pixels(before.follow(&now, MIDDLE, None));
         assert!(found.is_none_or(|f| close(f, (34.0, 0.0))), "{found:?}");
@@ -290,9 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn another_scene_is_detected_and_another_light_is_not() {
+    fn scene_changes_are_detected_and_light_changes_are_ignored() {
         let before = scene(0.0, (0.0, 0.0), 0.0);
-        // Blotches at random, of the same contrast.
+        // Random blotches of the same contrast.
         let mut other = before.clone();
         for (i, v) in other.data.iter_mut().enumerate() {
             let (x, y) = ((i % 128 / 9) as u32, (i / 128 / 9) as u32);
@@ -307,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn any_size_and_extent_will_do() {
+    fn any_size_and_extent_is_accepted() {
         for (w, h) in [(1, 1), (4, 4), (5, 128), (128, 5)] {
             let flat = Luma { width: w, height: h, data: vec![50; w * h] };
             for extent in [MIDDLE, Extent::WHOLE, Extent { left: 1.0, top: 1.0, right: 1.0, bottom: 1.0 }] {

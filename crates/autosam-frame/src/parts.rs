@@ -1,16 +1,17 @@
-//! Connected parts of images.
+//! Connected components of images.
 
-/// Which pixels around a pixel are its neighbours.
+/// Which pixels count as neighbours of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Neighbours {
     /// Those beside, above and below it.
     Four,
-    /// Those at its corners too.
+    /// Those at its corners as well.
     Eight,
 }
 
-/// The connected parts of the pixels of a `width × height` image that are `inside`, as places `y · width + x`, in the order in which
-/// `starts` has a pixel of them; a part without one is left out. Neighbours belong together if they are `alike`.
+/// The connected components of the pixels of a `width × height` image that are `inside`, as indices `y · width + x`.
+/// `starts` lists the pixels to start from and thereby the order; a component without a start is left out. Neighbours
+/// are connected if they are `alike`.
 pub fn connected(
     (width, height): (usize, usize),
     neighbours: Neighbours,
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_what_neighbours_and_likeness_join() {
+    fn similar_neighbours_are_connected() {
         // 3 x 3: two pixels that touch at a corner, and one of another value beside the second.
         let pixels = [5, 0, 0, 0, 5, 9, 0, 0, 0];
         let parts = |neighbours, starts: &[usize], alike: bool| {

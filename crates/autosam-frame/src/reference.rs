@@ -1,8 +1,9 @@
-//! Where each value of a frame is, straight from the formats' definitions: what the tests compare with.
+//! Location of each value of a frame, taken directly from the formats' definitions. The tests compare with it.
 
 use super::PixelFormat;
 
-/// The bits of a value: `bits` of them from bit `shift` on in the little-endian word of `bytes` bytes at `byte` of a row.
+/// Location of a value: `bits` bits from bit `shift` on in the little-endian word of `bytes` bytes at byte `byte` of a
+/// row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
     pub plane: usize,
@@ -14,7 +15,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Of component `c` (R, G, B or Y', Cb, Cr) of pixel `x`, `y`; `None` of a grey frame's chroma.
+    /// Location of component `c` (R, G, B or Y', Cb, Cr) of pixel `x`, `y`; `None` for the chroma of a greyscale frame.
     pub fn of(format: PixelFormat, c: usize, x: usize, y: usize) -> Option<Self> {
         use PixelFormat as F;
         let pair = x / 2;
@@ -56,7 +57,7 @@ impl Place {
         ((1 << self.bits) - 1) << self.shift
     }
 
-    /// The word in planes of these strides.
+    /// Reads the word from planes with these strides.
     fn word(self, planes: &[Vec<u8>], strides: &[usize]) -> u32 {
         let at = self.row * strides[self.plane] + self.byte;
         planes[self.plane][at..at + self.bytes].iter().rev().fold(0, |word, b| word << 8 | u32::from(*b))
@@ -73,7 +74,7 @@ impl Place {
     }
 }
 
-/// Planes of noise, and their strides: rows are `padding` bytes longer than the frame.
+/// Planes of noise and their strides. Rows are `padding` bytes longer than the frame's.
 pub(crate) fn noise(format: PixelFormat, w: usize, h: usize, padding: usize) -> (Vec<Vec<u8>>, Vec<usize>) {
     let sizes = format.planes(w, h);
     let plane = |rows: usize, stride: usize| {

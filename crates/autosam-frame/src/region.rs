@@ -1,5 +1,5 @@
-//! Where the endoscope's image is in the frame: processors show it as an octagon, circle or square on black, with text and
-//! small images beside it.
+//! Locates the endoscope's image in the frame. Processors show it as an octagon, circle or square on black, with text
+//! and small images beside it.
 
 use super::resize::Resizer;
 use super::{Frame, Luma};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A part of a frame in pixels.
+/// A rectangle in pixels of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rect {
     pub left: usize,
@@ -25,7 +25,7 @@ impl Rect {
         Self { left: 0, top: 0, width, height }
     }
 
-    /// The smallest rectangle that holds both.
+    /// The smallest rectangle that contains both.
     pub fn union(self, other: Self) -> Self {
         let (left, top) = (self.left.min(other.left), self.top.min(other.top));
         let right = (self.left + self.width).max(other.left + other.width);
@@ -33,8 +33,8 @@ impl Rect {
         Self { left, top, width: right - left, height: bottom - top }
     }
 
-    /// The part of it that lies in a `width × height` frame, widened to begin at even pixels (shared chroma); the whole
-    /// frame where there is no such part.
+    /// Clips the rectangle to a `width × height` frame and extends it to begin at even pixels (shared chroma). Returns
+    /// the whole frame if nothing is left.
     pub fn within(self, width: usize, height: usize) -> Self {
         let (left, top) = (self.left & !1, self.top & !1);
         let right = self.left.saturating_add(self.width).min(width);
@@ -45,7 +45,7 @@ impl Rect {
         Self { left, top, width: right - left, height: bottom - top }
     }
 
-    /// With the pixel around it, inside of a `width × height` image.
+    /// Grows the rectangle by one pixel on each side, within a `width × height` image.
     fn grown(self, width: usize, height: usize) -> Self {
         let (left, top) = (self.left.saturating_sub(1), self.top.saturating_sub(1));
         let (right, bottom) =
@@ -53,30 +53,30 @@ impl Rect {
         Self { left, top, width: right - left, height: bottom - top }
     }
 
-    /// The lines of a field that it covers.
+    /// The same rectangle in the lines of one field.
     pub fn in_field(self) -> Self {
         let bottom = self.top.saturating_add(self.height).div_ceil(2);
         Self { top: self.top / 2, height: bottom - self.top / 2, ..self }
     }
 }
 
-/// Which part of the frame the network sees. Nothing is marked outside it.
+/// Which part of the frame the network sees. No overlay is drawn outside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Region {
+pub enum CropMode {
     Full,
-    /// [`find`] says.
+    /// The endoscope's image, found automatically.
     #[default]
     Auto,
-    /// In pixels of the frame.
+    /// A fixed rectangle in pixels of the frame.
     Rect(Rect),
 }
 
-impl Region {
-    /// Of a frame that stands alone. In video [`Finder`] remembers.
+impl CropMode {
+    /// The rectangle for a still image. For video use [`Finder`], which keeps state between frames.
     ///
     /// # Errors
-    /// For a frame too large to be sampled.
+    /// If the frame is too large to be resized.
     pub fn of(self, frame: &Frame) -> Result<Rect> {
         let (width, height) = (frame.info.width, frame.info.height);
         let area = match self {
@@ -94,7 +94,7 @@ impl Region {
     }
 }
 
-impl TryFrom<String> for Region {
+impl TryFrom<String> for CropMode {
     type Error = Error;
 
     fn try_from(text: String) -> Result<Self> {
@@ -102,13 +102,13 @@ impl TryFrom<String> for Region {
     }
 }
 
-impl From<Region> for String {
-    fn from(region: Region) -> Self {
-        region.to_string()
+impl From<CropMode> for String {
+    fn from(roi: CropMode) -> Self {
+        roi.to_string()
     }
 }
 
-impl FromStr for Region {
+impl FromStr for CropMode {
     type Err = Error;
 
     /// `full`, `auto`, or `X,Y,WIDTH,HEIGHT` in pixels.
@@ -130,7 +130,7 @@ impl FromStr for Region {
     }
 }
 
-impl fmt::Display for Region {
+impl fmt::Display for CropMode {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Full => f.write_str("full"),
@@ -140,24 +140,27 @@ impl fmt::Display for Region {
     }
 }
 
-/// Brightness (0 to 255) up to which a pixel is border. Video's black is 16; mucosa in a dark corner is above this.
+/// Maximum brightness (0 to 255) of a border pixel. Black in video is 16; mucosa in a dark corner is brighter than
+/// this.
 const DARK: u8 = 28;
-/// Part of a row's or column's pixels that must be bright to be the image: a circle's edge fills less than its middle.
+/// Fraction of a row's or column's pixels that must be bright for it to be part of the image. It is small because a
+/// circle fills less at its edge.
 const FILLED: f32 = 0.08;
-/// An image smaller than this part of the frame's area is not trusted: the scene may just be dark.
+/// Minimum size of the image as a fraction of the frame's area. A smaller one is ignored, because the scene may just be
+/// dark.
 const SMALLEST: f32 = 0.15;
 
-/// How much weaker red is than green or blue where a processor draws a panel: tissue is red, yellow or white.
+/// Minimum difference between green or blue and red in a processor's panel. Tissue is red, yellow or white.
 const COLD: u8 = 60;
-/// Neighbours in a panel differ by at most this much, and its pixels from their mean by this much on average.
+/// Maximum difference between neighbouring pixels of a panel, and maximum mean deviation of its pixels from their mean.
 const STEP: u8 = 24;
 const SPREAD: u32 = 10;
-/// Part of the frame that a panel covers at least, and part of its rectangle that has its colour.
+/// Minimum fraction of the frame that a panel covers, and of its bounding rectangle that has its colour.
 const LEAST_PANEL: f32 = 0.01;
 const FLAT: f32 = 0.7;
 
-/// What [`find`] looks at: the brightest channel, since mucosa in the shade is dark red and a border dark grey. Panels beside the
-/// endoscope's image, such as those that show the shape of the endoscope, are black.
+/// The brightest channel, which [`find`] works on: mucosa in the shade is dark red, a border is dark grey. Panels
+/// beside the endoscope's image, such as those that show the shape of the endoscope, are set to black.
 fn brightness(copy: &ModelInput) -> Luma {
     let brightest = |p: &[u8]| p.iter().copied().max().unwrap_or(0);
     let data = copy.rgb.chunks_exact(3).map(brightest).collect();
@@ -170,7 +173,7 @@ fn brightness(copy: &ModelInput) -> Luma {
     luma
 }
 
-/// Rectangles of a single cold colour at the frame's edge.
+/// Finds rectangles of a single cold colour at the frame's edge.
 fn panels(copy: &ModelInput) -> Vec<Rect> {
     let (w, h) = (copy.width, copy.height);
     let (pixels, _) = copy.rgb.as_chunks::<3>();
@@ -207,21 +210,22 @@ fn panels(copy: &ModelInput) -> Vec<Rect> {
         .collect()
 }
 
-/// The smallest rectangle around pixels of an image of width `w`; none around none.
+/// The smallest rectangle around pixels of an image of width `w`; `None` if the list is empty.
 fn bounds(part: &[usize], w: usize) -> Option<Rect> {
     let (xs, ys) = (part.iter().map(|i| i % w), part.iter().map(|i| i / w));
     let (left, right, top, bottom) = (xs.clone().min()?, xs.max()?, ys.clone().min()?, ys.max()?);
     Some(Rect { left, top, width: right + 1 - left, height: bottom + 1 - top })
 }
 
-/// The bounding rectangle of the endoscope's image in the brightness of a small copy of the frame: of the bright pixels' connected
-/// parts the largest, so that text and small images beside it are left out. `None` if none stands out.
+/// The bounding rectangle of the endoscope's image in the brightness of a small copy of the frame. It is the largest
+/// connected component of bright pixels, which excludes text and small images beside it. `None` if no component stands
+/// out.
 fn find(luma: &Luma) -> Option<Rect> {
     let (w, h) = (luma.width, luma.height);
     let bright = |i: usize| luma.data[i] > DARK;
     let all = connected((w, h), Neighbours::Four, 0..w * h, bright, |_, _| true);
     let largest = all.into_iter().max_by_key(Vec::len)?;
-    // A few pixels of a row or column are no part of the image: a line that touches it.
+    // A few bright pixels in a row or column come from a line that touches the image, not from the image.
     let (mut rows, mut columns) = (vec![0u32; h], vec![0u32; w]);
     for at in largest {
         rows[at / w] += 1;
@@ -235,13 +239,14 @@ fn find(luma: &Luma) -> Option<Rect> {
     ((found.width * found.height) as f32 >= SMALLEST * (w * h) as f32).then_some(found)
 }
 
-/// Frames between two looks for the image, and looks whose largest extent counts: a dark moment must not cut it.
+/// Frames between two searches for the image, and number of recent searches whose union counts, so that a dark moment
+/// does not shrink the crop.
 const EVERY: u32 = 25;
 const LOOKS: usize = 8;
-/// Steps of the rectangle's edges are this part of the frame, so that it does not tremble.
+/// The rectangle's edges are multiples of the frame's sides divided by this, so that it does not jitter.
 const GRID: usize = 64;
 
-/// Finds the image again every second or so.
+/// Locates the endoscope's image in video, about once a second.
 #[derive(Debug, Default)]
 pub struct Finder {
     seen: std::collections::VecDeque<Rect>,
@@ -250,14 +255,14 @@ pub struct Finder {
 }
 
 impl Finder {
-    /// True where the next [`Self::look`] is due.
+    /// Whether the next [`Self::look`] is due.
     pub fn due(&mut self) -> bool {
         let due = self.countdown == 0;
         self.countdown = self.countdown.checked_sub(1).unwrap_or(EVERY - 1);
         due
     }
 
-    /// Looks at a small copy of a `width × height` frame. A frame without an image in it changes nothing.
+    /// Searches a small copy of a `width × height` frame. If no image is found, nothing changes.
     pub fn look(&mut self, copy: &ModelInput, width: usize, height: usize) {
         let Some(found) = find(&brightness(copy)) else { return };
         if self.seen.len() == LOOKS {
@@ -268,7 +273,7 @@ impl Finder {
         let (left, top) = (all(|r| r.left).min().unwrap_or(0), all(|r| r.top).min().unwrap_or(0));
         let right = all(|r| r.left + r.width).max().unwrap_or(copy.width);
         let bottom = all(|r| r.top + r.height).max().unwrap_or(copy.height);
-        // Outwards to the grid, from the copy's pixels to the frame's.
+        // Rounds outwards to the grid and converts from the copy's pixels to the frame's.
         let from = |v: usize, of: usize, side: usize| v * GRID / of * side / GRID;
         let to = |v: usize, of: usize, side: usize| (v * GRID).div_ceil(of) * side / GRID;
         let (x, y) = (from(left, copy.width, width), from(top, copy.height, height));
@@ -277,7 +282,7 @@ impl Finder {
         self.current = Some(area.within(width, height));
     }
 
-    /// What was found so far.
+    /// The current rectangle, if one was found.
     pub fn current(&self) -> Option<Rect> {
         self.current
     }
@@ -292,19 +297,19 @@ mod tests {
         let value = |x: usize, y: usize| {
             let disc = (x as f32 - cx).hypot(y as f32 - cy) < r;
             let text = x < w / 8 && y % 6 == 3 && !x.is_multiple_of(3);
-            let picture = x > w - w / 8 && y > h - h / 6;
-            if disc || text || picture { 120 } else { 16 }
+            let inset = x > w - w / 8 && y > h - h / 6;
+            if disc || text || inset { 120 } else { 16 }
         };
         Luma { width: w, height: h, data: (0..w * h).map(|i| value(i % w, i / w)).collect() }
     }
 
-    /// A grey copy.
+    /// The same brightness as a grey model input.
     fn copy(luma: &Luma) -> ModelInput {
         let rgb = luma.data.iter().flat_map(|v| [*v; 3]).collect();
         ModelInput { width: luma.width, height: luma.height, rgb }
     }
 
-    /// Pink tissue in the right three quarters, and what `paint` puts over it.
+    /// Pink tissue in the right three quarters, painted over by `paint`.
     fn tissue(paint: impl Fn(u32, u32) -> Option<[u8; 3]>) -> image::RgbImage {
         image::RgbImage::from_fn(384, 288, |x, y| {
             let pink = [190 + (x % 7) as u8, 110 + (y % 5) as u8, 100];
@@ -315,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_coloured_panel_that_touches_the_image_is_left_out() {
-        let area = |image: &image::RgbImage| Region::Auto.of(&Frame::rgb_image(image)).unwrap();
+        let area = |image: &image::RgbImage| CropMode::Auto.of(&Frame::rgb_image(image)).unwrap();
         let without = area(&tissue(|_, _| None));
         assert!(without.left >= 60 && without.width <= 324, "{without:?}");
         // The endoscope's shape from two sides, with text, as processors show it.
@@ -329,8 +334,8 @@ mod tests {
     }
 
     #[test]
-    fn dye_is_no_panel() {
-        let area = |image: &image::RgbImage| Region::Auto.of(&Frame::rgb_image(image)).unwrap();
+    fn dye_is_not_mistaken_for_a_panel() {
+        let area = |image: &image::RgbImage| CropMode::Auto.of(&Frame::rgb_image(image)).unwrap();
         let whole = area(&tissue(|_, _| None));
         // Indigo carmine over the lower half: blue, shaded by the light as tissue is.
         let shaded = |x: u32, y: u32| {
@@ -346,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_bright_part_is_the_image() {
+    fn the_largest_bright_component_is_the_image() {
         let found = find(&screen(128, 72, 64.0, 36.0, 34.0)).unwrap();
         assert!((28..=38).contains(&found.left) && found.top <= 6, "{found:?}");
         assert!((52..=70).contains(&found.width) && found.height >= 60, "{found:?}");
@@ -369,37 +374,37 @@ mod tests {
     }
 
     #[test]
-    fn a_still_is_looked_at_by_itself() {
+    fn a_still_image_needs_no_earlier_frames() {
         let screen = screen(256, 144, 128.0, 72.0, 68.0);
         let rgb = image::RgbImage::from_fn(256, 144, |x, y| {
             image::Rgb([screen.data[y as usize * 256 + x as usize]; 3])
         });
         let frame = Frame::rgb_image(&rgb);
-        let area = Region::Auto.of(&frame).unwrap();
+        let area = CropMode::Auto.of(&frame).unwrap();
         assert!((56..=76).contains(&area.left) && (110..=140).contains(&area.width), "{area:?}");
-        assert_eq!(Region::Full.of(&frame).unwrap(), Rect::whole(256, 144));
+        assert_eq!(CropMode::Full.of(&frame).unwrap(), Rect::whole(256, 144));
         let part = Rect { left: 8, top: 4, width: 16, height: 8 };
-        assert_eq!(Region::Rect(part).of(&frame).unwrap(), part);
+        assert_eq!(CropMode::Rect(part).of(&frame).unwrap(), part);
     }
 
     #[test]
-    fn regions_are_read_as_they_are_written() {
+    fn crop_modes_survive_writing_and_parsing() {
         for text in ["full", "auto", "10,20,300,400"] {
-            assert_eq!(text.parse::<Region>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<CropMode>().unwrap().to_string(), text);
         }
-        assert_eq!(" 1, 2,3 ,4".parse::<Region>().unwrap().to_string(), "1,2,3,4");
+        assert_eq!(" 1, 2,3 ,4".parse::<CropMode>().unwrap().to_string(), "1,2,3,4");
         for wrong in ["", "all", "1,2,3", "1,2,3,4,5", "-1,0,5,5", "0,0,0,5", "0,0,5,99999999999999999999"] {
-            assert!(wrong.parse::<Region>().unwrap_err().to_string().contains("roi"), "{wrong:?}");
+            assert!(wrong.parse::<CropMode>().unwrap_err().to_string().contains("roi"), "{wrong:?}");
         }
     }
 
     #[test]
-    fn parts_lie_within_the_frame() {
+    fn rectangles_are_clipped_to_the_frame() {
         let part = |left, top, width, height| Rect { left, top, width, height };
         assert_eq!(part(5, 7, 10, 10).within(100, 100), part(4, 6, 11, 11));
         assert_eq!(part(90, 90, usize::MAX, 50).within(100, 95), part(90, 90, 10, 5));
         for outside in [part(100, 0, 5, 5), part(0, 200, 5, 5), part(3, 3, 0, 0)] {
-            // An empty part at an odd place is widened to one pixel at most, never to nothing.
+            // An empty rectangle at an odd position is extended by one pixel at most, and never stays empty.
             let got = outside.within(100, 100);
             assert!(got.width > 0 && got.height > 0, "{got:?}");
         }

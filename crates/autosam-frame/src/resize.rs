@@ -1,4 +1,4 @@
-//! From a video frame straight to the network's size, without a full-size copy.
+//! Resizes a video frame directly to the network's size, without a full-size copy.
 
 use super::lines::{LINES, Pair, UNIT, mean_line};
 use super::{Component, Frame, FrameInfo, Luma, Yuv};
@@ -9,37 +9,38 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// At most this many columns of the frame are averaged for one of a sample: enough against aliasing.
+/// Maximum number of frame columns averaged for one output column; enough to prevent aliasing.
 const MOST_TAPS: usize = 4;
 /// Chroma has half the resolution and less detail.
 const MOST_CHROMA_TAPS: usize = 2;
-/// Parts of a sample that are made side by side; more do not pay.
+/// Maximum number of bands of the output computed in parallel; more bring no gain.
 const MOST_BANDS: usize = 8;
-/// Pixels that are converted at a time.
+/// Pixels converted at a time.
 const LANES: usize = 8;
 
 /// Largest frame side accepted, in pixels.
 pub const MOST_SIDE: usize = 16_384;
 
-/// Width and height of a frame whose longest side is brought to `size` (SAM's rule: halves round up; at
-/// least one pixel).
+/// Width and height of a frame after its longest side is scaled to `size` (as in SAM: halves round up; at least one
+/// pixel).
 pub fn fitted(width: usize, height: usize, size: usize) -> (usize, usize) {
     let longest = width.max(height);
     let side = |v: usize| ((2 * v * size + longest) / (2 * longest)).max(1);
     (side(width), side(height))
 }
 
-/// Size of a network's square input, and how a frame is laid into it.
+/// Size of a network's square input, and how a frame is fitted into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InputSize {
     /// In pixels.
     pub side: usize,
-    /// The frame fills the square, whatever its shape. Otherwise it keeps its shape ([`fitted`]) and the network pads it.
+    /// Whether the frame is stretched to the square. Otherwise it keeps its aspect ratio ([`fitted`]) and the network
+    /// pads it.
     pub stretch: bool,
 }
 
 impl From<usize> for InputSize {
-    /// A frame keeps its shape.
+    /// A size that keeps a frame's aspect ratio.
     fn from(side: usize) -> Self {
         Self { side, stretch: false }
     }
@@ -51,46 +52,46 @@ impl InputSize {
         if self.stretch { (self.side, self.side) } else { fitted(width, height, self.side) }
     }
 
-    /// Whether a sample of `width × height` is one of this size.
+    /// Whether an input of `width × height` has this size.
     pub fn takes(self, width: usize, height: usize) -> bool {
         let shorter = width.min(height);
         width.max(height) == self.side && (!self.stretch || shorter == self.side)
     }
 }
 
-/// Reduces frames to samples. Tables are made when the frame's kind changes; after that nothing is
-/// allocated as long as the same [`ModelInput`] comes back.
+/// Resizes frames to model inputs. Lookup tables are computed when the frame's format or size changes. After that
+/// nothing is allocated as long as the same [`ModelInput`] is passed in.
 #[derive(Debug)]
 pub struct Resizer {
     size: InputSize,
     tables: Option<(FrameInfo, Arc<Tables>)>,
-    spread: bool,
-    /// One for each band of a sample.
+    parallel: bool,
+    /// One for each band of the output.
     scratch: Vec<Scratch>,
 }
 
-/// A frame whose lines are averaged and whose columns are not yet. What is left to do, [`ColumnResizer::resize`], needs the frame
-/// no more.
+/// A frame resized vertically but not yet horizontally. The remaining step, [`ColumnResizer::resize`], no longer needs
+/// the frame.
 #[derive(Debug, Default)]
 pub struct RowsResized {
     kind: Option<(FrameInfo, Arc<Tables>)>,
-    /// For each line of the sample those of every plane ([`mean_line`]), one plane after another.
+    /// For each output line the averaged lines of every plane ([`mean_line`]), one plane after another.
     lines: Vec<u8>,
 }
 
-/// The other half of a [`Resizer`].
+/// Completes the horizontal half of a [`Resizer`]'s work.
 #[derive(Debug, Default)]
 pub struct ColumnResizer {
     luma: Vec<u32>,
     chroma: [Vec<u32>; 2],
 }
 
-/// What a thread needs to make a sample's lines.
+/// Buffers of one thread for computing output lines.
 #[derive(Debug, Default)]
 struct Scratch {
     /// A line of every plane.
     line: Vec<u8>,
-    /// The lines of the frame that each plane's is the mean of.
+    /// The pair of frame lines of which each plane's line is the mean.
     of: [Option<Pair>; 3],
     columns: ColumnResizer,
 }
@@ -103,23 +104,23 @@ struct Tables {
     y: Vec<Pair>,
     chroma_x: Axis,
     chroma_y: Vec<Pair>,
-    /// Where each plane's part of a line is; empty for those that are not used.
+    /// Range of each plane within a line; empty for unused planes.
     parts: [Range<usize>; 3],
 }
 
-/// For every output coordinate the source coordinates that make it, and their weights (sum [`UNIT`]).
+/// For every output coordinate its source coordinates and their weights (sum [`UNIT`]).
 #[derive(Debug)]
 struct Axis {
     taps: usize,
-    /// The highest source coordinate there is.
+    /// The highest source coordinate.
     last: usize,
     at: Vec<(u32, u32)>,
-    /// The coordinates alone, where all weights are one: reducing.
+    /// Only the coordinates if all weights are equal, as when downscaling.
     even: Vec<u32>,
 }
 
 impl Axis {
-    /// Enlarging is bilinear; reducing averages up to `most` evenly spaced pixels of the footprint.
+    /// Upscaling is bilinear; downscaling averages up to `most` evenly spaced pixels of the footprint.
     fn new(from: usize, to: usize, most: usize) -> Self {
         let scale = from as f64 / to as f64;
         let last = from - 1;
@@ -146,12 +147,12 @@ impl Axis {
         Self { taps, last, at, even }
     }
 
-    /// Of lines: there are always two.
+    /// The same for lines, of which there are always two.
     fn pairs(from: usize, to: usize) -> Vec<Pair> {
         Self::new(from, to, LINES).at.as_chunks().0.to_vec()
     }
 
-    /// Weighted sums of what `read` gives at the coordinates of each output.
+    /// Weighted sums of the values that `read` returns at the coordinates of each output.
     #[inline(always)]
     fn sums<const N: usize>(&self, sums: &mut [[u32; N]], read: impl Fn(usize) -> [u32; N]) {
         match (self.even.is_empty(), self.taps) {
@@ -169,7 +170,7 @@ impl Axis {
         }
     }
 
-    /// [`Self::sums`] where all of `TAPS` weights are one.
+    /// [`Self::sums`] for `TAPS` weights of one each.
     #[inline(always)]
     fn even_sums<const N: usize, const TAPS: usize>(
         &self,
@@ -190,24 +191,25 @@ impl Axis {
 }
 
 impl Resizer {
-    /// To `size`; a number is the longest side of samples that keep their frame's shape.
+    /// A resizer to `size`. A plain number is the longest side of inputs that keep the frame's aspect ratio.
     pub fn new(size: impl Into<InputSize>) -> Self {
-        Self { size: size.into(), tables: None, spread: false, scratch: vec![Scratch::default()] }
+        Self { size: size.into(), tables: None, parallel: false, scratch: vec![Scratch::default()] }
     }
 
-    /// Whether rayon's threads share a sample's lines: where inference does not need them.
-    pub fn spread(&mut self, spread: bool) {
-        if self.spread != spread {
-            self.spread = spread;
-            let bands = if spread { rayon::current_num_threads().clamp(1, MOST_BANDS) } else { 1 };
+    /// Whether rayon's threads share the work. Useful if inference does not need them.
+    pub fn set_parallel(&mut self, parallel: bool) {
+        if self.parallel != parallel {
+            self.parallel = parallel;
+            let bands = if parallel { rayon::current_num_threads().clamp(1, MOST_BANDS) } else { 1 };
             self.scratch.resize_with(bands, Scratch::default);
         }
     }
 
-    /// Writes the brightness of `frame`, at this sampler's size, into `out`: Y' of YUV, of RGB the green, which is most of it.
+    /// Writes the brightness of `frame` to `out` at this resizer's size: Y' of YUV; green of RGB, which contributes
+    /// most to luma.
     ///
     /// # Errors
-    /// For a frame with a side above [`MOST_SIDE`].
+    /// If a side of the frame is longer than [`MOST_SIDE`].
     pub fn luma(&mut self, frame: &Frame, out: &mut Luma) -> Result<()> {
         self.prepare(&frame.info)?;
         let Some((_, t)) = &self.tables else { return Ok(()) };
@@ -232,7 +234,7 @@ impl Resizer {
         Ok(())
     }
 
-    /// Makes the tables where the frame's kind has changed.
+    /// Recomputes the tables if the frame's format or size has changed.
     fn prepare(&mut self, info: &FrameInfo) -> Result<()> {
         if self.tables.as_ref().is_none_or(|(made_for, _)| made_for != info) {
             if info.width.max(info.height) > MOST_SIDE {
@@ -246,7 +248,7 @@ impl Resizer {
         Ok(())
     }
 
-    /// Size of its samples.
+    /// Size of its output.
     pub fn size(&self) -> InputSize {
         self.size
     }
@@ -254,7 +256,7 @@ impl Resizer {
     /// Writes `frame` into `out` as packed RGB at the network's size.
     ///
     /// # Errors
-    /// For a frame with a side above [`MOST_SIDE`].
+    /// If a side of the frame is longer than [`MOST_SIDE`].
     pub fn resize(&mut self, frame: &Frame, out: &mut ModelInput) -> Result<()> {
         self.prepare(&frame.info)?;
         let Some((_, t)) = &self.tables else { return Ok(()) };
@@ -270,10 +272,11 @@ impl Resizer {
         Ok(())
     }
 
-    /// The part of [`Self::resize`] that reads the frame: less than half of its time where the frame is much larger than the sample.
+    /// The vertical half of [`Self::resize`], which reads the frame. It takes less than half of the time if the frame
+    /// is much larger than the output.
     ///
     /// # Errors
-    /// For a frame with a side above [`MOST_SIDE`].
+    /// If a side of the frame is longer than [`MOST_SIDE`].
     pub fn resize_rows(&mut self, frame: &Frame, out: &mut RowsResized) -> Result<()> {
         self.prepare(&frame.info)?;
         let Some((info, t)) = &self.tables else { return Ok(()) };
@@ -290,14 +293,14 @@ impl Resizer {
 }
 
 impl RowsResized {
-    /// Width and height of the sample that it becomes.
+    /// Width and height of the completed output.
     pub fn size(&self) -> (usize, usize) {
         self.kind.as_ref().map_or((0, 0), |(_, t)| (t.width, t.height))
     }
 }
 
 impl Scratch {
-    /// Writes the lines from `first` on of a sample into `rows`, packed RGB.
+    /// Writes the output lines from `first` on to `rows` as packed RGB.
     fn sample(&mut self, frame: &Frame, t: &Tables, first: usize, rows: &mut [u8]) {
         self.line.resize(t.line(), 0);
         self.of = [None; 3];
@@ -316,7 +319,7 @@ impl Scratch {
 }
 
 impl ColumnResizer {
-    /// What [`Resizer::resize`] would have made of the frame.
+    /// Writes the same output as [`Resizer::resize`].
     pub fn resize(&mut self, rows: &RowsResized, out: &mut ModelInput) {
         let Some((info, t)) = &rows.kind else { return };
         (out.width, out.height) = (t.width, t.height);
@@ -327,7 +330,7 @@ impl ColumnResizer {
         }
     }
 
-    /// A line of a sample from those of the planes.
+    /// Computes an output line from the lines of the planes.
     fn row(&mut self, info: &FrameInfo, t: &Tables, convert: &YuvToRgb, line: &[u8], row: &mut [u8]) {
         match (info.format.packed(), info.format.yuv()) {
             (Some((bytes, [r, g, b])), _) => {
@@ -363,7 +366,7 @@ impl ColumnResizer {
 
 impl Tables {
     fn new(info: &FrameInfo, size: InputSize) -> Self {
-        // What a person sees on a monitor: networks were trained on square pixels.
+        // As displayed on a monitor, because networks were trained on square pixels.
         let (display_width, display_height) = info.display_aspect();
         let (width, height) = size.of(display_width, display_height);
         let shared_rows = info.format.yuv().and_then(|yuv| yuv.chroma).map_or(1, |chroma| chroma.rows);
@@ -384,31 +387,31 @@ impl Tables {
         }
     }
 
-    /// Values of a line of all planes.
+    /// Number of values in a line of all planes.
     fn line(&self) -> usize {
         self.parts.iter().map(Range::len).sum()
     }
 
-    /// The lines of a plane that make line `y` of a sample. Chroma in luma's plane has luma's.
+    /// The pair of lines of a plane for output line `y`. Chroma stored in luma's plane uses luma's lines.
     fn lines(&self, plane: usize, y: usize) -> Pair {
         if plane == 0 { self.y[y] } else { self.chroma_y[y] }
     }
 }
 
-/// A sum of weights [`UNIT`] as the byte that it stands for.
+/// Converts a weighted sum (weights sum to [`UNIT`]) to a byte.
 fn rounded(sum: u32) -> u8 {
     ((sum + UNIT / 2) / UNIT) as u8
 }
 
-/// Weighted sums (times [`UNIT`]) of one component for one line of a sample, from its plane's.
+/// Weighted sums (times [`UNIT`]) of one component for one output line, from its plane's line.
 fn gather(line: &[u8], component: Component, x: &Axis, out: &mut [u32]) {
     let (line, (out, _)) = (&line[component.offset..], out.as_chunks_mut::<1>());
     assert!(line.len() > x.last * component.step);
-    // SAFETY: a table's coordinates go up to `last`; checking each would take a third of this loop's time.
+    // SAFETY: a table's coordinates are at most `last`. Checking each would take a third of this loop's time.
     x.sums(out, |at| [u32::from(unsafe { *line.get_unchecked(at * component.step) })]);
 }
 
-/// Y'CbCr sums (times [`UNIT`]) to R'G'B'.
+/// Converts Y'CbCr sums (times [`UNIT`]) to R'G'B'.
 #[derive(Debug, Clone, Copy)]
 struct YuvToRgb {
     black: f32,
@@ -446,7 +449,7 @@ impl YuvToRgb {
                 for (((luma, u), v), pixels) in luma.iter().zip(u).zip(v).zip(pixels) {
                     *pixels = self.rgb(luma, u, v);
                 }
-                // What is left, filled up.
+                // The remaining pixels, padded with zeros.
                 let filled = |rest: &[u32]| std::array::from_fn(|i| rest.get(i).copied().unwrap_or_default());
                 let last = self.rgb(&filled(luma_rest), &filled(u_rest), &filled(v_rest));
                 pixels_rest.copy_from_slice(&last[..pixels_rest.len()]);

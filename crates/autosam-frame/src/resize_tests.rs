@@ -19,7 +19,7 @@ fn sampled(frame: &Frame, size: usize) -> ModelInput {
     out
 }
 
-/// A frame of one colour, with padding after every row and noise between the values that must never be read as the frame.
+/// A frame of one colour. The padding after every row and the unused bits contain noise, which must never be read.
 fn flat(info: FrameInfo, rgb: [u8; 3]) -> (Vec<Vec<u8>>, Vec<usize>) {
     let (mut planes, strides) = noise(info.format, info.width, info.height, 6);
     let color = if info.format.packed().is_some() { rgb } else { info.yuv(rgb) };
@@ -33,7 +33,7 @@ fn flat(info: FrameInfo, rgb: [u8; 3]) -> (Vec<Vec<u8>>, Vec<usize>) {
     (planes, strides)
 }
 
-/// `planes` in another format: values of 8 bits with zeros behind them, or shortened to 8 bits.
+/// Converts `planes` to another format: extends 8-bit values with zeros or shortens values to 8 bits.
 fn transcoded(
     (planes, strides): (&[Vec<u8>], &[usize]),
     (w, h): (usize, usize),
@@ -53,7 +53,7 @@ fn transcoded(
     (out, out_strides)
 }
 
-/// Formats and the one of 8 bits that holds the same values elsewhere.
+/// Pairs of formats: one, and the 8-bit format with the same values in other positions.
 const TWINS: [(PixelFormat, PixelFormat); 9] = [
     (PixelFormat::Yuy2, PixelFormat::Uyvy),
     (PixelFormat::Y42b, PixelFormat::Uyvy),
@@ -76,7 +76,7 @@ proptest! {
         let (planes, strides) = flat(info, rgb);
         let out = sampled(&framed(info, &planes, &strides), size);
         prop_assert_eq!(out.width.max(out.height), size);
-        // Of grey frames the brightness stays.
+        // Of greyscale frames only the brightness remains.
         let want = if info.format == PixelFormat::Gray8 {
             let (kr, kb) = info.matrix.weights();
             let [r, g, b] = rgb.map(f32::from);
@@ -91,9 +91,9 @@ proptest! {
         }
     }
 
-    /// What lies elsewhere, or in more bits, is the same frame; bits beyond the eighth round.
+    /// Values stored elsewhere or in more bits make the same frame. Bits beyond the eighth are rounded.
     #[test]
-    fn formats_of_the_same_values_make_the_same_sample(
+    fn formats_with_the_same_values_yield_the_same_input(
         w in 1usize..70, h in 1usize..70, size in 1usize..90, which in 0usize..TWINS.len(), full in any::<bool>(),
     ) {
         let (format, twin) = TWINS[which];
@@ -114,28 +114,28 @@ proptest! {
 }
 
 #[test]
-fn bands_and_halves_make_the_same_sample() {
+fn bands_and_two_halves_yield_the_same_input() {
     for format in PixelFormat::ALL {
         let (planes, strides) = noise(format, 130, 97, 0);
         let frame = framed(info(format, 130, 97, false), &planes, &strides);
         for size in [1, 3, 61, 200] {
-            let (mut alone, mut spread) = (ModelInput::default(), ModelInput::default());
-            Resizer::new(size).resize(&frame, &mut alone).unwrap();
-            let mut sampler = Resizer::new(size);
-            sampler.scratch.resize_with(5, Scratch::default);
-            sampler.resize(&frame, &mut spread).unwrap();
-            assert_eq!(alone, spread, "{format:?} at {size}");
-            let (mut lowered, mut apart) = (RowsResized::default(), ModelInput::default());
-            sampler.resize_rows(&frame, &mut lowered).unwrap();
-            ColumnResizer::default().resize(&lowered, &mut apart);
-            assert_eq!(alone, apart, "{format:?} at {size}, in two halves");
-            assert_eq!(lowered.size(), (alone.width, alone.height));
+            let (mut single, mut banded) = (ModelInput::default(), ModelInput::default());
+            Resizer::new(size).resize(&frame, &mut single).unwrap();
+            let mut resizer = Resizer::new(size);
+            resizer.scratch.resize_with(5, Scratch::default);
+            resizer.resize(&frame, &mut banded).unwrap();
+            assert_eq!(single, banded, "{format:?} at {size}");
+            let (mut rows, mut halves) = (RowsResized::default(), ModelInput::default());
+            resizer.resize_rows(&frame, &mut rows).unwrap();
+            ColumnResizer::default().resize(&rows, &mut halves);
+            assert_eq!(single, halves, "{format:?} at {size}, in two halves");
+            assert_eq!(rows.size(), (single.width, single.height));
         }
     }
 }
 
 #[test]
-fn the_networks_own_size_is_copied() {
+fn a_frame_of_the_network_s_size_is_copied() {
     let image = image::RgbImage::from_fn(64, 40, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
     let mut out = ModelInput::default();
     Resizer::new(64).resize(&Frame::rgb_image(&image), &mut out).unwrap();
@@ -143,7 +143,7 @@ fn the_networks_own_size_is_copied() {
 }
 
 #[test]
-fn a_part_is_sampled_like_the_frame_it_shows() {
+fn a_crop_is_resized_like_a_frame_with_its_content() {
     for format in PixelFormat::ALL {
         let (w, h) = (42, 34);
         let (planes, strides) = noise(format, w, h, 0);
@@ -157,7 +157,7 @@ fn a_part_is_sampled_like_the_frame_it_shows() {
         let (whole, part) =
             (read(&frame), read(&frame.crop(Rect { left: 6, top: 4, width: 36, height: 22 })));
         for (x, y) in [(2, 2), (20, 7), (33, 19)] {
-            // Chroma is enlarged over its neighbours, so only near the new border it may differ.
+            // Chroma is interpolated from its neighbours, so it may differ only near the new border.
             let at = |s: &ModelInput, x: usize, y: usize| s.rgb[3 * (y * s.width + x)..][..3].to_vec();
             assert_eq!(at(&part.0, x, y), at(&whole.0, x + 6, y + 4), "{format:?} {x},{y}");
             assert_eq!(part.1.data[y * 36 + x], whole.1.data[(y + 4) * w + x + 6], "{format:?}");
@@ -166,8 +166,8 @@ fn a_part_is_sampled_like_the_frame_it_shows() {
 }
 
 #[test]
-fn a_frame_of_wide_pixels_is_sampled_as_it_is_shown() {
-    // A disc on a monitor, held as 16:9 video of 720x576: half as wide again in memory as it is shown would be.
+fn wide_pixels_are_resized_to_the_displayed_aspect_ratio() {
+    // A disc as displayed, stored as 16:9 video of 720x576: in memory it is narrower than a circle.
     let (w, h, aspect) = (720u32, 576u32, (64, 45));
     let shown = f64::from(w) * 64.0 / 45.0;
     let image = image::RgbImage::from_fn(w, h, |x, y| {
@@ -190,7 +190,7 @@ fn a_frame_of_wide_pixels_is_sampled_as_it_is_shown() {
 }
 
 #[test]
-fn reducing_averages() {
+fn downscaling_averages_pixels() {
     let image = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([255 * ((x + y) % 2) as u8; 3]));
     let mut out = ModelInput::default();
     Resizer::new(16).resize(&Frame::rgb_image(&image), &mut out).unwrap();
@@ -198,7 +198,7 @@ fn reducing_averages() {
 }
 
 #[test]
-fn odd_sizes_keep_sams_rule() {
+fn odd_sizes_follow_sam_s_rounding() {
     assert_eq!(fitted(1, 1, 256), (256, 256));
     assert_eq!(fitted(4099, 7, 256), (256, 1));
     assert_eq!(fitted(1920, 1080, 256), (256, 144));
@@ -223,7 +223,7 @@ fn a_stretched_frame_fills_the_input() {
         assert!(InputSize::from(64).takes(w, h) && stretched.takes(64, 64));
         assert_eq!(stretched.takes(w, h), w == h, "{width}x{height}");
     }
-    // Left half dark, right half bright, far wider than high: so is the input.
+    // Left half dark, right half bright, far wider than high. The input must show both halves.
     let image = image::RgbImage::from_fn(400, 40, |x, _| image::Rgb([if x < 200 { 0 } else { 255 }; 3]));
     let mut out = ModelInput::default();
     Resizer::new(stretched).resize(&Frame::rgb_image(&image), &mut out).unwrap();
@@ -249,13 +249,13 @@ fn the_network_sees_the_aspect_ratio_of_the_monitor() {
 }
 
 #[test]
-fn a_field_is_every_other_line_in_the_frames_shape() {
+fn a_field_is_resized_to_the_frame_s_aspect_ratio() {
     for format in PixelFormat::ALL {
         for (w, h) in [(48, 36), (33, 27), (7, 1)] {
             let info = info(format, w, h, false);
             let (mut planes, strides) = flat(info, [200, 90, 60]);
             let want = sampled(&framed(info, &planes, &strides), 24);
-            // The lower field must not be seen.
+            // The lower field must not be read.
             for (plane, stride) in planes.iter_mut().zip(&strides) {
                 plane.chunks_exact_mut(*stride).skip(1).step_by(2).for_each(|row| row.fill(0x11));
             }

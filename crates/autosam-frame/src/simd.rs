@@ -1,12 +1,12 @@
-//! Loops compiled for the vector instructions of the machine that they run on.
+//! Runs loops compiled for the vector instructions of the current machine.
 
 use std::sync::LazyLock;
 
-/// The environment variable that limits the instructions used: `avx2` stands for a processor without AVX-512, `avx512` for one without
-/// VNNI. For measurements and tests; the processor must have what is left.
+/// Environment variable that limits the instructions used, for measurements and tests: `avx2` excludes AVX-512,
+/// `avx512` excludes VNNI. The processor must support the instructions that remain.
 pub const VARIABLE: &str = "AUTOSAM_INSTRUCTIONS";
 
-/// The widest instructions that may be used, if the processor has them.
+/// The widest instructions that may be used if the processor supports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
     Avx2,

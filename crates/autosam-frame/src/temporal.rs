@@ -1,40 +1,41 @@
-//! What one frame's answer is worth in the light of the ones before: probabilities are smoothed over time, and a region shows
-//! once it has lasted and has been certain enough. It works on probability maps, before they are cut.
+//! Temporal filter: probabilities are smoothed over time, and a region is shown only after it has lasted long enough
+//! and reached a sufficient probability. It works on probability maps before thresholding.
 
-use super::mask::{components, cut};
+use super::mask::{components, level};
 use crate::map::ProbMap;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TemporalSettings {
     /// Weight of the past in each new map, 0 (none) to below 1: `p = s · past + (1 - s) · now`.
     pub smoothing: f32,
-    /// How far above the threshold some pixel of a region must once have been for the region to show, 0 to 1. A region that
-    /// shows stays while it reaches the threshold.
+    /// Margin above the threshold that some pixel of a region must once have reached for the region to be shown, 0 to
+    /// 1. A shown region stays as long as it reaches the threshold.
     pub hysteresis: f32,
-    /// Frames that a region must last before it shows, the first one included; 0 and 1 are at once.
+    /// Number of frames, including the first, that a region must last before it is shown; 0 and 1 show it at once.
     pub hold_off: u32,
 }
 
 impl TemporalSettings {
-    /// For live video: of what takes away nine tenths of the false alarms, adds less than 100 ms and loses no polyp, the one that adds
-    /// least (docs/live.md).
+    /// Defaults for live video. Of the settings that remove nine tenths of the false alarms, add less than 100 ms and
+    /// lose no polyp, this one adds the least delay (docs/live.md).
     pub const LIVE: Self = Self { smoothing: 0.4, hysteresis: 0.45, hold_off: 1 };
 }
 
 impl Default for TemporalSettings {
-    /// Off: each map as it is.
+    /// Off: maps are unchanged.
     fn default() -> Self {
         Self { smoothing: 0.0, hysteresis: 0.0, hold_off: 1 }
     }
 }
 
-/// How far a region may be from where it was, as a part of the map's longer side, to be the same one.
+/// Maximum distance between a region and its previous position to count as the same region: the map's longer side
+/// divided by `NEAR`.
 const NEAR: usize = 24;
 
-/// One region's story.
+/// History of one region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Track {
-    /// The frame it was first seen in.
+    /// The frame in which it was first seen.
     born: u64,
     /// Highest probability so far.
     peak: u8,
@@ -48,18 +49,18 @@ pub struct TemporalFilter {
     past: Vec<u16>,
     size: (usize, usize),
     tracks: Vec<Track>,
-    /// For each pixel its region's place in `tracks` plus 1, or 0.
+    /// For each pixel the index of its region in `tracks` plus 1, or 0.
     labels: Vec<u32>,
 }
 
 impl TemporalFilter {
-    /// Forgets everything: another stream, a seek, another scene.
+    /// Resets the filter, for example after a seek, a scene change or for another stream.
     pub fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// Smooths `map`, that of frame number `index` of the stream, and sets regions that must not show yet to 0. A map of
-    /// another size begins anew.
+    /// Smooths `map`, which belongs to frame `index` of the stream, and sets regions that must not be shown yet to 0. A
+    /// map of another size resets the filter.
     pub fn apply(&mut self, map: &mut ProbMap, index: u64, threshold: f32, settings: &TemporalSettings) {
         if self.size != (map.width, map.height) {
             self.reset();
@@ -71,8 +72,8 @@ impl TemporalFilter {
             self.labels.clear();
             return;
         }
-        let low = cut(threshold);
-        let high = cut(threshold + settings.hysteresis);
+        let low = level(threshold);
+        let high = level(threshold + settings.hysteresis);
         let reach = map.width.max(map.height) / NEAR;
         let (mut tracks, mut labels) = (Vec::new(), vec![0; map.data.len()]);
         for members in components(map, low) {
@@ -112,14 +113,14 @@ impl TemporalFilter {
         }
     }
 
-    /// The regions of the map before that are within `reach` of one with these `members`.
+    /// Regions of the previous map within `reach` of the region with these `members`.
     fn near(&self, members: &[usize], width: usize, reach: usize) -> Vec<Track> {
         if self.labels.is_empty() {
             return Vec::new();
         }
         let height = self.labels.len() / width.max(1);
         let mut met = vec![false; self.tracks.len()];
-        // A grid as wide as the reach is enough to meet whatever the region's surroundings hold.
+        // Probing a grid as wide as the reach is enough to find every region nearby.
         let step = reach.max(1);
         for at in members {
             let (x, y) = (at % width, at / width);
@@ -143,7 +144,7 @@ impl TemporalFilter {
 mod tests {
     use super::*;
 
-    /// A map with squares of side 4 at the given places, of the given probability.
+    /// A map with squares of side 4 at the given positions and probabilities.
     fn map(squares: &[(usize, usize, u8)]) -> ProbMap {
         let (width, height) = (48, 32);
         let mut data = vec![10; width * height];
@@ -155,7 +156,7 @@ mod tests {
         ProbMap { width, height, data }
     }
 
-    /// What shows of each map, as the places of squares.
+    /// The squares shown of each map, as positions.
     fn shown(
         maps: &[&[(usize, usize, u8)]],
         indices: &[u64],
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn off_changes_nothing() {
+    fn an_off_filter_changes_nothing() {
         let mut filter = TemporalFilter::default();
         for p in [200, 0, 130] {
             let want = map(&[(5, 5, p)]);
@@ -188,21 +189,22 @@ mod tests {
     }
 
     #[test]
-    fn a_region_shows_once_it_has_lasted() {
+    fn a_region_is_shown_after_the_hold_off() {
         let settings = TemporalSettings { hold_off: 3, ..Default::default() };
         let (a, b) = (&[(5, 5, 200)][..], &[(5, 5, 200), (30, 20, 200)][..]);
-        // The lone one in frame 1 never shows; the lasting one does from the third frame on, and moving does not hide it.
+        // The region seen only in frame 1 is never shown. The lasting one is shown from the third frame on, even while
+        // it moves.
         let moved = &[(6, 6, 200)][..];
         assert_eq!(
             shown(&[a, b, a, moved, &[], a], &[0, 1, 2, 3, 4, 5], &settings),
             [vec![], vec![], vec![(5, 5)], vec![(6, 6)], vec![], vec![]]
         );
-        // The network saw every second frame only: frames count, not answers.
+        // The network saw only every second frame: the hold-off counts frames, not inferences.
         assert_eq!(shown(&[a, a], &[0, 2], &settings), [vec![], vec![(5, 5)]]);
     }
 
     #[test]
-    fn a_region_shows_once_it_was_certain_and_stays_until_it_is_not_even_likely() {
+    fn a_region_is_shown_once_certain_and_stays_while_above_the_threshold() {
         let settings = TemporalSettings { hysteresis: 0.25, ..Default::default() };
         let at = |p| [(5, 5, p)];
         let (weak, strong, none) = (at(140), at(200), at(120));
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn another_size_begins_anew() {
+    fn another_map_size_resets_the_filter() {
         let mut filter = TemporalFilter::default();
         let settings = TemporalSettings { smoothing: 0.9, hold_off: 2, ..Default::default() };
         let mut first = map(&[(5, 5, 250)]);

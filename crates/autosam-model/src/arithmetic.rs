@@ -1,4 +1,4 @@
-//! What a model computes in.
+//! The number formats that a model computes in.
 
 use crate::autosam::AutoSam;
 use crate::backbone::EfficientNetLite;
@@ -9,16 +9,16 @@ use autosam_ops as ops;
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 
-/// What a precision comes to on a device, with a model.
+/// The number formats of a precision on a device, for a given model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arithmetic {
     /// The type of products for [`ops::autocast`]; `None` for f32.
     pub products: Option<DType>,
-    /// Whether EfficientNet-Lites compute in bytes.
+    /// Whether EfficientNet-Lite backbones compute in int8.
     pub bytes: bool,
 }
 
-/// An EfficientNet-Lite of a model.
+/// An EfficientNet-Lite backbone of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trunk {
     /// In SAM's image encoder.
@@ -28,10 +28,11 @@ pub enum Trunk {
 }
 
 impl Arithmetic {
-    /// For the model of the file at `path` with configuration `config`. [`Precision::Auto`] is int8 on a CPU that has instructions for it, if the model was quantised.
+    /// For the model of the file at `path` with configuration `config`. [`Precision::Auto`] is int8 if the CPU has
+    /// instructions for it and the model was quantised.
     ///
     /// # Errors
-    /// [`Precision::Int8`] of a model that was not quantised.
+    /// If [`Precision::Int8`] is requested and the model was not quantised.
     pub fn of(precision: Precision, device: &Device, config: &ModelConfig, path: &Path) -> Result<Self> {
         let quantised = config.quantisation.is_some();
         let bytes = match precision {
@@ -65,10 +66,10 @@ impl Arithmetic {
 }
 
 impl AutoSam {
-    /// [`Self::prepared`] for `precision`, and what that comes to.
+    /// [`Self::prepared`] for `precision`, and the resulting number formats.
     ///
     /// # Errors
-    /// Unusable weights; int8 of a model that was not quantised.
+    /// If the weights are unusable, or if int8 is requested and the model was not quantised.
     pub fn with_precision(
         checkpoint: &Checkpoint,
         device: &Device,
@@ -88,33 +89,36 @@ impl AutoSam {
         Ok((model, arithmetic))
     }
 
-    /// Lets the networks that `quantisation` has ranges of compute in bytes.
+    /// Switches the backbones for which `quantisation` has ranges to int8.
     fn quantise(&mut self, quantisation: &Quantisation) -> Result<()> {
         for (trunk, ranges) in
             [(Trunk::Encoder, &quantisation.encoder), (Trunk::Generator, &quantisation.generator)]
         {
             match (self.trunk(trunk), ranges) {
                 (Some(backbone), Some(ranges)) => backbone.quantise(ranges)?,
-                (None, Some(_)) => return Err(Error::invalid(format!("{trunk:?} is no EfficientNet-Lite"))),
+                (None, Some(_)) => {
+                    return Err(Error::invalid(format!("{trunk:?} is not an EfficientNet-Lite")));
+                }
                 (_, None) => {}
             }
         }
         Ok(())
     }
 
-    /// The EfficientNet-Lites there are.
+    /// The model's EfficientNet-Lite backbones.
     pub fn trunks(&mut self) -> Vec<Trunk> {
         [Trunk::Encoder, Trunk::Generator].into_iter().filter(|t| self.trunk(*t).is_some()).collect()
     }
 
-    /// Gives `see` the activations that int8 inference has in bytes, of preprocessed images `[N, 3, S, S]`; in f32.
+    /// Calls `see` with the f32 values of the activations that int8 inference stores in bytes, for preprocessed images
+    /// `[N, 3, S, S]`.
     ///
     /// # Errors
-    /// Those of `see`; a trunk that is not there ([`Self::trunks`]).
+    /// The errors of `see`, or if the model lacks `trunk` ([`Self::trunks`]).
     pub fn observe(&mut self, trunk: Trunk, x: &Tensor, see: &mut crate::backbone::Observer) -> Result<()> {
         let x = if trunk == Trunk::Generator { self.for_generator(x)? } else { x.clone() };
         let Some(backbone) = self.trunk(trunk) else {
-            return Err(Error::invalid(format!("{trunk:?} is no EfficientNet-Lite")));
+            return Err(Error::invalid(format!("{trunk:?} is not an EfficientNet-Lite")));
         };
         backbone.observed(&x, usize::MAX, false, see)?;
         Ok(())
@@ -135,7 +139,7 @@ mod tests {
     use autosam_frame::map::ProbMap;
     use std::sync::Arc;
 
-    /// The shipped model with the ranges of the activations of a few frames.
+    /// The shipped model, quantised with activation ranges of a few frames.
     fn quantised() -> Checkpoint {
         let mut file = checkpoint(None).unwrap();
         let mut model = AutoSam::from_checkpoint(&file, &Device::Cpu).unwrap();
@@ -206,7 +210,7 @@ mod tests {
         assert!(text.contains("models quantize"), "{text}");
         let auto = Arithmetic::of(Precision::Auto, &Device::Cpu, &config, &file.path).unwrap();
         assert_eq!(auto.name(), "f32");
-        // Ranges of another network.
+        // Ranges for a different network.
         let few = Quantisation { encoder: Some(vec![[0.0, 6.0]]), generator: None };
         ModelConfig { quantisation: Some(few), ..config }.note(&mut file).unwrap();
         let text = AutoSam::with_precision(&file, &Device::Cpu, Precision::Int8).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The network from top to bottom: SAM's image encoder beside the prompt generator, then SAM's mask decoder.
+//! The complete network: SAM's image encoder and the prompt generator in parallel, then SAM's mask decoder.
 
 use crate::Result;
 use crate::aux_stream::AuxStream;
@@ -13,7 +13,7 @@ use autosam_ops as ops;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
-/// SAM and its prompt generator, joined.
+/// SAM with its prompt generator.
 #[derive(Debug)]
 pub struct AutoSam {
     pub(super) sam: Sam,
@@ -52,8 +52,8 @@ impl AutoSam {
         Self::prepared(&ModelConfig::of(checkpoint)?, checkpoint, device, None)
     }
 
-    /// [`Self::from_checkpoint`] of a file with configuration `config`, its weights in the type of the products they are for
-    /// ([`ops::autocast`]).
+    /// [`Self::from_checkpoint`] for a file with configuration `config`, with weights converted to the type of the
+    /// products that use them ([`ops::autocast`]).
     pub(super) fn prepared(
         config: &ModelConfig,
         checkpoint: &Checkpoint,
@@ -73,7 +73,7 @@ impl AutoSam {
         Ok(model)
     }
 
-    /// Prepares SAM's image encoder, which stays frozen below a generator that is trained.
+    /// Prepares SAM's image encoder, which stays frozen while the generator is trained.
     pub fn freeze_encoder(&mut self) -> Result<()> {
         Ok(self.sam.fold_encoder()?)
     }
@@ -87,7 +87,7 @@ impl AutoSam {
         self.input.side
     }
 
-    /// Size of its input, and how frames are laid into it.
+    /// Size of its input, and how frames are fitted into it.
     pub fn input_size(&self) -> InputSize {
         self.input
     }
@@ -138,9 +138,8 @@ impl AutoSam {
         Ok(self.generator.generate(&self.for_generator(x)?, self.dense_pe.dim(2)?)?)
     }
 
-    /// SAM's mask for embeddings and dense prompts, with no sparse prompt: the first mask token's logits, calibrated, lowered
-    /// if there is little to be seen ([`Presence`]),
-    /// `[N, 1, 4g, 4g]`.
+    /// SAM's mask for embeddings and dense prompts without sparse prompts: the first mask token's logits `[N, 1, 4g,
+    /// 4g]`, calibrated, and reduced if SAM predicts a low overlap ([`Presence`]).
     #[tracing::instrument(level = "trace", skip_all)]
     pub fn decode(&self, embeddings: &Tensor, dense_prompt: &Tensor) -> Result<Tensor> {
         let n = embeddings.dim(0)?;
@@ -168,7 +167,7 @@ impl AutoSam {
         })
     }
 
-    /// [`Self::decode`], not calibrated, and what SAM's IoU head says of the masks, `[N, 1]`.
+    /// [`Self::decode`] without calibration, and the overlap that SAM's IoU head predicts for each mask, `[N, 1]`.
     pub fn decode_with_overlap(
         &self,
         embeddings: &Tensor,
@@ -193,7 +192,7 @@ impl AutoSam {
             let embeddings = self.embed(x)?;
             return Ok((embeddings, prompt.join()?));
         }
-        // In parallel on a CPU too: if one has no work for a second thread, the other has.
+        // In parallel on a CPU too, because one network may have work for a second thread while the other has none.
         let (embeddings, prompt) = if x.device().is_cpu() {
             ops::join(|| self.embed(x), || self.dense_prompt(x, false))
         } else {
@@ -209,7 +208,7 @@ mod tests {
     use crate::testing::lesion;
     use crate::{CONFIG_KEY, checkpoint};
 
-    /// What a GPU computes in 16 bits, through the same casts on a CPU: the mask is the same but for its edge.
+    /// Emulates a GPU's 16-bit products with the same casts on a CPU. Masks differ only at their edges.
     #[test]
     fn masks_in_16_bits_are_those_in_f32() {
         let model = AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap();
@@ -251,7 +250,7 @@ mod tests {
         let (plain, mapped) =
             (logits(Calibration::default()), logits(Calibration { scale: 0.5, bias: -2.0 }));
         assert!(plain.iter().zip(&mapped).all(|(a, b)| (0.5 * a - 2.0 - b).abs() < 1e-4));
-        // As it was before there was any: no word of it in the file.
+        // A default calibration is not stored in the file.
         logits(Calibration::default());
         assert!(!checkpoint.metadata[CONFIG_KEY].contains("calibration"));
     }

@@ -25,7 +25,7 @@ impl AuxStream {
     /// `None` if `device` is not a GPU.
     ///
     /// # Errors
-    /// The driver's.
+    /// If the driver cannot create a stream.
     pub fn of(device: &Device) -> Result<Option<Self>> {
         let Device::Cuda(main) = device else { return Ok(None) };
         let side = device::cuda(main.cuda_stream().context().ordinal(), device::Stream::Side)?;
@@ -43,7 +43,8 @@ impl AuxStream {
         let (main, side) = (self.main.cuda_stream(), self.side.as_cuda_device()?.cuda_stream());
         side.join(&main).w()?;
         let y = compute(&x.to_device(&self.side)?)?.to_dtype(DType::F32)?.contiguous()?;
-        // Memory of the main stream: `y`'s own is free for the side's next use as soon as it is dropped here.
+        // The result needs memory of the main stream, because the auxiliary stream may reuse `y`'s memory as soon as
+        // `y` is dropped here.
         let result = Tensor::zeros(y.shape(), DType::F32, &Device::Cuda(self.main.clone()))?;
         side.join(&main).w()?;
         result.inplace_op1(&Fill { from: &y, side: &side })?;
@@ -72,7 +73,7 @@ impl InplaceOp1 for Fill<'_> {
     }
 
     fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        candle_core::bail!("two streams of a CPU")
+        candle_core::bail!("a CPU has no auxiliary stream")
     }
 
     fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
@@ -82,7 +83,7 @@ impl InplaceOp1 for Fill<'_> {
                 let to = storage.as_cuda_slice_mut::<f32>()?;
                 self.side.memcpy_dtod(from.as_cuda_slice::<f32>()?, to).w()
             }
-            _ => candle_core::bail!("what the side computed is on the GPU"),
+            _ => candle_core::bail!("the auxiliary stream's result is not on the GPU"),
         }
     }
 }

@@ -1,13 +1,13 @@
-//! In place of a GPU's second stream in a build without CUDA: there is none. Signatures and meaning are those of `aux_stream.rs`.
+//! Stub for a GPU's second stream in a build without CUDA. Signatures and meaning are those of `aux_stream.rs`.
 
 use crate::Result;
 use candle_core::{Device, Tensor};
 
-/// Has no value.
+/// Uninhabited.
 #[derive(Debug)]
 pub(super) enum AuxStream {}
 
-/// Has no value.
+/// Uninhabited.
 pub(super) enum Pending {}
 
 impl AuxStream {

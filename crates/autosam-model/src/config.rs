@@ -1,4 +1,4 @@
-//! What a model is: the configuration that its weight file carries.
+//! The configuration of a model, stored in its weight file.
 
 use crate::generator::{Generator, GeneratorConfig};
 use crate::sam::{Sam, SamConfig};
@@ -8,13 +8,13 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The metadata key of our weight files that holds a [`ModelConfig`] as JSON.
+/// The metadata key under which this project's weight files hold a [`ModelConfig`] as JSON.
 pub const CONFIG_KEY: &str = "autosam";
 
 /// The metadata key of a small SAM's file (`train --stage sam`) that holds its [`SamConfig`] as JSON.
 pub const SAM_CONFIG_KEY: &str = "autosam.sam";
 
-/// An affine map of a model's logits that makes probabilities of them (`eval --calibrate`).
+/// An affine map of a model's logits that calibrates its probabilities (`eval --calibrate`).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
@@ -23,7 +23,7 @@ pub struct Calibration {
 }
 
 impl Default for Calibration {
-    /// None: logits as they are.
+    /// No calibration: logits are unchanged.
     fn default() -> Self {
         Self { scale: 1.0, bias: 0.0 }
     }
@@ -35,31 +35,31 @@ impl Calibration {
     }
 }
 
-/// What becomes of a mask of which SAM's IoU head says that it is worth little: evidence over the whole frame, where a threshold of
-/// pixels cannot tell a fold from a small polyp.
+/// Suppression of masks for which SAM's IoU head predicts a low overlap. The head uses evidence from the whole frame,
+/// while a threshold per pixel cannot distinguish a fold from a small polyp.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Presence {
-    /// The overlap, 0 to 1, from which on a mask stays as it is.
+    /// Minimum overlap, 0 to 1, at which a mask is unchanged.
     pub least: f32,
-    /// What logits lose for each unit below it.
+    /// Reduction of the logits per unit below it.
     pub slope: f32,
 }
 
-/// The least and the largest number of each activation of the networks that int8 inference computes in bytes, in the order in which they
-/// are computed ([`crate::backbone::Observer`]). Measured by `models quantize`; they belong to the weights they were measured with.
+/// Minimum and maximum of each activation of the int8 networks, in the order of computation
+/// ([`crate::backbone::Observer`]). Measured by `models quantize`; valid only for the weights they were measured with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantisation {
-    /// Of the EfficientNet-Lite in SAM's image encoder, if there is one.
+    /// Ranges of the EfficientNet-Lite in SAM's image encoder, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoder: Option<Vec<[f32; 2]>>,
-    /// Of the one in the generator.
+    /// Ranges of the EfficientNet-Lite in the generator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator: Option<Vec<[f32; 2]>>,
 }
 
-/// What the parts of a model are; stored in its weight file.
+/// Configuration of a model's parts, stored in its weight file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
@@ -74,7 +74,7 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Of parts as they were trained: neither calibrated nor quantised nor with a say about presence.
+    /// A configuration of parts as trained, without calibration, presence or quantisation.
     pub fn new(sam: SamConfig, generator: GeneratorConfig) -> Self {
         Self { sam, generator, calibration: Calibration::default(), presence: None, quantisation: None }
     }
@@ -88,16 +88,16 @@ impl ModelConfig {
         Ok(weights::recorder::shapes_of(parts)?)
     }
 
-    /// Writes it into a weight file's metadata.
+    /// Writes the configuration to a weight file's metadata.
     pub fn note(&self, checkpoint: &mut Checkpoint) -> Result<()> {
         note(checkpoint, CONFIG_KEY, self)
     }
 
-    /// The configuration that a weight file carries. PyTorch's files carry none: one whose tensors are the built-in model's by
-    /// name and shape has its networks.
+    /// The configuration stored in a weight file. PyTorch's files store none; a file whose tensors match the built-in
+    /// model's by name and shape gets that model's configuration.
     ///
     /// # Errors
-    /// For a file without a configuration and with other tensors, or with a damaged one.
+    /// If the file has a damaged configuration, or none and other tensors.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let Some(json) = checkpoint.metadata.get(CONFIG_KEY) else {
             return Self::by_tensors(checkpoint).ok_or_else(|| {
@@ -113,13 +113,13 @@ impl ModelConfig {
         })
     }
 
-    /// The built-in model's networks, if `checkpoint` has all their tensors and no other.
+    /// The built-in model's configuration, if `checkpoint` has exactly its tensors.
     fn by_tensors(checkpoint: &Checkpoint) -> Option<Self> {
         let shipped = weights::load_bytes(Path::new("the built-in model"), crate::SHIPPED).ok()?;
         let shapes: Vec<_> = shipped.shapes().into_iter().collect();
         checkpoint.check(&shapes).ok()?;
         tracing::warn!(
-            "{}: no configuration in its metadata; by its tensors it has the built-in model's networks, without calibration",
+            "{}: no configuration in its metadata; its tensors match the built-in model, whose configuration is used without calibration",
             checkpoint.path.display()
         );
         let Self { sam, generator, .. } = Self::of(&shipped).ok()?;
@@ -127,7 +127,7 @@ impl ModelConfig {
     }
 }
 
-/// Writes a configuration into a weight file's metadata.
+/// Writes a configuration to a weight file's metadata.
 fn note(checkpoint: &mut Checkpoint, key: &str, config: &impl Serialize) -> Result<()> {
     let json = serde_json::to_string(config)
         .map_err(|e| Error::weights(&checkpoint.path, format!("its configuration cannot be written: {e}")))?;
@@ -160,10 +160,10 @@ pub fn complete(sam: &mut Checkpoint, model: &Checkpoint) {
     sam.metadata.clone_from(&model.metadata);
 }
 
-/// Brings a SAM or an AutoSAM to another side of its input, without training ([`SamConfig::at`]).
+/// Converts a SAM or an AutoSAM to another input size without training ([`SamConfig::at`]).
 ///
 /// # Errors
-/// A SAM or a size that cannot be.
+/// If the file is not a SAM or does not support the size.
 pub fn resize(checkpoint: &mut Checkpoint, image_size: usize) -> Result<()> {
     let sam = if checkpoint.metadata.contains_key(CONFIG_KEY) {
         let config = ModelConfig::of(checkpoint)?;

@@ -37,11 +37,11 @@ pub use segmenter::{open, open_checkpoint};
 use crate::weights::Checkpoint;
 use std::path::Path;
 
-/// The model that every default finds: AutoSAM at small scale, trained by this project (see its card in
-/// `models/`). Its weights are not Meta's.
+/// The default model: AutoSAM at small scale, trained by this project (see its card in `models/`). Its weights are not
+/// Meta's.
 pub const SHIPPED: &[u8] = include_bytes!("../../../models/autosam-lite.safetensors");
 
-/// The checkpoint at `location`, or the shipped one where there is none.
+/// The checkpoint at `location`, or the shipped one for `None`.
 pub fn checkpoint(location: Option<&Path>) -> Result<Checkpoint> {
     match location {
         Some(path) => weights::load(path),

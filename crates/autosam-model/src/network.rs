@@ -1,4 +1,4 @@
-//! Networks as a [`Predictor`](crate::Predictor) runs them: normalised images in, logits out.
+//! Networks run by a [`Predictor`](crate::Predictor): normalised images in, logits out.
 
 use crate::Result;
 use crate::autosam::AutoSam;
@@ -10,9 +10,10 @@ use autosam_frame::resize::InputSize;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-/// A segmentation network. The same input always takes the same operations, so that an inference can be captured and replayed.
+/// A segmentation network. Equal input shapes must lead to the same operations, so that an inference can be captured
+/// and replayed.
 pub trait Network: Send + Sync {
-    /// Size of its input, and how frames are laid into it.
+    /// Size of its input, and how frames are fitted into it.
     fn input_size(&self) -> InputSize;
 
     /// The device that its weights are on.
@@ -21,10 +22,10 @@ pub trait Network: Send + Sync {
     /// Logits `[N, 1, h, h]` of preprocessed images `[N, 3, S, S]`.
     fn logits(&self, x: &Tensor) -> Result<Tensor>;
 
-    /// [`Self::logits`], and those of the object of `prompt` in the first image, `[1, 1, h, h]`.
+    /// [`Self::logits`], and the logits `[1, 1, h, h]` of the object of `prompt` in the first image.
     ///
     /// # Errors
-    /// The network's, and that it takes no prompts.
+    /// The network's errors, and if it does not support prompts.
     fn logits_with_object(&self, _x: &Tensor, _prompt: &ObjectPrompt) -> Result<(Tensor, Tensor)> {
         Err(Error::invalid("this model takes no prompts"))
     }
@@ -75,10 +76,10 @@ impl Network for AutoSam {
     }
 }
 
-/// What prompts SAM, or replaces it.
+/// Source of SAM's prompt, or replacement of SAM's decoder.
 #[derive(Debug, Default)]
 pub enum PromptSource {
-    /// The generator's dense prompt: the method.
+    /// The generator's dense prompt, as in AutoSAM.
     #[default]
     Generated,
     /// These prompts, without the generator.
@@ -91,7 +92,8 @@ pub enum PromptSource {
     Lightweight(LightweightDecoder),
 }
 
-/// An [`AutoSam`] with a choice of what prompts its SAM; one image at a time, except if the prompt is generated or decoded.
+/// An [`AutoSam`] with a selectable prompt source. It takes one image at a time, unless the prompt is generated or
+/// decoded.
 #[derive(Debug)]
 pub struct Prompted {
     pub model: AutoSam,

@@ -7,12 +7,12 @@ use autosam_engine::segmenter::ObjectPrompt;
 use autosam_frame::map::ProbMap;
 use candle_core::{DType, Tensor};
 
-/// Largest logit of a mask prompt: probabilities of 0 and 1 have none.
+/// Largest logit of a mask prompt, because probabilities of 0 and 1 have no finite logit.
 const MOST_LOGIT: f32 = 6.0;
 
 impl AutoSam {
-    /// [`Self::forward`], and the logits of the object of `prompt` in the first image, `[1, 1, 4g, 4g]`. The image's embedding serves
-    /// both.
+    /// [`Self::forward`], and the logits `[1, 1, 4g, 4g]` of the object of `prompt` in the first image. Both use the
+    /// same image embedding.
     pub(super) fn forward_with_object(&self, x: &Tensor, prompt: &ObjectPrompt) -> Result<(Tensor, Tensor)> {
         let (embeddings, dense) = self.embed_and_prompt(x)?;
         let logits = self.decode(&embeddings, &dense)?;
@@ -46,7 +46,8 @@ impl AutoSam {
         Ok(Prompts { points, boxes, masks })
     }
 
-    /// The logits of `mask`, of the input's size, at the decoder's, `[1, 1, 4g, 4g]`: certainly nothing in the padding.
+    /// Logits of `mask`, resized from the input's size to the decoder's, `[1, 1, 4g, 4g]`, with the lowest logit in the
+    /// padding.
     fn mask_prompt(&self, mask: &ProbMap) -> Result<Tensor> {
         let low = self.mask_size();
         let step = self.input.side / low;

@@ -1,4 +1,4 @@
-//! What a caller chooses about inference.
+//! Options of inference.
 
 use crate::{DeviceChoice, Error, Precision, Result};
 use autosam_frame::map::Mirror;
@@ -9,10 +9,10 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MaskMode {
-    /// `sigmoid(logit)`: an image without a polyp gets no mask. The one for live video.
+    /// `sigmoid(logit)`: an image without a polyp gets no mask. For live video.
     #[default]
     Sigmoid,
-    /// Logits stretched to [0, 1] per image, as the paper: every image gets a foreground.
+    /// Logits stretched to [0, 1] per image, as in the paper: every image gets a foreground.
     MinMax,
 }
 
@@ -20,7 +20,7 @@ pub enum MaskMode {
 /// the frame itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Views {
-    /// Only the frame as it is.
+    /// Only the frame itself.
     #[default]
     One,
     /// Also flipped left to right.
@@ -49,7 +49,7 @@ impl Views {
         self.mirrors().len() as u32
     }
 
-    /// The flips; the first is none.
+    /// The flips; the first is the identity.
     pub(crate) fn mirrors(self) -> &'static [Mirror] {
         const ALL: [Mirror; 4] = [
             Mirror { across: false, down: false },

@@ -1,4 +1,4 @@
-//! From a sample's bytes to the network's input, and from its logits to a map's bytes.
+//! Converts model inputs (bytes) to the network's input tensors, and logits to probability maps.
 
 use crate::backbone::{PIXEL_MEAN, PIXEL_STD};
 use crate::options::{MaskMode, Views};
@@ -7,14 +7,14 @@ use autosam_frame::map::{Mirror, ModelInput, ProbMap};
 use autosam_ops as ops;
 use candle_core::{DType, Device, Tensor};
 
-/// Normalises by SAM's mean and standard deviation and pads with zeros below and to the right:
-/// samples whose longest side is the image size → `[N, 3, S, S]`.
+/// Normalises by SAM's mean and standard deviation and pads with zeros below and to the right: inputs whose longest
+/// side is the image size → `[N, 3, S, S]`.
 pub fn preprocess(samples: &[ModelInput], size: usize, device: &Device) -> Result<Tensor> {
     check(samples, size)?;
     Ok(if device.is_cpu() { normalise(samples, size)? } else { upload(samples, size, device)? })
 }
 
-/// [`preprocess`] of each sample's flipped copies, one after the other.
+/// [`preprocess`] of each input's flipped copies, one after the other.
 pub(super) fn preprocess_mirrored(
     samples: &[ModelInput],
     mirrors: &[Mirror],
@@ -33,7 +33,7 @@ pub(super) fn preprocess_mirrored(
     }
 }
 
-/// Whether a network of `size` can take `samples`.
+/// Checks that `samples` fit a network of `size`.
 pub(super) fn check(samples: &[ModelInput], size: usize) -> Result<()> {
     for sample in samples {
         if sample.width > size || sample.height > size || sample.rgb.len() != 3 * sample.width * sample.height
@@ -58,7 +58,7 @@ fn normalise(samples: &[ModelInput], size: usize) -> candle_core::Result<Tensor>
     Tensor::from_vec(data, (samples.len(), 3, size, size), &Device::Cpu)
 }
 
-/// [`preprocess`] of a sample, mirrored, into `out [3, size, size]`, in one pass.
+/// [`preprocess`] of a flipped input into `out [3, size, size]` in one pass.
 pub(super) fn normalise_into(sample: &ModelInput, mirror: Mirror, size: usize, out: &mut [f32]) {
     let width = sample.width;
     for (c, plane) in out.chunks_exact_mut(size * size).enumerate() {
@@ -82,7 +82,7 @@ pub(super) fn normalise_into(sample: &ModelInput, mirror: Mirror, size: usize, o
     }
 }
 
-/// [`preprocess`] on a GPU: bytes go over, a quarter of what floats would be, and become floats there.
+/// [`preprocess`] on a GPU. Bytes are uploaded, a quarter of the size of floats, and converted to floats there.
 fn upload(samples: &[ModelInput], size: usize, device: &Device) -> candle_core::Result<Tensor> {
     let images = samples.iter().map(|sample| {
         normalise_bytes(&Tensor::from_slice(&sample.rgb, (sample.height, sample.width, 3), device)?, size)
@@ -90,14 +90,14 @@ fn upload(samples: &[ModelInput], size: usize, device: &Device) -> candle_core::
     Tensor::cat(&images.collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
-/// [`preprocess`] of one image's bytes `[H, W, 3]`, where they are.
+/// [`preprocess`] of one image's bytes `[H, W, 3]`, on their device.
 pub(super) fn normalise_bytes(rgb: &Tensor, size: usize) -> candle_core::Result<Tensor> {
     let shift = std::array::from_fn(|c| -PIXEL_MEAN[c] / PIXEL_STD[c]);
     ops::normalised(rgb, size, PIXEL_STD.map(|std| 1.0 / std), shift)
 }
 
-/// Probability maps of the samples that gave `logits [N, 1, 4g, 4g]`: enlarged to the network's `size`
-/// (bilinear) and cropped to each sample.
+/// Probability maps of the inputs with `logits [N, 1, 4g, 4g]`: enlarged to the network's `size` (bilinear) and cropped
+/// to each input.
 pub fn probabilities(
     logits: &Tensor,
     samples: &[ModelInput],
@@ -107,7 +107,7 @@ pub fn probabilities(
     mean_probabilities(logits, samples, size, mode, Views::One.mirrors())
 }
 
-/// [`probabilities`] of samples each of which gave logits for each of its `mirrors`' images, one after the other: their mean.
+/// The mean of [`probabilities`] over `mirrors`; `logits` has an entry for each flip of each input.
 pub(super) fn mean_probabilities(
     logits: &Tensor,
     samples: &[ModelInput],
@@ -124,8 +124,8 @@ pub(super) fn mean_probabilities(
     Ok(samples.iter().zip(all.chunks_exact(mirrors.len() * size * size)).map(map).collect())
 }
 
-/// Probabilities of `logits [N, 1, 4g, 4g]`, `[N, 1, size, size]`, 255 for 1. Rounded to bytes where they are: what comes over from a
-/// GPU is a quarter of the floats.
+/// Probabilities of `logits [N, 1, 4g, 4g]` as bytes `[N, 1, size, size]`, 255 for 1. They are rounded on the device,
+/// so that the download from a GPU is a quarter of that of floats.
 pub(super) fn probability_bytes(logits: &Tensor, size: usize, mode: MaskMode) -> candle_core::Result<Tensor> {
     match mode {
         MaskMode::Sigmoid => ops::probability_bytes(logits, size),
@@ -146,7 +146,7 @@ pub(super) fn byte(p: f32) -> u8 {
     (p * 255.0 + 0.5) as u8
 }
 
-/// The map of `sample` of the probabilities `p [N, size, size]` of its mirror images: their mean, of bytes each.
+/// The map of `sample`: the mean of the probabilities `p [N, size, size]` of its flipped copies, each rounded to bytes.
 pub(super) fn map_of<T: Copy>(
     p: &[T],
     byte: impl Fn(T) -> u8,

@@ -1,4 +1,4 @@
-//! The one way from inputs to probability maps: live video, evaluation and validation all call a [`Predictor`].
+//! The single entry point for inference: live video, evaluation and validation all call a [`Predictor`].
 
 use crate::Result;
 use crate::exec::{Executor, Inference, on_device};
@@ -26,12 +26,13 @@ pub struct Predictor<N> {
 }
 
 impl<N: Network> Predictor<N> {
-    /// Runs every operation by itself: for batches, and for networks that change between calls.
+    /// Runs every operation separately: for batches, and for networks that change between calls.
     pub fn new(network: N, options: PredictorOptions) -> Self {
         Self { network, options, executor: Executor::default() }
     }
 
-    /// [`Self::segment`] replays a captured inference after a few calls, if the device can. For live video.
+    /// A predictor whose [`Self::segment`] replays a captured inference after a few calls, if the device supports it.
+    /// For live video.
     pub fn replaying(network: N, options: PredictorOptions) -> Self {
         let executor = Executor::fastest(network.device(), options.views.count());
         Self { network, options, executor }
@@ -41,7 +42,7 @@ impl<N: Network> Predictor<N> {
         &self.network
     }
 
-    /// Whether [`Self::segment`] replays a captured inference by now.
+    /// Whether [`Self::segment`] already replays a captured inference.
     pub fn replays(&self) -> bool {
         self.executor.replays()
     }
@@ -49,17 +50,18 @@ impl<N: Network> Predictor<N> {
     /// Writes the probabilities of `sample` to `out`, whose memory is reused.
     ///
     /// # Errors
-    /// An input larger than the network's, or the device's error.
+    /// If the input is larger than the network's, or the device fails.
     pub fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> Result<()> {
         let inference = inference(&self.network, self.options);
         let executor = &mut self.executor;
         on_device(self.network.device(), || executor.run(&inference, sample, out))
     }
 
-    /// As [`Self::segment`], and the probabilities of the object of `prompt`, from the same image embedding; not replayed.
+    /// As [`Self::segment`]; also writes the probabilities of the object of `prompt` from the same image embedding. Not
+    /// replayed.
     ///
     /// # Errors
-    /// As [`Self::segment`], and a network that takes no prompts.
+    /// As [`Self::segment`], and if the network does not support prompts.
     pub fn segment_object(
         &mut self,
         sample: &ModelInput,
@@ -79,10 +81,10 @@ impl<N: Network> Predictor<N> {
 }
 
 impl Predictor<Prompted> {
-    /// Prompts SAM by `source` from now on.
+    /// Changes the source of SAM's prompt.
     pub fn set_prompt(&mut self, source: PromptSource) {
         self.network.source = source;
-        // A captured inference has the prompt before in it.
+        // A captured inference contains the previous prompt.
         self.executor = Executor::default();
     }
 }
@@ -101,7 +103,7 @@ mod tests {
     use candle_core::Device;
     use std::sync::Arc;
 
-    /// The shipped model, in every mode and number of views.
+    /// Tests the shipped model in every mask mode and with every number of flips.
     #[test]
     fn inferences_are_replayed_and_give_what_they_gave() {
         let model = Arc::new(AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap());

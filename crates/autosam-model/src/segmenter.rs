@@ -1,4 +1,4 @@
-//! Opens models for the engine, which sees them as a [`Segmenter`]. Models opened from the same file share their weights.
+//! Opens models for the engine as a [`Segmenter`]. Models opened from the same file share their weights.
 
 use crate::arithmetic::Arithmetic;
 use crate::autosam::AutoSam;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
-/// What an open model was made of. A file that was replaced since is another.
+/// Key of an open model. A file that was replaced since counts as a different one.
 #[derive(Debug, PartialEq)]
 struct Origin {
     file: Option<(PathBuf, SystemTime, u64)>,
@@ -36,7 +36,7 @@ impl Origin {
     }
 }
 
-/// A model, and what it computes in.
+/// A model and its number formats.
 #[derive(Debug)]
 struct Opened {
     model: AutoSam,
@@ -65,11 +65,13 @@ impl Network for Opened {
     }
 }
 
-/// The model of `location` on `device` for `precision`: one copy of its weights in the process, for as long as anybody uses it.
+/// The model of `location` on `device` for `precision`. The process holds one copy of its weights as long as it is in
+/// use.
 fn shared(location: Option<&Path>, device: &Device, precision: Precision) -> Result<Arc<Opened>> {
     static OPEN: Mutex<Vec<(Origin, Weak<Opened>)>> = Mutex::new(Vec::new());
     let origin = Origin::of(location, device, precision)?;
-    // Held while loading, so that two who want the same load it once. A panic in here leaves the list whole.
+    // Held while loading, so that two threads that open the same model load it once. A panic here leaves the list
+    // intact.
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     open.retain(|(_, model)| model.strong_count() > 0);
     if let Some(model) = open.iter().find(|(o, _)| *o == origin).and_then(|(_, model)| model.upgrade()) {
@@ -80,22 +82,22 @@ fn shared(location: Option<&Path>, device: &Device, precision: Precision) -> Res
     Ok(model)
 }
 
-/// Opens the weights at `location`, or the shipped model where there is none, ready for the engine. Whoever opens the same
-/// on the same device shares its weights.
+/// Opens the weights at `location`, or the shipped model for `None`, for the engine. Models opened from the same file
+/// on the same device share their weights.
 pub fn open(location: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
     let device = options.device.resolve()?;
     let model = shared(location, &device, options.precision)?;
     Ok(Box::new(AutoSamSegmenter::new(model, options)))
 }
 
-/// [`open`] of weights that are in memory, shared with nobody.
+/// [`open`] for weights in memory, which are not shared.
 pub fn open_checkpoint(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Box<dyn Segmenter>> {
     let device = options.device.resolve()?;
     let model = Opened::new(checkpoint, &device, options.precision)?;
     Ok(Box::new(AutoSamSegmenter::new(model, options)))
 }
 
-/// An [`AutoSam`] as the engine sees it.
+/// Adapts an [`AutoSam`] to the engine.
 struct AutoSamSegmenter(Predictor<Arc<Opened>>);
 
 impl AutoSamSegmenter {
@@ -146,7 +148,7 @@ mod tests {
     #[cfg(feature = "cuda")]
     use crate::{DeviceChoice, ModelConfig, Views};
 
-    /// Eagerly and replayed as a graph, in f32 and in 16 bits.
+    /// Eager and replayed, in f32 and in 16 bits.
     #[cfg(feature = "cuda")]
     #[test]
     fn a_gpu_answers_as_the_cpu() {
@@ -204,7 +206,7 @@ mod tests {
         let open = |path: &Path| shared(Some(path), &Device::Cpu, Precision::F32).unwrap();
         let (first, second, other) = (open(&path), open(&path), open(&copy));
         assert!(Arc::ptr_eq(&first, &second) && !Arc::ptr_eq(&first, &other));
-        // Nobody holds what nobody uses, and a file that has changed is opened anew.
+        // An unused model is freed, and a changed file is opened again.
         let gone = Arc::downgrade(&other);
         drop(other);
         assert!(gone.upgrade().is_none());

@@ -2,7 +2,7 @@
 
 use autosam_frame::map::ModelInput;
 
-/// A shaded ball on darker mucosa, which the shipped model takes for a polyp: its middle and its radius in pixels.
+/// A shaded ball on darker mucosa, which the shipped model segments as a polyp; its centre and radius are in pixels.
 pub fn lesion(width: usize, height: usize, [cx, cy, radius]: [f32; 3]) -> ModelInput {
     let pixel = |i: usize| {
         let (dx, dy) = ((i % width) as f32 - cx, (i / width) as f32 - cy);

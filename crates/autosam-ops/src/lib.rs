@@ -1,14 +1,14 @@
-//! The operations that the networks are built from, each differentiable and right where candle's own
-//! is slow, wrong or has no backward (`docs/candle-notes.md` lists which and why).
+//! The operations that the networks are built from. They are differentiable, and replace candle's own operations that
+//! are slow, wrong or have no backward (`docs/candle-notes.md` lists which and why).
 //!
-//! Images are `[N, C, H, W]`. On a CPU in f32 our kernels run; elsewhere candle's operations, composed, and in inference on a GPU
-//! kernels of our own.
+//! Images are `[N, C, H, W]`. This crate's kernels run on a CPU in f32 and for inference on a GPU. In all other cases
+//! operations are composed of candle's.
 //!
-//! - `functional` has the operations: functions of tensors that choose a kernel, or compose candle's operations.
-//! - `layers` has those with weights, prepared for inference.
-//! - `kernels` computes, on a CPU (`cpu`) or a GPU (`cuda`, or its stub in a build without).
-//! - `autograd` adds up gradients beside candle's.
-//! - `runtime` has what kernels run in: threads, types of products, devices, and graphs that are captured and replayed.
+//! - `functional` has the operations: functions of tensors that choose a kernel or compose candle's operations.
+//! - `layers` has the operations with weights, which can be prepared for inference.
+//! - `kernels` has the computation, on a CPU (`cpu`) or a GPU (`cuda`, or its stub in a build without CUDA).
+//! - `autograd` accumulates gradients outside candle's backward pass.
+//! - `runtime` has threads, types of products, devices, and captured graphs for replay.
 //!
 //! Each uses only those below it.
 

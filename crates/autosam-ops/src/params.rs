@@ -1,4 +1,4 @@
-//! Parameters of operations that kernels of CPU and GPU share.
+//! Parameters of operations, shared by CPU and GPU kernels.
 
 /// Stride, padding and groups of a square convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -6,7 +6,7 @@ pub struct Conv2d {
     pub stride: usize,
     /// Zeros on each side.
     pub padding: usize,
-    /// Further zeros at the bottom and at the right, where TensorFlow's `SAME` puts the odd one.
+    /// Additional zeros at the bottom and at the right, for TensorFlow's `SAME` padding of odd sizes.
     pub trailing: usize,
     pub groups: usize,
 }
@@ -18,13 +18,14 @@ impl Default for Conv2d {
 }
 
 impl Conv2d {
-    /// Outputs along a side of `size` cells with a kernel of `k`. `None` if the padded side is smaller than the kernel.
+    /// Number of outputs along a side of `size` cells with a kernel of `k`. `None` if the padded side is smaller than
+    /// the kernel.
     pub(crate) fn outputs(&self, size: usize, k: usize) -> Option<usize> {
         Some((size + 2 * self.padding + self.trailing).checked_sub(k)? / self.stride + 1)
     }
 }
 
-/// What is applied to each element.
+/// Element-wise activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `x · Φ(x)`, exact.
@@ -37,25 +38,25 @@ pub enum Activation {
     Sigmoid,
 }
 
-/// How a tensor `[B, T, 3 · heads · d]` holds queries, keys and values.
+/// Order of queries, keys and values in a tensor `[B, T, 3 · heads · d]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     /// All queries, all keys, all values: `[3, heads, d]`.
     Parts,
-    /// Each head's side by side: `[heads, 3, d]`.
+    /// Queries, keys and values of each head together: `[heads, 3, d]`.
     Heads,
 }
 
-/// The numbers that bytes stand for: `step · (byte - zero)`.
+/// Quantisation scale: a byte stands for `step · (byte - zero)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ByteScale {
     pub step: f32,
-    /// The byte of 0, a whole number between 0 and 255.
+    /// The zero point, a whole number between 0 and 255.
     pub zero: f32,
 }
 
 impl ByteScale {
-    /// The scale of numbers between `low` and `high`; 0 is one of its numbers whatever they are.
+    /// The scale for numbers between `low` and `high`. It always represents 0 exactly.
     pub fn of([low, high]: [f32; 2]) -> Self {
         let (low, high) = (low.min(0.0), high.max(0.0));
         let step = ((high - low) / 255.0).max(f32::MIN_POSITIVE * 1e6);

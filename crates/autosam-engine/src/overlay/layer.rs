@@ -1,38 +1,38 @@
-//! How the values of one plane are drawn on, in every format.
+//! Blends the overlay into the values of one plane, in every format.
 
 use super::Style;
 use autosam_frame::simd::simd;
 use autosam_frame::{Component, FrameInfo, Packing, PlaneMut};
 use std::ops::Range;
 
-/// How one plane is drawn on.
+/// How the overlay is blended into one plane.
 pub(super) struct Layer {
     packing: Packing,
-    /// Values and lines of a block of 2 × 2 pixels.
+    /// Number of values and of lines in a block of 2 × 2 pixels.
     block: (usize, usize),
-    /// Values of a line, and lines, that belong to the frame.
+    /// Number of values of a line, and of lines, that belong to the frame.
     size: (usize, usize),
-    /// A value of each line, inside of its last block, that is no part of the frame: the second luma of an odd width's last
-    /// pair.
+    /// A value inside each line's last block that is not part of the frame: the second luma value of the last pair if
+    /// the width is odd.
     beyond: Option<usize>,
     tint: Paint,
     line: Paint,
 }
 
-/// What becomes of values.
+/// How values are blended.
 #[expect(
     clippy::large_enum_variant,
     reason = "a few live at a time, and none is allocated when a frame is drawn on"
 )]
 enum Paint {
-    /// Of [`Packing::Bytes`].
+    /// For [`Packing::Bytes`].
     Bytes(Pattern),
-    /// Of more bits than 8.
+    /// For more than 8 bits.
     Wide(Wide),
 }
 
 impl Layer {
-    /// Those of each plane of such frames, whose planes have `sizes` (bytes of a line, and lines).
+    /// The layers of a frame's planes, which have `sizes` (bytes of a line, number of lines).
     pub(super) fn of(info: &FrameInfo, sizes: &[(usize, usize)], style: &Style) -> [Option<Self>; 3] {
         let tint = (style.opacity.clamp(0.0, 1.0) * 256.0).round() as u16;
         let color = if info.format.packed().is_some() { style.color } else { info.yuv(style.color) };
@@ -51,7 +51,7 @@ impl Layer {
             };
             let (across, repeats) =
                 (packing.values(bytes), if info.format.packed().is_some() { 2 } else { 1 });
-            // Groups of v210 end beyond the frame.
+            // Groups of v210 can end beyond the frame.
             let across = if packing == Packing::Triples { 4 * info.width.div_ceil(2) } else { across };
             let (tint, line) = (paint(tint), paint(256));
             Some(Self {
@@ -65,7 +65,7 @@ impl Layer {
         })
     }
 
-    /// Draws on the blocks `across` of the row of blocks `down`.
+    /// Draws on the blocks `across` in row `down` of blocks.
     pub(super) fn draw(&self, plane: &mut PlaneMut, across: Range<usize>, down: usize, line: bool) {
         let paint = if line { &self.line } else { &self.tint };
         let (start, end) = (self.block.0 * across.start, (self.block.0 * across.end).min(self.size.0));
@@ -79,7 +79,7 @@ impl Layer {
                         row[at] = v;
                     }
                 }
-                // What is beyond the frame is a line's last value.
+                // A value beyond the frame is the last one of its line.
                 Paint::Wide(wide) => {
                     wide.blend(row, start..self.beyond.map_or(end, |beyond| end.min(beyond)))
                 }
@@ -88,8 +88,8 @@ impl Layer {
     }
 }
 
-/// The values of a line of a block in `plane` (of packed RGB: of half a block), each with its colour where it is drawn on; how many there
-/// are; and a block's lines.
+/// The values of one line of a block in `plane` (of half a block for packed RGB), each with its colour, or `None` if it
+/// is not drawn on; their number; and the number of lines of a block.
 fn block(info: &FrameInfo, plane: usize, color: [u8; 3]) -> ([Option<u8>; 4], usize, usize) {
     let (mut values, mut count, mut lines) = ([None; 4], 0, 2);
     if let Some((step, order)) = info.format.packed() {
@@ -115,17 +115,18 @@ fn block(info: &FrameInfo, plane: usize, color: [u8; 3]) -> ([Option<u8>; 4], us
     (values, count, lines)
 }
 
-/// Bytes that [`Pattern`] blends at a time: a multiple of any pixel's.
+/// Bytes that [`Pattern`] blends at a time; a multiple of any pixel's size.
 const PERIOD: usize = 96;
 
-/// What becomes of each byte of pixels in a row: `(v · keep + add) / 256`, which fits 16 bits.
+/// How each byte of pixels in a row is blended: `(v · keep + add) / 256`, which fits 16 bits.
 struct Pattern {
     keep: [u16; PERIOD],
     add: [u16; PERIOD],
 }
 
 impl Pattern {
-    /// `bytes`: colours of a few neighbouring bytes that repeat, none where nothing is drawn; blended by `alpha` of 256.
+    /// `bytes`: the repeating colours of a few neighbouring bytes, `None` for bytes that are not drawn on. `alpha` of
+    /// 256 is the opacity.
     fn new(bytes: &[Option<u8>], alpha: u16) -> Self {
         let of = |i: usize| bytes[i % bytes.len()];
         Self {
@@ -134,7 +135,7 @@ impl Pattern {
         }
     }
 
-    /// `row` begins where the bytes of a pixel do.
+    /// `row` begins at a pixel.
     fn blend(&self, row: &mut [u8]) {
         simd(
             #[inline(always)]
@@ -152,19 +153,19 @@ impl Pattern {
     }
 }
 
-/// Words that [`Wide`] blends at a time: a multiple of those after which colours repeat.
+/// Words that [`Wide`] blends at a time; a multiple of the period of the colours.
 const WORDS: usize = 16;
 
-/// [`Pattern`] for values of more than 8 bits. Bits between values stay as they are.
+/// [`Pattern`] for values of more than 8 bits. Unused bits are unchanged.
 struct Wide {
     packing: Packing,
     keep: u32,
-    /// Of neighbouring values, which repeat: for a row that begins with value 0.
+    /// Repeating terms of neighbouring values, for a row that begins with value 0.
     add: [u32; 4],
 }
 
 impl Wide {
-    /// `values`: colours, of 8 bits, of neighbouring values, all of which are drawn on; 1, 2 or 4 of them.
+    /// `values`: the 8-bit colours of 1, 2 or 4 neighbouring values, all of which are drawn on.
     fn new(packing: Packing, values: &[Option<u8>], alpha: u16) -> Self {
         let color =
             |i: usize| u32::from(values[i % values.len()].unwrap_or_default()) << (packing.bits() - 8);
@@ -189,7 +190,7 @@ impl Wide {
         word & !mask | value
     }
 
-    /// `row` begins where the values of a block do.
+    /// `row` begins at a block.
     fn blend_words(&self, row: &mut [u8], bits: u32, shift: u32) {
         let (words, _) = row.as_chunks_mut::<2>();
         let add: [u32; WORDS] = std::array::from_fn(|i| self.add[i % 4]);
@@ -214,7 +215,7 @@ impl Wide {
     fn blend_triples(&self, row: &mut [u8], values: Range<usize>) {
         let bits = self.packing.bits();
         let (words, _) = row.as_chunks_mut::<4>();
-        // Words whose three values are all drawn on; before and behind them there are single values.
+        // Words whose three values are all drawn on. Single values precede and follow them.
         let first = values.start.div_ceil(3);
         let last = (values.end / 3).max(first);
         for value in (values.start..values.end.min(3 * first)).chain((3 * last).max(values.start)..values.end)

@@ -1,6 +1,6 @@
 //! Draws overlays on frames in place. Bits outside the overlay are unchanged.
 //!
-//! A [`Mark`] is prepared on the worker thread; drawing it accesses only the pixels of the overlay. It consists of
+//! A [`Overlay`] is prepared on the worker thread; drawing it accesses only the pixels of the overlay. It consists of
 //! 2 × 2 blocks, so that formats with shared chroma are unchanged outside it too.
 
 mod layer;
@@ -52,7 +52,7 @@ struct Run {
 
 /// The pixels to draw on a frame of one size, as runs of 2 × 2 blocks.
 #[derive(Debug, Clone, Default)]
-pub struct Mark {
+pub struct Overlay {
     width: usize,
     height: usize,
     runs: Vec<Run>,
@@ -60,16 +60,16 @@ pub struct Mark {
     rows: Vec<usize>,
 }
 
-impl Mark {
+impl Overlay {
     /// Prepares `mask` for frames of `width × height`, with lines of `line` pixels, rounded up to an even number; 0 is about a
     /// 400th of the frame.
     pub fn new(mask: &Mask, width: usize, height: usize, mode: OverlayMode, line: usize) -> Self {
-        let mut mark = Self { width, height, runs: Vec::new(), rows: vec![0] };
+        let mut overlay = Self { width, height, runs: Vec::new(), rows: vec![0] };
         let (w, h) = (width.div_ceil(2), height.div_ceil(2));
         let reach = if line == 0 { (width.min(height) / 800).max(1) } else { line.div_ceil(2) };
         let cells = match mode {
-            OverlayMode::None => return mark,
-            _ if mask.regions.is_empty() => return mark,
+            OverlayMode::None => return overlay,
+            _ if mask.regions.is_empty() => return overlay,
             OverlayMode::Box => boxes(mask, w, h, reach),
             _ => areas(mask, w, h, mode, reach),
         };
@@ -84,13 +84,13 @@ impl Mark {
                     }
                     if kind != Cell::Empty {
                         let (start, end) = ((cells.left + start) as u32, (cells.left + x) as u32);
-                        mark.runs.push(Run { start, end, line: kind == Cell::Line });
+                        overlay.runs.push(Run { start, end, line: kind == Cell::Line });
                     }
                 }
             }
-            mark.rows.push(mark.runs.len());
+            overlay.rows.push(overlay.runs.len());
         }
-        mark
+        overlay
     }
 
     /// Whether nothing is drawn.
@@ -216,7 +216,7 @@ fn areas(mask: &Mask, w: usize, h: usize, mode: OverlayMode, reach: usize) -> Ce
     for (y, row) in inside.chunks_exact_mut(cw.max(1)).enumerate() {
         enlarged.row(top + y, left, &mut values);
         for (i, v) in row.iter_mut().zip(&values) {
-            *i = *v >= u32::from(mask.cut) * Enlarged::UNIT;
+            *i = *v >= u32::from(mask.level) * Enlarged::UNIT;
         }
     }
     let core = eroded(&inside, cw, ch, reach);
@@ -235,8 +235,8 @@ fn areas(mask: &Mask, w: usize, h: usize, mode: OverlayMode, reach: usize) -> Ce
     out
 }
 
-/// Blocks whose neighbourhood within `reach` in both directions is completely inside; the other blocks inside form the outline.
-/// Beyond the border nothing is inside, so outlines close there.
+/// Blocks whose neighbourhood within `reach` in both directions is completely inside; the other blocks inside form the
+/// outline. Everything beyond the border counts as outside, so outlines close there.
 fn eroded(inside: &[bool], width: usize, height: usize, reach: usize) -> Vec<bool> {
     // Along rows, then along columns: how many of the last 2 reach + 1 were inside.
     let along = |from: &[bool], to: &mut [bool], count: usize, length: usize, next: usize, step: usize| {

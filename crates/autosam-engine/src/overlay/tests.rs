@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use reference::{Place, noise};
 use std::collections::HashSet;
 
-/// The one that the frame crate tests itself with.
+/// The reference of the frame crate's own tests.
 #[path = "../../../autosam-frame/src/reference.rs"]
 mod reference;
 
@@ -26,8 +26,8 @@ fn drawn(info: FrameInfo, planes: &mut [Vec<u8>], strides: &[usize], draw: impl 
     draw(&mut FrameMut::new(info, [next(), next(), next()]).unwrap());
 }
 
-/// What drawing should make of `planes`: each value of a pixel that is `covered` blended once, one by one. Fields are frames of
-/// every other line.
+/// The expected result of drawing on `planes`: each value of a `covered` pixel is blended once, one by one. A field is
+/// a frame of every other line.
 fn blended(
     info: FrameInfo,
     (planes, strides): (&[Vec<u8>], &[usize]),
@@ -42,7 +42,7 @@ fn blended(
         for (c, color) in color.into_iter().enumerate() {
             let Some(mut place) = Place::of(info.format, c, x, y / fields) else { continue };
             place.row = place.row * fields + y % fields;
-            // Of a height that is no multiple of 4 the lower field's last line has no chroma of its own.
+            // If the height is not a multiple of 4, the lower field's last line has no chroma of its own.
             if place.row >= planes[place.plane].len() / strides[place.plane] {
                 continue;
             }
@@ -57,8 +57,8 @@ fn blended(
 }
 
 proptest! {
-    /// Pixel integrity: in every format and size, strided, bits outside the mark are as they were; inside, every value is blended
-    /// with the colour as its format counts it.
+    /// Pixel integrity: in every format, size and stride, bits outside the overlay are unchanged; inside, every value
+    /// is blended with the colour in its format's range.
     #[test]
     fn values_under_the_overlay_are_blended_and_no_other_bit_changes(
         w in 1usize..80, h in 1usize..80, which in 0usize..PixelFormat::ALL.len(), mode in 0usize..5,
@@ -68,32 +68,32 @@ proptest! {
         let modes = [OverlayMode::None, OverlayMode::Mask, OverlayMode::Contour, OverlayMode::MaskContour, OverlayMode::Box];
         let format = PixelFormat::ALL[which];
         let info = FrameInfo { matrix: ColorMatrix::Bt709, ..FrameInfo::new(format, w, h) };
-        let mark = Mark::new(&disc(32, 24), w, h.div_ceil(fields), modes[mode], line);
+        let overlay = Overlay::new(&disc(32, 24), w, h.div_ceil(fields), modes[mode], line);
         // Lines are opaque.
         let opacity = if modes[mode] == OverlayMode::Mask { 0.35 } else { 1.0 };
         let style = Style { opacity, ..Style::default() };
         let (before, strides) = noise(format, w, h, 3);
         let mut after = before.clone();
         drawn(info, &mut after, &strides, |frame| match fields {
-            1 => mark.draw_at(frame, &style, shift),
-            _ => mark.draw_on_fields(frame, &style, shift),
+            1 => overlay.draw_at(frame, &style, shift),
+            _ => overlay.draw_on_fields(frame, &style, shift),
         });
         let covered = |x: usize, y: usize| {
-            // Where the block was before the shift.
+            // Position of the block before the shift.
             let from = |v: usize, by: isize| (v / 2).checked_add_signed(-by.div_euclid(2)).map(|b| 2 * b);
-            from(x, shift.0).zip(from(y, shift.1)).is_some_and(|(x, y)| mark.covers(x, y))
+            from(x, shift.0).zip(from(y, shift.1)).is_some_and(|(x, y)| overlay.covers(x, y))
         };
         let want = blended(info, (&before, &strides), &style, fields, covered);
         prop_assert!(after == want, "{format:?}");
-        prop_assert!((0..w * h).any(|i| covered(i % w, i / w / fields)) || mark.is_empty() || !still);
+        prop_assert!((0..w * h).any(|i| covered(i % w, i / w / fields)) || overlay.is_empty() || !still);
     }
 }
 
 #[test]
-fn modes_draw_what_their_names_say() {
+fn overlay_modes_draw_area_outline_or_box() {
     let mask = disc(64, 64);
     let count = |mode| {
-        let m = Mark::new(&mask, 128, 128, mode, 0);
+        let m = Overlay::new(&mask, 128, 128, mode, 0);
         let lines: u32 = m.runs.iter().filter(|r| r.line).map(|r| r.end - r.start).sum();
         let fill: u32 = m.runs.iter().filter(|r| !r.line).map(|r| r.end - r.start).sum();
         (lines, fill)
@@ -110,28 +110,28 @@ fn modes_draw_what_their_names_say() {
 
 #[test]
 fn an_overlay_for_another_size_is_not_drawn() {
-    let mark = Mark::new(&disc(32, 32), 64, 64, OverlayMode::Mask, 0);
+    let overlay = Overlay::new(&disc(32, 32), 64, 64, OverlayMode::Mask, 0);
     let (before, strides) = noise(PixelFormat::Rgb, 66, 64, 3);
     let mut after = before.clone();
     drawn(FrameInfo::rgb(66, 64), &mut after, &strides, |frame| {
-        mark.draw(frame, &Style::default());
-        mark.draw_on_fields(frame, &Style::default(), (0, 0));
+        overlay.draw(frame, &Style::default());
+        overlay.draw_on_fields(frame, &Style::default(), (0, 0));
     });
     assert_eq!(after, before);
 }
 
 #[test]
-fn the_colour_is_the_one_asked_for() {
+fn the_overlay_has_the_requested_colour() {
     let mask = disc(32, 32);
-    let mark = Mark::new(&mask, 32, 32, OverlayMode::Mask, 0);
+    let overlay = Overlay::new(&mask, 32, 32, OverlayMode::Mask, 0);
     let mut image = image::RgbImage::new(32, 32);
     let style = Style { color: [200, 100, 50], opacity: 0.5 };
-    mark.draw(&mut FrameMut::rgb_image(&mut image), &style);
+    overlay.draw(&mut FrameMut::rgb_image(&mut image), &style);
     assert_eq!(image.get_pixel(12, 16).0, [100, 50, 25]);
 }
 
 #[test]
-fn lines_are_as_wide_as_asked() {
+fn lines_have_the_requested_width() {
     // A square far from the border: 64 x 64 pixels of a mask of its size.
     let data = (0..64 * 64)
         .map(|i| if (16..48).contains(&(i % 64)) && (16..48).contains(&(i / 64)) { 255 } else { 0 });
@@ -139,19 +139,19 @@ fn lines_are_as_wide_as_asked() {
     let mask = Mask::new(map, &MaskSettings::default());
     for mode in [OverlayMode::Contour, OverlayMode::Box] {
         for (asked, want) in [(1, 2), (2, 2), (3, 4), (8, 8)] {
-            let mark = Mark::new(&mask, 64, 64, mode, asked);
-            let across = (0..32).filter(|x| mark.covers(*x, 32)).count();
+            let overlay = Overlay::new(&mask, 64, 64, mode, asked);
+            let across = (0..32).filter(|x| overlay.covers(*x, 32)).count();
             assert_eq!(across, want, "{mode:?} {asked}");
         }
     }
 }
 
 #[test]
-fn a_shifted_overlay_is_cut_off_at_the_border() {
-    let mark = Mark::new(&disc(32, 32), 32, 32, OverlayMode::Mask, 0);
+fn a_shifted_overlay_is_clipped_at_the_border() {
+    let overlay = Overlay::new(&disc(32, 32), 32, 32, OverlayMode::Mask, 0);
     let lit = |shift| {
         let mut image = image::RgbImage::new(32, 32);
-        mark.draw_at(&mut FrameMut::rgb_image(&mut image), &Style::default(), shift);
+        overlay.draw_at(&mut FrameMut::rgb_image(&mut image), &Style::default(), shift);
         (0..32 * 32).filter(|i| image.get_pixel(i % 32, i / 32).0[1] > 0).collect::<Vec<_>>()
     };
     let still = lit((0, 0));

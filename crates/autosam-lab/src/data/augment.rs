@@ -2,7 +2,7 @@
 //! endoscopes add to an image (light, colour cast, blur, JPEG), and views made of two images.
 
 use super::Pair;
-use super::disturb;
+use super::corruption;
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
 use autosam_frame::resize::{InputSize, Resizer};
@@ -147,7 +147,7 @@ impl Augment {
         let factors = [self.brightness, self.contrast, self.saturation].map(|by| spread(rng, by));
         let hue = self.hue * rng.random_range(-1.0..=1.0f32);
 
-        // Reduce first (the sampler averages), then turn at the scale of the result.
+        // Reduce first (the resizer averages), then turn at the scale of the result.
         let mut source = ModelInput::default();
         let side = ((size as f32 * scale).round() as usize).max(1);
         Resizer::new(InputSize { side, ..input }).resize(&Frame::rgb_image(&pair.rgb), &mut source)?;
@@ -156,7 +156,7 @@ impl Augment {
             let gain = spread(rng, self.cast);
             row.iter_mut().for_each(|m| *m *= gain);
         }
-        let light = disturb::Light::draw(self.light, (w, h), rng);
+        let light = corruption::Light::draw(self.light, (w, h), rng);
         let (sin, cos) = turn.sin_cos();
         let mut out = ModelInput { width: w, height: h, rgb: vec![0; 3 * w * h] };
         let mut mask = vec![0; size * size];
@@ -183,10 +183,10 @@ impl Augment {
             }
         }
         if rng.random_bool(self.blur) {
-            disturb::blur(&mut out, rng.random_range(0.4..=1.0) * size as f32 / 128.0)?;
+            corruption::blur(&mut out, rng.random_range(0.4..=1.0) * size as f32 / 128.0)?;
         }
         if rng.random_bool(self.jpeg) {
-            disturb::jpeg(&mut out, rng.random_range(25..=75))?;
+            corruption::jpeg(&mut out, rng.random_range(25..=75))?;
         }
         Ok(View { sample: out, mask })
     }

@@ -3,7 +3,7 @@
 use super::{Dataset, Item, Seen, check_size, decode};
 use crate::Result;
 use autosam_frame::Frame;
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -51,7 +51,7 @@ impl Look {
             seen.add(levels);
         }
         let lit = pair.mask.iter().filter(|v| **v > 0).count() as f64;
-        let shown = Region::Auto.of(&Frame::rgb_image(&pair.rgb))?;
+        let shown = CropMode::Auto.of(&Frame::rgb_image(&pair.rgb))?;
         let cut = pair.labelled().is_some_and(|labelled| shown.union(labelled) != shown);
         Ok(Self { size: pair.rgb.dimensions(), area: lit / pair.mask.len().max(1) as f64, seen, cut })
     }

@@ -1,6 +1,6 @@
 //! A folder's content, and the names that folders of images and of masks have.
 
-use super::{file_name, folders, pictures};
+use super::{file_name, folders, image_files};
 use crate::Result;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ pub struct Folder {
 
 impl Folder {
     pub fn read(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), folders: folders(path)?, images: pictures(path)? })
+        Ok(Self { path: path.to_owned(), folders: folders(path)?, images: image_files(path)? })
     }
 
     /// Down to where images or several folders are: `train/train/` is one folder.

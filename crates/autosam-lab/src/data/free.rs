@@ -3,7 +3,7 @@
 use super::{Dataset, Item, Tile};
 use crate::Result;
 use autosam_frame::Frame;
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use image::GrayImage;
 use rayon::prelude::*;
 
@@ -51,7 +51,7 @@ impl Dataset {
     pub fn polyp_free(mut self) -> Result<Self> {
         let parts = self.items.par_iter().map(|item| {
             let pair = item.load()?;
-            let area = Region::Auto.of(&Frame::rgb_image(&pair.rgb))?;
+            let area = CropMode::Auto.of(&Frame::rgb_image(&pair.rgb))?;
             Ok(free_square(&pair.part(area).mask).map(|square| Item {
                 name: format!("{}@free", item.name),
                 tile: Some(Tile { x: area.left as u32 + square.x, y: area.top as u32 + square.y, ..square }),

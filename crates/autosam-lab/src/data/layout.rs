@@ -2,7 +2,7 @@
 
 use super::folder::{Folder, half_names, named_pair, nnunet_pair, numbered_pair, plain};
 use super::reading::Reading;
-use super::{Dataset, Item, annotations, file_name, nearest, pictures};
+use super::{Dataset, Item, annotations, file_name, image_files, nearest};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -320,7 +320,7 @@ fn negatives(folder: &Folder) -> Result<Option<Dataset>> {
         return Ok(None);
     }
     let frames: BTreeMap<PathBuf, Vec<(String, PathBuf)>> =
-        folder.folders.iter().map(|f| Ok((f.clone(), pictures(f)?))).collect::<Result<_>>()?;
+        folder.folders.iter().map(|f| Ok((f.clone(), image_files(f)?))).collect::<Result<_>>()?;
     let (cases, others): (Vec<&PathBuf>, Vec<&PathBuf>) = folder.folders.iter().partition(|f| is_free(f));
     let holds = |f: &PathBuf| frames.get(f).is_some_and(|images| !images.is_empty());
     if (cases.iter().all(|f| !holds(f)) && folder.images.is_empty()) || others.iter().any(|f| holds(f)) {

@@ -4,7 +4,7 @@ use super::augment::{Augment, View};
 use super::{Dataset, Item, Pair};
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::InputSize;
 use rand::Rng;
 use rand::SeedableRng;
@@ -23,7 +23,7 @@ pub struct LoaderConfig {
     pub seed: u64,
     pub augment: Augment,
     /// The part of each image that is shown.
-    pub region: Region,
+    pub roi: CropMode,
     /// Augmented views of each image, by turns from epoch to epoch; 0: a new one every time.
     pub views: u32,
     /// Frames of a sequence that come one after another in a batch, under the same augmentation (for losses over time);
@@ -51,7 +51,7 @@ impl LoaderConfig {
             batch,
             seed,
             augment,
-            region: Region::Full,
+            roi: CropMode::Full,
             views: 0,
             window: 1,
             kept: 0,
@@ -208,7 +208,7 @@ impl Loader {
             }
             match item.load() {
                 Ok(pair) => {
-                    let pair = Arc::new(pair.trained(self.config.region)?);
+                    let pair = Arc::new(pair.trained(self.config.roi)?);
                     self.keep(i, &pair);
                     return Ok((item, pair));
                 }
@@ -245,7 +245,7 @@ fn times(set: &Dataset, config: &LoaderConfig) -> Result<Vec<f64>> {
     let small = |item: &Item| -> Result<bool> {
         match item.load() {
             Ok(pair) => {
-                let polyps = pair.trained(config.region)?.polyps();
+                let polyps = pair.trained(config.roi)?.polyps();
                 Ok(polyps.into_iter().any(|share| (SPECK..SMALL_POLYP).contains(&share)))
             }
             // It is reported, or fails the training, where it is drawn.
@@ -342,7 +342,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sets = [(set(dir.path(), 3), 1.0)];
         let bad = dir.path().join("images/1.png");
-        std::fs::write(&bad, b"no picture").unwrap();
+        std::fs::write(&bad, b"not an image").unwrap();
         let config = LoaderConfig::new(16, 3, 5, Augment::default());
         let strict = Loader::new(&sets, config.clone()).unwrap();
         let text = strict.batches_from(0, 1).next().unwrap().unwrap_err().to_string();
@@ -363,14 +363,14 @@ mod tests {
                 .unwrap();
         }
         let sets = [(Dataset::open(dir.path()).unwrap(), 1.0)];
-        let shown = |region| {
-            let config = LoaderConfig { region, ..LoaderConfig::new(64, 1, 5, Augment::none()) };
+        let shown = |roi| {
+            let config = LoaderConfig { roi, ..LoaderConfig::new(64, 1, 5, Augment::none()) };
             let batch = Loader::new(&sets, config).unwrap().batches_from(0, 1).next().unwrap().unwrap();
             let lit = batch.masks[0].iter().filter(|v| **v > 0).count() as f64;
             lit / (batch.samples[0].width * batch.samples[0].height) as f64
         };
-        assert!((shown(Region::Full) - 0.4).abs() < 0.03, "{}", shown(Region::Full));
-        assert!(shown(Region::Auto) > 0.85, "{}", shown(Region::Auto));
+        assert!((shown(CropMode::Full) - 0.4).abs() < 0.03, "{}", shown(CropMode::Full));
+        assert!(shown(CropMode::Auto) > 0.85, "{}", shown(CropMode::Auto));
     }
 
     #[test]

@@ -4,9 +4,9 @@ mod annotations;
 pub mod augment;
 mod bmp;
 pub mod check;
+mod corruption;
 mod decode;
 mod depth;
-mod disturb;
 mod fingerprint;
 pub mod folder;
 mod free;
@@ -32,7 +32,7 @@ pub use reading::{Reading, Seen};
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
 use autosam_frame::parts::{Neighbours, connected};
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::Resizer;
 use autosam_frame::{Frame, Rect};
 use image::metadata::Orientation;
@@ -101,15 +101,15 @@ impl Pair {
         }
     }
 
-    /// The part that a network is trained on: what `region` shows. Found automatically, it is widened where it would cut a
+    /// The part that a network is trained on: what `roi` shows. Found automatically, it is widened where it would cut a
     /// labelled pixel away, which would make a polyp-free example of an image with a polyp.
     ///
     /// # Errors
     /// For an image too large to be sampled.
-    pub fn trained(&self, region: Region) -> Result<Self> {
-        let area = region.of(&Frame::rgb_image(&self.rgb))?;
-        Ok(match (region, self.labelled()) {
-            (Region::Auto, Some(labelled)) => {
+    pub fn trained(&self, roi: CropMode) -> Result<Self> {
+        let area = roi.of(&Frame::rgb_image(&self.rgb))?;
+        Ok(match (roi, self.labelled()) {
+            (CropMode::Auto, Some(labelled)) => {
                 let joined = area.union(labelled);
                 self.part(joined.within(self.rgb.width() as usize, self.rgb.height() as usize))
             }
@@ -148,15 +148,15 @@ impl Item {
         case_of(&self.sequence)
     }
 
-    /// What a network is trained on of it ([`Pair::trained`]), at the sampler's size, and the mask of that (0 and 255, row by
+    /// What a network is trained on of it ([`Pair::trained`]), at the resizer's size, and the mask of that (0 and 255, row by
     /// row).
     ///
     /// # Errors
     /// As [`Self::load`]'s.
-    pub fn sampled(&self, region: Region, sampler: &mut Resizer) -> Result<(ModelInput, Vec<u8>)> {
-        let pair = self.load()?.trained(region)?;
+    pub fn sampled(&self, roi: CropMode, resizer: &mut Resizer) -> Result<(ModelInput, Vec<u8>)> {
+        let pair = self.load()?.trained(roi)?;
         let mut sample = ModelInput::default();
-        sampler.resize(&Frame::rgb_image(&pair.rgb), &mut sample)?;
+        resizer.resize(&Frame::rgb_image(&pair.rgb), &mut sample)?;
         let (width, height) = (sample.width as u32, sample.height as u32);
         let mask = imageops::resize(&pair.mask, width, height, imageops::FilterType::Nearest);
         Ok((sample, mask.into_raw()))
@@ -309,7 +309,7 @@ const LEFTOVERS: [&str; 3] = ["__MACOSX", "@eaDir", "$RECYCLE.BIN"];
 /// The images in `dir` itself, in order, without masks. Those that differ in their ending only keep it in their names, or
 /// what is made of one would replace what is made of the other.
 pub fn images_in(dir: &Path) -> Result<Vec<Item>> {
-    let files = pictures(dir)?;
+    let files = image_files(dir)?;
     let mut count: HashMap<String, usize> = HashMap::new();
     files.iter().for_each(|(name, _)| *count.entry(name.clone()).or_default() += 1);
     let named_apart = |(name, image): (String, PathBuf)| {
@@ -320,8 +320,8 @@ pub fn images_in(dir: &Path) -> Result<Vec<Item>> {
 }
 
 /// The images in `dir` by name without ending, in SUN-SEG's frame order.
-pub(crate) fn pictures(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let files = list(dir, |p| is_picture(p) && p.is_file())?;
+pub(crate) fn image_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let files = list(dir, |p| is_image_file(p) && p.is_file())?;
     Ok(files
         .into_iter()
         .map(|p| (p.file_stem().unwrap_or_default().to_string_lossy().into_owned(), p))
@@ -329,7 +329,7 @@ pub(crate) fn pictures(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// True for the endings of images that can be read.
-fn is_picture(path: &Path) -> bool {
+fn is_image_file(path: &Path) -> bool {
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     ["png", "jpg", "jpeg", "jpe", "jfif", "bmp", "dib", "tif", "tiff"].contains(&ending.as_str())
 }
@@ -447,7 +447,7 @@ mod tests {
         GrayImage::new(5, 5).save(dir.path().join("masks/a.png")).unwrap();
         let text = Dataset::open(dir.path()).unwrap().items[0].load().unwrap_err().to_string();
         assert!(text.contains("is 5x5, but its image"), "{text}");
-        fs::write(dir.path().join("images/a.png"), b"not a picture").unwrap();
+        fs::write(dir.path().join("images/a.png"), b"not an image").unwrap();
         let text = Dataset::open(dir.path()).unwrap().items[0].load().unwrap_err().to_string();
         assert!(text.contains("a.png: cannot read the image"), "{text}");
     }

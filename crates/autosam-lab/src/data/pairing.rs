@@ -1,7 +1,7 @@
 //! Which mask belongs to which image: names agree but for their endings and, in many public sets, a word before or after.
 
 use super::folder::Folder;
-use super::{Dataset, Item, pictures};
+use super::{Dataset, Item, image_files};
 use crate::Result;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -113,7 +113,7 @@ impl Dataset {
         for folder in [images, masks] {
             self.warnings.extend(other_files(folder)?);
         }
-        self.pair_files(sequence, (images, pictures(images)?), (masks, pictures(masks)?));
+        self.pair_files(sequence, (images, image_files(images)?), (masks, image_files(masks)?));
         Ok(())
     }
 
@@ -186,7 +186,7 @@ fn images_below(dir: &Path, depth: usize) -> usize {
 fn other_files(dir: &Path) -> Result<Option<String>> {
     const KNOWN_OTHERS: [&str; 12] =
         ["txt", "json", "csv", "xml", "md", "xlsx", "db", "ini", "pdf", "html", "py", "yaml"];
-    let files = super::list(dir, |p| p.is_file() && !super::is_picture(p))?;
+    let files = super::list(dir, |p| p.is_file() && !super::is_image_file(p))?;
     let mut endings: BTreeMap<String, usize> = BTreeMap::new();
     for file in files {
         let ending = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();

@@ -1,6 +1,6 @@
 //! SUN-SEG's own reorganisation step: frames of the SUN database beside SUN-SEG's annotations.
 
-use super::{SPLITS, folders, pictures};
+use super::{SPLITS, folders, image_files};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -58,9 +58,9 @@ pub fn sunseg(
             let sources = cases.get(case).map(Vec::as_slice).unwrap_or_default();
             let mut frames: HashMap<String, PathBuf> = HashMap::new();
             for source in sources {
-                frames.extend(pictures(source)?);
+                frames.extend(image_files(source)?);
             }
-            for (stem, mask) in pictures(&clip)? {
+            for (stem, mask) in image_files(&clip)? {
                 let Some(frame) = frames.get(&stem) else {
                     let place = match sources {
                         [] => format!("{case}, which is not in any of the given folders"),
@@ -93,7 +93,7 @@ fn find_cases(dir: &Path, depth: usize, cases: &mut BTreeMap<String, Vec<PathBuf
         if name.to_lowercase().contains("negative") {
             continue;
         }
-        if name.starts_with("case") && !pictures(&folder)?.is_empty() {
+        if name.starts_with("case") && !image_files(&folder)?.is_empty() {
             cases.entry(name).or_default().push(folder);
         } else if depth > 0 {
             find_cases(&folder, depth - 1, cases)?;
@@ -120,15 +120,15 @@ mod tests {
     #[test]
     fn frames_join_their_masks() {
         let dir = tempfile::tempdir().unwrap();
-        let picture = |name: &str| {
+        let save_image = |name: &str| {
             let path = dir.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             image::GrayImage::new(4, 4).save(path).unwrap();
         };
         let (a, b) = ("case_M_1_0U_1_005_001-1_a13_image0001", "case_M_1_0U_1_005_001-1_a13_image0002");
-        picture(&format!("SUN-Positive/case1/{a}.jpg"));
-        picture(&format!("SUN-SEG/TrainDataset/GT/case1_1/{a}.png"));
-        picture(&format!("SUN-SEG/TrainDataset/GT/case1_1/{b}.png"));
+        save_image(&format!("SUN-Positive/case1/{a}.jpg"));
+        save_image(&format!("SUN-SEG/TrainDataset/GT/case1_1/{a}.png"));
+        save_image(&format!("SUN-SEG/TrainDataset/GT/case1_1/{b}.png"));
         let (positive, annotations) = (dir.path().join("SUN-Positive"), dir.path().join("SUN-SEG"));
         for out in ["SUN-SEG", "elsewhere"] {
             let out = dir.path().join(out);

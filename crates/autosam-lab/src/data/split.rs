@@ -169,8 +169,8 @@ mod tests {
     use super::*;
     use image::{GrayImage, Rgb, RgbImage};
 
-    /// Blobs at places that `seed` tells, brighter by `light`.
-    fn picture(seed: u32, light: u8) -> RgbImage {
+    /// Blobs at positions that depend on `seed`, brighter by `light`.
+    fn blobs(seed: u32, light: u8) -> RgbImage {
         RgbImage::from_fn(96, 80, |x, y| {
             let wave = |a: u32, b: u32| {
                 ((x * (a + seed * 3 % 7) + y * (b + seed % 5)) as f32 * 0.02 + seed as f32).sin()
@@ -180,11 +180,11 @@ mod tests {
         })
     }
 
-    fn set(dir: &Path, pictures: &[(&str, RgbImage)]) -> Dataset {
+    fn set(dir: &Path, images: &[(&str, RgbImage)]) -> Dataset {
         for kind in ["images", "masks"] {
             std::fs::create_dir_all(dir.join(kind)).unwrap();
         }
-        for (name, rgb) in pictures {
+        for (name, rgb) in images {
             rgb.save(dir.join(format!("images/{name}.png"))).unwrap();
             GrayImage::new(96, 80).save(dir.join(format!("masks/{name}.png"))).unwrap();
         }
@@ -194,12 +194,11 @@ mod tests {
     #[test]
     fn look_alikes_stay_together_and_away_from_what_is_kept_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let mut pictures: Vec<(String, RgbImage)> =
-            (0..24).map(|i| (format!("p{i}"), picture(i, 0))).collect();
-        pictures.push(("brighter".into(), picture(3, 20)));
-        let named: Vec<(&str, RgbImage)> = pictures.iter().map(|(n, p)| (n.as_str(), p.clone())).collect();
+        let mut images: Vec<(String, RgbImage)> = (0..24).map(|i| (format!("p{i}"), blobs(i, 0))).collect();
+        images.push(("brighter".into(), blobs(3, 20)));
+        let named: Vec<(&str, RgbImage)> = images.iter().map(|(n, p)| (n.as_str(), p.clone())).collect();
         let ours = set(&dir.path().join("ours"), &named);
-        let apart = set(&dir.path().join("apart"), &[("q", picture(5, 10))]);
+        let apart = set(&dir.path().join("apart"), &[("q", blobs(5, 10))]);
         let split = |part| {
             let config = SplitConfig { part, distance: 8 };
             split(std::slice::from_ref(&ours), std::slice::from_ref(&apart), config, || ()).unwrap()

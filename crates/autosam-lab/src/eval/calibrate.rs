@@ -3,7 +3,7 @@
 
 use crate::data::Dataset;
 use crate::{Error, Result};
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::Resizer;
 use autosam_model::weights::Checkpoint;
 use autosam_model::{AutoSam, Calibration, ModelConfig};
@@ -100,7 +100,7 @@ pub fn calibrate(
     checkpoint: &mut Checkpoint,
     device: &Device,
     sets: &[Dataset],
-    region: Region,
+    roi: CropMode,
     mut tick: impl FnMut(),
 ) -> Result<Calibrated> {
     let mut config = ModelConfig::of(checkpoint)?;
@@ -108,10 +108,10 @@ pub fn calibrate(
     config.note(checkpoint)?;
     let model = AutoSam::from_checkpoint(checkpoint, device)?;
     let (size, mut bins, mut frames) = (model.image_size(), Bins::new(), 0);
-    let mut sampler = Resizer::new(model.input_size());
+    let mut resizer = Resizer::new(model.input_size());
     for set in sets {
         for item in &set.items {
-            let (sample, mask) = item.sampled(region, &mut sampler)?;
+            let (sample, mask) = item.sampled(roi, &mut resizer)?;
             let (width, height) = (sample.width, sample.height);
             let logits = model.forward(&model.preprocess(&[sample])?)?;
             let logits = ops::resize_bilinear(&logits, size, size, false)?.flatten_all()?.to_vec1::<f32>()?;

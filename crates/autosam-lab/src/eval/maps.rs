@@ -238,19 +238,19 @@ mod tests {
                 save(&pred.join(set).join(format!("{i}.png")), 24, disc);
             }
         }
-        let figures = |pred: &Path, gt: &Path| -> Vec<(usize, Option<f64>)> {
+        let scores = |pred: &Path, gt: &Path| -> Vec<(usize, Option<f64>)> {
             let sets = score_maps(pred, gt, || {}).unwrap().sets;
             let of = |s: &ScoredSet| Evaluation::new(&s.sequences, 25.0, true).summary;
             sets.iter().map(of).map(|s| (s.frames, s.metrics.dice_at_half)).collect()
         };
-        assert_eq!(figures(&pred.join("Kvasir"), &gt.join("Kvasir/masks")), [(3, Some(1.0))]);
-        assert_eq!(figures(&pred.join("Kvasir"), &gt.join("Kvasir")), [(3, Some(1.0))]);
-        assert_eq!(figures(&pred, &gt), [(3, Some(1.0)); 2]);
+        assert_eq!(scores(&pred.join("Kvasir"), &gt.join("Kvasir/masks")), [(3, Some(1.0))]);
+        assert_eq!(scores(&pred.join("Kvasir"), &gt.join("Kvasir")), [(3, Some(1.0))]);
+        assert_eq!(scores(&pred, &gt), [(3, Some(1.0)); 2]);
         // Maps that were saved as 0 and 1.
         for i in 0..3 {
             save(&pred.join(format!("Kvasir/{i}.png")), 24, |x, y| disc(x, y) / 255);
         }
-        assert_eq!(figures(&pred.join("Kvasir"), &gt.join("Kvasir/masks")), [(3, Some(1.0))]);
+        assert_eq!(scores(&pred.join("Kvasir"), &gt.join("Kvasir/masks")), [(3, Some(1.0))]);
 
         std::fs::remove_file(pred.join("Kvasir/0.png")).unwrap();
         std::fs::remove_file(pred.join("Kvasir/2.png")).unwrap();

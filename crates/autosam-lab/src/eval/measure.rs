@@ -263,7 +263,7 @@ impl Evaluation {
                 true => Vec::new(),
                 false => by_case.iter().map(|(name, frames)| line(name, frames)).collect(),
             },
-            calibration: Reliability::figures(&reliability),
+            calibration: Reliability::calibration(&reliability),
             live: (!stills).then(|| Live::new(&observed, rate)),
             polyp_free_video: PolypFree::new(&drawn(sequences), rate),
             dice_curve,

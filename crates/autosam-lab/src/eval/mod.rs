@@ -14,7 +14,7 @@ pub mod reliability;
 mod summary;
 
 pub use metrics::FrameMetrics;
-pub use summary::{Figures, Negatives, Summary};
+pub use summary::{Metrics, Negatives, Summary};
 
 /// Dice of two binary masks of the same size (pixels above 127 count): `2 |A ∩ B| / (|A| + |B|)`; 1 where both are
 /// empty.

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use autosam_frame::Frame;
 use autosam_frame::map::{ModelInput, ProbMap};
 use autosam_frame::mask::{Mask, MaskSettings};
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::Resizer;
 use autosam_model::generator::LightweightDecoder;
 use autosam_model::sam::{Prompts, SamConfig};
@@ -56,7 +56,7 @@ pub struct EvalOptions {
     pub mode: Mode,
     pub mask_mode: MaskMode,
     /// What of each frame the model sees.
-    pub region: Region,
+    pub roi: CropMode,
     /// See [`MaskSettings::hysteresis`]; 0 leaves maps as they are.
     pub hysteresis: f32,
     /// Of [`Mode::AutoSam`].
@@ -68,7 +68,7 @@ pub struct EvalOptions {
 pub struct LabelledPredictor {
     predictor: Predictor<Prompted>,
     options: EvalOptions,
-    sampler: Resizer,
+    resizer: Resizer,
     sample: ModelInput,
 }
 
@@ -104,7 +104,7 @@ impl LabelledPredictor {
             (Mode::AutoSam, _) => PromptSource::Generated,
         };
         let (model, arithmetic) = AutoSam::with_precision(&file, device, options.precision)?;
-        let sampler = Resizer::new(model.input_size());
+        let resizer = Resizer::new(model.input_size());
         let plain = PredictorOptions { mask_mode: options.mask_mode, ..PredictorOptions::default() };
         let how = match options.mode {
             Mode::AutoSam => {
@@ -113,7 +113,7 @@ impl LabelledPredictor {
             _ => plain,
         };
         let predictor = Predictor::new(Prompted { model, source }, how);
-        Ok(Self { predictor, options, sampler, sample: ModelInput::default() })
+        Ok(Self { predictor, options, resizer, sample: ModelInput::default() })
     }
 
     /// The map of a labelled frame, of the whole of it whatever part the model sees, without regions that are nowhere certain.
@@ -130,8 +130,8 @@ impl LabelledPredictor {
     /// The network's own map of a labelled frame, of the whole of it.
     pub fn raw(&mut self, pair: &Pair) -> Result<ProbMap> {
         let frame = Frame::rgb_image(&pair.rgb);
-        let area = self.options.region.of(&frame)?;
-        self.sampler.resize(&frame.crop(area), &mut self.sample)?;
+        let area = self.options.roi.of(&frame)?;
+        self.resizer.resize(&frame.crop(area), &mut self.sample)?;
         let truth = resized(&pair.part(area).mask, self.sample.width, self.sample.height);
         let map = self.predict(&truth)?;
         Ok(map.embedded(area, frame.info.width, frame.info.height))

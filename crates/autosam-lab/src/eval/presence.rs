@@ -3,7 +3,7 @@
 
 use crate::data::Dataset;
 use autosam_frame::mask::MaskSettings;
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::Resizer;
 use autosam_frame::{Error, Result};
 use autosam_model::weights::Checkpoint;
@@ -51,7 +51,7 @@ pub fn fit(
     checkpoint: &mut Checkpoint,
     device: &Device,
     sets: &[Dataset],
-    region: Region,
+    roi: CropMode,
     alarms: f64,
     mut tick: impl FnMut(),
 ) -> Result<Fitted> {
@@ -59,10 +59,10 @@ pub fn fit(
     config.presence = None;
     config.note(checkpoint)?;
     let model = AutoSam::from_checkpoint(checkpoint, device)?;
-    let mut sampler = Resizer::new(model.input_size());
+    let mut resizer = Resizer::new(model.input_size());
     let mut frames = Vec::new();
     for item in sets.iter().flat_map(|set| &set.items) {
-        let (sample, mask) = item.sampled(region, &mut sampler)?;
+        let (sample, mask) = item.sampled(roi, &mut resizer)?;
         let x = model.preprocess(&[sample])?;
         let (embeddings, prompt) = (model.embed(&x)?, model.dense_prompt(&x, false)?);
         let (_, overlap) = model.decode_with_overlap(&embeddings, &prompt)?;

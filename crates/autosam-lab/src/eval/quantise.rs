@@ -2,7 +2,7 @@
 //! that they stand for.
 
 use crate::data::Dataset;
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::Resizer;
 use autosam_frame::{Error, Result};
 use autosam_model::weights::Checkpoint;
@@ -101,7 +101,7 @@ impl Histogram {
 pub fn quantise(
     checkpoint: &mut Checkpoint,
     sets: &[Dataset],
-    region: Region,
+    roi: CropMode,
     mut tick: impl FnMut(),
 ) -> Result<usize> {
     let mut config = ModelConfig::of(checkpoint)?;
@@ -117,9 +117,9 @@ pub fn quantise(
         return Err(Error::invalid("no frame to measure activations on: the data sets are empty"));
     }
     let mut seen: Vec<Vec<Histogram>> = vec![Vec::new(); trunks.len()];
-    let mut sampler = Resizer::new(model.input_size());
+    let mut resizer = Resizer::new(model.input_size());
     for item in sets.iter().flat_map(|set| &set.items) {
-        let (sample, _) = item.sampled(region, &mut sampler)?;
+        let (sample, _) = item.sampled(roi, &mut resizer)?;
         let x = model.preprocess(&[sample])?;
         for (trunk, seen) in trunks.iter().zip(&mut seen) {
             let mut activations = Vec::new();

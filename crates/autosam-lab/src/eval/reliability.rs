@@ -44,7 +44,7 @@ impl Reliability {
     }
 
     /// The mean over `frames`.
-    pub fn figures(frames: &[Self]) -> Calibration {
+    pub fn calibration(frames: &[Self]) -> Calibration {
         let count = frames.len().max(1) as f64;
         let mut bins = [Bin::default(); BINS];
         for frame in frames {
@@ -78,13 +78,13 @@ mod tests {
         counts[1][153] = 50;
         // Said with 1, and so.
         counts[1][255] = 200;
-        let c = Reliability::figures(&[Reliability::of(&counts); 3]);
+        let c = Reliability::calibration(&[Reliability::of(&counts); 3]);
         let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
         assert_eq!(c.bins.len(), 3);
         for (got, want) in c.bins.iter().zip([[0.0, 0.0, 0.7], [0.6, 0.5, 0.1], [1.0, 1.0, 0.2]]) {
             assert!(got.iter().zip(want).all(|(a, b)| close(*a, b)), "{got:?}");
         }
         assert!(close(c.error.unwrap(), 0.1 * 0.1 / 0.3), "{c:?}");
-        assert_eq!(Reliability::figures(&[]).error, None);
+        assert_eq!(Reliability::calibration(&[]).error, None);
     }
 }

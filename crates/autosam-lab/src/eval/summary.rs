@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// A data set's metrics; `None` (JSON `null`) if undefined.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Figures {
+pub struct Metrics {
     #[serde(rename = "Smeasure")]
     pub s_measure: Option<f64>,
     #[serde(rename = "meanEm")]
@@ -58,7 +58,7 @@ pub struct Negatives {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     pub frames: usize,
-    pub metrics: Figures,
+    pub metrics: Metrics,
     pub negatives: Negatives,
 }
 
@@ -98,7 +98,7 @@ impl Summary {
         let (mean_specificity, max_specificity) = curve(|f| &f.specificity);
         Self {
             frames: frames().count(),
-            metrics: Figures {
+            metrics: Metrics {
                 s_measure: scalar(|f| f.s_measure),
                 mean_e,
                 max_e,

@@ -39,7 +39,7 @@ impl Report {
     /// Writes the pages and their images to `dir`.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        let mut pictures: Vec<(String, Vec<u8>, &str)> = Vec::new();
+        let mut images: Vec<(String, Vec<u8>, &str)> = Vec::new();
         let curves: Vec<Curve> = self
             .sections
             .iter()
@@ -55,13 +55,13 @@ impl Report {
             .collect();
         let svg =
             plot("Dice by threshold", "threshold (of the map stretched to 0 to 1)", "mean Dice", &curves)?;
-        pictures.push(("dice.svg".into(), svg.into_bytes(), "image/svg+xml"));
+        images.push(("dice.svg".into(), svg.into_bytes(), "image/svg+xml"));
         let said =
             |s: &Section| s.evaluation.calibration.bins.iter().map(|[said, is, _]| (*said, *is)).collect();
         let mut curves = vec![Curve { label: "as said".into(), points: vec![(0.0, 0.0), (1.0, 1.0)] }];
         curves.extend(self.sections.iter().map(|s| Curve { label: s.name.clone(), points: said(s) }));
         let svg = plot("Calibration", "probability said", "fraction that is polyp", &curves)?;
-        pictures.push(("calibration.svg".into(), svg.into_bytes(), "image/svg+xml"));
+        images.push(("calibration.svg".into(), svg.into_bytes(), "image/svg+xml"));
         for (i, section) in self.sections.iter().enumerate() {
             for sheet in &section.sheets {
                 let name = format!("{}-{i}.png", sheet.file);
@@ -70,14 +70,14 @@ impl Report {
                     .image
                     .write_to(&mut png, image::ImageFormat::Png)
                     .map_err(|e| Error::image(dir.join(&name), e))?;
-                pictures.push((name, png.into_inner(), "image/png"));
+                images.push((name, png.into_inner(), "image/png"));
             }
         }
         let markdown = self.markdown();
         let mut html = String::new();
         let options = pulldown_cmark::Options::ENABLE_TABLES;
         pulldown_cmark::html::push_html(&mut html, pulldown_cmark::Parser::new_ext(&markdown, options));
-        for (name, bytes, kind) in &pictures {
+        for (name, bytes, kind) in &images {
             let data = base64::engine::general_purpose::STANDARD.encode(bytes);
             html = html.replace(&format!("src=\"{name}\""), &format!("src=\"data:{kind};base64,{data}\""));
             write_atomically(&dir.join(name), bytes)?;

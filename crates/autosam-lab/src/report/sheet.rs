@@ -2,7 +2,7 @@
 
 use super::letters;
 use crate::Result;
-use autosam_engine::overlay::{Mark, OverlayMode, Style};
+use autosam_engine::overlay::{Overlay, OverlayMode, Style};
 use autosam_frame::FrameMut;
 use autosam_frame::map::ProbMap;
 use autosam_frame::mask::{Mask, MaskSettings};
@@ -71,7 +71,7 @@ fn drawn(case: &Case) -> RgbImage {
         [(&case.map, OverlayMode::MaskContour, Style::default()), (&truth, OverlayMode::Contour, white)]
     {
         let mask = Mask::new(map.clone(), &settings);
-        Mark::new(&mask, w, h, mode, 0).draw(&mut FrameMut::rgb_image(&mut rgb), &style);
+        Overlay::new(&mask, w, h, mode, 0).draw(&mut FrameMut::rgb_image(&mut rgb), &style);
     }
     rgb
 }

@@ -152,19 +152,19 @@ impl<F: FnMut(&RgbImage, &GrayImage) -> Result<()>> Writer<'_, F> {
             let made: Vec<(RgbImage, GrayImage)> = (start..total.min(start + batch))
                 .into_par_iter()
                 .map(|i| {
-                    let (picture, mask) = sequence.frame(i);
+                    let (image, mask) = sequence.frame(i);
                     let name = frame_name(number + 1, i);
-                    save_jpeg(&frames.join(format!("{name}.jpg")), &picture, self.config.quality)?;
+                    save_jpeg(&frames.join(format!("{name}.jpg")), &image, self.config.quality)?;
                     if polyps {
                         let path = masks.join(format!("{name}.png"));
                         mask.save(&path).map_err(|e| Error::image(&path, e))?;
                     }
-                    Ok((picture, mask))
+                    Ok((image, mask))
                 })
                 .collect::<Result<_>>()?;
-            for (picture, mask) in &made {
+            for (image, mask) in &made {
                 with_polyp += usize::from(mask.pixels().any(|p| p.0[0] > 0));
-                (self.each)(picture, mask)?;
+                (self.each)(image, mask)?;
             }
         }
         if polyps {
@@ -198,10 +198,10 @@ fn place(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io(to, e))
 }
 
-fn save_jpeg(path: &Path, picture: &RgbImage, quality: u8) -> Result<()> {
+fn save_jpeg(path: &Path, image: &RgbImage, quality: u8) -> Result<()> {
     let mut bytes = Vec::new();
     image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, quality)
-        .encode_image(picture)
+        .encode_image(image)
         .map_err(|e| Error::image(path, e))?;
     fs::write(path, bytes).map_err(|e| Error::io(path, e))
 }

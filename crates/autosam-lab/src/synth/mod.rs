@@ -169,19 +169,19 @@ impl Sequence {
         let (w, h, n) = (self.config.width as usize, self.config.height as usize, self.oversampling);
         let rendered = self.scene.render(index as f32, &self.lens, w * n, h * n, &self.inside);
         let light = post::smear(&rendered.light, w * n, h * n, &rendered.motion, &self.shutter);
-        let mut picture = reduce(&light, w, h, n);
+        let mut frame = reduce(&light, w, h, n);
         let noise = hash(self.seed, index as i32, 8, 8);
         // Focus drifts as the tip nears and leaves the wall.
         let focus = 1.0 + 0.8 * math::noise1(self.seed ^ 0xf0c5, index as f32 / 37.0).max(0.0);
-        post::blur(&mut picture, w, h, self.chain.blur * focus);
-        let gain = post::gain(&picture, &self.aperture, self.chain.exposure);
-        post::develop(&mut picture, &self.chain, gain);
-        post::sharpen(&mut picture, w, h, self.chain.sharpen, 1.6 * self.chain.blur.max(0.5));
-        post::noise(&mut picture, noise, self.chain.noise);
-        self.screen.compose(&mut picture, &self.aperture, index as f32 / FRAME_RATE as f32);
-        let mut picture = post::to_bytes(&picture, w, h);
+        post::blur(&mut frame, w, h, self.chain.blur * focus);
+        let gain = post::gain(&frame, &self.aperture, self.chain.exposure);
+        post::develop(&mut frame, &self.chain, gain);
+        post::sharpen(&mut frame, w, h, self.chain.sharpen, 1.6 * self.chain.blur.max(0.5));
+        post::noise(&mut frame, noise, self.chain.noise);
+        self.screen.compose(&mut frame, &self.aperture, index as f32 / FRAME_RATE as f32);
+        let mut frame = post::to_bytes(&frame, w, h);
         if let Some(quality) = self.chain.quality {
-            picture = post::compress(picture, quality);
+            frame = post::compress(frame, quality);
         }
         let mask = (0..w * h)
             .map(|i| {
@@ -190,7 +190,7 @@ impl Sequence {
                 if 2 * hits >= n * n && self.aperture[i] > 0.5 { 255 } else { 0 }
             })
             .collect();
-        (picture, GrayImage::from_raw(w as u32, h as u32, mask).expect("one byte a pixel"))
+        (frame, GrayImage::from_raw(w as u32, h as u32, mask).expect("one byte a pixel"))
     }
 }
 

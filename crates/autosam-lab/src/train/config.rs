@@ -5,7 +5,7 @@ use super::optimizer::OptimizerConfig;
 use super::prompts::PromptMix;
 use crate::data::augment::Augment;
 use crate::{Error, Result};
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_model::MaskMode;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -112,7 +112,7 @@ pub struct TrainConfig {
     /// leaves. Without, as the SAM that it begins with.
     pub stretch: bool,
     /// The part of each image that is used in training and validation: auto finds the endoscope's image.
-    pub roi: Region,
+    pub roi: CropMode,
     /// Stage sam, if it does not go on from a file.
     pub sam: SamKind,
     pub generator: GeneratorKind,
@@ -159,7 +159,7 @@ impl Default for TrainConfig {
             teacher_weight: 1.0,
             image_size: 0,
             stretch: false,
-            roi: Region::Auto,
+            roi: CropMode::Auto,
             sam: SamKind::Lite0,
             generator: GeneratorKind::Auto,
             generator_input: 192,

@@ -90,7 +90,7 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         &job.train,
         LoaderConfig {
             views: config.views,
-            region: config.roi,
+            roi: config.roi,
             window: config.window,
             kept: (config.keep_images as u64) << 20,
             strict: job.strict,

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::data::Dataset;
 use crate::eval::dice;
 use autosam_frame::map::ModelInput;
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::resize::{InputSize, Resizer};
 use autosam_model::{Network, Predictor};
 
@@ -30,13 +30,13 @@ pub(super) struct Sets(Vec<(String, Vec<Labelled>)>);
 type Labelled = (ModelInput, Vec<u8>);
 
 impl Sets {
-    pub fn load(sets: &[Dataset], region: Region, size: InputSize) -> Result<Self> {
-        let mut sampler = Resizer::new(size);
+    pub fn load(sets: &[Dataset], roi: CropMode, size: InputSize) -> Result<Self> {
+        let mut resizer = Resizer::new(size);
         let mut all = Vec::new();
         for set in sets {
             let mut items = Vec::new();
             for item in &set.items {
-                items.push(item.sampled(region, &mut sampler)?);
+                items.push(item.sampled(roi, &mut resizer)?);
             }
             all.push((set.name.clone(), items));
         }

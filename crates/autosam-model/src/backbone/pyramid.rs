@@ -1,4 +1,4 @@
-//! A feature pyramid (arXiv 1612.03144) from coarse to fine, of which the finest level is the result.
+//! A feature pyramid (arXiv 1612.03144) from coarse to fine. The finest level is the result.
 
 use autosam_ops::{self as ops, Activation::Relu, BatchNorm, ConvNorm};
 use candle_core::{Result, Tensor};
@@ -15,13 +15,14 @@ pub struct PyramidConfig {
 }
 
 impl PyramidConfig {
-    /// The place of the finest level's feature among those at strides 2, 4, 8, ….
+    /// Index of the finest level's feature among those at strides 2, 4, 8, ….
     fn finest(&self) -> usize {
         self.stride.ilog2() as usize - 1
     }
 }
 
-/// Lateral 1x1 convolutions, and from level to level a doubling, a sum and a 3x3 convolution with batch norm and ReLU.
+/// Lateral 1x1 convolutions. From level to level the result is upsampled by two, added, and passed through a 3x3
+/// convolution with batch norm and ReLU.
 #[derive(Debug, Clone)]
 pub struct Pyramid {
     /// From the finest level to the coarsest.
@@ -34,7 +35,7 @@ impl Pyramid {
     /// `features`: channels at strides 2, 4, 8, ….
     pub fn load(cfg: &PyramidConfig, features: &[usize], vb: VarBuilder) -> Result<Self> {
         if ![4, 8, 16].contains(&cfg.stride) || cfg.finest() + 1 > features.len() {
-            candle_core::bail!("a pyramid ends at stride 4, 8 or 16, not {}", cfg.stride);
+            candle_core::bail!("a pyramid must end at stride 4, 8 or 16, not {}", cfg.stride);
         }
         let used = &features[cfg.finest()..];
         let conv = |i: usize, kernel: usize, vb: VarBuilder| -> Result<ConvNorm> {

@@ -29,11 +29,11 @@ struct Recorded {
     output: Tensor,
     up: PinnedHostSlice<u8>,
     down: PinnedHostSlice<u8>,
-    /// What the graph reads lives as long as this thread (candle's cache of small uploads).
+    /// Memory that the graph reads lives as long as this thread (candle's cache of small uploads).
     thread: ThreadId,
 }
 
-// SAFETY: the graph is launched by one thread at a time, the owner's (`CudaGraphExecutor::run` takes `&mut self`).
+// SAFETY: the graph is launched only by its owner's thread (`CudaGraphExecutor::run` takes `&mut self`).
 unsafe impl Send for Recorded {}
 
 impl CudaGraphExecutor {
@@ -41,7 +41,8 @@ impl CudaGraphExecutor {
         self.recorded.graph().is_some()
     }
 
-    /// Writes the probability map of `sample` to `out`: bytes `[H, W, 3]` go to the GPU, bytes come back.
+    /// Writes the probability map of `sample` to `out`. Bytes `[H, W, 3]` are copied to the GPU, and bytes are copied
+    /// back.
     pub fn run(
         &mut self,
         inference: &Inference,
@@ -62,7 +63,7 @@ impl CudaGraphExecutor {
             self.size = shape;
             self.recorded.restart();
         }
-        let failed = "cannot record a CUDA graph; inference will be slower";
+        let failed = "cannot capture a CUDA graph; inference will be slower";
         match self.recorded.next(|| record(device, shape, compute), failed) {
             Some(recorded) => read(recorded.replay(device, rgb)?),
             None => {
@@ -88,16 +89,16 @@ fn record(
     let stream = device.cuda_stream();
     stream.synchronize().w()?;
     stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
-    // Everything that this allocates is free again before the recording ends: the graph owns no memory.
+    // All allocations are freed before the capture ends, so the graph owns no memory.
     let computed = compute(&input).and_then(|y| Ok(output.slice_set(&y.flatten_all()?, 0, 0)?));
-    // Ended in any case: the stream is of no use to anyone else before.
+    // The capture must end in any case, because the stream cannot be used for anything else before.
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
     computed?;
     let Some(graph) = graph? else {
-        return Err(crate::Error::device("nothing was recorded"));
+        return Err(crate::Error::device("nothing was captured"));
     };
     let context = stream.context();
-    // SAFETY: bytes may hold anything; both are written before they are read.
+    // SAFETY: any bit pattern is a valid byte, and both are written before they are read.
     let (up, down) = unsafe {
         (
             context.alloc_pinned_with_flags(width * height * 3, 0).w()?,
@@ -111,7 +112,7 @@ impl Recorded {
     fn replay(&mut self, device: &CudaDevice, rgb: &[u8]) -> Result<&[u8]> {
         let up = self.up.as_mut_slice().w()?;
         if up.len() != rgb.len() {
-            candle_core::bail!("{} bytes for a graph of {}", rgb.len(), up.len());
+            candle_core::bail!("{} bytes for a graph with an input of {}", rgb.len(), up.len());
         }
         up.copy_from_slice(rgb);
         self.input.inplace_op1(&Upload(&self.up))?;
@@ -119,14 +120,14 @@ impl Recorded {
         let (storage, _) = self.output.storage_and_layout();
         match &*storage {
             Storage::Cuda(storage) => device.memcpy_dtoh(storage.as_cuda_slice::<u8>()?, &mut self.down)?,
-            _ => candle_core::bail!("a graph's result is on its GPU"),
+            _ => candle_core::bail!("the graph's result is not on the GPU"),
         }
         device.cuda_stream().synchronize().w()?;
         self.down.as_slice().w()
     }
 }
 
-/// Fills a tensor.
+/// Operation that fills a tensor from pinned memory.
 struct Upload<'a>(&'a PinnedHostSlice<u8>);
 
 impl InplaceOp1 for Upload<'_> {
@@ -135,7 +136,7 @@ impl InplaceOp1 for Upload<'_> {
     }
 
     fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
-        candle_core::bail!("an upload to the CPU")
+        candle_core::bail!("the target of an upload is on the CPU")
     }
 
     fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> Result<()> {

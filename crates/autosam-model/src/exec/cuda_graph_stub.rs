@@ -1,4 +1,4 @@
-//! In place of CUDA graphs in a build without CUDA, which has no device for them. Signatures and meaning are those of `cuda_graph.rs`.
+//! Stub for CUDA graphs in a build without CUDA. Signatures and meaning are those of `cuda_graph.rs`.
 
 use super::Inference;
 use crate::Result;

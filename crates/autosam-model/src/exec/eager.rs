@@ -1,4 +1,4 @@
-//! One operation after another.
+//! Eager executor: launches one operation after another.
 
 use super::Inference;
 use crate::Result;

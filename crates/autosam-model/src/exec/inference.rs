@@ -1,4 +1,4 @@
-//! One inference, without the way in which it is run.
+//! One inference, independent of its executor.
 
 use crate::Result;
 use crate::network::Network;
@@ -43,7 +43,7 @@ impl Inference<'_> {
         mean_probabilities(&self.logits(&x)?, samples, size, self.mode, mirrors)
     }
 
-    /// The probability map of `sample` and, from the same embedding, that of the object of `prompt`.
+    /// The probability maps of `sample` and, from the same embedding, of the object of `prompt`.
     pub fn maps_with_object(&self, sample: &ModelInput, prompt: &ObjectPrompt) -> Result<(ProbMap, ProbMap)> {
         let (samples, size, mirrors) = (slice::from_ref(sample), self.size(), self.mirrors());
         let x = preprocess_mirrored(samples, mirrors, size, self.network.device())?;

@@ -54,10 +54,10 @@ impl Executor {
     }
 }
 
-/// A GPU's stream runs one inference at a time: one that is being captured would take in another's operations.
+/// A GPU's stream runs one inference at a time, because a capture would include another inference's operations.
 static GPU_TURN: Mutex<()> = Mutex::new(());
 
-/// Runs `f` where inferences on `device` run: in the thread pool on a CPU, otherwise on this thread, alone.
+/// Runs `f` as inferences on `device` are run: in the thread pool on a CPU, otherwise exclusively on this thread.
 pub(crate) fn on_device<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
     if device.is_cpu() {
         return ops::in_pool(f);

@@ -59,7 +59,8 @@ mod tests {
     use crate::{AutoSam, Calibration, ModelConfig};
     use std::collections::HashMap;
 
-    /// SAM's ViT with windows and a grid and the published generators; EfficientNet-Lite on both sides, with a say about presence.
+    /// SAM's ViT with windowed and global attention and the published generators; EfficientNet-Lite in encoder and
+    /// generator, with presence.
     #[test]
     fn networks_of_other_kinds_are_replayed() {
         let encoder = EncoderConfig::Vit(VitConfig {
@@ -105,7 +106,7 @@ mod tests {
             let model = AutoSam::from_checkpoint(&checkpoint, &Device::Cpu).unwrap();
             let network = |x: &Tensor| model.forward(x).map_err(candle_core::Error::wrap)?.flatten_all();
             for images in [1, 2] {
-                // As before a recording: weights are packed at their first use.
+                // Weights are packed at their first use, so inferences run before the capture as usual.
                 network(
                     &Tensor::zeros((images, 3, 128, 128), candle_core::DType::F32, &Device::Cpu).unwrap(),
                 )

@@ -1,17 +1,17 @@
-//! When an inference is captured as a graph.
+//! Decides when an inference is captured as a graph.
 
 use std::fmt::Display;
 
-/// Inferences before one is captured. A capture takes as long as three, so that a few masks come first. By then a GPU has loaded all
-/// kernels, and holds what they read from the CPU.
+/// Number of inferences before a capture. A capture takes as long as three inferences, so a few masks are computed
+/// first. By then a GPU has loaded all kernels and their constants.
 const INFERENCES: usize = 2;
 
 /// A graph that is captured after a few inferences.
 pub struct WarmUp<G> {
-    /// Inferences so far.
+    /// Number of inferences so far.
     seen: usize,
     graph: Option<G>,
-    /// A capture failed; the next would fail too.
+    /// A capture failed, and another would fail too.
     gave_up: bool,
 }
 
@@ -22,13 +22,13 @@ impl<G> Default for WarmUp<G> {
 }
 
 impl<G> WarmUp<G> {
-    /// The graph, if it is captured.
+    /// The captured graph, if any.
     pub fn graph(&self) -> Option<&G> {
         self.graph.as_ref()
     }
 
-    /// Counts an inference. Returns the graph to replay, or `None` if this inference is to be run eagerly. Captures the graph by `capture` once enough
-    /// inferences were counted; `failed` is the warning if it cannot.
+    /// Counts an inference. Returns the graph to replay, or `None` if this inference must run eagerly. Calls `capture`
+    /// after enough inferences; `failed` is the warning if that fails.
     pub fn next<E: Display>(
         &mut self,
         capture: impl FnOnce() -> Result<G, E>,
@@ -47,7 +47,7 @@ impl<G> WarmUp<G> {
         self.graph.as_mut()
     }
 
-    /// Drops the graph and counts again.
+    /// Drops the graph and restarts counting.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub fn restart(&mut self) {
         *self = Self { gave_up: self.gave_up, ..Self::default() };

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SmallDecoderConfig {
-    /// Doublings from the stride-16 feature.
+    /// Number of upsamplings by two from the stride-16 feature.
     pub ups: usize,
     /// Channels between the last two convolutions.
     pub hidden: usize,
-    /// Channels of the prompt: SAM's.
+    /// Channels of the prompt, as in SAM.
     pub channels: usize,
 }
 
@@ -33,7 +33,7 @@ impl SmallDecoder {
     /// `features`: channels at strides 2, 4, 8, 16.
     pub fn load(cfg: &SmallDecoderConfig, features: &[usize], vb: VarBuilder) -> Result<Self> {
         if cfg.ups > 2 || features.len() < 4 {
-            candle_core::bail!("the small decoder upsamples at most twice, from the fourth feature");
+            candle_core::bail!("the small decoder upsamples the fourth feature at most twice");
         }
         let mut ups = Vec::new();
         let mut channels = features[3];
@@ -82,7 +82,7 @@ fn normed((weight, bias): (Tensor, Tensor), norm: BatchNorm) -> ConvNorm {
     ConvNorm::new(weight, Some(bias), norm, padded())
 }
 
-/// `UpBlockSkip`: double, join the skip, two convolutions, batch norm, LeakyReLU.
+/// `UpBlockSkip`: upsample by two, concatenate the skip connection, two convolutions, batch norm, LeakyReLU.
 #[derive(Debug, Clone)]
 struct Up {
     conv1: ops::Conv,
@@ -106,7 +106,7 @@ impl Up {
 }
 
 /// `CNNBlock`: convolution, batch norm, ReLU, convolution; then the prompt's tanh. Its second batch norm is stored but
-/// never used.
+/// unused.
 #[derive(Debug, Clone)]
 struct CnnBlock {
     conv1: ConvNorm,

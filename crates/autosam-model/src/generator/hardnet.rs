@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-/// Widths and depths. Block `i` gives `channels[i]` and, where `downsample[i]`, halves the grid after it.
+/// Widths and depths. Block `i` has `channels[i]` outputs; the grid is halved after it if `downsample[i]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HarDNetConfig {
@@ -13,13 +13,13 @@ pub struct HarDNetConfig {
     pub depth_wise: bool,
     /// Channels of the two stem convolutions, at strides 2 and 2.
     pub stem: [usize; 2],
-    /// How much wider a layer gets for each further link.
+    /// Factor by which a layer widens for each additional link.
     pub multiplier: f64,
     pub growth: Vec<usize>,
     pub layers: Vec<usize>,
     pub channels: Vec<usize>,
     pub downsample: Vec<bool>,
-    /// A dropout layer holds a place (and no weight) before the last 1x1 convolution.
+    /// Whether a dropout layer takes an index (without weights) before the last 1x1 convolution.
     pub dropout_slot: bool,
 }
 
@@ -50,7 +50,7 @@ impl HarDNetConfig {
         }
     }
 
-    /// As AutoSAM cuts it: no block at stride 32.
+    /// As AutoSAM truncates it: no block at stride 32.
     pub fn hardnet39ds() -> Self {
         Self {
             depth_wise: true,
@@ -64,7 +64,7 @@ impl HarDNetConfig {
         }
     }
 
-    /// Channels of the features at strides 2, 4, 8, …: what there is just before each halving, and at the end.
+    /// Channels of the features at strides 2, 4, 8, …, which are taken just before each halving and at the end.
     pub fn feature_channels(&self) -> Vec<usize> {
         let last = self.channels.len() - 1;
         let blocks = self.channels.iter().zip(&self.downsample).enumerate();
@@ -79,7 +79,7 @@ impl HarDNetConfig {
 enum Step {
     Conv(ConvLayer),
     Block(Block),
-    /// Halves the grid; what comes before it is a feature.
+    /// Halves the grid; its input is a feature.
     Down(Down),
 }
 
@@ -105,7 +105,7 @@ impl HarDNet {
             Step::Conv(ConvLayer::load(first, second, second_kernel, 1, base.pp(1))?),
             down(2, second, Down::Pool { kernel: 3, padding: 1 })?,
         ];
-        // The index in `base` runs ahead of `steps` by the dropout.
+        // The dropout layer shifts the index in `base` against that in `steps`.
         let mut at = steps.len();
         let mut channels = second;
         for i in 0..cfg.layers.len() {
@@ -149,7 +149,7 @@ impl HarDNet {
         Ok(())
     }
 
-    /// Features at strides 2, 4, 8, …, at most `count` of them: what lies beyond is not computed.
+    /// The first `count` features at strides 2, 4, 8, …. Later layers are not computed.
     pub fn features(&self, x: &Tensor, count: usize, train: bool) -> Result<Vec<Tensor>> {
         let mut features = Vec::new();
         let mut x = x.clone();
@@ -218,14 +218,14 @@ impl DepthWise {
     }
 }
 
-/// A block's layer: plain, or 1x1 and depth-wise (`CombConvLayer`).
+/// A layer of a block: a plain convolution, or 1x1 and depth-wise (`CombConvLayer`).
 #[derive(Debug, Clone)]
 enum Layer {
     Plain(ConvLayer),
     Separable(ConvLayer, DepthWise),
 }
 
-/// `HarDBlock`: layer k takes the outputs of layers k - 1, k - 2, k - 4, … as far as k divides by them.
+/// `HarDBlock`: the inputs of layer k are the outputs of layers k - 2^n for all 2^n that divide k.
 #[derive(Debug, Clone)]
 struct Block {
     layers: Vec<(Layer, Vec<usize>)>,
@@ -292,7 +292,7 @@ fn link(layer: usize, base: usize, growth: usize, multiplier: f64) -> (usize, Ve
             }
         }
     }
-    // The published code's rounding to an even number.
+    // Rounding to an even number, as in the published code.
     ((out + 1.0) as usize / 2 * 2, links)
 }
 

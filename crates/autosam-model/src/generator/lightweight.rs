@@ -1,4 +1,4 @@
-//! The paper's lightweight decoder h: a mask from only the generator's prompt, without SAM (its ablation).
+//! The lightweight decoder h of the paper's ablation: a mask from the generator's prompt without SAM.
 
 use autosam_ops as ops;
 use candle_core::{Result, Tensor};

@@ -16,10 +16,11 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-/// Features that the decoder uses: strides 2, 4, 8, 16. What lies beyond is computed only on request.
+/// Number of features that the decoder uses: strides 2, 4, 8, 16. Later ones are computed only on request.
 const USED_FEATURES: usize = 4;
 
-/// What g is. The published generators are a HarDNet and the small decoder; pretrained backbones have a pyramid instead.
+/// Configuration of g. The published generators are a HarDNet with the small decoder; pretrained backbones use a
+/// pyramid instead.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GeneratorConfig {
@@ -65,7 +66,7 @@ impl GeneratorConfig {
         Self::published(input_size, HarDNetConfig::hardnet39ds())
     }
 
-    /// A HarDNet a quarter as wide, one doubling (a prompt of 16 × 16 needs no stride 4).
+    /// A HarDNet of a quarter of the width with a single upsampling (a prompt of 16 × 16 needs no stride 4).
     pub fn tiny(input_size: usize, channels: usize) -> Self {
         let backbone = HarDNetConfig {
             depth_wise: false,
@@ -106,18 +107,18 @@ enum Network {
     EfficientNetLite(Box<EfficientNetLite>, PyramidDecoder),
 }
 
-/// A dense prompt, and what else training uses of a generator.
+/// A dense prompt and the auxiliary output that training uses.
 #[derive(Debug, Clone)]
 pub struct Generated {
     /// `[N, C, grid, grid]` in (-1, 1).
     pub prompt: Tensor,
-    /// The pyramid's own logits `[N, 1, h, w]`, for deep supervision; only of a [`PyramidDecoder`].
+    /// The pyramid's own logits `[N, 1, h, w]` for deep supervision; only with a [`PyramidDecoder`].
     pub own: Option<Tensor>,
 }
 
 impl Generator {
     /// # Errors
-    /// Tensors that are missing or misshapen; a decoder that does not go with the backbone.
+    /// If tensors are missing or misshapen, or the decoder does not fit the backbone.
     pub fn load(cfg: &GeneratorConfig, vb: VarBuilder) -> Result<Self> {
         let (backbone, decoder) = (vb.pp("backbone"), vb.pp("decoder"));
         let network = match (&cfg.backbone, &cfg.decoder) {
@@ -131,9 +132,7 @@ impl Generator {
                     PyramidDecoder::load(d, &b.feature_channels(), decoder)?,
                 )
             }
-            _ => candle_core::bail!(
-                "a HarDNet goes with the small decoder, an EfficientNet-Lite with a pyramid"
-            ),
+            _ => candle_core::bail!("a HarDNet needs the small decoder, an EfficientNet-Lite a pyramid"),
         };
         Ok(Self { network, input_size: cfg.input_size })
     }
@@ -165,8 +164,8 @@ impl Generator {
         self.input_size
     }
 
-    /// The backbone's features at strides 2, 4, 8, 16 and, with `all`, 32 if it exists: `[N, C, H, W]` of a HarDNet,
-    /// `[N, H, W, C]` of an EfficientNet-Lite.
+    /// The backbone's features at strides 2, 4, 8, 16 and, with `all`, 32 if it exists: `[N, C, H, W]` for a HarDNet,
+    /// `[N, H, W, C]` for an EfficientNet-Lite.
     pub fn features(&self, x: &Tensor, all: bool, train: bool) -> Result<Vec<Tensor>> {
         let count = if all { usize::MAX } else { USED_FEATURES };
         match &self.network {
@@ -185,14 +184,14 @@ impl Generator {
             Network::EfficientNetLite(backbone, decoder) => {
                 let prompt =
                     || decoder.prompt(&decoder.features(&backbone.features(x, usize::MAX, train)?, train)?);
-                // In inference in f32 whatever the products are in, as SAM's encoder on the same backbone.
+                // Inference is in f32 whatever the type of products, as in SAM's encoder on the same backbone.
                 if train { prompt()? } else { ops::autocast(None, prompt)? }
             }
         };
         on_grid(&prompt, grid)
     }
 
-    /// [`Self::forward`] for training, with batch statistics and what deep supervision looks at.
+    /// [`Self::forward`] for training, with batch statistics and the output for deep supervision.
     pub fn generate(&self, x: &Tensor, grid: usize) -> Result<Generated> {
         match &self.network {
             Network::HarDNet(..) => Ok(Generated { prompt: self.forward(x, grid, true)?, own: None }),

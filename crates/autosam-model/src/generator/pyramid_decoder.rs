@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct PyramidDecoderConfig {
     pub pyramid: PyramidConfig,
-    /// Channels of the prompt: SAM's.
+    /// Channels of the prompt, as in SAM.
     pub prompt_channels: usize,
 }
 
-/// A pyramid, a 3x3 convolution to the prompt's channels with the published tanh, and a 1x1 convolution to logits of its own:
-/// training looks at them too (deep supervision, arXiv 1409.5185), so that the backbone learns before the prompt does.
+/// A pyramid, a 3x3 convolution to the prompt's channels with the published tanh, and a 1x1 convolution to auxiliary
+/// logits. Training supervises these too (deep supervision, arXiv 1409.5185), so that the backbone learns before the
+/// prompt does.
 #[derive(Debug, Clone)]
 pub struct PyramidDecoder {
     pyramid: Pyramid,

@@ -1,4 +1,4 @@
-//! Sizes of a SAM.
+//! Configuration of a SAM.
 
 use crate::backbone::{EfficientNetLiteConfig, PyramidConfig};
 use crate::{Error, Result};
@@ -18,7 +18,7 @@ pub struct VitConfig {
     pub embed_dim: usize,
     pub depth: usize,
     pub heads: usize,
-    /// Blocks that attend over the whole grid; the others over windows.
+    /// Blocks with global attention; the others use windows.
     pub global_blocks: Vec<usize>,
     /// Window side in cells; 0 makes every block global.
     pub window: usize,
@@ -72,13 +72,14 @@ impl Default for DecoderConfig {
     }
 }
 
-/// A whole SAM.
+/// Configuration of a complete SAM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SamConfig {
     /// Side of the square input in pixels, a multiple of 16.
     pub image_size: usize,
-    /// Frames fill the input, whatever their shape. Otherwise they keep it and are padded, as Meta's SAM was trained.
+    /// Whether frames are stretched to the input. Otherwise they keep their aspect ratio and are padded, as in Meta's
+    /// SAM.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stretch: bool,
     pub encoder: EncoderConfig,
@@ -100,7 +101,7 @@ impl SamConfig {
         Self::published(encoder)
     }
 
-    /// With the input, the embedding and the decoder of Meta's SAM and MobileSAM.
+    /// A SAM with the input size, embedding and decoder of Meta's SAM and MobileSAM.
     fn published(encoder: EncoderConfig) -> Self {
         Self {
             image_size: 1024,
@@ -137,9 +138,8 @@ impl SamConfig {
         Self::published(encoder)
     }
 
-    /// The SAM below the shipped model: MobileSAM's design, sized for 25 frames/s on two CPU cores. It was trained at 256 px and
-    /// ships at 288 ([`Self::at`]).
-    /// Windows divide the grids (64, 32, 16, 16), so none is padded.
+    /// A small SAM with MobileSAM's design, sized for 25 frames/s on two CPU cores. It was trained at 256 px and is
+    /// used at 288 ([`Self::at`]). Windows divide the grids (64, 32, 16, 16), so none is padded.
     pub fn tiny() -> Self {
         let encoder = EncoderConfig::TinyVit(TinyVitConfig {
             dims: [32, 64, 128, 160],
@@ -154,8 +154,8 @@ impl SamConfig {
         Self { image_size: 256, stretch: false, encoder, embed_channels: 256, decoder }
     }
 
-    /// A small SAM on EfficientNet-Lite 0 to 2: half the channels of SAM's embedding, at stride 8 instead of 16, since polyps are
-    /// small and the input is.
+    /// A small SAM on EfficientNet-Lite 0 to 2: half the channels of SAM's embedding, at stride 8 instead of 16,
+    /// because polyps and the input are small.
     pub fn lite(number: usize) -> Self {
         let encoder = EncoderConfig::EfficientNetLite(LiteEncoderConfig {
             backbone: EfficientNetLiteConfig::lite(number).to_stride_16(),
@@ -165,12 +165,12 @@ impl SamConfig {
         Self { image_size: 256, stretch: false, encoder, embed_channels: 128, decoder }
     }
 
-    /// Size of its input, and how frames are laid into it.
+    /// Size of its input, and how frames are fitted into it.
     pub fn input_size(&self) -> InputSize {
         InputSize { side: self.image_size, stretch: self.stretch }
     }
 
-    /// Pixels along a side of an embedding's cell.
+    /// Side of an embedding cell in pixels.
     pub fn stride(&self) -> usize {
         match &self.encoder {
             EncoderConfig::EfficientNetLite(lite) => lite.pyramid.stride,
@@ -178,21 +178,22 @@ impl SamConfig {
         }
     }
 
-    /// Cells along a side of the embedding.
+    /// Side of the embedding in cells.
     pub fn grid(&self) -> usize {
         self.image_size / self.stride()
     }
 
-    /// The same network for an input of `image_size` pixels a side. A window that covers the whole grid of its stage goes on
-    /// covering it, one that divides its grid may change a little to go on dividing it; [`Self::fit_biases`] makes its weights fit.
+    /// The same network for an input of `image_size` × `image_size` pixels. A window that covers its stage's whole grid
+    /// still covers it; one that divides its grid may change slightly so that it still does. [`Self::fit_biases`]
+    /// adapts the weights.
     ///
     /// # Errors
-    /// A size that is not a multiple of [`PATCH`]; a ViT, whose position tables have one size.
+    /// If the size is not a multiple of [`PATCH`], or if the encoder is a ViT, whose position tables have a fixed size.
     pub fn at(&self, image_size: usize) -> Result<Self> {
         if image_size == self.image_size {
             return Ok(self.clone());
         }
-        // Stride 32 of a convolutional encoder divides the input.
+        // The stride 32 of a convolutional encoder must divide the input.
         let step = if matches!(self.encoder, EncoderConfig::EfficientNetLite(_)) { 2 * PATCH } else { PATCH };
         if image_size < 2 * PATCH || !image_size.is_multiple_of(step) {
             return Err(Error::invalid(format!(
@@ -221,7 +222,7 @@ impl SamConfig {
             if !before.is_multiple_of(window) {
                 return window;
             }
-            // A window that does not divide the grid is padded: one of nearly its size may divide it.
+            // A window that does not divide the grid needs padding; one of a similar size may divide it.
             let near = window - window / 4..=window + window / 4;
             near.filter(|w| grid.is_multiple_of(*w)).min_by_key(|w| w.abs_diff(window)).unwrap_or(window)
         });
@@ -229,8 +230,8 @@ impl SamConfig {
         Ok(Self { image_size, encoder, ..self.clone() })
     }
 
-    /// Resizes the attention biases among `tensors` (Meta's names, whatever stands before them), one for every distance in a
-    /// window, to this network's windows, bilinearly as timm does.
+    /// Resizes the attention biases among `tensors` (Meta's names with any prefix), one for every distance in a window,
+    /// to this network's windows, bilinearly as timm does.
     pub fn fit_biases(&self, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
         let EncoderConfig::TinyVit(tiny) = &self.encoder else { return Ok(()) };
         for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("attention_biases")) {
@@ -259,7 +260,7 @@ impl SamConfig {
             (Some(1280), _) => Ok(Self::vit_h()),
             (None, Some(32)) => Ok(Self::mobile_sam()),
             _ => Err(Error::invalid(
-                "not a known SAM: expected the tensors of ViT-B, ViT-L, ViT-H (image_encoder.patch_embed.proj.weight) or MobileSAM (image_encoder.patch_embed.seq.0.c.weight)",
+                "not a supported SAM: expected the tensors of ViT-B, ViT-L, ViT-H (image_encoder.patch_embed.proj.weight) or MobileSAM (image_encoder.patch_embed.seq.0.c.weight)",
             )),
         }
     }
@@ -296,7 +297,7 @@ mod tests {
     fn biases_follow_the_windows() {
         let small = SamConfig::tiny().at(128).unwrap();
         let name = |stage: usize| format!("image_encoder.layers.{stage}.blocks.0.attn.attention_biases");
-        // Biases that fall with the distance along x, the same at both sizes for the same part of the image.
+        // Biases that decrease with the distance along x, equal at both sizes for the same part of the image.
         let ramp = |window: usize| -> Vec<f32> {
             (0..window * window).map(|i| ((i % window) as f32 + 0.5) / window as f32).collect()
         };
@@ -312,7 +313,7 @@ mod tests {
         for row in &fitted {
             assert!(row.iter().zip(ramp(8)).all(|(a, b)| (a - b).abs() < 1e-5), "{row:?}");
         }
-        // And the weights of one size load at the other.
+        // Weights of one size can be loaded at the other.
         let shapes = crate::weights::recorder::shapes_of(|vb| crate::sam::Sam::load(&small, vb)).unwrap();
         assert!(shapes.iter().any(|(n, s)| *n == name(2) && s == tensors[n].dims()));
     }

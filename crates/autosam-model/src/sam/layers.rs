@@ -1,4 +1,4 @@
-//! Layers that several parts share, loaded by PyTorch's names.
+//! Layers shared by several parts, loaded by PyTorch's names.
 
 use autosam_ops::{self as ops, Activation};
 use candle_core::{Result, Tensor};
@@ -27,12 +27,12 @@ impl Linear {
         self.0.forward(x, None)
     }
 
-    /// What it makes of zeros.
-    pub fn of_zeros(&self) -> Option<&Tensor> {
+    /// The bias, which is the output for an input of zeros.
+    pub fn bias(&self) -> Option<&Tensor> {
         self.0.bias()
     }
 
-    /// `residual` and what [`Self::forward`] gives.
+    /// `residual` plus the result of [`Self::forward`].
     pub fn add_to(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         self.0.add_to(residual, x)
     }

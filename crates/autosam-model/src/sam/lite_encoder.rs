@@ -1,4 +1,5 @@
-//! EfficientNet-Lite as SAM's image encoder: a pyramid joins its features at the embedding's stride, SAM's neck ends it.
+//! EfficientNet-Lite as SAM's image encoder: a pyramid combines its features at the embedding's stride, followed by
+//! SAM's neck.
 
 use super::config::LiteEncoderConfig;
 use super::layers::Neck;
@@ -42,7 +43,8 @@ impl LiteEncoder {
             let features = self.backbone.features(x, usize::MAX, train)?;
             self.neck.forward(&self.pyramid.forward(&features, train)?)
         };
-        // In inference in f32 whatever the products are in, as TinyViT's convolutions: masks change otherwise.
+        // Inference is in f32 whatever the type of products, as for TinyViT's convolutions, because masks change
+        // otherwise.
         if train { embedding() } else { ops::autocast(None, embedding) }
     }
 }

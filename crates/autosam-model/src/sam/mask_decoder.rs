@@ -1,4 +1,4 @@
-//! `MaskDecoder` (segment_anything/modeling/mask_decoder.py), batched: one prompt an image.
+//! `MaskDecoder` (segment_anything/modeling/mask_decoder.py), batched: one prompt per image.
 
 use super::config::SamConfig;
 use super::layers::{LayerNorm, Linear};
@@ -54,8 +54,8 @@ impl MaskDecoder {
         })
     }
 
-    /// Low-resolution logits `[N, M, 4g, 4g]` and predicted overlaps `[N, M]`; M is the number of ambiguous
-    /// masks with `multimask`, else 1 (the first token's).
+    /// Low-resolution logits `[N, M, 4g, 4g]` and predicted overlaps `[N, M]`; M is the number of ambiguous masks with
+    /// `multimask`, otherwise 1 (the first token's).
     ///
     /// `embeddings [N, C, g, g]`, `image_pe [1, C, g, g]`, `sparse [N, T, C]` (T may be 0), `dense [N, C, g, g]`.
     pub fn forward(
@@ -90,7 +90,7 @@ impl MaskDecoder {
         })
     }
 
-    /// [`Self::forward`]'s single mask alone, `[N, 1, 4g, 4g]`: what AutoSAM uses.
+    /// Only [`Self::forward`]'s single mask, `[N, 1, 4g, 4g]`, which AutoSAM uses.
     pub fn mask_logits(
         &self,
         embeddings: &Tensor,
@@ -136,7 +136,8 @@ impl MaskDecoder {
         Ok((tokens, x))
     }
 
-    /// [`ops::autocast_f16`] without gradients, which need range: bf16 has too few digits for small masks (docs/gpu.md).
+    /// [`ops::autocast_f16`] for inference, because bf16 has too little precision for small masks (docs/gpu.md).
+    /// Gradients need bf16's range.
     fn autocast_f16<R>(&self, embeddings: &Tensor, dense: &Tensor, f: impl FnOnce() -> R) -> R {
         let trained = [embeddings, dense, &self.iou_token].iter().any(|t| t.track_op());
         if trained { f() } else { ops::autocast_f16(f) }

@@ -57,13 +57,13 @@ impl Sam {
         })
     }
 
-    /// Puts together, for inference, what training keeps apart (batch norms), and prepares weights.
+    /// Folds batch norms into convolutions and prepares weights for inference.
     pub fn fold(&mut self) -> Result<()> {
         self.fold_encoder()?;
         self.mask_decoder.prepare()
     }
 
-    /// [`Self::fold`] of the image encoder only: of a frozen SAM through whose decoder gradients pass.
+    /// [`Self::fold`] of the image encoder only, for a frozen SAM with gradients through its decoder.
     pub fn fold_encoder(&mut self) -> Result<()> {
         match &mut self.image_encoder {
             ImageEncoder::Vit(encoder) => encoder.prepare(),

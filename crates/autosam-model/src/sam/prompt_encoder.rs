@@ -9,7 +9,7 @@ use candle_nn::VarBuilder;
 /// Channels inside the mask prompt's convolutions.
 const MASK_CHANNELS: usize = 16;
 
-/// What is known of the object, one row an image; coordinates in pixels of the network's input.
+/// Prompts for an object, one row per image. Coordinates are pixels of the network's input.
 #[derive(Debug, Clone, Default)]
 pub struct Prompts {
     /// Coordinates `[N, P, 2]` (x, y) and labels `[N, P]`: 1 object, 0 background, -1 none.
@@ -71,7 +71,7 @@ impl PromptEncoder {
             tokens.push(self.boxes(boxes)?);
         }
         let sparse = match tokens.as_slice() {
-            // On the CPU: a GPU's allocator does not give nothing.
+            // On the CPU, because a GPU's allocator does not support empty tensors.
             [] => Tensor::zeros((n, 0, self.channels), self.no_mask.dtype(), &Device::Cpu)?,
             all => Tensor::cat(all, 1)?,
         };

@@ -1,10 +1,10 @@
-//! `TinyViT` as MobileSAM has it (mobile_sam/modeling/tiny_vit_sam.py): a convolutional stage, then three of
-//! windowed attention with a depth-wise convolution between attention and MLP. Between stem and neck channels lie last,
-//! `[N, H, W, C]`: nothing is transposed there.
+//! `TinyViT` as MobileSAM has it (mobile_sam/modeling/tiny_vit_sam.py): a convolutional stage, then three of windowed
+//! attention with a depth-wise convolution between attention and MLP. Between stem and neck the layout is channels
+//! last, `[N, H, W, C]`, which avoids transpositions.
 //!
-//! Where products are asked for in 16 bits, this is done in inference, as masks change otherwise (docs/gpu.md): convolutions stay in
-//! f32, since each replaces the sum along the network, where SAM's ViT adds to it; and the other products are in f16 where bf16 is
-//! asked for, since what they multiply was normalised before and needs digits rather than range.
+//! For inference with 16-bit products there are two exceptions, because masks change otherwise (docs/gpu.md).
+//! Convolutions stay in f32, since each replaces the residual stream, while SAM's ViT adds to it. The other products
+//! use f16 instead of bf16, since their operands are normalised and need precision rather than range.
 
 use super::config::TinyVitConfig;
 use super::layers::{LayerNorm, Linear, Neck};
@@ -32,7 +32,7 @@ impl TinyVitEncoder {
             .collect::<Result<_>>()?;
         let merges = (0..3)
             .map(|i| {
-                // The last merge keeps the grid: the embedding's stride is 16, not 32.
+                // The last merge keeps the grid, because the embedding's stride is 16, not 32.
                 let stride = if i == 2 { 1 } else { 2 };
                 Merge::load(d[i], d[i + 1], stride, layers.pp(i).pp("downsample"))
             })
@@ -54,7 +54,7 @@ impl TinyVitEncoder {
         })
     }
 
-    /// Folds every batch norm into its convolution and spreads the attention biases, for inference.
+    /// Folds every batch norm into its convolution and expands the attention biases, for inference.
     pub fn fold(&mut self) -> Result<()> {
         let merges = self.merges.iter_mut().flat_map(|m| [&mut m.conv1, &mut m.conv2, &mut m.conv3]);
         let convolutional =
@@ -62,34 +62,34 @@ impl TinyVitEncoder {
         let blocks = self.stages.iter_mut().flatten();
         let convs = [&mut self.stem1, &mut self.stem2].into_iter().chain(merges).chain(convolutional);
         ops::autocast(None, || convs.chain(blocks.map(|b| &mut b.local_conv)).try_for_each(ConvNorm::fold))?;
-        multiplied(false, || self.stages.iter_mut().flatten().try_for_each(Block::prepare))?;
+        run_products(false, || self.stages.iter_mut().flatten().try_for_each(Block::prepare))?;
         ops::autocast(None, || self.neck.prepare())
     }
 
     /// `[N, 3, S, S]` → `[N, out, S/16, S/16]`; `train` uses the batch's statistics in batch norm.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut x = convolved(train, || {
+        let mut x = run_convolutions(train, || {
             let x = self.stem1.forward(x, Some(Gelu), train)?;
             let x = ops::channels_last(&self.stem2.forward(&x, None, train)?)?;
             self.convolutional.iter().try_fold(x, |x, block| block.forward(&x, train))
         })?;
         for (merge, stage) in self.merges.iter().zip(&self.stages) {
-            x = convolved(train, || merge.forward(&x, train))?;
+            x = run_convolutions(train, || merge.forward(&x, train))?;
             for block in stage {
-                x = multiplied(train, || block.forward(&x, train))?;
+                x = run_products(train, || block.forward(&x, train))?;
             }
         }
-        convolved(train, || self.neck.forward(&ops::channels_first(&x)?))
+        run_convolutions(train, || self.neck.forward(&ops::channels_first(&x)?))
     }
 }
 
-/// Runs what is no convolution, in inference in f16 if in 16 bits.
-fn multiplied<R>(train: bool, f: impl FnOnce() -> R) -> R {
+/// Runs matrix products; in inference in f16 if 16 bits are requested.
+fn run_products<R>(train: bool, f: impl FnOnce() -> R) -> R {
     if train { f() } else { ops::autocast_f16(f) }
 }
 
 /// Runs convolutions, in inference in f32.
-fn convolved<R>(train: bool, f: impl FnOnce() -> R) -> R {
+fn run_convolutions<R>(train: bool, f: impl FnOnce() -> R) -> R {
     if train { f() } else { ops::autocast(None, f) }
 }
 
@@ -182,7 +182,7 @@ impl Block {
     }
 
     fn prepare(&mut self) -> Result<()> {
-        self.attn.bias = Some(self.attn.spread_biases()?.detach());
+        self.attn.bias = Some(self.attn.expand_biases()?.detach());
         self.attn.qkv.prepare_fused()?;
         // Not fc1: cuBLASLt's GELU is tanh's, which changed small networks' masks more than 16 bits do (docs/gpu.md).
         [&mut self.attn.proj, &mut self.fc1, &mut self.fc2].into_iter().try_for_each(Linear::prepare)
@@ -192,15 +192,15 @@ impl Block {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let (_, h, w, _) = x.dims4()?;
         let y = self.attn.forward(&ops::partition(x, self.window)?)?;
-        // The projection is one of each token: after the windows' padding is gone there are fewer.
+        // The projection works per token, so it is cheaper after the windows' padding is removed.
         let x = self.attn.proj.add_to(x, &ops::unpartition(&y, self.window, h, w)?)?;
-        let x = convolved(train, || self.local_conv.forward_last(&x, None, train))?;
+        let x = run_convolutions(train, || self.local_conv.forward_last(&x, None, train))?;
         let y = self.fc1.forward_then(&self.mlp_norm.forward_for_products(&x)?, Gelu)?;
         self.fc2.add_to(&x, &y)
     }
 }
 
-/// Attention inside a window, with a learned bias for every distance (LeViT's).
+/// Attention inside a window, with a learned bias for every distance, as in LeViT.
 #[derive(Debug, Clone)]
 struct Attention {
     norm: LayerNorm,
@@ -208,17 +208,17 @@ struct Attention {
     proj: Linear,
     /// `[heads, distances]`.
     biases: Tensor,
-    /// For query i and key j the column of `biases`, `[tokens · tokens]`.
+    /// The column of `biases` for query i and key j, `[tokens · tokens]`.
     index: Tensor,
-    /// [`Self::spread_biases`], once they are fixed.
+    /// Result of [`Self::expand_biases`] once the biases are fixed.
     bias: Option<Tensor>,
     heads: usize,
 }
 
 impl Attention {
     fn load(dim: usize, heads: usize, window: usize, vb: VarBuilder) -> Result<Self> {
-        // The reference numbers distances (|dy|, |dx|) in the order it meets them, row by row from the first
-        // cell, which is dy·window + dx.
+        // The reference numbers distances (|dy|, |dx|) in order of appearance, row by row from the first cell, which
+        // gives dy·window + dx.
         let tokens = window * window;
         let index: Vec<u32> = (0..tokens * tokens)
             .map(|i| {
@@ -239,19 +239,19 @@ impl Attention {
         })
     }
 
-    /// Windows `[B, w · w, C]` → the same, not yet projected.
+    /// Windows `[B, w · w, C]` → the same shape, before the projection.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let scale = ((x.dim(2)? / self.heads) as f64).powf(-0.5);
         let bias = match &self.bias {
             Some(bias) => bias.clone(),
-            None => self.spread_biases()?,
+            None => self.expand_biases()?,
         };
         let qkv = self.qkv.forward(&self.norm.forward_for_products(x)?)?;
         ops::self_attention(&qkv, Packing::Heads, self.heads, scale, Some(&bias))
     }
 
     /// A bias for every pair of tokens, `[heads, tokens, tokens]`.
-    fn spread_biases(&self) -> Result<Tensor> {
+    fn expand_biases(&self) -> Result<Tensor> {
         let (heads, tokens) = self.biases.dims2()?;
         self.biases.index_select(&self.index, 1)?.reshape((heads, tokens, tokens))
     }

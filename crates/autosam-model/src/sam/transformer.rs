@@ -6,7 +6,7 @@ use autosam_ops::{self as ops, Activation};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-/// Cross attention works at half the channels.
+/// Cross-attention uses half the channels.
 const DOWNSAMPLE: usize = 2;
 
 #[derive(Debug, Clone)]
@@ -64,7 +64,7 @@ struct Layer {
     norm3: LayerNorm,
     cross_to_token: Attention,
     norm4: LayerNorm,
-    /// The first layer's self attention adds no positions and replaces its input.
+    /// The first layer's self-attention adds no positions and replaces its input.
     first: bool,
 }
 

@@ -33,7 +33,7 @@ impl VitEncoder {
         })
     }
 
-    /// Computes once what every inference needs.
+    /// Prepares the weights for inference.
     pub fn prepare(&mut self) -> Result<()> {
         self.patch_embed.prepare()?;
         for block in &mut self.blocks {
@@ -88,7 +88,7 @@ impl Block {
     /// `[N, H, W, C]` → the same.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.attn.forward(&self.norm1.forward_for_products(x)?, self.window)?;
-        // The projection is one of each token: after the windows' padding is gone there are fewer.
+        // The projection works per token, so it is cheaper after the windows' padding is removed.
         let x = self.attn.proj.add_to(x, &y)?;
         let y = self.lin1.forward_then(&self.norm2.forward_for_products(&x)?, Activation::Gelu)?;
         self.lin2.add_to(&x, &y)
@@ -118,15 +118,16 @@ impl Attention {
         })
     }
 
-    /// `[N, H, W, C]` → the same, not yet projected; in windows of `window` tokens a side, 0 for the whole grid.
+    /// `[N, H, W, C]` → the same shape, before the projection; in windows of `window` × `window` tokens, or the whole
+    /// grid for 0.
     fn forward(&self, x: &Tensor, window: usize) -> Result<Tensor> {
         let (n, height, width, c) = x.dims4()?;
         let (h, w) = if window == 0 { (height, width) } else { (window, window) };
         let scale = ((c / self.heads) as f64).powf(-0.5);
         let (rows, cols) = (relative_table(&self.rel_pos_h, h)?, relative_table(&self.rel_pos_w, w)?);
-        // The windows' padding is zero after the norm, as in SAM: padded cells take part in attention.
+        // The windows' padding is zero after the norm, as in SAM, so padded cells take part in attention.
         if ops::finds_windows(x, c / self.heads, (h, w)) {
-            let (qkv, padding) = (self.qkv.forward(x)?, self.qkv.of_zeros());
+            let (qkv, padding) = (self.qkv.forward(x)?, self.qkv.bias());
             return ops::windowed_attention(&qkv, padding, self.heads, scale, (h, w), (&rows, &cols));
         }
         let x = if window == 0 { ops::reshape(x, (n, h * w, c))? } else { ops::partition(x, window)? };
@@ -136,7 +137,7 @@ impl Attention {
     }
 }
 
-/// `get_rel_pos`: a table for a side of `size`, `[2 · size - 1, d]`; one made for another size is resized linearly.
+/// `get_rel_pos`: the table for a side of `size`, `[2 · size - 1, d]`; a table for another size is resized linearly.
 fn relative_table(rel_pos: &Tensor, size: usize) -> Result<Tensor> {
     let (len, d) = rel_pos.dims2()?;
     let wanted = 2 * size - 1;

@@ -1,6 +1,7 @@
-//! Downloads of published weights: resumed where they were cut, checked before they are used, kept in the user's cache.
+//! Downloads published weights: resumes interrupted downloads, checks files before use, and keeps them in the user's
+//! cache.
 
-use super::known::Known;
+use super::published::PublishedWeights;
 use super::sha256_of;
 use crate::{Error, Result};
 use std::fs::{File, OpenOptions};
@@ -8,19 +9,19 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Attempts in a row that bring nothing, after which it is given up.
+/// Number of consecutive attempts without progress before giving up.
 const ATTEMPTS: u32 = 3;
 
-/// How long a server may stay silent.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Maximum time without data from the server.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The most that a file of unknown length may take.
+/// Maximum size of a file of unknown length.
 const LARGEST: u64 = 8 << 30;
 
-/// Where weights are kept: `$XDG_CACHE_HOME/autosam-video/weights`, or below `~/.cache`.
+/// The cache folder for weights: `$XDG_CACHE_HOME/autosam-video/weights`, or below `~/.cache`.
 ///
 /// # Errors
-/// Where neither variable says anything.
+/// If neither variable is set.
 pub fn cache_dir() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     set("XDG_CACHE_HOME")
@@ -29,20 +30,20 @@ pub fn cache_dir() -> Result<PathBuf> {
         .ok_or_else(|| Error::invalid("neither XDG_CACHE_HOME nor HOME is set; choose a folder with --dir"))
 }
 
-/// Makes sure that `known` is whole in `dir` and says where. `url` may name a mirror: the hash is the same.
-/// `progress` hears of bytes there and bytes in all.
+/// Downloads `published` to `dir` unless it is already there, and returns its path. `url` may name a mirror, since the
+/// hash must match. `progress` is called with the bytes so far and in total.
 ///
 /// # Errors
-/// With the way out: no network (what to put where), a wrong hash, a full disk, a second download at once.
+/// With a remedy: no network (which file to put where), a wrong hash, a full disk, a concurrent download.
 pub fn fetch(
-    known: &Known,
+    published: &PublishedWeights,
     url: &str,
     dir: &Path,
     progress: &mut dyn FnMut(u64, Option<u64>),
 ) -> Result<PathBuf> {
-    let path = dir.join(known.file);
-    let pin = dir.join(format!("{}.sha256", known.file));
-    let expected = match known.sha256 {
+    let path = dir.join(published.file);
+    let pin = dir.join(format!("{}.sha256", published.file));
+    let expected = match published.sha256 {
         Some(hash) => Some(hash.to_owned()),
         None => match std::fs::read_to_string(&pin) {
             Ok(text) => text.split_whitespace().next().map(str::to_owned),
@@ -60,12 +61,12 @@ pub fn fetch(
             ));
         }
         if expected.is_none() {
-            pinned(&pin, &found, known)?;
+            pinned(&pin, &found, published)?;
         }
         return Ok(path);
     }
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let part = dir.join(format!("{}.part", known.file));
+    let part = dir.join(format!("{}.part", published.file));
     let file = OpenOptions::new()
         .read(true)
         .append(true)
@@ -75,7 +76,7 @@ pub fn fetch(
     if file.try_lock().is_err() {
         return Err(Error::weights(&part, "another process is downloading it; wait for that process"));
     }
-    let mut download = Download { known, url, file, part: &part, etag: None, progress };
+    let mut download = Download { published, url, file, part: &part, etag: None, progress };
     download.run().map_err(|reason| match reason {
         Stop::Final(e) => e,
         Stop::Cut(reason) => Error::weights(
@@ -83,8 +84,8 @@ pub fn fetch(
             format!(
                 "the download of {url} stopped ({reason}); run the same command to resume it. \
                  Without a network: put {} ({}) at {}",
-                known.file,
-                known.sha256.map_or("from its authors' page".to_owned(), |h| format!("SHA-256 {h}")),
+                published.file,
+                published.sha256.map_or("from its authors' page".to_owned(), |h| format!("SHA-256 {h}")),
                 path.display()
             ),
         ),
@@ -100,31 +101,34 @@ pub fn fetch(
             ));
         }
         Some(_) => {}
-        None => pinned(&pin, &found, known)?,
+        None => pinned(&pin, &found, published)?,
     }
     std::fs::rename(&part, &path).map_err(|e| Error::io(&path, e))?;
     Ok(path)
 }
 
-/// Keeps the hash of a file of which none is published, in `sha256sum`'s format.
-fn pinned(pin: &Path, hash: &str, known: &Known) -> Result<()> {
-    tracing::warn!("no SHA-256 of {} is published; {hash} is stored and expected from now on", known.file);
-    autosam_frame::write_atomically(pin, format!("{hash}  {}\n", known.file).as_bytes())
+/// Stores the hash of a file without a published hash, in `sha256sum`'s format.
+fn pinned(pin: &Path, hash: &str, published: &PublishedWeights) -> Result<()> {
+    tracing::warn!(
+        "no SHA-256 of {} is published; {hash} is stored and expected from now on",
+        published.file
+    );
+    autosam_frame::write_atomically(pin, format!("{hash}  {}\n", published.file).as_bytes())
 }
 
 /// Why a download stopped.
 enum Stop {
-    /// The connection, or the way to it: another attempt may help.
+    /// A connection failure; another attempt may succeed.
     Cut(String),
     Final(Error),
 }
 
 struct Download<'a> {
-    known: &'a Known,
+    published: &'a PublishedWeights,
     url: &'a str,
     file: File,
     part: &'a Path,
-    /// What the server called the version that is being downloaded.
+    /// The server's ETag of the version being downloaded.
     etag: Option<String>,
     progress: &'a mut dyn FnMut(u64, Option<u64>),
 }
@@ -146,13 +150,13 @@ impl Download<'_> {
     fn run(&mut self) -> std::result::Result<(), Stop> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_connect(Some(PATIENCE))
-            .timeout_per_read(Some(PATIENCE))
+            .timeout_connect(Some(TIMEOUT))
+            .timeout_per_read(Some(TIMEOUT))
             .user_agent(concat!("autosam-video/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
-        if self.known.sha256.is_none() {
-            // Nothing could tell whether an earlier run's bytes are of the same file.
+        if self.published.sha256.is_none() {
+            // Without a hash it cannot be checked whether an earlier run's bytes belong to the same file.
             self.start_over()?;
         }
         let mut fruitless = 0;
@@ -172,10 +176,10 @@ impl Download<'_> {
         }
     }
 
-    /// One request, from where the file ends.
+    /// One request, starting at the end of the partial file.
     fn attempt(&mut self, agent: &ureq::Agent) -> std::result::Result<(), Stop> {
         let mut have = self.length()?;
-        if self.known.bytes == Some(have) {
+        if self.published.bytes == Some(have) {
             return Ok(());
         }
         let mut request = agent.get(self.url);
@@ -209,15 +213,16 @@ impl Download<'_> {
             }
             code @ (408 | 429 | 500..=599) => return Err(Stop::Cut(format!("the server answered {code}"))),
             code => {
-                let reason = format!("{} answered {code}; see {} for the file", self.url, self.known.source);
+                let reason =
+                    format!("{} answered {code}; see {} for the file", self.url, self.published.source);
                 return Err(Stop::Final(Error::weights(self.part, reason)));
             }
         };
         self.etag = header("etag").filter(|e| !e.starts_with("W/"));
-        let most = self.known.bytes.or(total).unwrap_or(LARGEST);
+        let most = self.published.bytes.or(total).unwrap_or(LARGEST);
         let mut body = response.into_body().into_reader();
         let mut piece = vec![0; 1 << 18];
-        (self.progress)(have, self.known.bytes.or(total));
+        (self.progress)(have, self.published.bytes.or(total));
         loop {
             let count = match body.read(&mut piece) {
                 Ok(0) => break,
@@ -227,13 +232,13 @@ impl Download<'_> {
             have += count as u64;
             if have > most {
                 self.start_over()?;
-                let reason = format!("{} sends more than the expected {most} bytes", self.url);
+                let reason = format!("{} sent more than the expected {most} bytes", self.url);
                 return Err(Stop::Final(Error::weights(self.part, reason)));
             }
             self.file.write_all(&piece[..count]).map_err(|e| self.io(e))?;
-            (self.progress)(have, self.known.bytes.or(total));
+            (self.progress)(have, self.published.bytes.or(total));
         }
-        match self.known.bytes.or(total) {
+        match self.published.bytes.or(total) {
             Some(all) if have < all => Err(Stop::Cut(format!("cut off at {have} of {all} bytes"))),
             _ => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! Weights that nobody has trained yet, drawn by rule.
+//! Random initial weights.
 
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
@@ -6,18 +6,18 @@ use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use std::collections::HashMap;
 
-/// Fresh parameters for `shapes`, the same for the same seed: He for convolutions, PyTorch's variance for linear
-/// maps, N(0, 1) for SAM's Fourier matrix, ones and zeros for norms, biases and position tables.
+/// Initial parameters for `shapes`, deterministic by seed: He for convolutions, PyTorch's variance for linear maps,
+/// N(0, 1) for SAM's Fourier matrix, ones and zeros for norms, biases and position tables.
 pub fn initialise(shapes: &[(String, Vec<usize>)], seed: u64) -> Result<HashMap<String, Tensor>> {
     let mut out = HashMap::new();
     for (name, shape) in shapes {
-        // One stream a tensor: adding a layer leaves the other layers' values as they were.
+        // One random stream per tensor, so that adding a layer does not change the other layers' values.
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ fnv1a64(name));
         let n: usize = shape.iter().product();
         let fan_in = (n / shape.first().copied().unwrap_or(1).max(1)).max(1) as f32;
         let ends = |s: &str| name.ends_with(s);
         let std = if ends("running_var") || (shape.len() == 1 && ends("weight")) {
-            // TinyViT's MBConv begins as the identity: its last norm has no gain.
+            // TinyViT's MBConv starts as the identity, because its last norm has zero gain.
             let gain = if name.contains(".blocks.") && ends("conv3.bn.weight") { 0.0 } else { 1.0 };
             out.insert(name.clone(), (Tensor::ones(shape.as_slice(), DType::F32, &Device::Cpu)? * gain)?);
             continue;
@@ -29,19 +29,19 @@ pub fn initialise(shapes: &[(String, Vec<usize>)], seed: u64) -> Result<HashMap<
             || ends("iou_token.weight")
             || ends("mask_tokens.weight")
         {
-            // SAM's learned embeddings stand beside unit-variance features; smaller starts train sooner.
+            // SAM's learned embeddings are added to features of unit variance; smaller initial values train faster.
             0.3
         } else if shape.len() <= 1 || name.contains("rel_pos") || name.contains("attention_biases") {
             0.0
         } else if name.contains("output_upscaling") {
-            // Transposed, without overlap: an output pixel sums only over the input channels.
+            // Transposed convolution without overlap: an output pixel sums only over the input channels.
             (1.0 / shape[0] as f32).sqrt()
         } else if shape.len() == 4 {
-            // The prompt begins near 0, where its tanh is steep and a frozen SAM answers as without a prompt.
+            // The prompt starts near 0, where tanh is steep and a frozen SAM behaves as without a prompt.
             (2.0 / fan_in).sqrt() * if ends("decoder.final.conv2.weight") { 0.03 } else { 1.0 }
         } else {
-            // Masks must begin near 0: from large random logits training flees to a constant answer and stays.
-            // What ends a residual branch begins small too.
+            // Masks must start near 0: from large random logits training collapses to a constant output. The last layer
+            // of a residual branch starts small too.
             let last = name.contains("output_hypernetworks_mlps") && ends("layers.2.weight");
             let branch = ["attn.proj.weight", "mlp.fc2.weight", "mlp.lin2.weight"].iter().any(|e| ends(e));
             (1.0 / (3.0 * fan_in)).sqrt()

@@ -1,11 +1,11 @@
-//! Weight files: `.safetensors`, and PyTorch's `.pth`/`.pt` state dicts and modules of either kind, by themselves or in a
-//! wheel, read without running any code. Errors name the file, the tensor and the way out.
+//! Weight files: `.safetensors`, and PyTorch's `.pth`/`.pt` state dicts and modules in both file formats, plain or
+//! inside a wheel. No code in them is run. Errors name the file, the tensor and a remedy.
 
 #[cfg(feature = "fetch")]
 pub mod fetch;
 pub mod init;
-pub mod known;
 mod pickle;
+pub mod published;
 mod pytorch;
 pub mod recorder;
 mod safetensors;
@@ -24,7 +24,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// How many faults an error lists before it counts the rest.
+/// Number of faults that an error lists before it counts the rest.
 const LISTED: usize = 10;
 
 /// Number format of a written file.
@@ -36,7 +36,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// That of a file's floats, where it has one for all; f32 where not.
+    /// The number format of a file's floats if they share one, otherwise f32.
     pub fn of(checkpoint: &Checkpoint) -> Self {
         let mut floats = checkpoint.tensors.values().map(Tensor::dtype).filter(DType::is_float);
         let first = floats.next();
@@ -59,22 +59,22 @@ impl Dtype {
 /// Tensors and metadata of one file, on the CPU.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    /// Where it came from, for messages.
+    /// The file's path, for messages.
     pub path: PathBuf,
     pub tensors: HashMap<String, Tensor>,
     /// Safetensors' `__metadata__`; empty for PyTorch's files.
     pub metadata: HashMap<String, String>,
-    /// Which of the file's tensors these are.
+    /// Which of the file's tensors were taken.
     pub taken: Taken,
 }
 
-/// Why a file is not read.
+/// Why a file cannot be read.
 enum Fault {
-    /// Its bytes are not what they should be.
+    /// Its bytes are damaged.
     Damaged(String),
-    /// It is whole, and not what is wanted.
+    /// It is intact but not usable.
     Unusable(String),
-    /// What a file inside it is faulted for.
+    /// The error of a file inside it.
     Inner(Error),
 }
 
@@ -91,7 +91,7 @@ impl From<Error> for Fault {
 }
 
 impl Fault {
-    /// The error for the file at `path`, of the kind that was read.
+    /// The error for the file at `path` of format `kind`.
     fn at(self, path: &Path, kind: &str) -> Error {
         match self {
             Self::Damaged(reason) => Error::weights(
@@ -111,11 +111,11 @@ impl Checkpoint {
         self.tensors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect()
     }
 
-    /// Compares names and shapes with what a model loads.
+    /// Compares names and shapes with those that a model loads.
     ///
     /// # Errors
-    /// One that lists missing, extra and misshapen tensors (ten at most, then how many more). Whole numbers (masks, indices,
-    /// PyTorch's `num_batches_tracked`) may be there or not: they are no weights.
+    /// Lists missing, extra and misshapen tensors (at most ten, then the number of further ones). Integer tensors
+    /// (masks, indices, PyTorch's `num_batches_tracked`) are not weights and may be missing or extra.
     pub fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let expected: BTreeMap<&str, &[usize]> =
             expected.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
@@ -148,12 +148,12 @@ impl Checkpoint {
         Err(Error::weights(&self.path, text))
     }
 
-    /// Writes it as safetensors in its own number format ([`Dtype::of`]); see [`save_safetensors`].
+    /// Writes the checkpoint as safetensors in its own number format ([`Dtype::of`]); see [`save_safetensors`].
     pub fn save(&self, path: &Path) -> Result<()> {
         save_safetensors(path, &self.tensors, &self.metadata, Dtype::of(self))
     }
 
-    /// Fails for weights with a NaN or an infinity: a model of such would find no polyp, without a word.
+    /// Fails if weights contain a NaN or an infinity, because such a model would silently find no polyp.
     ///
     /// # Errors
     /// With the path and the first such tensor.
@@ -188,12 +188,12 @@ fn is_finite(tensor: &Tensor) -> Result<bool> {
     Ok(tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?.is_finite())
 }
 
-/// The mean of the tensors of several files of one kind, under the first one's name and metadata ("model soups", arXiv 2203.05482):
-/// of trainings that began from the same weights it is often better than each. `shares` are what each counts for, whatever their
-/// sum. Whole numbers are the first file's.
+/// Averages the tensors of several checkpoints of the same model ("model soups", arXiv 2203.05482), with the first
+/// one's path and metadata. For trainings from the same initial weights the average is often better than each. `shares`
+/// are relative weights with any sum. Integer tensors are the first file's.
 ///
 /// # Errors
-/// Where a tensor is not in all files, with one shape; without a share above 0 for each file.
+/// If a tensor is not in all files with the same shape, or a file has no share above 0.
 pub fn average(files: &[Checkpoint], shares: &[f64]) -> Result<Checkpoint> {
     let Some((first, others)) = files.split_first() else {
         return Err(Error::invalid("an average needs at least one file"));
@@ -217,7 +217,7 @@ pub fn average(files: &[Checkpoint], shares: &[f64]) -> Result<Checkpoint> {
         }
         let mut sum = (tensor.to_dtype(DType::F64)? * shares[0])?;
         for (other, share) in others.iter().zip(&shares[1..]) {
-            // `check` has found it.
+            // Always present after `check`.
             if let Some(t) = other.tensors.get(name) {
                 sum = (sum + (t.to_dtype(DType::F64)? * *share)?)?;
             }
@@ -227,11 +227,12 @@ pub fn average(files: &[Checkpoint], shares: &[f64]) -> Result<Checkpoint> {
     Ok(mean)
 }
 
-/// Reads a weight file of any kind. Of a training script's file it takes the model, and logs and keeps what it took
-/// ([`Checkpoint::taken`]).
+/// Reads a weight file of any supported format. From a training script's checkpoint it takes the model, and logs and
+/// stores what it took ([`Checkpoint::taken`]).
 ///
 /// # Errors
-/// Missing, empty, truncated, a text file, of another kind: what it is and what to do.
+/// If the file is missing, empty, truncated, a text file or of another format. The message says what it is and what to
+/// do.
 pub fn load(path: &Path) -> Result<Checkpoint> {
     let checkpoint = load_part(path, None)?;
     if !checkpoint.taken.is_plain() {
@@ -240,8 +241,8 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// [`load`] of the part `key` of a file that holds several, such as `ema` beside `model`, or of the tensors whose names
-/// begin with `key`. It logs nothing: whoever calls it prints [`Checkpoint::taken`].
+/// [`load`] for the part `key` of a file with several, such as `ema` in addition to `model`, or for the tensors whose
+/// names begin with `key`. It logs nothing; the caller prints [`Checkpoint::taken`].
 pub fn load_part(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if meta.is_dir() {
@@ -259,8 +260,8 @@ pub fn load_part(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// What the file is if its checkpoint is in several files: `model-00001-of-00002.safetensors`, `model.safetensors.index.json`. By
-/// itself a part would be taken for the whole model.
+/// Describes the file if it belongs to a checkpoint in several files (`model-00001-of-00002.safetensors`,
+/// `model.safetensors.index.json`). A single part would otherwise be mistaken for the whole model.
 fn in_parts(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_string_lossy();
     if name.ends_with(".index.json") {
@@ -272,7 +273,7 @@ fn in_parts(path: &Path) -> Option<String> {
     (total > 1).then(|| format!("part {part} of {total}"))
 }
 
-/// How to unpack a file that is compressed as a whole, by its first bytes.
+/// The program that unpacks a compressed file, recognised by its first bytes.
 fn unpacker(head: &[u8]) -> Option<&'static str> {
     let kinds: [(&[u8], &str); 4] = [
         (&[0x1f, 0x8b], "gunzip"),
@@ -283,12 +284,12 @@ fn unpacker(head: &[u8]) -> Option<&'static str> {
     kinds.iter().find(|(begin, _)| head.starts_with(begin)).map(|(_, program)| *program)
 }
 
-/// [`load`] for bytes in memory; `path` is what messages call them.
+/// [`load`] for bytes in memory; `path` is their name in messages.
 pub fn load_bytes(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     read(path, Cursor::new(bytes), None, false)
 }
 
-/// Reads a weight file, of which `key` names a part. `inner`: it lies in an archive.
+/// Reads the part `key` of a weight file. `inner`: the file is a member of an archive.
 fn read(path: &Path, mut reader: impl BufRead + Seek, key: Option<&str>, inner: bool) -> Result<Checkpoint> {
     let failed = |e| Error::io(path, e);
     let length = reader.seek(SeekFrom::End(0)).map_err(failed)?;
@@ -296,7 +297,7 @@ fn read(path: &Path, mut reader: impl BufRead + Seek, key: Option<&str>, inner: 
     let mut head = Vec::new();
     (&mut reader).take(64).read_to_end(&mut head).map_err(failed)?;
     reader.rewind().map_err(failed)?;
-    // A safetensors header may be as long as another kind's first bytes say: it is looked for first.
+    // Checked first, because the header length of a safetensors file may look like another format's first bytes.
     if head.get(8) == Some(&b'{') {
         return safetensors::read(path, reader, length, key).map_err(|fault| fault.at(path, "safetensors"));
     }
@@ -328,7 +329,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// SHA-256 of a file in hexadecimal, read in pieces.
+/// SHA-256 of a file in hexadecimal; the file is read in pieces.
 pub fn sha256_of(path: &Path) -> Result<String> {
     let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hash = Sha256::new();

@@ -1,13 +1,13 @@
-//! A pickle is a program. None of it is run here: its instructions only build a tree of objects, in which tensors are
-//! looked for ([`super::state`]).
+//! Reads pickles. A pickle is a program, but nothing in it is executed here: its instructions only build a tree of
+//! objects, which is searched for tensors ([`super::state`]).
 //!
-//! A hostile pickle gets an error: objects live in one list and refer to each other by number, so that neither nesting
-//! nor repetition makes work, and memory grows only with the bytes that were read.
+//! Malicious pickles cause errors only: objects are stored in one list and refer to each other by index, so that
+//! neither nesting nor repetition multiplies work, and memory grows only with the bytes read.
 
 use std::collections::HashMap;
 use std::io::{BufRead, ErrorKind, Read};
 
-/// The longest pickle that is read; SAM's largest is under 100 kB, a whole module under 10 MB.
+/// Maximum size of a pickle. SAM's largest is under 100 kB, a whole module under 10 MB.
 const LONGEST: u64 = 64 << 20;
 
 const ENDS_EARLY: &str = "the pickle ends early";
@@ -16,29 +16,29 @@ const EMPTY_STACK: &str = "the pickle takes from an empty stack";
 pub(super) type Result<T> = std::result::Result<T, String>;
 pub(super) type Id = usize;
 
-/// What the instructions build.
+/// An object built by the instructions.
 pub(super) enum Node {
     Mark,
-    /// Values without meaning here: floats, bytes, sets, None, False, True.
+    /// Values that are not needed here: floats, bytes, sets, None, False, True.
     Other,
-    /// Wide enough for the magic number of PyTorch's old file kind.
+    /// Wide enough for the magic number of PyTorch's old format.
     Int(i128),
     Text(String),
     Global(String, String),
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
-    /// A call of `function`, which is not made; `state` is what BUILD would have set.
+    /// A call of `function`, which is not executed; `state` is the argument of BUILD.
     Call {
         function: Id,
         arguments: Id,
         state: Option<Id>,
     },
-    /// An object that is kept outside the pickle, by the tuple that names it: a storage, or a module's class.
+    /// An object stored outside the pickle, given by the tuple that identifies it: a storage, or a module's class.
     Persistent(Id),
 }
 
-/// Bytes of a pickle, read from front to back and not beyond its end.
+/// The bytes of a pickle, read sequentially up to its end.
 struct Program<R> {
     reader: R,
     left: u64,
@@ -83,7 +83,7 @@ impl<R: BufRead> Program<R> {
     }
 }
 
-/// The stack machine that Python's `pickle` defines (protocols 2 to 5, what `torch.save` uses of them).
+/// The stack machine of Python's `pickle` (the instructions of protocols 2 to 5 that `torch.save` uses).
 #[derive(Default)]
 struct Machine {
     nodes: Vec<Node>,
@@ -126,7 +126,7 @@ impl Machine {
 
     fn append(&mut self, items: Vec<Id>) -> Result<()> {
         let top = self.top()?;
-        // Objects of a subclass of list hold no named tensor.
+        // Objects of a subclass of list contain no named tensors.
         if let Some(Node::List(list)) = self.nodes.get_mut(top) {
             list.extend(items);
         }
@@ -155,7 +155,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The entries of a dict made from a list of pairs, which is how Python 2 pickles an `OrderedDict`.
+    /// The entries of a dict built from a list of pairs, which is how Python 2 pickles an `OrderedDict`.
     fn pairs(&self, arguments: Id) -> Vec<(Id, Id)> {
         let items = |id: Id| match self.nodes.get(id) {
             Some(Node::Tuple(items) | Node::List(items)) => items.as_slice(),
@@ -342,7 +342,7 @@ impl Machine {
     }
 }
 
-/// A signed little-endian number; one too long for an `i128` has no meaning here.
+/// A signed little-endian number; one too long for an `i128` is ignored.
 fn long(digits: &[u8]) -> Node {
     let mut all = [if digits.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 }; 16];
     match all.get_mut(..digits.len()) {
@@ -359,7 +359,7 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Reads one pickle; `reader` then stands behind it.
+    /// Reads one pickle and leaves `reader` at its end.
     pub(super) fn read(reader: impl BufRead) -> Result<Self> {
         let mut program = Program { reader, left: LONGEST };
         let mut machine = Machine::default();
@@ -397,7 +397,7 @@ impl Tree {
         }
     }
 
-    /// The entries of a dict; none of anything else.
+    /// The entries of a dict; empty for other objects.
     pub(super) fn dict(&self, id: Id) -> &[(Id, Id)] {
         match self.get(id) {
             Node::Dict(pairs) => pairs,

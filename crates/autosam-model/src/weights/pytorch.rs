@@ -1,5 +1,5 @@
-//! PyTorch's files: the zip that it writes since version 1.6, the kind before that, and an archive around one of them, such
-//! as the wheel of a Python package. No code in them is run ([`super::pickle`]).
+//! PyTorch's files: the zip format since version 1.6, the older format, and archives that contain one of them, such as
+//! the wheel of a Python package. No code in them is run ([`super::pickle`]).
 
 use super::pickle::{Node, Result, Tree};
 use super::taken::Taken;
@@ -13,22 +13,22 @@ use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::path::Path;
 use zip::{CompressionMethod, ZipArchive};
 
-/// The number at the start of a file of the old kind.
+/// Magic number of a file in the old format.
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 
-/// The version of the old kind, the only one there was.
+/// Version of the old format; only one exists.
 const PROTOCOL: i128 = 1001;
 
-/// How many times its compressed length a deflated file may have.
+/// Maximum ratio of a file's length to its deflated length.
 const DEFLATE: u64 = 1032;
 
-/// The longest weight file that is unpacked from an archive around it; larger ones are unpacked by the user.
+/// Maximum size of a weight file that is unpacked from an archive. Larger ones must be unpacked by the user.
 const LONGEST_INNER: u64 = 1 << 30;
 
-/// Endings of weight files that an archive may hold.
+/// File name extensions of weight files in an archive.
 const ENDINGS: [&str; 6] = [".pth", ".pt", ".ckpt", ".pth.tar", ".bin", ".safetensors"];
 
-/// Reads a zip with a pickle, or one around a single weight file.
+/// Reads a zip with a pickle, or one that contains a single weight file.
 pub(super) fn read_zip(
     path: &Path,
     reader: impl BufRead + Seek,
@@ -68,7 +68,7 @@ pub(super) fn read_zip(
     Ok(checkpoint(path, tensors, taken))
 }
 
-/// A member of an archive as it was before it was compressed.
+/// Decompressing reader of an archive member.
 struct Member<'a> {
     name: &'a str,
     reader: CrcReader<Box<dyn Read + 'a>>,
@@ -109,7 +109,7 @@ impl Read for Member<'_> {
     }
 }
 
-/// An error for a file with big-endian numbers. Files without the note are little-endian.
+/// Fails for a file with big-endian numbers. Files without a byte-order entry are little-endian.
 fn check_byte_order<R: BufRead + Seek>(
     archive: &mut ZipArchive<R>,
     folder: &str,
@@ -158,8 +158,8 @@ fn read_inner<R: BufRead + Seek>(
     Ok(super::read(&path.join(name), Cursor::new(bytes), key, true)?)
 }
 
-/// Reads a file of the old kind: pickles of the magic number, the version, the system, the object and the keys of its
-/// storages, then each storage as a count and its numbers.
+/// Reads a file in the old format: pickles of the magic number, the version, the system, the object and the keys of its
+/// storages, then each storage as a count followed by its numbers.
 pub(super) fn read_old(
     path: &Path,
     mut reader: impl BufRead + Seek,
@@ -222,7 +222,7 @@ pub(super) fn read_old(
 
 fn by_storage(views: &[(String, View)]) -> HashMap<&str, Vec<(&str, &View)>> {
     let mut storages: HashMap<&str, Vec<(&str, &View)>> = HashMap::new();
-    // Of two entries of one name the last holds, as in Python.
+    // The last of two entries with the same name counts, as in Python.
     let last: HashMap<&str, &View> = views.iter().map(|(name, view)| (name.as_str(), view)).collect();
     for (name, view) in last {
         storages.entry(&view.storage).or_default().push((name, view));

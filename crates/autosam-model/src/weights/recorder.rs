@@ -1,11 +1,11 @@
-//! Which tensors a model asks for, found by building it on nothing.
+//! Finds which tensors a model loads by building it without weights.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use std::sync::{Arc, Mutex};
 
-/// Names and shapes, in the order a model asks for them.
+/// Names and shapes in the order in which a model loads them.
 pub type Shapes = Vec<(String, Vec<usize>)>;
 
 struct Recorder(Arc<Mutex<Shapes>>);
@@ -20,7 +20,7 @@ impl SimpleBackend for Recorder {
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
-        candle_core::bail!("{name}: a model must state the shape of what it loads")
+        candle_core::bail!("{name}: a model must specify the shape of each tensor that it loads")
     }
 
     fn contains_tensor(&self, _: &str) -> bool {

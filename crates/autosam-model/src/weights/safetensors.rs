@@ -1,4 +1,4 @@
-//! Safetensors files, read and written tensor by tensor: memory holds the tensors, and no copy of the file.
+//! Reads and writes safetensors files tensor by tensor, without a copy of the whole file in memory.
 
 use super::taken::{Taken, counted};
 use super::values::{self, Numbers, View, read_storage};
@@ -12,13 +12,13 @@ use std::fs::File;
 use std::io::{BufRead, BufWriter, Read, Write};
 use std::path::Path;
 
-/// The longest header that is read, as in the format's own library.
+/// Maximum size of the header, as in the format's own library.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// How the metadata keys begin that this program writes.
+/// Prefix of the metadata keys that this program writes.
 const OWN: &str = "autosam";
 
-/// Reads the tensors, of which `key` names a part.
+/// Reads the tensors, or the part of them that `key` names.
 pub(super) fn read(
     path: &Path,
     mut reader: impl BufRead,
@@ -33,7 +33,7 @@ pub(super) fn read(
     }
     let mut header = Vec::new();
     (&mut reader).take(header_length).read_to_end(&mut header).map_err(|e| e.to_string())?;
-    // The parser checks that the tensors lie one after another and have the sizes that their shapes say.
+    // The parser checks that tensors are contiguous in the file and that their sizes match their shapes.
     let header = parsed(&header).map_err(|e| e.to_string())?;
     let bytes = length - 8 - header_length;
     if header.data_len() as u64 != bytes {
@@ -51,7 +51,7 @@ pub(super) fn read(
     taken.left_out.sort();
     choose(key, &metadata, &mut tensors, &mut taken)?;
     if key.is_some() {
-        // The configuration is that of the whole.
+        // The configuration describes the whole file, not a part.
         metadata.retain(|name, _| !name.starts_with(OWN));
     }
     let views = tensors.iter().map(|(name, view)| (name.as_str(), view)).collect();
@@ -61,7 +61,8 @@ pub(super) fn read(
     Ok(Checkpoint { path: path.to_owned(), tensors: found, metadata, taken })
 }
 
-/// The header. Notes in it that are no text, which the format does not allow but scripts write, are kept as JSON.
+/// Parses the header. Metadata values that are not text, which the format does not allow but scripts write, are kept as
+/// JSON.
 fn parsed(header: &[u8]) -> serde_json::Result<Metadata> {
     const NOTES: &str = "__metadata__";
     let strict = serde_json::from_slice(header);
@@ -69,7 +70,7 @@ fn parsed(header: &[u8]) -> serde_json::Result<Metadata> {
     let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header)?;
     let notes = match json.get_mut(NOTES) {
         Some(serde_json::Value::Object(notes)) => notes,
-        // A list or a number has no names to keep it by.
+        // A list or a number has no keys.
         Some(_) => {
             json.remove(NOTES);
             return serde_json::from_value(json.into());
@@ -105,7 +106,7 @@ fn choose(
     Ok(())
 }
 
-/// Where a tensor's numbers are, or why they are not read.
+/// Location of a tensor's data, or why it cannot be read.
 fn view(info: &TensorInfo) -> std::result::Result<View, String> {
     let numbers = match info.dtype {
         ::safetensors::Dtype::F64 => Numbers::F64,
@@ -125,8 +126,8 @@ fn view(info: &TensorInfo) -> std::result::Result<View, String> {
     Ok(View { storage: String::new(), numbers, byte: info.data_offsets.0, stride: stride.collect(), shape })
 }
 
-/// Writes a safetensors file beside `path` and renames it, so that a full disk or a crash leaves what was there. Float
-/// tensors are written as `dtype`, others as they are.
+/// Writes a safetensors file to a temporary file and renames it to `path`, so that an existing file survives a full
+/// disk or a crash. Float tensors are written as `dtype`, others unchanged.
 pub fn save_safetensors(
     path: &Path,
     tensors: &HashMap<String, Tensor>,
@@ -134,7 +135,7 @@ pub fn save_safetensors(
     dtype: Dtype,
 ) -> Result<()> {
     let written = |t: &Tensor| if t.dtype().is_float() { dtype.candle() } else { t.dtype() };
-    // Wide numbers first, so that each tensor lies at a multiple of its numbers' width.
+    // Wide types first, so that each tensor is aligned to its type.
     let mut sorted: Vec<(&String, &Tensor)> = tensors.iter().collect();
     sorted.sort_by_key(|(name, t)| (std::cmp::Reverse(written(t).size_in_bytes()), *name));
     let mut end = 0;
@@ -172,7 +173,7 @@ pub fn save_safetensors(
     };
     let result = write();
     if result.is_err() {
-        // A part of a file is of no use; the error that matters is the first.
+        // A partial file is useless. The first error is the one to report.
         let _ = std::fs::remove_file(&aside);
     }
     result?;

@@ -1,5 +1,6 @@
-//! Tensors in a tree of objects: state dicts, dicts that hold some, and whole pickled modules (`torch.save(model, …)`, as
-//! AutoSAM's own scripts do), whose `_parameters`, `_buffers` and `_modules` give the names that `state_dict()` would.
+//! Finds tensors in a tree of objects: in state dicts, in dicts that contain them, and in whole pickled modules
+//! (`torch.save(model, …)`, as in AutoSAM's own scripts), whose `_parameters`, `_buffers` and `_modules` yield the same
+//! names as `state_dict()`.
 
 use super::Fault;
 use super::pickle::{Id, Node, Result, Tree};
@@ -7,26 +8,27 @@ use super::taken::{HOLDERS, Taken, counted, joined, listed};
 use super::values::{Numbers, View};
 use std::collections::HashMap;
 
-/// Beginnings of keys under which training scripts keep what is no model: the moments of an optimizer have its tensors' shapes.
+/// Prefixes of keys under which training scripts store objects other than models. For example, an optimizer's moments
+/// have the shapes of the model's tensors.
 const NO_MODELS: [&str; 7] = ["optim", "opt_state", "lr_sched", "sched", "scaler", "amp", "callbacks"];
 
-/// How deep modules may nest.
+/// Maximum nesting depth of modules.
 const DEEPEST: usize = 64;
 
-/// How deep dicts that hold state dicts may nest.
+/// Maximum nesting depth of dicts that contain state dicts.
 const DEEPEST_HOLDER: usize = 4;
 
-/// A state dict or module, at `path` from the top.
+/// A state dict or module at `path`.
 pub(super) struct Part {
     path: String,
-    /// Every key of the path is one under which models are kept.
+    /// Whether every key of the path is a usual one for models.
     known: bool,
     tensors: Vec<(String, View)>,
     left_out: Vec<(String, String)>,
 }
 
-/// What was found of one part, and how many more entries are looked at in all: objects that hold each other many times over
-/// would be work without end.
+/// Tensors found in one part, and the remaining number of entries to visit in total. The limit bounds the work for
+/// objects that contain each other many times.
 struct Walk {
     tensors: Vec<(String, View)>,
     left_out: Vec<(String, String)>,
@@ -41,20 +43,20 @@ impl Walk {
     }
 }
 
-/// What a call in a pickle would rebuild.
+/// The result that a call in a pickle would have.
 enum Rebuilt {
     Tensor(View),
-    /// A tensor that is not read here, and why.
+    /// A tensor that cannot be read, and why.
     Unread(String),
-    /// No tensor at all.
+    /// Not a tensor.
     Other,
 }
 
 impl Tree {
-    /// The tensors to take: of the part named `key`, or of the first under a usual key, or of the only one.
+    /// Selects the tensors of the part named `key`, or of the first part under a usual key, or of the only part.
     ///
     /// # Errors
-    /// If there is none, or no telling which one is meant: with the keys that there are.
+    /// If no part exists or the choice is ambiguous. The message lists the keys.
     pub(super) fn choose(
         &self,
         key: Option<&str>,
@@ -84,7 +86,7 @@ impl Tree {
         };
         let mut tensors = part.tensors;
         if let (None, Some(key)) = (named, key) {
-            // Of one state dict, the tensors of one module.
+            // The tensors of one module of a state dict.
             let rest = key.strip_prefix(&part.path).and_then(|rest| rest.strip_prefix('.')).unwrap_or(key);
             if !taken.only(rest, &mut tensors) {
                 return Err(Fault::Unusable(format!("it has no part {key}; {}", self.top_keys())));
@@ -94,7 +96,7 @@ impl Tree {
         Ok((tensors, taken))
     }
 
-    /// All parts that hold tensors, in the order of preference: under usual keys, in the dict itself, under other keys.
+    /// All parts with tensors, in order of preference: under usual keys, in the dict itself, under other keys.
     fn parts(
         &self,
         id: Id,
@@ -134,13 +136,13 @@ impl Tree {
         Ok(())
     }
 
-    /// What lies at the top, for messages.
+    /// Describes the top-level object, for messages.
     fn top_keys(&self) -> String {
         let keys: Vec<String> =
             self.dict(self.root).iter().filter_map(|(key, _)| Some(self.text(*key)?.to_owned())).collect();
         match self.get(self.root) {
             Node::Dict(_) if keys.is_empty() => {
-                "its keys are no names; save the model's state_dict() with torch.save".to_owned()
+                "its keys are not strings; save the model's state_dict() with torch.save".to_owned()
             }
             Node::Dict(_) => format!("its top keys are: {}", listed(keys.into_iter())),
             Node::Call { function, .. } => match self.get(*function) {
@@ -173,13 +175,13 @@ impl Tree {
         Ok(())
     }
 
-    /// The value of `key` in the dict `id`; of several the last, as in Python.
+    /// The value of `key` in the dict `id`; the last one if the key is repeated, as in Python.
     fn entry(&self, id: Id, key: &str) -> Option<Id> {
         let at = self.dict(id).iter().rev().find(|(k, _)| self.text(*k) == Some(key))?;
         Some(at.1)
     }
 
-    /// The tensors that a dict holds by name.
+    /// The tensors in a dict, with names.
     fn entries(&self, dict: Id, prefix: &str, walk: &mut Walk) -> Result<()> {
         walk.spend(self.dict(dict).len())?;
         for (key, value) in self.dict(dict) {
@@ -194,13 +196,16 @@ impl Tree {
         Ok(())
     }
 
-    /// The tensor that a call would rebuild. `wrapped` bounds parameters of parameters.
+    /// The tensor that a call would rebuild. `wrapped` limits the nesting of parameters.
     fn tensor(&self, id: Id, wrapped: usize) -> Result<Rebuilt> {
         let Node::Call { function, arguments, .. } = self.get(id) else { return Ok(Rebuilt::Other) };
         let Node::Global(module, name) = self.get(*function) else { return Ok(Rebuilt::Other) };
         let arguments = *arguments;
         let argument = |at: usize| {
-            self.items(arguments).and_then(|items| items.get(at)).copied().ok_or("a tensor of nothing")
+            self.items(arguments)
+                .and_then(|items| items.get(at))
+                .copied()
+                .ok_or("a tensor call lacks an argument")
         };
         match (module.as_str(), name.as_str()) {
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") if wrapped > 0 => {
@@ -228,7 +233,7 @@ impl Tree {
         let Some(numbers) = numbers(kind) else {
             return Ok(Rebuilt::Unread(format!("numbers of the type {kind}, which is not supported")));
         };
-        // In the old kind of file a storage may be a part of another.
+        // In the old format a storage may be a part of another.
         let part = match named.get(5).and_then(|view| self.items(*view)) {
             Some([_, start, _]) => self.count(*start)?,
             _ => 0,
@@ -250,7 +255,7 @@ impl Tree {
         Ok(Rebuilt::Tensor(view))
     }
 
-    /// The type, the key and the whole of `("storage", type, key, location, length, …)`.
+    /// The type, the key and all items of `("storage", type, key, location, length, …)`.
     fn storage(&self, id: Id) -> Option<(&str, &str, &[Id])> {
         let Node::Persistent(named) = self.get(id) else { return None };
         let named = self.items(*named)?;
@@ -261,10 +266,10 @@ impl Tree {
         }
     }
 
-    /// The width of the numbers of every storage by its key.
+    /// The element width of every storage, by its key.
     ///
     /// # Errors
-    /// For a type whose width is not known here.
+    /// If the width of a type is unknown.
     pub(super) fn storage_widths(&self) -> Result<HashMap<&str, usize>> {
         let all = (0..self.nodes.len()).filter_map(|id| self.storage(id));
         all.map(|(kind, key, _)| {
@@ -303,7 +308,7 @@ fn numbers(kind: &str) -> Option<Numbers> {
     })
 }
 
-/// Bytes of a number of the types that are not read.
+/// Element width in bytes of types that are not supported.
 fn other_width(kind: &str) -> Option<usize> {
     Some(match kind {
         "ComplexDoubleStorage" => 16,

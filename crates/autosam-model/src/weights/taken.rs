@@ -1,8 +1,8 @@
-//! Which tensors of a file are taken, if it holds more than one model's, and under which names.
+//! Which tensors of a file are used if it contains more than one model, and under which names.
 
 use std::fmt;
 
-/// Keys under which training scripts keep a state dict, the first preferred.
+/// Keys under which training scripts store a state dict, in order of preference.
 pub(super) const HOLDERS: [&str; 18] = [
     "state_dict",
     "model_state_dict",
@@ -24,7 +24,7 @@ pub(super) const HOLDERS: [&str; 18] = [
     "student",
 ];
 
-/// Names of modules that only wrap the model, whose prefix is removed if all tensors share it.
+/// Names of modules that only wrap the model. Their prefix is removed if all tensors share it.
 const WRAPPERS: [&str; 14] = [
     "module",
     "model",
@@ -42,36 +42,36 @@ const WRAPPERS: [&str; 14] = [
     "_fsdp_wrapped_module",
 ];
 
-/// Those that PyTorch puts before names that this program gave.
+/// Prefixes that PyTorch adds to names written by this program.
 const AROUND_OURS: [&str; 2] = ["module", "_orig_mod"];
 
-/// Counters that averages of weights keep beside the model that they wrap.
+/// Counters that weight averaging stores in addition to the wrapped model.
 const COUNTERS: [&str; 2] = ["n_averaged", "num_updates"];
 
-/// How many names a message lists before it counts the rest.
+/// Number of names that a message lists before it counts the rest.
 const LISTED: usize = 10;
 
-/// What was taken of a weight file, and what was not.
+/// The part of a weight file that was used, and what was left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// The key of the part that was taken, `state_dict` or `state_dict.model`; `None` if the tensors lie at the top.
+    /// The key of the part, such as `state_dict` or `state_dict.model`; `None` if the tensors are at the top level.
     pub part: Option<String>,
-    /// Removed from the front of every name.
+    /// Prefix removed from every name.
     pub prefix: String,
-    /// Other parts that hold tensors, each with the number of its tensors.
+    /// Other parts with tensors, each with its number of tensors.
     pub others: Vec<(String, usize)>,
     /// Tensors of the part that were left out, each with the reason.
     pub left_out: Vec<(String, String)>,
 }
 
 impl Taken {
-    /// Whether the file's tensors were taken as they are.
+    /// Whether all of the file's tensors were used under their own names.
     pub fn is_plain(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Removes the wrappers' prefix that all `tensors` share, the file's counters aside, which are left out. `ours`: this
-    /// program gave the names, of which `sam` and the like are parts.
+    /// Removes the wrappers' prefix that all `tensors` except the file's counters share. Counters are left out. `ours`:
+    /// the names were written by this program, and contain parts such as `sam` that are not wrappers.
     pub(super) fn unwrap<T>(&mut self, tensors: &mut Vec<(String, T)>, ours: bool) {
         let wrappers = if ours { &AROUND_OURS[..] } else { &WRAPPERS };
         let counter = |name: &str| COUNTERS.contains(&name);
@@ -95,7 +95,7 @@ impl Taken {
         }
     }
 
-    /// Keeps those of `tensors` whose names begin with `key` and a dot, without both; false if there are none.
+    /// Keeps only the `tensors` whose names begin with `key` and a dot, and removes both; false if none do.
     pub(super) fn only<T>(&mut self, key: &str, tensors: &mut Vec<(String, T)>) -> bool {
         let rest = |name: &str| Some(name.strip_prefix(key)?.strip_prefix('.')?.to_owned());
         if !tensors.iter().any(|(name, _)| rest(name).is_some()) {
@@ -143,7 +143,7 @@ pub(super) fn counted(part: &str, count: usize) -> String {
     format!("{part} ({count} tensor{})", if count == 1 { "" } else { "s" })
 }
 
-/// `names` in a line, ten at most.
+/// Lists at most ten `names` in a line.
 pub(super) fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
     let more = names.len().saturating_sub(LISTED);
     let text = names.take(LISTED).collect::<Vec<_>>().join(", ");

@@ -1,4 +1,4 @@
-//! Numbers of weight files, read and written in pieces: memory holds each tensor once, and no copy of the file.
+//! Reads and writes the numbers of weight files in pieces: memory holds each tensor once and no copy of the file.
 
 use super::pickle::Result;
 use candle_core::{CpuStorage, Device, Storage, Tensor, WithDType};
@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 /// Bytes converted at a time.
 const PIECE: usize = 1 << 16;
 
-/// How many times the bytes of a storage its overlapping tensors may hold together.
+/// Maximum total size of overlapping tensors, as a multiple of their storage's size.
 const OVERLAP: usize = 8;
 
 /// Number format of a stored tensor.
@@ -38,7 +38,7 @@ impl Numbers {
     }
 }
 
-/// A tensor's place in a storage.
+/// Location of a tensor in a storage.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct View {
     pub storage: String,
@@ -46,12 +46,12 @@ pub(super) struct View {
     /// Its first byte.
     pub byte: usize,
     pub shape: Vec<usize>,
-    /// In elements.
+    /// Strides in elements.
     pub stride: Vec<usize>,
 }
 
 impl View {
-    /// Elements of the storage from the tensor's first to its last; the tensor's own number of elements.
+    /// Number of storage elements from the tensor's first to its last, and the tensor's number of elements.
     fn extent(&self) -> Option<(usize, usize)> {
         let count = self.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
         if count == 0 {
@@ -64,7 +64,7 @@ impl View {
         Some((last.checked_add(1)?, count))
     }
 
-    /// Whether it has more elements than its storage keeps for it (a stride of 0).
+    /// Whether elements are repeated by a stride of 0.
     pub(super) fn repeats(&self) -> bool {
         self.extent().is_some_and(|(extent, count)| count > extent)
     }
@@ -78,13 +78,14 @@ impl View {
         })
     }
 
-    /// Its bytes in the storage, from where to where.
+    /// Its range of bytes in the storage.
     fn range(&self) -> Option<(usize, usize)> {
         let (extent, _) = self.extent()?;
         Some((self.byte, self.byte.checked_add(extent.checked_mul(self.numbers.width())?)?))
     }
 
-    /// Reads the tensor from `reader`, which stands at its first element. `limit` bounds the memory taken in advance.
+    /// Reads the tensor from `reader`, which is positioned at its first element. `limit` bounds the memory allocated in
+    /// advance.
     fn read(&self, reader: &mut dyn Read, limit: usize) -> Result<Tensor> {
         match self.numbers {
             Numbers::F64 => self.tensor(reader, limit, f64::from_le_bytes),
@@ -141,8 +142,9 @@ impl View {
     }
 }
 
-/// Reads the tensors that lie in one storage into `tensors`. `reader` stands at the storage's first byte and is read once,
-/// from front to back; the storage, `label` in messages, has `bytes`. `limit` bounds the memory taken in advance.
+/// Reads the tensors of one storage into `tensors`. `reader` is positioned at the storage's first byte and is read
+/// once, sequentially. The storage, named `label` in messages, has `bytes` bytes. `limit` bounds the memory allocated
+/// in advance.
 pub(super) fn read_storage(
     mut views: Vec<(&str, &View)>,
     (label, bytes): (&str, u64),
@@ -192,7 +194,7 @@ pub(super) fn read_storage(
     Ok(())
 }
 
-/// Reads `count` bytes that are not wanted.
+/// Skips `count` bytes.
 fn skip(reader: &mut dyn Read, count: u64) -> Result<()> {
     std::io::copy(&mut reader.take(count), &mut std::io::sink()).map_err(|e| e.to_string())?;
     Ok(())

@@ -1,5 +1,5 @@
-//! PyTorch's checkpoints as people have them: old and new file kinds, training scripts' dicts, wrappers' prefixes, buffers.
-//! Every file is written here, by a small pickler.
+//! Reads PyTorch checkpoints of many kinds: old and new formats, training scripts' dicts, wrappers' prefixes, buffers.
+//! Every file is written here by a small pickler.
 
 mod pickler;
 
@@ -10,7 +10,7 @@ use pickler::*;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 
-/// A file that is gone with the folder.
+/// A file that is deleted with the temporary folder.
 fn file(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = dir.path().join(name);
     std::fs::write(&path, bytes).unwrap();
@@ -75,7 +75,7 @@ fn the_file_kind_of_pytorch_before_1_6_is_read() {
     assert_eq!((found.tensors["half"].dtype(), values(&found, "half")), (DType::F16, vec![1., -2.]));
     assert_eq!(found.tensors["empty"].dims(), [0, 4]);
     assert_eq!(found.taken.part.as_deref(), Some("state_dict"));
-    // Cut anywhere: an error that names the file and says so.
+    // Truncated anywhere: the error names the file and says so.
     for keep in (1..bytes.len()).step_by(7).chain([bytes.len() - 1]) {
         let said = read(&bytes[..keep]).unwrap_err().to_string();
         assert!(said.contains("x.pth"), "{said}");
@@ -129,7 +129,7 @@ fn compressed_files_are_read() {
     let state = storages.state("", 1.0);
     let found = read(&storages.zip(&state, Method::Deflated)).unwrap();
     assert_eq!(values(&found, PLAIN[1]), (1..13).map(f64::from).collect::<Vec<_>>());
-    // One bit of one number, anywhere: the checksum tells.
+    // A single flipped bit of any number is detected by the checksum.
     let mut stored = storages.zip(&state, Method::Stored);
     let at = stored.windows(4).position(|w| w == 12.0f32.to_le_bytes()).unwrap();
     stored[at] ^= 1;
@@ -176,7 +176,7 @@ fn models_are_found_under_every_usual_key_and_without_their_wrappers_prefix() {
         assert_eq!(names(&found), PLAIN, "{key}");
         assert_eq!((found.taken.part.as_deref(), found.taken.prefix.as_str()), (Some(key), prefix));
     }
-    // One in the other, and a prefix without a holder.
+    // Nested wrappers, and a prefix without a holder key.
     let mut storages = Storages::default();
     let script = dict(&[("state_dict", dict(&[("model", storages.state("", 1.0))]))]);
     let found = read(&storages.old(&script)).unwrap();
@@ -186,7 +186,7 @@ fn models_are_found_under_every_usual_key_and_without_their_wrappers_prefix() {
     assert_eq!(names(&read(&storages.old(&state)).unwrap()), PLAIN);
 }
 
-/// As PyTorch's `DataParallel` and `compile` write it, with our metadata or, from PyTorch, without.
+/// As written by PyTorch's `DataParallel` and `compile`, with this project's metadata or, from PyTorch, without.
 #[test]
 fn the_built_in_model_opens_under_a_wrappers_prefix_and_without_its_metadata() {
     let shipped = load_bytes(Path::new("shipped"), autosam_model::SHIPPED).unwrap();
@@ -211,7 +211,7 @@ fn the_built_in_model_opens_under_a_wrappers_prefix_and_without_its_metadata() {
 
 #[test]
 fn a_prefix_that_belongs_to_the_model_stays() {
-    // HarDNet's own names all begin with `base`; of two modules neither is a wrapper.
+    // HarDNet's own names all begin with `base`. With two modules neither is a wrapper.
     for prefixes in [["base.0.", "base.1."], ["model.", "head."], ["model.", "modelling."]] {
         let mut storages = Storages::default();
         let entries = prefixes.map(|p| (format!("{p}weight"), storages.floats(&[2], 0.0)));
@@ -248,7 +248,7 @@ fn one_of_several_models_is_chosen_by_its_key() {
     let said = load_part(&path, Some("teacher")).unwrap_err().to_string();
     assert!(said.contains("no part teacher") && said.contains("ema, model, epoch"), "{said}");
 
-    // Keys that nobody knows: which one is meant, the user says.
+    // With unknown keys the user must choose one.
     let mut storages = Storages::default();
     let (a, b) = (storages.state("", 1.0), storages.state("", 50.0));
     let script = dict(&[("first", a), ("second", b)]);
@@ -257,7 +257,7 @@ fn one_of_several_models_is_chosen_by_its_key() {
     assert!(said.contains("first (2 tensors), second (2 tensors)") && said.contains("--key"), "{said}");
     assert_eq!(values(&load_part(&path, Some("second")).unwrap(), PLAIN[0])[0], 50.0);
 
-    // Within one state dict, and in a safetensors file: by the names' beginning.
+    // Within one state dict and in a safetensors file, parts are chosen by the prefix of the names.
     let mut storages = Storages::default();
     let (Object::Dict(mut all), Object::Dict(student)) =
         (storages.state("teacher.", 50.0), storages.state("student.", 1.0))
@@ -318,7 +318,7 @@ fn notes_of_any_type_in_a_safetensors_header_are_kept() {
     assert_eq!((names(&file), file.metadata["epoch"].as_str()), (vec!["w"], "3"));
     assert_eq!((file.metadata["format"].as_str(), file.metadata["args"].as_str()), ("pt", r#"{"lr":0.1}"#));
     assert!(read(&safetensors(&format!(r#"{{"__metadata__":[1],{tensor}}}"#), &[0; 8])).is_ok());
-    // What is wrong beside the notes stays wrong.
+    // Other errors in such a file are still reported.
     let short = read(&safetensors(&format!(r#"{{"__metadata__":{notes},{tensor}}}"#), &[0; 5])).unwrap_err();
     assert!(short.to_string().contains("the file contains 5"), "{short}");
 }
@@ -375,7 +375,7 @@ fn masks_indices_and_other_buffers_are_converted_or_left_out_by_name() {
         let said = found.taken.to_string();
         assert!(said.contains("complex (numbers of the type ComplexFloatStorage"), "{said}");
         assert!(said.contains("expanded (it repeats its numbers"), "{said}");
-        // They do not keep a model from being loaded, and are written as they are.
+        // They do not prevent loading a model, and are written unchanged.
         let shapes = PLAIN.map(|name| (name.to_owned(), vec![4, 3]));
         let floats: Vec<_> = [("bf16".to_owned(), vec![1])].into_iter().chain(shapes).collect();
         found.check(&floats).unwrap();
@@ -388,7 +388,7 @@ fn masks_indices_and_other_buffers_are_converted_or_left_out_by_name() {
     }
 }
 
-/// Its length in little-endian bytes begins as a pickle does.
+/// Its length in little-endian bytes looks like the start of a pickle.
 #[test]
 fn a_safetensors_header_of_640_bytes_is_no_pickle() {
     let mut header = br#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#.to_vec();
@@ -422,7 +422,7 @@ fn a_hostile_file_of_the_old_kind_is_an_error() {
     let large = TensorOf { shape: vec![1 << 30, 1 << 30], stride: vec![1 << 30, 1], ..tensor.clone() };
     let text = said(&storages.old(&dict(&[("w", Object::Tensor(large))])));
     assert!(text.contains("w: needs") || text.contains("overflows"), "{text}");
-    // A thousand tensors that are each nearly the whole storage.
+    // A thousand tensors that each cover nearly the whole storage.
     let mut storages = Storages::default();
     let Object::Tensor(long) = storages.floats(&[4000], 0.0) else { panic!() };
     let shifted = (0..1000).map(|offset| {
@@ -435,7 +435,7 @@ fn a_hostile_file_of_the_old_kind_is_an_error() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
-    /// Whatever was done to a file of either kind: weights or an error with its name, never a panic.
+    /// Any damage to a file in either format leads to weights or to an error with its name, never to a panic.
     #[test]
     fn damaged_checkpoints_are_errors(
         kind in 0..3usize,

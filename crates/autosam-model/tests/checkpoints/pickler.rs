@@ -9,18 +9,18 @@ pub enum Method {
     Deflated,
 }
 
-/// What is pickled.
+/// An object to pickle.
 #[derive(Clone)]
 pub enum Object {
     Int(i32),
     Text(String),
     None,
     Dict(Vec<(String, Object)>),
-    /// As Python 2 pickles an `OrderedDict`: a list of pairs.
+    /// An `OrderedDict` as pickled by Python 2: a list of pairs.
     Pairs(Vec<(String, Object)>),
     List(Vec<Object>),
     Tensor(TensorOf),
-    /// `torch.save(module, …)`: its class is kept outside the pickle in the old kind.
+    /// `torch.save(module, …)`; the old format stores its class outside the pickle.
     Module(Vec<(String, Object)>),
 }
 
@@ -30,11 +30,11 @@ pub struct TensorOf {
     pub offset: usize,
     pub shape: Vec<usize>,
     pub stride: Vec<usize>,
-    /// First element and number of elements of the part of the storage that the old kind calls a storage.
+    /// First element and number of elements of the part that the old format treats as a storage.
     pub part: Option<(usize, usize)>,
 }
 
-/// The storages of one file: PyTorch's type and the bytes.
+/// The storages of one file: PyTorch's type and bytes.
 #[derive(Default)]
 pub struct Storages(Vec<(&'static str, Vec<u8>)>);
 
@@ -46,14 +46,14 @@ impl Storages {
         Object::Tensor(TensorOf { storage, offset: 0, shape: shape.to_vec(), stride, part: None })
     }
 
-    /// A float tensor that counts up from `first`.
+    /// A float tensor with values `first`, `first + 1`, ….
     pub fn floats(&mut self, shape: &[usize], first: f32) -> Object {
         let count = shape.iter().product::<usize>();
         let bytes = (0..count).flat_map(|i| (first + i as f32).to_le_bytes()).collect();
         self.tensor("FloatStorage", shape, bytes)
     }
 
-    /// A state dict of two tensors, their names after `prefix`, that count up from `first`.
+    /// A state dict of two such tensors, with `prefix` before their names.
     pub fn state(&mut self, prefix: &str, first: f32) -> Object {
         let names = ["image_encoder.pos_embed", "mask_decoder.a.weight"];
         Object::Dict(names.map(|n| (format!("{prefix}{n}"), self.floats(&[4, 3], first))).to_vec())
@@ -156,7 +156,7 @@ impl Storages {
         out.extend(b"\x89ccollections\nOrderedDict\n)RtR");
     }
 
-    /// The file that PyTorch wrote before version 1.6.
+    /// The file as written by PyTorch before version 1.6.
     pub fn old(&self, object: &Object) -> Vec<u8> {
         let mut out = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.".to_vec();
         let sizes = ["short", "int", "long"].map(|n| (n.to_owned(), Object::Int(4))).to_vec();
@@ -176,7 +176,7 @@ impl Storages {
         out
     }
 
-    /// The file that PyTorch writes since version 1.6.
+    /// The file as written by PyTorch since version 1.6.
     pub fn zip(&self, object: &Object, method: Method) -> Vec<u8> {
         let storages = self.0.iter().enumerate();
         let storages = storages.map(|(i, (_, bytes))| (format!("archive/data/{}", 1000 - i), bytes.clone()));
@@ -201,7 +201,7 @@ pub fn dict(entries: &[(&str, Object)]) -> Object {
     Object::Dict(entries.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect())
 }
 
-/// A zip archive, its members deflated or not.
+/// A zip archive with deflated or stored members.
 pub fn zip_of(members: &[(String, Vec<u8>)], method: Method) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in members {

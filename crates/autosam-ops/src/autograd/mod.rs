@@ -1,4 +1,4 @@
-//! Gradients of our operations.
+//! Gradients of this crate's operations.
 
 mod op;
 pub(crate) mod tape;

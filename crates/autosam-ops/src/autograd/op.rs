@@ -1,10 +1,10 @@
-//! Our kernels as candle's custom operations.
+//! Adapts this crate's kernels to candle's custom operations.
 
 use crate::runtime::kernel::{Differentiable, Kernel, in_storage};
 use crate::runtime::operands::Args;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
-/// A kernel that candle takes as an operation of one, two or three operands.
+/// A kernel as a custom operation with one, two or three operands.
 pub(super) struct Op<K>(pub K);
 
 impl<K: Kernel + Differentiable> CustomOp1 for Op<K> {

@@ -1,10 +1,11 @@
-//! Gradients of our operations, added up beside candle's. Its backward adds every gradient of a tensor, the first one too, to a
-//! tensor of zeros, on one thread: a sixth of a training step's time. Inside [`taped`] the first is taken as it is, and further ones
-//! are added on all threads.
+//! Accumulates gradients of this crate's operations outside candle's backward pass. candle's backward adds every
+//! gradient of a tensor, including the first, to a tensor of zeros on one thread, which takes a sixth of a training
+//! step. Inside [`taped`] the first gradient is used as it is, and further ones are added on all threads.
 //!
-//! candle still orders the backward pass. It does so by *tokens*, tensors of one element that stand for the results of operations; the
-//! gradients themselves go from [`Record`] to [`Record`]. What comes from candle's own operations or from a variable enters with
-//! [`Entered`], and what they use of a result leaves with [`Computed`], so that both kinds mix freely.
+//! candle still orders the backward pass. It orders *tokens*, tensors of one element that represent the results of
+//! operations; the gradients themselves pass from [`Record`] to [`Record`]. Tensors from candle's own operations and
+//! variables enter the tape through [`Entered`], and results used by candle's operations leave it through [`Computed`],
+//! so that both kinds of operations can be mixed freely.
 
 use super::op::Op;
 use crate::kernels::cpu::add::Add;
@@ -20,10 +21,10 @@ thread_local! {
     static TAPE: RefCell<Option<HashMap<TensorId, Place>>> = const { RefCell::new(None) };
 }
 
-/// Runs `f`, which computes a loss on this thread; its gradients are those that candle's backward would give without, but for the
-/// order of sums.
+/// Runs `f`, which computes a loss on this thread. Its gradients equal those of candle's backward except for the order
+/// of sums.
 pub fn taped<R>(f: impl FnOnce() -> R) -> R {
-    /// Puts back what was, also after a panic.
+    /// Restores the previous state, also after a panic.
     struct Before(Option<HashMap<TensorId, Place>>);
     impl Drop for Before {
         fn drop(&mut self) {
@@ -34,7 +35,7 @@ pub fn taped<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Up to three tensors through `op`, tracked if one of them is; without gradients as many as `op` takes.
+/// Applies `op` to up to three tensors, tracked if one of them is; without gradients, to any number that `op` accepts.
 pub(crate) fn apply<K: Kernel + Differentiable + 'static>(op: K, args: &[&Tensor]) -> Result<Tensor> {
     if !args.iter().any(|x| x.track_op()) {
         return capture::apply(op, args);
@@ -46,11 +47,11 @@ pub(crate) fn apply<K: Kernel + Differentiable + 'static>(op: K, args: &[&Tensor
         [x] => x.apply_op1(Op(op)),
         [a, b] => a.apply_op2(b, Op(op)),
         [a, b, c] => a.apply_op3(b, c, Op(op)),
-        _ => candle_core::bail!("{}: no gradients of {} operands", op.name(), args.len()),
+        _ => candle_core::bail!("{}: gradients are not supported for {} operands", op.name(), args.len()),
     }
 }
 
-/// `x` in another shape, as [`Tensor::reshape`].
+/// Reshapes `x`, as [`Tensor::reshape`].
 pub fn reshape(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     let y = x.reshape(shape.into())?;
     if let Some(place) = Place::known(x)
@@ -62,7 +63,7 @@ pub fn reshape(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     Ok(y)
 }
 
-/// True where an operation on `args` is to be recorded.
+/// Whether an operation on `args` must be recorded.
 fn records(args: &[&Tensor]) -> bool {
     args.iter().any(|x| x.track_op())
         && args.iter().all(|x| x.device().is_cpu())
@@ -78,7 +79,7 @@ fn record<K: Kernel + Differentiable + 'static>(op: K, args: &[&Tensor]) -> Resu
     Ok(y)
 }
 
-/// Where gradients of a tensor are added up, and what stands for it in candle's graph.
+/// The accumulator of a tensor's gradient, and the token that represents the tensor in candle's graph.
 #[derive(Clone)]
 struct Place {
     token: Tensor,
@@ -86,7 +87,7 @@ struct Place {
 }
 
 impl Place {
-    /// `None` where `x` has no gradient.
+    /// `None` if `x` has no gradient.
     fn of(x: &Tensor) -> Result<Option<Self>> {
         if !x.track_op() {
             return Ok(None);
@@ -100,7 +101,7 @@ impl Place {
         Ok(Some(place))
     }
 
-    /// That of a tensor which is on the tape already.
+    /// The place of a tensor that is already on the tape.
     fn known(x: &Tensor) -> Option<Self> {
         TAPE.with_borrow(|tape| tape.as_ref()?.get(&x.id()).cloned())
     }
@@ -114,7 +115,7 @@ impl Place {
     }
 }
 
-/// The gradients of a tensor so far.
+/// The accumulated gradient of a tensor.
 #[derive(Clone, Default)]
 struct Sum(Arc<Mutex<Option<Tensor>>>);
 
@@ -134,20 +135,20 @@ impl Sum {
     }
 }
 
-/// An operation that happened.
+/// A recorded operation.
 struct Record {
     op: Arc<dyn Differentiable>,
     args: Vec<Tensor>,
-    /// Of the arguments.
+    /// Gradients of the arguments.
     sums: Vec<Option<Sum>>,
-    /// Without its history, which leads here.
+    /// The result, detached, because its history leads to this record.
     result: OnceLock<Tensor>,
-    /// Of the result.
+    /// Gradient of the result.
     sum: Sum,
 }
 
 impl Record {
-    /// Of up to three arguments, which have these places; and its token.
+    /// A record for up to three arguments with these places, and its token.
     fn of(
         op: Arc<dyn Differentiable>,
         args: &[&Tensor],
@@ -171,7 +172,7 @@ impl Record {
     }
 
     fn keep(&self, result: &Tensor, token: Tensor) {
-        // A record is made for one result.
+        // Set once, because a record has one result.
         let _ = self.result.set(result.detach());
         Place { token, sum: self.sum.clone() }.put(result);
     }
@@ -188,7 +189,7 @@ impl Record {
     }
 }
 
-/// Stands for a result. Of the tokens of its operation's arguments.
+/// Represents a result; its operands are the tokens of the operation's arguments.
 struct Token(Arc<Record>);
 
 fn one_element() -> (CpuStorage, Shape) {
@@ -221,13 +222,13 @@ impl CustomOp3 for Token {
         _: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         self.0.backward()?;
-        // A gradient that says nothing: candle wants one of what it comes to next.
+        // A placeholder gradient, because candle requires one for the next operation that it visits.
         let token = |t: &Tensor| t.track_op().then(|| t.detach());
         Ok((token(a), token(b), token(c)))
     }
 }
 
-/// A result, for those who use it without a tape. Of its token.
+/// A result for use outside the tape; its operand is the result's token.
 struct Computed<K> {
     op: Arc<K>,
     record: Arc<Record>,
@@ -248,7 +249,7 @@ impl<K: Kernel> CustomOp1 for Computed<K> {
     }
 }
 
-/// The token of a tensor that no record made.
+/// The token of a tensor that was not computed by a record.
 struct Entered(Sum);
 
 impl CustomOp1 for Entered {
@@ -293,7 +294,8 @@ mod tests {
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     }
 
-    /// Our operations and candle's, results used several times by both, a variable used twice, an argument without a gradient.
+    /// Mixes this crate's operations with candle's: results used several times by both, a variable used twice, and an
+    /// argument without a gradient.
     fn loss([x, w, bias, gain]: &[Var; 4]) -> Tensor {
         let fixed = numbers(&[2, 4, 6, 6], 5);
         let y = ops::conv2d_then(x, w, Some(bias), ops::Conv2d { padding: 1, ..Default::default() }, None)
@@ -363,7 +365,7 @@ mod tests {
         assert!(weak.upgrade().is_none());
     }
 
-    /// The same, and something whose end can be seen.
+    /// The same, with a value whose drop can be observed.
     struct Witness(#[expect(dead_code, reason = "held")] Arc<()>);
 
     // SAFETY: a copy.

@@ -1,4 +1,4 @@
-//! Attention of every head: to other tokens, to a tensor's own, and in the windows of a grid.
+//! Multi-head attention: cross-attention, self-attention, and attention in the windows of a grid.
 
 use super::norm::softmax;
 use super::windows::{partition, unpartition};
@@ -11,11 +11,11 @@ use crate::runtime::autocast::{self, autocast_dtype, in_autocast, in_autocast_f3
 use crate::runtime::capture::apply;
 use candle_core::{Result, Tensor};
 
-/// Attention of every head, `softmax(scale · q kᵀ) v`: `q [B, T, heads · d]`, `k` and `v [B, S, heads · d]` →
-/// `[B, T, heads · d]`.
+/// Multi-head attention, `softmax(scale · q kᵀ) v`: `q [B, T, heads · d]`, `k` and `v [B, S, heads · d]` → `[B, T,
+/// heads · d]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
     if handles(&[q, k, v]) {
-        let op = attention::Apart { heads, scale: scale as f32 };
+        let op = attention::Separate { heads, scale: scale as f32 };
         return tape::apply(op, &[&q.contiguous()?, &k.contiguous()?, &v.contiguous()?]);
     }
     if cuda::fusible(&[q, k, v]) && autocast::active() {
@@ -25,7 +25,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -
             autocast::to_autocast_dtype(v)?,
         ];
         if cuda::serves(q.dtype(), q.dim(2)? / heads) {
-            return cuda::attention_apart(&q, &k, &v, heads, scale);
+            return cuda::cross_attention(&q, &k, &v, heads, scale);
         }
     }
     let split = |x: &Tensor| -> Result<Tensor> {
@@ -35,7 +35,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -
     composed_attention(&split(q)?, &split(k)?, &split(v)?, scale, None)
 }
 
-/// Attention of every head to its own tokens, from `qkv [B, T, 3 · heads · d]`, with a bias `[heads, T, T]` on the scores.
+/// Multi-head self-attention of `qkv [B, T, 3 · heads · d]`, with a bias `[heads, T, T]` on the scores.
 pub fn self_attention(
     qkv: &Tensor,
     packing: Packing,
@@ -65,11 +65,11 @@ pub fn self_attention(
 fn unpacked(qkv: &Tensor, packing: Packing, heads: usize) -> Result<[Tensor; 3]> {
     let (b, t, c) = qkv.dims3()?;
     let d = c / (3 * heads);
-    let (apart, dim) = match packing {
+    let (separate, dim) = match packing {
         Packing::Parts => (qkv.reshape((b, t, 3, heads, d))?, 2),
         Packing::Heads => (qkv.reshape((b, t, heads, 3, d))?, 3),
     };
-    let part = |i: usize| apart.narrow(dim, i, 1)?.squeeze(dim)?.transpose(1, 2)?.contiguous();
+    let part = |i: usize| separate.narrow(dim, i, 1)?.squeeze(dim)?.transpose(1, 2)?.contiguous();
     Ok([part(0)?, part(1)?, part(2)?])
 }
 
@@ -88,14 +88,14 @@ fn composed_attention(
     in_autocast(&softmax(&scores)?, v, |p, v| p.matmul(v))?.transpose(1, 2)?.contiguous()?.flatten_from(2)
 }
 
-/// True where [`windowed_attention`] of tokens `x`, `d` channels a head, has a kernel that finds windows of `h × w` where they lie: on a
-/// GPU, inside [`autocast`].
+/// Whether [`windowed_attention`] of tokens `x` with `d` channels per head has a kernel that reads windows of `h × w`
+/// directly from the grid: on a GPU, inside [`autocast`].
 pub fn finds_windows(x: &Tensor, d: usize, (h, w): (usize, usize)) -> bool {
     autocast_dtype().is_some_and(|dtype| cuda::finds_windows(x, dtype, d, (h, w)))
 }
 
-/// [`relative_attention`] in each window of `h × w` tokens of a grid `qkv [N, H, W, 3 · heads · d]` → `[N, H, W, heads · d]`. A window's
-/// tokens beyond the grid are `padding [3 · heads · d]`; zeros without.
+/// [`relative_attention`] in each window of `h × w` tokens of a grid `qkv [N, H, W, 3 · heads · d]` → `[N, H, W, heads
+/// · d]`. A window's tokens beyond the grid are `padding [3 · heads · d]`, or zeros if it is `None`.
 pub fn windowed_attention(
     qkv: &Tensor,
     padding: Option<&Tensor>,
@@ -126,7 +126,7 @@ pub fn windowed_attention(
     unpartition(&relative_attention(&windows, heads, scale, (h, w), (rows, cols))?, h, height, width)
 }
 
-/// The GPU's kernel of [`windowed_attention`], for windows and a grid of these sides; `None` where it does not apply.
+/// Runs the GPU kernel of [`windowed_attention`] for windows and a grid of these sizes; `None` if it does not apply.
 fn fused_relative_attention(
     qkv: &Tensor,
     padding: Option<&Tensor>,
@@ -161,16 +161,16 @@ pub fn relative_attention(
     if let Some(y) = fused_relative_attention(qkv, None, heads, scale, ((h, w), (h, w)), (rows, cols))? {
         return Ok(y);
     }
-    // Distances in f32, whatever the products are in.
+    // Relative positions are computed in f32 whatever the type of the products.
     let qkv = widened(qkv)?;
     let [q, k, v] = unpacked(&qkv, Packing::Parts, heads)?;
     let (rows, cols) = (&widened(rows)?, &widened(cols)?);
     let (b, _, tokens, d) = q.dims4()?;
     let grid = q.reshape((b * heads, h, w, d))?;
-    let turned = grid.transpose(1, 2)?.contiguous()?;
+    let transposed = grid.transpose(1, 2)?.contiguous()?;
     let down = distances(&grid, rows)?.reshape((b * heads, tokens, h, 1))?;
     let across =
-        distances(&turned, cols)?.transpose(1, 2)?.contiguous()?.reshape((b * heads, tokens, 1, w))?;
+        distances(&transposed, cols)?.transpose(1, 2)?.contiguous()?.reshape((b * heads, tokens, 1, w))?;
     let keys = k.t()?;
     let mut parts = Vec::with_capacity(tokens.div_ceil(CHUNK));
     for start in (0..tokens).step_by(CHUNK) {
@@ -184,8 +184,8 @@ pub fn relative_attention(
     Tensor::cat(&parts, 2)?.transpose(1, 2)?.contiguous()?.flatten_from(2)
 }
 
-/// Query rows of attention computed at a time where it is composed: bounds the scores to `heads × CHUNK × tokens` floats,
-/// where ViT-B's 12 × 4096 × 4096 would take 805 MB.
+/// Query rows computed at a time by the composed attention. This bounds the scores to `heads × CHUNK × tokens` floats,
+/// while ViT-B's 12 × 4096 × 4096 would take 805 MB.
 const CHUNK: usize = 256;
 
 /// Inner products of `q [B, r, s, d]` with the table's rows for the distances from r to every key, `[B, r, s, keys]`.

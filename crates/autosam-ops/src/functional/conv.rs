@@ -16,7 +16,7 @@ pub fn conv2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, cfg: Conv2d) -> Res
     conv2d_then(x, w, bias, cfg, None)
 }
 
-/// [`conv2d`] and an activation.
+/// [`conv2d`] followed by an activation.
 pub fn conv2d_then(
     x: &Tensor,
     w: &Tensor,
@@ -58,7 +58,7 @@ pub fn conv2d_then(
     with_epilogue_in_planes(y, bias, activation)
 }
 
-/// A convolution where our kernels of a CPU do not apply.
+/// A convolution composed of candle's operations, used if this crate's CPU kernels do not apply.
 fn composed_conv2d(x: &Tensor, w: &Tensor, cfg: Conv2d) -> Result<Tensor> {
     if x.device().is_cuda() && cfg.groups == 1 {
         let ((n, _, h, width), (o, c, k, _)) = (x.dims4()?, w.dims4()?);
@@ -86,7 +86,7 @@ pub fn conv_transpose2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, stride: u
     conv_transpose2d_then(x, w, bias, stride, None)
 }
 
-/// [`conv_transpose2d`] and an activation.
+/// [`conv_transpose2d`] followed by an activation.
 pub fn conv_transpose2d_then(
     x: &Tensor,
     w: &Tensor,
@@ -107,7 +107,7 @@ pub fn conv_transpose2d_then(
                 &[&x.contiguous()?, &w.contiguous()?],
             )?
         } else if k == stride {
-            // No two kernels overlap: one matrix product, its rows spread over k × k pixels.
+            // Kernels do not overlap, so one matrix product suffices; each of its rows fills k × k pixels.
             let w = w.reshape((c, o * k * k))?.t()?.contiguous()?;
             let (w, x) = (w.broadcast_left(n)?.contiguous()?, x.reshape((n, c, height * width))?);
             let y = in_autocast(&w, &x, |w, x| w.matmul(x))?;

@@ -1,4 +1,4 @@
-//! Sums, activations and scales, element by element.
+//! Element-wise sums, activations and scaling.
 
 use crate::Activation;
 use crate::autograd::tape;
@@ -21,7 +21,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     widened(a)?.broadcast_add(&widened(b)?)
 }
 
-/// [`add`] whose result only products read: in their type, where [`autocast`] gives one.
+/// [`add`] for results that only matrix products read: in the type of [`autocast`], if it is active.
 pub fn add_for_products(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if let (Some(dtype), true) = (autocast_dtype(), cuda::adds(a, b)) {
         return cuda::add(a, b, None, dtype);
@@ -38,8 +38,8 @@ pub fn affine(x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
     x.affine(scale, shift)
 }
 
-/// Logits `[N, ...]`, lowered by `slope` for each unit by which the image's score, the first of its row of `scores [N, M]`, is less
-/// than `least`.
+/// Reduces logits `[N, ...]` by `slope` for each unit by which the image's score is below `least`. The score is the
+/// first of the image's row of `scores [N, M]`.
 pub fn gate(logits: &Tensor, scores: &Tensor, least: f32, slope: f32) -> Result<Tensor> {
     if fusible(&[logits, scores]) {
         return apply(pointwise::Gate { least, slope }, &[&logits.contiguous()?, &scores.contiguous()?]);
@@ -51,7 +51,7 @@ pub fn gate(logits: &Tensor, scores: &Tensor, least: f32, slope: f32) -> Result<
     logits.broadcast_sub(&less.reshape(shape)?)
 }
 
-/// An activation, element by element.
+/// Applies an activation element by element.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if handles(&[x]) {
         return tape::apply(activation, &[&x.contiguous()?]);

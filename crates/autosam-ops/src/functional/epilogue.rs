@@ -1,4 +1,4 @@
-//! What is done to the fresh result of a product: a bias is added, an activation applied.
+//! Epilogue of a matrix product: adds a bias and applies an activation to the fresh result.
 
 use super::elementwise::activate;
 use crate::Activation;
@@ -8,7 +8,7 @@ use crate::kernels::cpu::common::handles;
 use crate::kernels::cuda;
 use candle_core::{Result, Tensor};
 
-/// Bias, a number a channel, and activation of the fresh `[N, C, H, W]` of a product.
+/// Adds a bias per channel and applies an activation to the fresh `[N, C, H, W]` of a product.
 pub(super) fn with_epilogue_in_planes(
     y: Tensor,
     bias: Option<&Tensor>,
@@ -22,7 +22,7 @@ pub(super) fn with_epilogue_in_planes(
     }
 }
 
-/// Bias of the channels along `dim`, and activation, of the fresh result of a product.
+/// Adds a bias to the channels along `dim` and applies an activation to the fresh result of a product.
 pub(super) fn with_epilogue(
     y: Tensor,
     bias: Option<&Tensor>,

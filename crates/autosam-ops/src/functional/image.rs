@@ -1,4 +1,4 @@
-//! From an image's bytes to the network's input, and from logits to probabilities.
+//! Conversion of an image's bytes to the network's input, and of logits to probabilities.
 
 use super::elementwise::activate;
 use super::spatial::resize_bilinear;
@@ -9,7 +9,8 @@ use crate::kernels::cuda;
 use crate::runtime::capture::apply;
 use candle_core::{D, DType, Result, Tensor};
 
-/// Pixels `[H, W, 3]`, bytes, as `[1, 3, size, size]`: channel c times `scale[c]` plus `shift[c]`, and zeros below and to the right.
+/// Converts pixels `[H, W, 3]` (bytes) to `[1, 3, size, size]`: channel c times `scale[c]` plus `shift[c]`, padded with
+/// zeros below and to the right.
 pub fn normalised(rgb: &Tensor, size: usize, scale: [f32; 3], shift: [f32; 3]) -> Result<Tensor> {
     if rgb.device().is_cuda() {
         return cuda::normalised(rgb, size, scale, shift);

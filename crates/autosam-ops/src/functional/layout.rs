@@ -1,4 +1,4 @@
-//! Between channels first, `[N, C, H, W]`, and last, `[N, H, W, C]`.
+//! Conversion between channels first, `[N, C, H, W]`, and channels last, `[N, H, W, C]`.
 
 use crate::autograd::tape;
 use crate::kernels::cpu::common::handles;
@@ -15,7 +15,7 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     if !handles(&[x]) {
         return x.permute((0, 2, 3, 1))?.contiguous();
     }
-    turned(x, (n, c, h * w), (n, h, w, c))
+    transposed(x, (n, c, h * w), (n, h, w, c))
 }
 
 /// `[N, H, W, C]` → `[N, C, H, W]`, contiguous.
@@ -27,10 +27,10 @@ pub fn channels_first(x: &Tensor) -> Result<Tensor> {
     if !handles(&[x]) {
         return x.permute((0, 3, 1, 2))?.contiguous();
     }
-    turned(x, (n, h * w, c), (n, c, h, w))
+    transposed(x, (n, h * w, c), (n, c, h, w))
 }
 
-/// `x` as `flat [N, A, B]`, as `[N, B, A]`, in the shape `out`.
-fn turned(x: &Tensor, flat: (usize, usize, usize), out: (usize, usize, usize, usize)) -> Result<Tensor> {
+/// Transposes `x`, viewed as `flat [N, A, B]`, to `[N, B, A]` and reshapes the result to `out`.
+fn transposed(x: &Tensor, flat: (usize, usize, usize), out: (usize, usize, usize, usize)) -> Result<Tensor> {
     tape::reshape(&tape::apply(Transpose, &[&tape::reshape(&x.contiguous()?, flat)?])?, out)
 }

@@ -15,7 +15,7 @@ use candle_core::{DType, Result, Tensor};
 /// `a [N, M, K]` · `b [N, K, P]` → `[N, M, P]`.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let ((n, m, k), p) = (a.dims3()?, b.dim(2)?);
-    // On a CPU candle's reads the list of processors at each call, which takes longer than a small product.
+    // On a CPU candle's matmul reads the list of processors at each call, which takes longer than a small product.
     if n == 1 && handles(&[a, b]) {
         let y = conv2d(&b.reshape((1, k, 1, p))?, &a.reshape((m, k, 1, 1))?, None, Conv2d::default())?;
         return y.reshape((1, m, p));
@@ -26,7 +26,8 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     a.matmul(b)
 }
 
-/// Weights for inference on a GPU inside [`autocast`]: in its type, which every product would otherwise bring them to.
+/// Converts weights for inference on a GPU inside [`autocast`] to its type, which every product would otherwise do
+/// again.
 pub fn prepared(w: &Tensor) -> Result<Tensor> {
     if w.device().is_cpu() { Ok(w.clone()) } else { autocast::to_autocast_dtype(w) }
 }
@@ -36,7 +37,7 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     linear_then(x, w, bias, None)
 }
 
-/// [`linear`] and an activation.
+/// [`linear`] followed by an activation.
 pub fn linear_then(
     x: &Tensor,
     w: &Tensor,
@@ -66,7 +67,7 @@ pub fn linear_then(
     y.reshape(shape)
 }
 
-/// `residual + linear(x)` in f32, of the residual's shape.
+/// `residual + linear(x)` in f32, in the residual's shape.
 pub fn add_linear(residual: &Tensor, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if cuda::fusible(&[residual, x, w]) && bias.is_none_or(|b| cuda::fusible(&[b])) {
         if let Some(dtype) = autocast_dtype().filter(|dtype| w.dtype() == *dtype)

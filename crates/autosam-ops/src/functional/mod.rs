@@ -1,4 +1,5 @@
-//! Functions of tensors. Each chooses: our kernel of the CPU, ours of the GPU, or candle's operations, composed.
+//! Functions of tensors. Each chooses between this crate's CPU kernel, its GPU kernel, and a composition of candle's
+//! operations.
 
 pub(crate) mod attention;
 pub(crate) mod conv;

@@ -22,7 +22,7 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor
     centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(w)?.broadcast_add(b)
 }
 
-/// [`layer_norm`] whose result only products read: in their type, where [`autocast`] gives one.
+/// [`layer_norm`] for results that only matrix products read: in the type of [`autocast`], if it is active.
 pub fn layer_norm_for_products(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64) -> Result<Tensor> {
     if let (Some(dtype), true) = (autocast_dtype(), cuda::norms(x, w, b)) {
         return cuda::layer_norm(x, w, b, eps, dtype);

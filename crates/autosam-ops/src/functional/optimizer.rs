@@ -1,4 +1,4 @@
-//! What an optimiser does to its state: element by element, in place on a CPU.
+//! Update step of an optimiser: element by element, in place on a CPU.
 
 use crate::kernels::cpu::common::{GRAIN, handles, simd, slice, sum_over_rows};
 use crate::kernels::cpu::pointwise::plane_sum;

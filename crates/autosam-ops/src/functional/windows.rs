@@ -60,7 +60,7 @@ pub fn concat(parts: &[&Tensor]) -> Result<Tensor> {
     }
     let whole = |t: &Tensor| t.contiguous();
     match parts {
-        [] => candle_core::bail!("nothing to join"),
+        [] => candle_core::bail!("nothing to concatenate"),
         [one] => Ok((*one).clone()),
         [a, b] => tape::apply(Concat, &[&whole(a)?, &whole(b)?]),
         [a, b, c] => tape::apply(Concat, &[&whole(a)?, &whole(b)?, &whole(c)?]),

@@ -1,4 +1,4 @@
-//! In place of the GPU's kernels in a build without CUDA: none applies. Signatures and meaning are those of `cuda`.
+//! Stub for the GPU kernels in a build without CUDA: none applies. Signatures and meaning are those of `cuda`.
 
 use crate::{Activation, Conv2d, Packing};
 use candle_core::{DType, Result, Tensor};
@@ -86,7 +86,7 @@ pub(crate) fn add(_: &Tensor, _: &Tensor, _: Option<&Tensor>, _: DType) -> Resul
     no_cuda()
 }
 
-pub(crate) fn attention_apart(_: &Tensor, _: &Tensor, _: &Tensor, _: usize, _: f64) -> Result<Tensor> {
+pub(crate) fn cross_attention(_: &Tensor, _: &Tensor, _: &Tensor, _: usize, _: f64) -> Result<Tensor> {
     no_cuda()
 }
 

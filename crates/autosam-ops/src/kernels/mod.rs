@@ -1,5 +1,5 @@
-//! What computes: loops of a CPU, and kernels of a GPU. In a build without CUDA a stub stands in for the latter, so that callers need
-//! not ask which build this is.
+//! Computation: CPU loops and GPU kernels. In a build without CUDA a stub replaces the GPU kernels, so that callers
+//! need no conditional compilation.
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]

@@ -1,5 +1,5 @@
-//! `torch.nn.BatchNorm2d`: batch statistics and their running averages in training, the averages in inference. On a CPU
-//! [`crate::ConvNorm`] does the arithmetic.
+//! `torch.nn.BatchNorm2d`: uses batch statistics in training and their running averages in inference. On a CPU
+//! [`crate::ConvNorm`] does the computation.
 
 use candle_core::{Result, Tensor, Var};
 use candle_nn::VarBuilder;
@@ -16,12 +16,12 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// Loads `channels` features' parameters; PyTorch's defaults, eps 1e-5 and momentum 0.1.
+    /// Loads the parameters of `channels` features, with PyTorch's defaults eps 1e-5 and momentum 0.1.
     pub fn load(vb: VarBuilder, channels: usize) -> Result<Self> {
         Ok(Self {
             weight: vb.get(channels, "weight")?,
             bias: vb.get(channels, "bias")?,
-            // Shares the storage where the tensor is a variable already, so that a checkpoint sees the updates.
+            // Shares the storage if the tensor is already a variable, so that checkpoints contain the updates.
             running_mean: Var::from_tensor(&vb.get(channels, "running_mean")?)?,
             running_var: Var::from_tensor(&vb.get(channels, "running_var")?)?,
             eps: 1e-5,
@@ -29,7 +29,7 @@ impl BatchNorm {
         })
     }
 
-    /// The same norm with another `eps`.
+    /// Changes `eps`.
     #[must_use]
     pub fn with_eps(self, eps: f64) -> Self {
         Self { eps, ..self }
@@ -38,7 +38,7 @@ impl BatchNorm {
     /// `x [N, C, H, W]` → the same shape. `train` uses the batch's statistics and updates the running ones
     /// (with the unbiased variance, as PyTorch).
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        // Of a product in 16 bits.
+        // `x` may be the result of a 16-bit product.
         let x = &x.to_dtype(self.weight.dtype())?;
         let (mean, var) = if train {
             let mean = x.mean_keepdim((0, 2, 3))?;
@@ -47,7 +47,7 @@ impl BatchNorm {
             self.update(&mean.detach(), &var.detach(), x.elem_count() / x.dim(1)?, None)?;
             (mean, var)
         } else {
-            // Detached: the statistics are variables, but no gradient is wanted of them.
+            // Detached, because the statistics are variables but need no gradient.
             (self.running_mean.as_detached_tensor(), self.running_var.as_detached_tensor())
         };
         let per_channel = |t: &Tensor| t.reshape((1, (), 1, 1));
@@ -57,7 +57,8 @@ impl BatchNorm {
             .broadcast_add(&per_channel(&self.bias)?)
     }
 
-    /// Weights and bias of the convolution that does what `weight [O, …]`, `bias` and this norm's running averages do.
+    /// Folds this norm's running averages into a convolution's `weight [O, …]` and `bias`, and returns the new weights
+    /// and bias.
     pub(crate) fn folded(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
         let (mean, var) = (self.running_mean.as_detached_tensor(), self.running_var.as_detached_tensor());
         let scale = (&self.weight / (var + self.eps)?.sqrt()?)?;
@@ -78,8 +79,8 @@ impl BatchNorm {
         self.eps
     }
 
-    /// Takes a batch's mean and biased variance of `count` values a channel into the running ones; `bias` was left out
-    /// before the mean was taken.
+    /// Updates the running statistics with a batch's mean and biased variance of `count` values per channel. `bias` is
+    /// a bias of the layer before that the mean does not include.
     pub(crate) fn update(
         &self,
         mean: &Tensor,

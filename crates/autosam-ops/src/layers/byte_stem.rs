@@ -1,4 +1,4 @@
-//! The first convolution of a network whose other layers compute in bytes.
+//! The first convolution of an int8 network.
 
 use super::conv_norm::ConvNorm;
 use super::inverted_residual::Bytes;
@@ -10,8 +10,8 @@ use candle_core::{Result, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
-/// A convolution of images with ReLU6, in f32, whose result is bytes. It takes channels `x` as `scale · x + shift`; padding is 0 of the
-/// latter.
+/// A convolution of images with ReLU6, computed in f32, with a result in bytes. Channels `x` enter as `scale · x +
+/// shift`; padding is 0 after that scaling.
 #[derive(Clone)]
 pub struct ByteStem {
     stem: Arc<Stem>,
@@ -26,35 +26,38 @@ impl fmt::Debug for ByteStem {
 
 impl ByteStem {
     /// # Errors
-    /// A convolution that is not folded or not of three channels, outputs that are no multiple of 32.
+    /// If the convolution is not folded or does not have three channels, or if the number of outputs is not a
+    /// multiple of 32.
     pub fn new(conv: &ConvNorm, scale: [f32; COLOURS], shift: [f32; COLOURS], to: ByteScale) -> Result<Self> {
         let (weights, bias, cfg) = conv.weights_of_inference()?;
         let (o, k) = (bias.len(), (weights.len() / bias.len() / COLOURS).isqrt());
         if cfg.groups != 1 || weights.len() != o * COLOURS * k * k || !o.is_multiple_of(LANES) {
-            candle_core::bail!("a first convolution has three channels and a multiple of {LANES} outputs");
+            candle_core::bail!(
+                "the first convolution must have three channels and a multiple of {LANES} outputs"
+            );
         }
         let area = k * k;
         let weight = |at: usize, out: usize| weights[out * COLOURS * area + at];
-        let mut turned = Vec::with_capacity(weights.len());
+        let mut reordered = Vec::with_capacity(weights.len());
         let mut bias: Vec<f32> = bias.iter().map(|b| b / to.step + to.zero).collect();
         for at in 0..COLOURS * area {
             let channel = at / area;
             for (out, bias) in bias.iter_mut().enumerate() {
-                turned.push(weight(at, out) * scale[channel] / to.step);
+                reordered.push(weight(at, out) * scale[channel] / to.step);
                 *bias += weight(at, out) * shift[channel] / to.step;
             }
         }
         let padding = [0, 1, 2].map(|c| -shift[c] / scale[c]);
-        Ok(Self { stem: Arc::new(Stem { cfg, k, weights: turned, bias, padding }), to })
+        Ok(Self { stem: Arc::new(Stem { cfg, k, weights: reordered, bias, padding }), to })
     }
 
     /// `[N, 3, H, W]` → `[N, H', W', O]`.
     ///
     /// # Errors
-    /// Other shapes, devices or types.
+    /// If the shape, device or type is not supported.
     pub fn forward(&self, x: &Tensor) -> Result<Bytes> {
         if !fusible(&[x]) {
-            candle_core::bail!("bytes are for inference in f32 on the CPU");
+            candle_core::bail!("int8 layers are for inference in f32 on the CPU");
         }
         let words = apply(kernel::ByteStem(self.stem.clone()), &[&x.contiguous()?])?;
         Ok(Bytes::of_words(words, self.to))
@@ -69,7 +72,8 @@ mod tests {
     use crate::{Activation::Relu6, Conv2d, channels_last, conv2d};
     use candle_core::Device;
 
-    /// At strides 1 and 2, with padding on one side and on both, at widths that are no multiple of what registers hold.
+    /// At strides 1 and 2, with padding on one and on both sides, at widths that are not a multiple of the register
+    /// block.
     #[test]
     fn a_stem_gives_the_bytes_of_its_convolutions_in_f32() {
         let (scale, shift) = ([0.5f32, 0.4, 0.3], [0.1f32, -0.2, 0.3]);

@@ -1,5 +1,5 @@
-//! A linear map, its batch norm and an activation: in training one operation with one result, which keeps what its
-//! backward needs; in inference the norm is folded into the map's weights.
+//! A linear map with batch norm and activation. In training it is one operation that keeps only the intermediate result
+//! needed by its backward; in inference the norm is folded into the map's weights.
 
 use super::batch_norm::BatchNorm;
 use super::prepared::Conv;
@@ -8,7 +8,7 @@ use crate::functional::conv::conv2d;
 use crate::functional::elementwise::activate;
 use crate::functional::layout::{channels_first, channels_last};
 use crate::functional::linear::linear_then;
-use crate::kernels::cpu::channel_norm::{Arrangement, Channels};
+use crate::kernels::cpu::channel_norm::{ChannelLayout, Channels};
 use crate::kernels::cpu::common::{fusible, gradient_of, handles};
 use crate::kernels::cpu::epilogue::Epilogue;
 use crate::kernels::cpu::linear::Weights;
@@ -23,14 +23,14 @@ use candle_core::{Result, Shape, Tensor};
 use std::mem::MaybeUninit;
 use std::sync::{Arc, OnceLock};
 
-/// A convolution, its batch norm, and an activation.
+/// A convolution with batch norm and an activation.
 #[derive(Debug, Clone)]
 pub struct ConvNorm {
     weight: Tensor,
     bias: Option<Tensor>,
     norm: BatchNorm,
     cfg: Conv2d,
-    /// With the norm in its weights and bias.
+    /// The convolution with the norm folded in.
     folded: Option<Conv>,
 }
 
@@ -39,8 +39,8 @@ impl ConvNorm {
         Self { weight, bias, norm, cfg, folded: None }
     }
 
-    /// Folds the norm into the convolution, for inference; training goes on with what was loaded, and would not change
-    /// what is folded.
+    /// Folds the norm into the convolution for inference. Training still uses the loaded weights and does not update
+    /// the folded ones.
     pub fn fold(&mut self) -> Result<()> {
         let (weight, bias) = self.norm.folded(&self.weight, self.bias.as_ref())?;
         let mut folded = Conv::new(weight, Some(bias), self.cfg);
@@ -49,7 +49,7 @@ impl ConvNorm {
         Ok(())
     }
 
-    /// Weights and bias with the norm in them, and the convolution's shape.
+    /// Weights and bias with the norm folded in, and the convolution's parameters.
     pub(crate) fn weights_of_inference(&self) -> Result<(Vec<f32>, Vec<f32>, Conv2d)> {
         let Some(Conv { weight, bias: Some(bias), .. }) = &self.folded else {
             candle_core::bail!("a convolution whose norm is not folded");
@@ -80,7 +80,7 @@ impl ConvNorm {
         }
     }
 
-    /// [`Self::forward`] of `[N, H, W, C]` → `[N, H', W', O]`, for depth-wise and 1x1 convolutions.
+    /// [`Self::forward`] with channels last, `[N, H, W, C]` → `[N, H', W', O]`, for depth-wise and 1x1 convolutions.
     pub fn forward_last(&self, x: &Tensor, activation: Option<Activation>, train: bool) -> Result<Tensor> {
         let cfg = self.cfg;
         let (o, _, k, _) = self.weight.dims4()?;
@@ -100,7 +100,7 @@ impl ConvNorm {
                         apply(linear::Packed { epilogue, outputs: o }, &[&x, panels])
                     }
                     _ => {
-                        let op = FoldedLast { map, epilogue, turned: OnceLock::new() };
+                        let op = FoldedLast { map, epilogue, transposed: OnceLock::new() };
                         apply(op, &[&x, &folded.weight])
                     }
                 }
@@ -116,7 +116,8 @@ impl ConvNorm {
         }
     }
 
-    /// The training step's operation. A bias before the norm only shifts the mean: it is left out, and its gradient is 0.
+    /// The fused operation for training. A bias before the norm only shifts the mean, so it is left out, and its
+    /// gradient is 0.
     fn fused(&self, x: &Tensor, map: Map, activation: Option<Activation>) -> Result<Tensor> {
         let kept = Arc::new(OnceLock::new());
         let op = ConvNormOp { map, activation, eps: self.norm.eps(), kept: kept.clone() };
@@ -130,7 +131,7 @@ impl ConvNorm {
     }
 }
 
-/// What is computed before the norm.
+/// The linear map before the norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Map {
     /// `[N, C, H, W]`, weights `[O, C, K, K]`.
@@ -143,7 +144,7 @@ enum Map {
     Rows,
 }
 
-/// A map on operands of known shapes.
+/// A map with the sizes of its operands.
 enum Sized {
     Conv(conv::Geometry),
     DepthWise(depthwise::Geometry),
@@ -182,13 +183,13 @@ impl Sized {
         }
     }
 
-    /// How the result's channels lie.
-    fn arrangement(&self) -> Arrangement {
+    /// Memory layout of the result's channels.
+    fn layout(&self) -> ChannelLayout {
         match self {
-            Self::Conv(g) => Arrangement::Planes { n: g.n, c: g.o, pixels: g.oh * g.ow },
-            Self::DepthWise(g) => Arrangement::Planes { n: g.n, c: g.c, pixels: g.oh * g.ow },
-            Self::DepthWiseLast(g) => Arrangement::Rows { rows: g.n * g.oh * g.ow, c: g.c },
-            Self::Rows { o, shape, .. } => Arrangement::Rows { rows: shape[..3].iter().product(), c: *o },
+            Self::Conv(g) => ChannelLayout::Planes { n: g.n, c: g.o, pixels: g.oh * g.ow },
+            Self::DepthWise(g) => ChannelLayout::Planes { n: g.n, c: g.c, pixels: g.oh * g.ow },
+            Self::DepthWiseLast(g) => ChannelLayout::Rows { rows: g.n * g.oh * g.ow, c: g.c },
+            Self::Rows { o, shape, .. } => ChannelLayout::Rows { rows: shape[..3].iter().product(), c: *o },
         }
     }
 
@@ -196,7 +197,7 @@ impl Sized {
         let write = |out: &mut [MaybeUninit<f32>]| match self {
             Self::Conv(g) => g.forward(x, w, None, out),
             Self::DepthWise(g) => g.forward(x, w, None, out),
-            Self::DepthWiseLast(g) => g.forward(x, &g.turned(w), |_| {}, out),
+            Self::DepthWiseLast(g) => g.forward(x, &g.transposed(w), |_| {}, out),
             Self::Rows { i, o, .. } => linear::product(x, Weights::Rows(w), *i, *o, |_| {}, out),
         };
         // SAFETY: each writes all of its result.
@@ -222,19 +223,19 @@ impl Sized {
     }
 }
 
-/// What backward needs of forward.
+/// Values that forward keeps for backward.
 #[derive(Debug)]
 struct Kept {
     /// The map's result.
     before: Vec<f32>,
     channels: Channels,
-    /// Biased, of each channel.
+    /// Biased variance of each channel.
     variance: Vec<f32>,
-    /// Values a channel.
+    /// Number of values per channel.
     count: usize,
 }
 
-/// Of x, weights, and the norm's gain and bias `[2, O]`.
+/// The operation on x, weights, and the norm's gain and bias `[2, O]`.
 struct ConvNormOp {
     map: Map,
     activation: Option<Activation>,
@@ -251,15 +252,15 @@ unsafe impl Kernel for ConvNormOp {
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
         let map = self.map.sized(args.dims(0), args.dims(1))?;
         let before = map.forward(&args.get(0)?, &args.get(1)?);
-        let arrangement = map.arrangement();
-        let (mean, variance) = arrangement.moments(&before);
+        let layout = map.channel_layout();
+        let (mean, variance) = layout.moments(&before);
         let norm = args.get(2)?;
         let (gain, bias) = norm.split_at(mean.len());
         let inverse = variance.iter().map(|v| (1.0 / (f64::from(*v) + self.eps).sqrt()) as f32).collect();
         let channels = Channels { mean, inverse, gain: gain.to_vec(), bias: bias.to_vec() };
-        arrangement.normalise(&before, &channels, self.activation, out);
-        // A forward pass happens once.
-        let _ = self.kept.set(Kept { before, channels, variance, count: arrangement.count() });
+        layout.normalise(&before, &channels, self.activation, out);
+        // Set once, because the forward pass runs once.
+        let _ = self.kept.set(Kept { before, channels, variance, count: layout.count() });
         Ok(())
     }
 }
@@ -274,7 +275,7 @@ impl Differentiable for ConvNormOp {
         let map = self.map.sized(x.dims(), w.dims())?;
         let Some(kept) = self.kept.get() else { candle_core::bail!("backward before forward") };
         let (grad, mut gain, bias) =
-            map.arrangement().grad(&kept.before, &Elements::of(grad)?, &kept.channels, self.activation);
+            map.channel_layout().grad(&kept.before, &Elements::of(grad)?, &kept.channels, self.activation);
         let dx = gradient_of(x, || Ok(map.grad_input(&grad, &Elements::of(w)?)))?;
         let dw = gradient_of(w, || Ok(map.grad_weight(&Elements::of(x)?, &grad)))?;
         gain.extend(bias);
@@ -283,12 +284,12 @@ impl Differentiable for ConvNormOp {
     }
 }
 
-/// Channels last, the norm folded: of x and weights.
+/// The operation on x and weights with channels last and the norm folded.
 struct FoldedLast {
     map: Map,
     epilogue: Epilogue,
-    /// Weights of a depth-wise convolution as it takes them.
-    turned: OnceLock<Vec<f32>>,
+    /// Transposed weights of a depth-wise convolution.
+    transposed: OnceLock<Vec<f32>>,
 }
 
 // SAFETY: each map writes all of its result.
@@ -307,7 +308,9 @@ unsafe impl Kernel for FoldedLast {
             }
         };
         match &map {
-            Sized::DepthWiseLast(g) => g.forward(&x, self.turned.get_or_init(|| g.turned(&w)), epilogue, out),
+            Sized::DepthWiseLast(g) => {
+                g.forward(&x, self.transposed.get_or_init(|| g.transposed(&w)), epilogue, out)
+            }
             Sized::Rows { i, o, .. } => linear::product(&x, Weights::Rows(&w), *i, *o, epilogue, out),
             Sized::Conv(_) | Sized::DepthWise(_) => candle_core::bail!("{:?} is not channels last", self.map),
         }

@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
-/// Whether this processor has instructions for products of bytes that are faster than those of floats.
+/// Whether this processor multiplies bytes faster than floats.
 pub fn has_fast_bytes() -> bool {
     Isa::best() != Isa::Portable
 }
@@ -17,27 +17,27 @@ pub fn has_fast_bytes() -> bool {
 /// Activations `[N, H, W, C]` as bytes.
 #[derive(Debug, Clone)]
 pub struct Bytes {
-    /// `[N, H, W, C / 4]`: four bytes in the memory of a float.
+    /// `[N, H, W, C / 4]`: four bytes per float.
     words: Tensor,
     scale: ByteScale,
 }
 
 impl Bytes {
-    /// Of a kernel's result.
+    /// Wraps a kernel's result.
     pub(crate) fn of_words(words: Tensor, scale: ByteScale) -> Self {
         Self { words, scale }
     }
 
-    /// As floats, `[N, H, W, C]`.
+    /// Converts to floats, `[N, H, W, C]`.
     ///
     /// # Errors
-    /// candle's.
+    /// If the conversion fails.
     pub fn to_floats(&self) -> Result<Tensor> {
         apply(Dequantise(self.scale), &[&self.words])
     }
 }
 
-/// MobileNetV2's block with ReLU6: expand, depth-wise, project, and the input added if that is asked for.
+/// MobileNetV2's block with ReLU6: expand, depth-wise, project, and optionally the input added.
 #[derive(Clone)]
 pub struct InvertedResidual {
     block: Arc<Block>,
@@ -60,7 +60,8 @@ pub struct Convolutions<'a> {
     pub residual: bool,
 }
 
-/// The scales of a block's input, of what its first two convolutions make, and of its result. Those in between begin at 0.
+/// The scales of a block's input, of the results of its first two convolutions, and of its output. The intermediate
+/// ones begin at 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Scales {
     pub from: ByteScale,
@@ -71,7 +72,8 @@ pub struct Scales {
 
 impl InvertedResidual {
     /// # Errors
-    /// Convolutions that are not folded, channels that are no multiple of 4, scales whose zero is not a byte of 0 where padding is.
+    /// If a convolution is not folded, channels are not a multiple of 4, or the zero point of a padded
+    /// activation is not 0.
     pub fn new(convolutions: Convolutions, scales: Scales) -> Result<Self> {
         Self::on(Isa::best(), convolutions, scales)
     }
@@ -81,10 +83,12 @@ impl InvertedResidual {
         let before = match (expand, scales.expanded) {
             (Some(_), Some(scale)) => scale,
             (None, None) => scales.from,
-            _ => candle_core::bail!("a block that expands has a scale for it, another has none"),
+            _ => candle_core::bail!("a block needs a scale for its expansion exactly if it expands"),
         };
         if before.zero != 0.0 {
-            candle_core::bail!("padding is 0: what a depth-wise convolution takes must begin there");
+            candle_core::bail!(
+                "the input of a depth-wise convolution must have zero point 0, because padding is 0"
+            );
         }
         let expand = match expand {
             Some(conv) => {
@@ -110,7 +114,7 @@ impl InvertedResidual {
     /// `[N, H, W, C]` → `[N, H', W', O]`.
     ///
     /// # Errors
-    /// An input that does not fit.
+    /// If the input does not fit the block.
     pub fn forward(&self, x: &Bytes) -> Result<Bytes> {
         let words = apply(kernel::InvertedResidual(self.block.clone()), &[&x.words])?;
         Ok(Bytes { words, scale: self.to })
@@ -120,7 +124,7 @@ impl InvertedResidual {
 fn by_fours(channels: usize) -> Result<()> {
     match channels.is_multiple_of(4) {
         true => Ok(()),
-        false => candle_core::bail!("{channels} channels: bytes lie four by four"),
+        false => candle_core::bail!("{channels} channels are not a multiple of 4"),
     }
 }
 

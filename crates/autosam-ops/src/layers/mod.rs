@@ -1,4 +1,4 @@
-//! Layers: operations and their weights, which inference finds prepared.
+//! Layers: operations with weights, which can be prepared for inference.
 
 pub(crate) mod batch_norm;
 pub(crate) mod byte_stem;

@@ -1,4 +1,4 @@
-//! Convolutions and linear layers whose weights inference finds ready.
+//! Convolutions and linear layers with weights prepared for inference.
 
 use crate::functional::conv::conv2d_then;
 use crate::functional::elementwise::add;
@@ -20,9 +20,9 @@ pub struct Conv {
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
     cfg: Conv2d,
-    /// The weights as [`winograd`] takes them.
+    /// The weights transformed for [`winograd`].
     transformed: Option<Tensor>,
-    /// Those of a 1x1 convolution as [`gemm`] takes them, once somebody has asked.
+    /// The weights of a 1x1 convolution packed for [`gemm`], computed at first use.
     panels: OnceLock<Option<Tensor>>,
 }
 
@@ -31,7 +31,7 @@ impl Conv {
         Self { weight, bias, cfg, transformed: None, panels: OnceLock::new() }
     }
 
-    /// Computes once what every inference needs. Weights that are trained are not affected: they are transformed anew each
+    /// Transforms the weights once for inference. Trained weights are not affected; they are transformed again each
     /// time.
     pub fn prepare(&mut self) -> Result<()> {
         if winograd::applies(self.weight.dims(), self.cfg) && handles(&[&self.weight]) {
@@ -45,7 +45,7 @@ impl Conv {
         Ok(())
     }
 
-    /// The weights of a 1x1 convolution as [`gemm::pack_rhs`] gives them.
+    /// The weights of a 1x1 convolution, packed by [`gemm::pack_rhs`].
     pub(crate) fn panels(&self) -> Result<Option<&Tensor>> {
         if let Some(panels) = self.panels.get() {
             return Ok(panels.as_ref());
@@ -84,7 +84,7 @@ pub struct Linear {
 enum Weight {
     /// `[O, I]`.
     Plain(Tensor),
-    /// As [`gemm::pack_rhs`] gives them, of so many outputs.
+    /// Packed by [`gemm::pack_rhs`], with the number of outputs.
     Packed(Tensor, usize),
 }
 
@@ -97,7 +97,7 @@ impl Weight {
     }
 }
 
-/// See [`gemm::pack_rhs`]; of weights `[O, I]` on the CPU.
+/// Packs weights `[O, I]` on the CPU; see [`gemm::pack_rhs`].
 fn packed(weight: &Tensor) -> Result<Option<Tensor>> {
     let (o, i) = weight.dims2()?;
     let weight = weight.contiguous()?;
@@ -124,13 +124,14 @@ impl Linear {
         Ok(())
     }
 
-    /// [`Self::prepare`] of one whose result is its bare product's, bias and activation included: the bias is in its type too.
+    /// [`Self::prepare`] for a layer whose bias and activation are fused into the product: the bias is converted to its
+    /// type as well.
     pub fn prepare_fused(&mut self) -> Result<()> {
         self.bias = self.bias.as_ref().map(crate::functional::linear::prepared).transpose()?;
         self.prepare()
     }
 
-    /// What it makes of zeros.
+    /// The bias, which is the output for an input of zeros.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
@@ -148,7 +149,7 @@ impl Linear {
         }
     }
 
-    /// `residual` and what [`Self::forward`] gives.
+    /// `residual` plus the result of [`Self::forward`].
     pub fn add_to(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(panels, _) if fusible(&[residual, x, panels]) => {

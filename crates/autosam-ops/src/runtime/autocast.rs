@@ -1,5 +1,5 @@
-//! Matrix products and convolutions in 16 bits while everything else, weights and sums over many terms too, stays in
-//! f32: what PyTorch calls autocast. Gradients pass the same casts back.
+//! Autocast as in PyTorch: matrix products and convolutions are computed in 16 bits, while everything else, including
+//! weights and sums over many terms, stays in f32. Gradients pass back through the same casts.
 
 use candle_core::{DType, Result, Tensor};
 use std::cell::Cell;
@@ -8,8 +8,8 @@ thread_local! {
     static DTYPE: Cell<Option<DType>> = const { Cell::new(None) };
 }
 
-/// Runs `f`, its products and convolutions on this thread in `dtype`. Meant for a GPU: on a CPU it takes the kernels of this folder out
-/// of use, for candle's, and 16 bits are f32 with operands and results rounded.
+/// Runs `f` with its products and convolutions on this thread in `dtype`. Meant for a GPU. On a CPU candle's operations
+/// replace this crate's kernels, and 16-bit products are emulated in f32 with rounded operands and results.
 pub fn autocast<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
     /// Puts back what was, also after a panic.
     struct Before(Option<DType>);
@@ -22,22 +22,23 @@ pub fn autocast<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Runs `f` in f16 where [`autocast`] asks for bf16: inference whose factors were normalised before, which need digits rather than range.
+/// Runs `f` in f16 if [`autocast`] requests bf16. For inference on normalised operands, which need precision rather
+/// than range.
 pub fn autocast_f16<R>(f: impl FnOnce() -> R) -> R {
     autocast(autocast_dtype().map(|_| DType::F16), f)
 }
 
-/// True inside [`autocast`] with a type.
+/// Whether [`autocast`] with a type is active.
 pub(crate) fn active() -> bool {
     DTYPE.get().is_some()
 }
 
-/// The 16-bit type that products on this thread are computed in, inside [`autocast`] with one.
+/// The 16-bit type of products on this thread, if [`autocast`] is active.
 pub fn autocast_dtype() -> Option<DType> {
     DTYPE.get()
 }
 
-/// `x` in the type of [`autocast`], where there is one.
+/// Converts `x` to the type of [`autocast`], if active.
 pub(crate) fn to_autocast_dtype(x: &Tensor) -> Result<Tensor> {
     match DTYPE.get() {
         Some(dtype) => x.to_dtype(dtype),
@@ -45,7 +46,7 @@ pub(crate) fn to_autocast_dtype(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `x`, in f32 where it is in 16 bits.
+/// Converts `x` to f32 if it is in 16 bits.
 pub(crate) fn widened(x: &Tensor) -> Result<Tensor> {
     match x.dtype() {
         DType::BF16 | DType::F16 => x.to_dtype(DType::F32),
@@ -53,8 +54,8 @@ pub(crate) fn widened(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `f(a, b)`, in the type of [`autocast`] where there is one. The result stays in it, as PyTorch's does, unless it has a gradient:
-/// sums of these are f32.
+/// `f(a, b)` in the type of [`autocast`], if active. The result stays in that type, as in PyTorch, unless it has a
+/// gradient, because gradients are summed in f32.
 pub(crate) fn in_autocast(
     a: &Tensor,
     b: &Tensor,
@@ -70,7 +71,8 @@ pub(crate) fn in_autocast(
     }
 }
 
-/// [`in_autocast`] where a GPU's kernel goes on with the sums in f32, of which they are part: on a CPU they stay so.
+/// [`in_autocast`] for results that a GPU kernel keeps in f32 as part of a longer sum; on a CPU they stay in f32 as
+/// well.
 pub(crate) fn in_autocast_f32_sums(
     a: &Tensor,
     b: &Tensor,
@@ -79,7 +81,7 @@ pub(crate) fn in_autocast_f32_sums(
     if a.device().is_cpu() { f(&rounded(a)?, &rounded(b)?) } else { in_autocast(a, b, f) }
 }
 
-/// `x` in f32, rounded to the type of [`autocast`] where there is one.
+/// `x` in f32, rounded to the type of [`autocast`], if active.
 fn rounded(x: &Tensor) -> Result<Tensor> {
     widened(&to_autocast_dtype(x)?)
 }

@@ -1,10 +1,10 @@
-//! A network's operations captured once and replayed in memory that stays: what a CUDA graph is to a GPU. candle allocates every
-//! result, its shape and its place; a replay allocates nothing.
+//! Captures a network's operations once and replays them in fixed memory, as a CUDA graph does on a GPU. candle
+//! allocates memory for every result; a replay allocates nothing.
 //!
-//! While a graph is captured, every operation that goes through [`apply`] adds itself, its operands and its result to the trace. An
-//! operand that no traced operation made is a constant: a weight. Operations that run through candle directly are invisible to the trace
-//! and would be frozen as constants too, so [`CapturedGraph::capture`] compares a replay of other numbers with the network itself, to the
-//! bit.
+//! During capture every operation that goes through [`apply`] adds itself, its operands and its result to the trace. An
+//! operand that was not computed by a traced operation is a constant, such as a weight. Operations that use candle
+//! directly are invisible to the trace and would also be frozen as constants. Therefore [`CapturedGraph::capture`]
+//! compares a replay with a different input bit by bit with the network itself.
 
 use super::kernel::{Kernel, eager};
 use super::operands::{Args, Elements, Operand, Place, Replayed};
@@ -17,32 +17,32 @@ thread_local! {
     static TRACE: RefCell<Option<Trace>> = const { RefCell::new(None) };
 }
 
-/// What was traced so far. Values are numbered as they come; 0 is the input.
+/// The trace so far. Values are numbered in order of appearance; 0 is the input.
 #[derive(Default)]
 struct Trace {
     steps: Vec<Step>,
-    /// Elements of each value.
+    /// Number of elements of each value.
     lengths: Vec<usize>,
-    /// By where the memory of a value's tensor begins.
+    /// Values by the address of their tensor's memory.
     values: HashMap<usize, usize>,
 }
 
 enum Step {
     One(One),
-    /// At the same time.
+    /// Two sequences that run concurrently.
     Both([Vec<Step>; 2]),
 }
 
-/// An operation.
+/// A single operation.
 struct One {
     op: Box<dyn Kernel>,
     args: Vec<Operand>,
-    /// The value; later its buffer.
+    /// Number of the result's value; after planning, of its buffer.
     to: usize,
     len: usize,
 }
 
-/// Where the memory of a tensor begins, and its first element there. `None` where it has none, or is not f32.
+/// Address of a tensor's memory, and offset of its first element. `None` if it has no memory or is not f32.
 fn place(x: &Tensor) -> Option<(usize, usize)> {
     let (storage, layout) = x.storage_and_layout();
     match &*storage {
@@ -63,7 +63,7 @@ impl Trace {
         Operand { place, shape: x.shape().clone() }
     }
 
-    /// A new value, which `x` holds.
+    /// Registers `x` as a new value.
     fn value(&mut self, x: &Tensor) -> usize {
         let value = self.lengths.len();
         self.lengths.push(x.elem_count());
@@ -76,7 +76,7 @@ impl Trace {
     fn add(&mut self, op: impl Kernel + 'static, args: &[&Tensor], result: &Tensor) {
         let args: Vec<Operand> = args.iter().map(|x| self.operand(x)).collect();
         if args.iter().all(|arg| matches!(arg.place, Place::Constant(_))) {
-            // What is made of constants is one; its memory may have been a value's before.
+            // A result of constants is a constant; its memory may have belonged to a value before.
             if let Some((memory, _)) = place(result) {
                 self.values.remove(&memory);
             }
@@ -89,7 +89,8 @@ impl Trace {
 
 /// The result of `op` as a tensor, without a gradient; traced if this thread captures a graph.
 pub(crate) fn apply(op: impl Kernel + 'static, args: &[&Tensor]) -> Result<Tensor> {
-    // Not there meanwhile: a thread that waits for a loop's end takes up other work, another network's perhaps.
+    // The trace is removed during the call, because a thread that waits for a parallel loop may execute other work,
+    // possibly of another network.
     let trace = TRACE.take();
     let result = eager(&op, args)?;
     if let Some(mut trace) = trace {
@@ -99,7 +100,7 @@ pub(crate) fn apply(op: impl Kernel + 'static, args: &[&Tensor]) -> Result<Tenso
     Ok(result)
 }
 
-/// Both results, computed side by side.
+/// Computes both results in parallel.
 pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
     let Some(mut before) = go_on_with(Vec::new()) else { return rayon::join(a, b) };
     let a = a();
@@ -111,12 +112,12 @@ pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> 
     (a, b)
 }
 
-/// Lets this thread's trace, if it has one, go on with `steps` and gives those that it had.
+/// Replaces the steps of this thread's trace, if it has one, with `steps` and returns the previous ones.
 fn go_on_with(steps: Vec<Step>) -> Option<Vec<Step>> {
     TRACE.with_borrow_mut(|r| r.as_mut().map(|r| std::mem::replace(&mut r.steps, steps)))
 }
 
-/// A network of one input and one result, f32, that can be replayed.
+/// A captured network with one f32 input and one f32 result.
 pub struct CapturedGraph {
     steps: Vec<Step>,
     buffers: Vec<RwLock<Vec<f32>>>,
@@ -128,7 +129,7 @@ impl CapturedGraph {
     /// Captures `network` on an input of `shape`.
     ///
     /// # Errors
-    /// Where `network` fails, or a replay would not give what it gives.
+    /// If `network` fails, or if a replay does not reproduce its result.
     pub fn capture(shape: impl Into<Shape>, network: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
         let shape = shape.into();
         let input = Tensor::from_vec(noise(shape.elem_count(), 1), &shape, &Device::Cpu)?;
@@ -174,10 +175,10 @@ impl CapturedGraph {
         }
     }
 
-    /// Gives `fill` the input, replays, and gives `read` the result.
+    /// Calls `fill` with the input buffer, replays, and calls `read` with the result.
     ///
     /// # Errors
-    /// Where an operation fails.
+    /// If an operation fails.
     pub fn run<R>(&mut self, fill: impl FnOnce(&mut [f32]), read: impl FnOnce(&[f32]) -> R) -> Result<R> {
         let (buffer, len) = self.input;
         fill(&mut self.buffers[buffer].get_mut().unwrap_or_else(PoisonError::into_inner)[..len]);
@@ -186,16 +187,16 @@ impl CapturedGraph {
         Ok(read(&self.buffers[buffer].get_mut().unwrap_or_else(PoisonError::into_inner)[..len]))
     }
 
-    /// Bytes of the memory that stays.
+    /// Size of the fixed memory in bytes.
     pub fn memory(&self) -> usize {
         let lengths = self.buffers.iter().map(|b| b.read().unwrap_or_else(PoisonError::into_inner).len());
         lengths.sum::<usize>() * size_of::<f32>()
     }
 }
 
-/// The result of `network`, and the trace of it; `None` if that was lost.
+/// The result of `network` and its trace; `None` if the trace was lost.
 fn traced(input: &Tensor, network: impl Fn(&Tensor) -> Result<Tensor>) -> Result<(Tensor, Option<Trace>)> {
-    /// Puts back what was, also after a panic.
+    /// Restores the previous state, also after a panic.
     struct Before(Option<Trace>);
     impl Drop for Before {
         fn drop(&mut self) {
@@ -221,7 +222,7 @@ fn replay(steps: &[Step], buffers: &[RwLock<Vec<f32>>]) -> Result<()> {
             Step::One(one) => {
                 let mut out = buffers[one.to].write().unwrap_or_else(PoisonError::into_inner);
                 let out = &mut out[..one.len];
-                // SAFETY: of one layout, and operations write floats alone.
+                // SAFETY: the types have the same layout, and operations write only floats.
                 let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) };
                 one.op.compute(Args::Replayed(Replayed { operands: &one.args, buffers }), out)?;
             }
@@ -234,15 +235,15 @@ fn replay(steps: &[Step], buffers: &[RwLock<Vec<f32>>]) -> Result<()> {
     Ok(())
 }
 
-/// Gives values their buffers: one that nobody reads any more leaves its own to others.
+/// Assigns buffers to values. A buffer whose value is no longer read is reused.
 struct Arena {
-    /// Of each value.
+    /// Buffer of each value.
     buffers: Vec<usize>,
-    /// Floats of each buffer.
+    /// Size of each buffer in floats.
     sizes: Vec<usize>,
-    /// The step, counted in their order, that reads a value last.
+    /// Number of the step that reads each value last.
     last: Vec<Option<usize>>,
-    /// Steps so far.
+    /// Number of steps so far.
     at: usize,
 }
 
@@ -263,7 +264,7 @@ impl Arena {
         }
     }
 
-    /// A buffer for a value: of those that are free the smallest that is large enough, or else the largest, made larger.
+    /// Assigns a buffer to a value: the smallest free one that is large enough, or else the largest free one, enlarged.
     fn give(&mut self, value: usize, len: usize, free: &mut Vec<usize>) -> usize {
         let size = |i: &usize| self.sizes[free[*i]];
         let enough = (0..free.len()).filter(|i| size(i) >= len).min_by_key(size);
@@ -279,8 +280,9 @@ impl Arena {
         buffer
     }
 
-    /// Puts buffers in the place of values, from those that are `free`. `own` is the first value that these steps make. Of the
-    /// values before, those that are read here for the last time are given back: what runs at the same time may still read them.
+    /// Replaces values by buffers, starting with the `free` ones. `own` is the first value computed by these steps.
+    /// Earlier values that are last read here are returned and not reused, because concurrent steps may still read
+    /// them.
     fn plan(&mut self, steps: &mut [Step], own: usize, free: &mut Vec<usize>) -> Vec<usize> {
         let mut done = Vec::new();
         let mut others = Vec::new();
@@ -304,7 +306,7 @@ impl Arena {
                     self.at += 1;
                 }
                 Step::Both([a, b]) => {
-                    // One takes what is free, the other new ones: neither what the other has left.
+                    // One sequence uses the free buffers, the other one new buffers, so that they never share one.
                     let mut apart = Vec::new();
                     let [own_a, own_b] = [&*a, &*b].map(|steps| first_value(steps).unwrap_or(usize::MAX));
                     done.extend(self.plan(a, own_a, free));
@@ -320,7 +322,7 @@ impl Arena {
     }
 }
 
-/// The first value that `steps` make.
+/// The first value computed by `steps`.
 fn first_value(steps: &[Step]) -> Option<usize> {
     steps.iter().find_map(|step| match step {
         Step::One(one) => Some(one.to),
@@ -334,14 +336,14 @@ mod tests {
     use crate::{self as ops, Activation};
     use proptest::prelude::*;
 
-    /// What a network may do with what there is so far, by number.
+    /// An operation of a random network on the existing values, by number.
     #[derive(Debug, Clone)]
     enum Make {
         Sum(usize, usize),
         Gelu(usize),
-        /// With a constant that is made of constants.
+        /// Adds a constant computed from constants.
         Shifted(usize),
-        /// A view of the first channel's tensor, joined with another and summed up.
+        /// A view of the first channel, concatenated with another value and summed.
         Joined(usize, usize),
         Both(Vec<Make>, Vec<Make>),
     }
@@ -360,7 +362,7 @@ mod tests {
         prop::collection::vec(leaf, 1..12)
     }
 
-    /// The tensors that `makes` add to those there are, `[1, 2, 3, 3]` each.
+    /// Extends the tensors `there` by those that `makes` compute, `[1, 2, 3, 3]` each.
     fn made(makes: &[Make], mut there: Vec<Tensor>, weights: &Tensor) -> Result<Vec<Tensor>> {
         let before = there.len();
         for make in makes {
@@ -391,7 +393,7 @@ mod tests {
             let weights = Tensor::from_vec(noise(18, 7), (1, 2, 3, 3), &Device::Cpu).unwrap();
             let network = |x: &Tensor| {
                 let all = made(&makes, vec![x.clone()], &weights)?;
-                // Small, whatever was added up.
+                // Keeps values small.
                 ops::activate(all.last().unwrap_or(x), Activation::Tanh)
             };
             let mut graph = CapturedGraph::capture((1, 2, 3, 3), network).unwrap();

@@ -1,14 +1,14 @@
-//! Where a model computes, and in what.
+//! Device and precision of a model.
 
 use autosam_frame::{Error, Result};
 use candle_core::{DType, Device};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Where a model computes.
+/// Device on which a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// The first GPU where the build and the machine have one, else the CPU.
+    /// The first GPU if the build and the machine support one, otherwise the CPU.
     #[default]
     Auto,
     Cpu,
@@ -16,7 +16,7 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device itself. An error where a GPU is asked for by number and there is none.
+    /// Opens the device. Fails if a GPU is requested by number and is not available.
     pub fn resolve(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -33,18 +33,18 @@ impl DeviceChoice {
     }
 }
 
-/// A GPU's streams: each a device to candle.
+/// Streams of a GPU; each is a separate device for candle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stream {
     Main,
-    /// A second one beside it, for what is small and independent.
+    /// A second one for small independent work.
     Side,
 }
 
-/// A stream of GPU `id`; an error that says why where there is none. Where the driver's library is missing or too old the binding panics:
-/// that is caught here, and a missing one seen before.
+/// Opens a stream of GPU `id`. The error says why if it is not available. The binding panics if the driver's library is
+/// too old; that panic is caught here. A missing library is detected before.
 pub fn cuda(id: usize, stream: Stream) -> Result<Device> {
-    /// One of each in the process.
+    /// One of each per process.
     static OPEN: Mutex<BTreeMap<(usize, Stream), Device>> = Mutex::new(BTreeMap::new());
     let mut opened = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(device) = opened.get(&(id, stream)) {
@@ -54,7 +54,7 @@ pub fn cuda(id: usize, stream: Stream) -> Result<Device> {
         Error::device(format!("cuda device {id}: no driver ({e}); install NVIDIA's, or use the CPU"))
     })?;
     let open = || -> candle_core::Result<Device> {
-        // A stream of its own: the driver's default stream cannot be recorded.
+        // A separate stream, because the driver's default stream cannot be captured.
         let device = Device::new_cuda_with_stream(id)?;
         driver::configure(&device)?;
         Ok(device)
@@ -65,7 +65,7 @@ pub fn cuda(id: usize, stream: Stream) -> Result<Device> {
             Ok(device)
         }
         Ok(Err(e)) => {
-            // The first line: with RUST_BACKTRACE candle's errors carry a backtrace.
+            // Only the first line, because with RUST_BACKTRACE candle's errors contain a backtrace.
             let text = e.to_string();
             let text = text.lines().next().unwrap_or("unknown error");
             Err(Error::device(format!("cuda device {id}: {text}")))
@@ -86,30 +86,30 @@ mod driver {
     use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
 
-    /// Memory that products may use, in bytes: what cuBLAS asks for on Hopper.
+    /// Workspace for products in bytes, as cuBLAS requires it on Hopper.
     pub(crate) const WORKSPACE: usize = 32 << 20;
 
     /// An error if the driver's library is missing.
     pub(super) fn find() -> Result<(), libloading::Error> {
-        // SAFETY: what the driver's library does as it loads asks nothing of us; the binding loads the same one.
+        // SAFETY: the initialisers of the driver's library have no preconditions, and the binding loads the same library.
         unsafe { libloading::Library::new("libcuda.so.1") }.map(drop)
     }
 
-    /// Readies a device for inference after inference.
+    /// Configures a device for repeated inference.
     pub(super) fn configure(device: &Device) -> candle_core::Result<()> {
         let device = device.as_cuda_device()?;
-        // SAFETY: all tensors of this device are made, used and freed on its one stream: none has to wait for another. What passes to
-        // another stream waits for events of its own (`side`).
+        // SAFETY: all tensors of this device are created, used and freed on its one stream, so none has to wait for another. Transfers to
+        // another stream use their own events (`aux_stream`).
         unsafe { device.disable_event_tracking() };
         let context = device.cuda_stream().context().clone();
         let mut everything = u64::MAX;
-        // SAFETY: the device's own pool, and a number of the type that the attribute has.
+        // SAFETY: the pool belongs to the device, and the value has the attribute's type.
         unsafe {
             let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
-            // What is free stays with the process: by default it goes back to the driver whenever the CPU waits.
+            // Keep freed memory in the process. By default it returns to the driver whenever the CPU waits.
             let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut everything).cast()).result().w()?;
-            // Memory that matrix products may use, there before anything is recorded; as long as the process.
+            // Workspace for matrix products, allocated before any capture and never freed.
             let workspace = device.alloc::<u8>(WORKSPACE)?.leak();
             let handle = *device.cublas_handle().handle();
             cublas::cublasSetWorkspace_v2(handle, workspace as *mut _, WORKSPACE).result().w()
@@ -117,7 +117,7 @@ mod driver {
     }
 }
 
-/// A build without CUDA: candle's own error says so.
+/// In a build without CUDA candle's own error says so.
 #[cfg(not(feature = "cuda"))]
 mod driver {
     pub(super) fn find() -> Result<(), std::convert::Infallible> {
@@ -129,22 +129,23 @@ mod driver {
     }
 }
 
-/// What matrix products, convolutions and attention compute in. On a GPU in f32 or 16 bits; long sums stay in f32, and TinyViT has
-/// exceptions of its own. On a CPU in f32, or EfficientNet-Lites in bytes if the model was quantised.
+/// Number format of matrix products, convolutions and attention. A GPU computes in f32 or 16 bits; long sums stay in
+/// f32, and TinyViT has further exceptions. A CPU computes in f32, or EfficientNet-Lite in int8 if the model was
+/// quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     #[default]
     F32,
     F16,
     Bf16,
-    /// Bytes, on a CPU.
+    /// Int8, on a CPU.
     Int8,
-    /// The fastest that a CPU and the model have of f32 and int8; f32 on a GPU.
+    /// The faster of f32 and int8 that the CPU and the model support; f32 on a GPU.
     Auto,
 }
 
 impl Precision {
-    /// The type for [`crate::autocast`]; `None` where products are as everything else.
+    /// The type for [`crate::autocast`]; `None` if products are in f32.
     pub fn dtype(self) -> Option<DType> {
         match self {
             Self::F32 | Self::Int8 | Self::Auto => None,
@@ -153,7 +154,8 @@ impl Precision {
         }
     }
 
-    /// [`Self::dtype`] on `device`. A CPU has no 16 bits, a GPU no bytes: both compute in f32, and a warning says so.
+    /// [`Self::dtype`] on `device`. A CPU does not support 16 bits and a GPU does not support int8. Both then compute
+    /// in f32, with a warning.
     pub fn on(self, device: &Device) -> Option<DType> {
         if self == Self::Int8 && !device.is_cpu() {
             tracing::warn!("precision int8 is for a CPU; the GPU computes in f32");

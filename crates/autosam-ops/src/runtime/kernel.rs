@@ -1,5 +1,5 @@
-//! What a kernel of a CPU computes, apart from where its operands lie ([`super::operands`]) and where the result goes: a tensor of its
-//! own, or memory that stays ([`super::capture`]).
+//! Traits of CPU kernels. They are independent of the location of the operands ([`super::operands`]) and of the result,
+//! which is a new tensor or fixed memory ([`super::capture`]).
 
 use super::memory::{assume_init, uninit};
 use super::operands::Args;
@@ -9,12 +9,13 @@ use std::mem::MaybeUninit;
 /// An operation on contiguous f32 tensors.
 ///
 /// # Safety
-/// [`Self::compute`] writes every element of its result, or fails.
+/// [`Self::compute`] must write every element of its result or fail.
 pub(crate) unsafe trait Kernel: Send + Sync {
-    /// Of the result.
+    /// Shape of the result.
     fn shape(&self, args: Args) -> Result<Shape>;
 
-    /// Into `out`, as long as [`Self::shape`] says. Takes no memory, once it has run with arguments of these shapes.
+    /// Computes the result into `out`, which has the size of [`Self::shape`]. Allocates no memory after the first run
+    /// with arguments of these shapes.
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()>;
 }
 
@@ -23,10 +24,10 @@ pub(crate) type Gradients = [Option<Tensor>; 3];
 
 /// An operation whose operands have gradients.
 pub(crate) trait Differentiable: Send + Sync {
-    /// What candle calls it in its errors.
+    /// Name in candle's error messages.
     fn name(&self) -> &'static str;
 
-    /// Gradients of `args` from `grad`, that of the `result`, which is contiguous.
+    /// Gradients of `args` from `grad`, the contiguous gradient of `result`.
     fn backward(&self, args: &[&Tensor], result: &Tensor, grad: &Tensor) -> Result<Gradients>;
 }
 
@@ -36,7 +37,7 @@ pub(crate) fn eager(op: &impl Kernel, args: &[&Tensor]) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-/// The result of `op` as candle's operations give theirs.
+/// The result of `op` in the form that candle's custom operations return.
 pub(crate) fn in_storage(op: &impl Kernel, args: Args) -> Result<(CpuStorage, Shape)> {
     let (values, shape) = fresh(op, args)?;
     Ok((CpuStorage::F32(values), shape))
@@ -46,6 +47,6 @@ fn fresh(op: &impl Kernel, args: Args) -> Result<(Vec<f32>, Shape)> {
     let shape = op.shape(args)?;
     let mut out = uninit(shape.elem_count());
     op.compute(args, &mut out)?;
-    // SAFETY: what `Kernel` promises.
+    // SAFETY: guaranteed by `Kernel`.
     Ok((unsafe { assume_init(out) }, shape))
 }

@@ -1,4 +1,4 @@
-//! What kernels run in: memory, threads, devices, the types of products, and graphs that are captured and replayed.
+//! Runtime of the kernels: memory, threads, devices, types of products, and captured graphs.
 
 pub(crate) mod autocast;
 pub(crate) mod capture;

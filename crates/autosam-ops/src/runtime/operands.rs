@@ -1,4 +1,4 @@
-//! The operands of a kernel, wherever they lie: in tensors, in candle's storages, or in the buffers of a graph that is replayed.
+//! Operands of a kernel, stored in tensors, in candle's storages, or in the buffers of a replayed graph.
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, StorageRef, Tensor};
 use std::ops::{Deref, Range};
@@ -94,7 +94,7 @@ impl Deref for Elements<'_> {
     }
 }
 
-/// The arguments of an operation that is replayed.
+/// The arguments of a replayed operation.
 #[derive(Clone, Copy)]
 pub(crate) struct Replayed<'a> {
     pub operands: &'a [Operand],

@@ -1,8 +1,8 @@
-//! The threads that networks run on: rayon's, in a pool of their own, awake as long as a network runs.
+//! Inference threads: a separate rayon pool that stays awake while a network runs.
 //!
-//! A network is hundreds of parallel loops with a few microseconds between them. Rayon's threads go to sleep after some twenty
-//! without work, and to wake one takes longer than that. So each thread here looks for work for as long as there is a network
-//! running, letting whoever else wants its core have it at each turn, and sleeps until the next one after that.
+//! A network consists of hundreds of parallel loops with a few microseconds between them. Rayon's threads go to sleep
+//! after some twenty microseconds without work, and waking one takes longer than that. So each thread here polls for
+//! work as long as a network runs, yields its core at each turn, and sleeps until the next network starts.
 
 use candle_core::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
@@ -12,16 +12,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// Threads that stay awake; with more, those without work would be in the way of those with some. The others sleep as rayon's do.
+/// Maximum number of threads that stay awake. More would slow down the threads that have work. The others sleep like
+/// rayon's.
 const MOST_AWAKE: usize = 8;
 
-/// Calls of [`in_pool`] that have not returned.
+/// Number of calls of [`in_pool`] that have not returned.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
-/// Held from finding that nothing runs until asleep, and when something begins to: no thread sleeps through it.
+/// Held by a thread from checking that nothing runs until it sleeps, and by a call when it begins, so that no wake-up
+/// is missed.
 static ASLEEP: Mutex<()> = Mutex::new(());
 static BEGUN: Condvar = Condvar::new();
 
-/// `None` where the system has no threads to give.
+/// `None` if the system cannot start threads.
 static POOL: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
     let pool = ThreadPoolBuilder::new()
         .thread_name(|i| format!("autosam-pool-{i}"))
@@ -30,8 +32,8 @@ static POOL: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
             tracing::warn!("cannot start the inference thread pool; networks run on rayon's threads: {e}")
         })
         .ok()?;
-    // At the bottom of each thread's stack, before it has any other work: inside of that it would wait for a network that waits
-    // for the work.
+    // Runs at the bottom of each thread's stack, before any other work. Inside other work it could deadlock with a
+    // network that waits for that work.
     let begun = Arc::new(Barrier::new(pool.current_num_threads() + 1));
     let each = begun.clone();
     pool.spawn_broadcast(move |thread| {
@@ -44,10 +46,10 @@ static POOL: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
     Some(pool)
 });
 
-/// Runs `f` on a thread of the pool, and the parallel loops inside on all of them; from any other thread each loop would be handed
-/// over and waited for.
+/// Runs `f` on a thread of the pool, and its parallel loops on all of them. From any other thread each loop would have
+/// to be handed over separately.
 ///
-/// Nothing inside may wait for other threads or processes: another network may wait for this thread.
+/// `f` must not wait for other threads or processes, because another network may be waiting for this thread.
 pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     match &*POOL {
         Some(pool) if pool.current_thread_index().is_none() => {
@@ -58,8 +60,8 @@ pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     }
 }
 
-/// Calls that wait for a thread. Not rayon's own queue, which takes memory at every 63rd call, and from which a thread that waits for
-/// the end of a loop would take up a whole network meanwhile.
+/// Calls that wait for a thread. Rayon's own queue is not used, because it allocates at every 63rd call, and a thread
+/// that waits for the end of a loop could pick up a whole network from it.
 static CALLS: Mutex<VecDeque<&'static dyn Call>> = Mutex::new(VecDeque::new());
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
@@ -70,7 +72,7 @@ trait Call: Sync {
 struct Handed<F, R> {
     f: Mutex<Option<F>>,
     result: Mutex<Option<thread::Result<R>>>,
-    /// Its caller's: it outlives the call, which the caller gives up as soon as it hears of its end.
+    /// Owned together with the caller, because the caller drops the call as soon as it is notified of its end.
     ended: Arc<Ended>,
 }
 
@@ -100,14 +102,14 @@ impl<F: FnOnce() -> R + Send, R: Send> Call for Handed<F, R> {
     }
 }
 
-/// `f`'s result from a thread that is awake.
+/// Runs `f` on a thread that is awake and returns its result.
 fn handed_over<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     let ended = ENDED.with(Arc::clone);
     *lock(&ended.yet) = false;
     let call = Handed { f: Mutex::new(Some(f)), result: Mutex::new(None), ended: ended.clone() };
     {
         let call: &dyn Call = &call;
-        // SAFETY: whoever takes it from the queue runs it, and does not touch it once it has said that it ended; until then this
+        // SAFETY: the thread that takes the call runs it and does not access it after signalling its end; until then this
         // function waits, and nothing in between panics.
         let call = unsafe { std::mem::transmute::<&dyn Call, &'static dyn Call>(call) };
         lock(&CALLS).push_back(call);
@@ -123,7 +125,7 @@ fn handed_over<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     }
 }
 
-/// [`in_pool`] for networks on a CPU; those on a GPU are launched from this thread.
+/// [`in_pool`] for networks on a CPU. Networks on a GPU are launched from the calling thread.
 pub fn in_pool_of<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
     if device.is_cpu() { in_pool(f) } else { f() }
 }
@@ -154,7 +156,8 @@ impl Drop for Running {
     }
 }
 
-/// For as long as the program: works while something runs, sleeps otherwise. Helps before it begins something new.
+/// Loop of a pool thread for the life of the program: works while a network runs and sleeps otherwise. It helps with
+/// running loops before it starts a new call.
 fn stay_awake() {
     loop {
         while RUNNING.load(Ordering::SeqCst) > 0 {
@@ -205,7 +208,7 @@ mod tests {
             let calls: Vec<_> = (0..8).map(|_| scope.spawn(move || sum(1000))).collect();
             assert!(calls.into_iter().all(|call| call.join().unwrap() == 499_500));
         });
-        // From a thread of rayon's common pool too.
+        // Also from a thread of rayon's global pool.
         assert!((0..32).into_par_iter().map(|_| sum(100)).all(|sum| sum == 4950));
     }
 

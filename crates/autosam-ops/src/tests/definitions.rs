@@ -1,9 +1,8 @@
-//! Kernels against their definitions, written out.
+//! Compares kernels with their written-out definitions.
 
 use super::*;
 
-/// candle's own depth-wise convolution has no f64 backward of groups that is worth trusting: a naive sum is
-/// the reference.
+/// The reference is a naive sum, because candle's f64 backward of depth-wise convolution is not reliable.
 #[test]
 fn depthwise_convolution_follows_its_definition() {
     for (h, w, k, stride, padding) in

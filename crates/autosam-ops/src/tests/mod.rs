@@ -1,4 +1,4 @@
-//! Every kernel against candle's composed operations in f64, values and gradients.
+//! Compares every kernel with candle's composed operations in f64, values and gradients.
 
 mod definitions;
 
@@ -19,7 +19,7 @@ pub(super) fn noise(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-/// A turn on the GPU: another test's work would end up in an inference that is being recorded.
+/// Exclusive use of the GPU, because another test's work would end up in a graph that is being captured.
 #[cfg(feature = "cuda")]
 pub(crate) fn gpu_turn() -> std::sync::MutexGuard<'static, ()> {
     static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -34,15 +34,15 @@ pub(super) fn error(a: &Tensor, b: &Tensor) -> f64 {
     error_beside(a, b, 0.0)
 }
 
-/// The error of `a` against `b`, or against `least` where that is larger.
+/// The error of `a` relative to the norm of `b`, or to `least` if that is larger.
 fn error_beside(a: &Tensor, b: &Tensor, least: f64) -> f64 {
     let diff = norm(&(a.to_dtype(DType::F64).unwrap() - b.to_dtype(DType::F64).unwrap()).unwrap());
     let size = norm(b).max(least);
     if size < 1e-12 { diff } else { diff / size }
 }
 
-/// Runs `f` on f32 (our kernels, of training and of inference) and on f64 (candle's), compares the results and the
-/// gradients of `sum(result · noise)` with respect to every input.
+/// Runs `f` in f32 (this crate's training and inference kernels) and in f64 (candle's operations), and compares the
+/// results and the gradients of `sum(result · noise)` with respect to every input.
 fn agrees(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let run = |dtype: DType| -> (Tensor, Vec<Tensor>) {
         let vars: Vec<Var> =
@@ -60,7 +60,8 @@ fn agrees(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>
     assert!(e < 2e-6, "{what}: value off by {e:.1e}");
     let e = error(&f(inputs).unwrap(), &theirs);
     assert!(e < 2e-6, "{what}: value without gradients off by {e:.1e}");
-    // A sum of many that nearly cancel, a bias' of one channel, has an error of the size of what was summed up.
+    // A sum of many terms that nearly cancel, such as the gradient of a single channel's bias, has an error relative to
+    // the terms.
     let least = 0.05 * norm(&noise(ours.dims(), 99));
     for (i, (a, b)) in our_grads.iter().zip(&their_grads).enumerate() {
         let e = error_beside(a, b, least);
@@ -71,9 +72,9 @@ fn agrees(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    // The bias of one channel alone has a gradient of one number, a sum that may cancel to next to nothing, in any
-    // kernel: 6 of 892 such shapes with 3x3 kernels are beyond the bound when unfolded. `convolution_to_one_channel` has
-    // shapes where it does not.
+    // Starts at two output channels: the gradient of a single channel's bias is one number, a sum that may nearly
+    // cancel in any kernel. 6 of 892 such shapes with 3x3 kernels exceed the bound when unfolded.
+    // `convolution_to_one_channel` tests shapes without that problem.
     #[test]
     fn convolution(n in 1usize..4, c in 1usize..9, o in 2usize..9, h in 3usize..20, w in 3usize..20,
                    k in 1usize..4, stride in 1usize..3, padding in 0usize..2, trailing in 0usize..2) {
@@ -125,7 +126,8 @@ proptest! {
         }
     }
 
-    // More than one weight a channel: a norm takes no notice of a single one's size, whose gradient is 0 but for rounding.
+    // More than one weight per channel, because the norm cancels the scale of a single one, whose gradient is then only
+    // rounding noise.
     #[test]
     fn convolution_norm_and_activation(n in 2usize..4, c in 2usize..5, o in 1usize..40, h in 3usize..9, w in 3usize..9,
                                        k in 2usize..6, stride in 1usize..3, trailing in 0usize..2, kind in 0usize..4) {
@@ -136,7 +138,7 @@ proptest! {
             _ => (c, Conv2d::default(), true),
         };
         let k = if kind == 3 { 1 } else { k };
-        // candle's depth-wise convolution has no backward to compare with: it is spread to a full one.
+        // candle's depth-wise convolution has no backward to compare with, so the reference is a full convolution.
         let inputs = [noise(&[n, c, h, w], 56), noise(&[o, c / cfg.groups, k, k], 57), (noise(&[o], 58) + 2.0).unwrap(), noise(&[o], 59)];
         for activation in [None, Some(Activation::Gelu)] {
             agrees(&format!("{cfg:?} k{k} last {last} {activation:?}"), &inputs, |t| {
@@ -217,8 +219,8 @@ fn convolves(x: [usize; 4], o: usize, k: usize, cfg: Conv2d) {
     });
 }
 
-/// A convolution as a sum over kernel positions of a matrix product with a shifted image: candle's own
-/// has no right backward for a stride of 2 on images that are not square.
+/// A convolution as a sum over kernel positions of a matrix product with a shifted image. candle's own backward is
+/// wrong for a stride of 2 on non-square images.
 fn shifted_convolution(x: &Tensor, w: &Tensor, bias: &Tensor, cfg: Conv2d) -> Result<Tensor> {
     let ((n, c, h, width), (o, _, k, _)) = (x.dims4()?, w.dims4()?);
     let (s, p) = (cfg.stride, cfg.padding);
@@ -249,7 +251,7 @@ fn values(t: &Tensor) -> Vec<f64> {
     t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Values against `reference`, gradients against its central differences; both in f64.
+/// Compares values with `reference` and gradients with its central differences, both in f64.
 fn agrees_with_finite_differences(
     what: &str,
     inputs: &[Tensor],
@@ -294,7 +296,7 @@ fn activations() {
     let x = (noise(&[3, 1000], 14) * 8.0).unwrap();
     agrees("gelu", std::slice::from_ref(&x), |t| gelu(&t[0]));
     agrees("leaky_relu", std::slice::from_ref(&x), |t| activate(&t[0], Activation::LeakyRelu));
-    // candle's clamp is exact except at its corners, which random numbers do not hit.
+    // candle's clamp has a correct gradient except at its corners, which random numbers do not hit.
     agrees("relu6", std::slice::from_ref(&x), |t| activate(&t[0], Activation::Relu6));
     agrees("relu", std::slice::from_ref(&x), |t| activate(&t[0], Activation::Relu));
     agrees("tanh", std::slice::from_ref(&x), |t| activate(&t[0], Activation::Tanh));
@@ -386,7 +388,7 @@ fn tails_are_nothing_rather_than_subnormal() {
     }
 }
 
-/// Weights that threads share are multiplied as those that each thread reads whole.
+/// Splitting the weights between threads gives the same result as each thread reading all of them.
 #[test]
 fn few_rows_of_many_weights() {
     let (x, w, bias) = (noise(&[3, 700], 60), noise(&[501, 700], 61), noise(&[501], 62));

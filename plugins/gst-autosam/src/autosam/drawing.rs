@@ -57,7 +57,7 @@ pub fn draw(
     let styles = [settings.style(), settings.object_style()];
     for (shown, style) in [&mut drawn.automatic, &mut drawn.object].into_iter().zip(styles) {
         let Some(shown) = shown else { continue };
-        let overlay = &shown.detection.mark;
+        let overlay = &shown.detection.overlay;
         if !overlay.is_empty() {
             if fields {
                 overlay.draw_on_fields(&mut canvas, &style, shown.shift);

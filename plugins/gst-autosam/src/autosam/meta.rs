@@ -46,7 +46,7 @@ impl Attacher {
             Some((detection, pixels)) if Arc::ptr_eq(detection, &shown.detection) => pixels.clone(),
             _ => {
                 let bytes: Vec<u8> =
-                    mask.map.data.iter().map(|p| if *p >= mask.cut { 255 } else { 0 }).collect();
+                    mask.map.data.iter().map(|p| if *p >= mask.level { 255 } else { 0 }).collect();
                 let pixels = gst::Buffer::from_slice(bytes);
                 *last = Some((shown.detection.clone(), pixels.clone()));
                 pixels

@@ -3,7 +3,7 @@
 use autosam_engine as engine;
 use autosam_engine::overlay;
 use autosam_frame::mask::MaskSettings;
-use autosam_frame::region::Region;
+use autosam_frame::region::CropMode;
 use autosam_frame::temporal::TemporalSettings;
 use autosam_model::{self as model, DeviceChoice, MaskMode, ModelOptions, Views};
 use gst::glib;
@@ -138,7 +138,7 @@ pub struct Settings {
     /// 0: masks do not expire.
     pub expire_overlay: gst::ClockTime,
     pub motion_compensation: MotionCompensation,
-    pub roi: Region,
+    pub roi: CropMode,
     pub enabled: bool,
     pub inference_interval: u32,
     /// Per second; 0: no limit.
@@ -176,7 +176,7 @@ impl Default for Settings {
             contour_width: 0,
             expire_overlay: gst::ClockTime::from_mseconds(500),
             motion_compensation: MotionCompensation::default(),
-            roi: Region::default(),
+            roi: CropMode::default(),
             enabled: true,
             inference_interval: 1,
             max_inference_rate: 0.0,
@@ -214,7 +214,7 @@ impl Settings {
             // A frame-accurate mask depends on its own frame only.
             temporal: if live { temporal } else { TemporalSettings::default() },
             motion: if live { self.motion_compensation.engine() } else { engine::Motion::Off },
-            region: self.roi,
+            roi: self.roi,
         }
     }
 

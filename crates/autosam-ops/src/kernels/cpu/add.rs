@@ -1,4 +1,4 @@
-//! A sum.
+//! Element-wise sum.
 
 use super::common::{GRAIN, simd};
 use crate::runtime::kernel::{Differentiable, Gradients, Kernel};
@@ -7,10 +7,10 @@ use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// Sum of two tensors of one shape; or the second's one image is added to each of the first's.
+/// Sum of two tensors of the same shape. If the second has a batch of one, it is added to each image of the first.
 pub(crate) struct Add;
 
-// SAFETY: the second's elements, again and again, meet all of the first's.
+// SAFETY: the second's elements are repeated until they cover all of the first's.
 unsafe impl Kernel for Add {
     fn shape(&self, args: Args) -> Result<Shape> {
         let (a, b) = (args.dims(0), args.dims(1));

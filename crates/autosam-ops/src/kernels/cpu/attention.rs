@@ -1,5 +1,5 @@
-//! Attention of every head on views of what holds its queries, keys and values; scores exist for a block of queries
-//! at a time.
+//! Multi-head attention on strided views of queries, keys and values. Scores exist only for a block of queries at a
+//! time.
 
 use super::common::{shaped_as as shaped, simd};
 use super::gemm::{MatRef, gemm, scratch};
@@ -13,18 +13,18 @@ use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// Query rows whose scores exist at a time: the second-level cache holds them, and keys are packed again for each block.
+/// Query rows whose scores exist at a time. They fit the second-level cache; keys are packed again for each block.
 fn queries(keys: usize) -> usize {
     (32 * 1024 / keys.max(1)).clamp(64, 128)
 }
 
-/// Parts of the batch in the backward pass, whatever the number of threads, so that sums keep their order.
+/// Parts of the batch in the backward pass. Independent of the number of threads, so that sums keep their order.
 const PARTS: usize = 8;
 
-/// Where the rows of one operand lie.
+/// Memory layout of the rows of one operand.
 #[derive(Debug, Clone, Copy)]
 struct Rows {
-    /// Of the first row.
+    /// Offset of the first row.
     at: usize,
     image: usize,
     head: usize,
@@ -32,7 +32,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// Of part `part` (0 queries, 1 keys, 2 values) of a packed tensor.
+    /// Rows of part `part` (0 queries, 1 keys, 2 values) of a packed tensor.
     fn packed(packing: Packing, part: usize, tokens: usize, heads: usize, d: usize) -> Self {
         let token = 3 * heads * d;
         let (at, head) = match packing {
@@ -42,8 +42,8 @@ impl Rows {
         Self { at, image: tokens * token, head, token }
     }
 
-    /// Of a tensor `[B, T, heads · d]`.
-    fn alone(tokens: usize, heads: usize, d: usize) -> Self {
+    /// Rows of a separate tensor `[B, T, heads · d]`.
+    fn unpacked(tokens: usize, heads: usize, d: usize) -> Self {
         Self { at: 0, image: tokens * heads * d, head: d, token: heads * d }
     }
 
@@ -65,7 +65,7 @@ fn transposed(m: MatRef) -> MatRef {
     MatRef { data: m.data, row_stride: m.col_stride, col_stride: m.row_stride }
 }
 
-/// What is added to the scores.
+/// Bias added to the scores.
 #[derive(Clone, Copy)]
 pub(crate) enum Bias<'a> {
     None,
@@ -81,7 +81,7 @@ pub(crate) enum Bias<'a> {
     },
 }
 
-/// Sizes and places of one attention.
+/// Sizes and operand layouts of one attention.
 struct Problem {
     batch: usize,
     heads: usize,
@@ -94,7 +94,7 @@ struct Problem {
     v: Rows,
 }
 
-/// The operands' data; one slice three times where they are packed.
+/// The operands' data; the same slice three times if they are packed.
 #[derive(Clone, Copy)]
 struct Operands<'a> {
     q: &'a [f32],
@@ -108,14 +108,16 @@ impl Problem {
             candle_core::bail!("attention: expected [B, T, 3 · heads · d], found {dims:?}")
         };
         if width % (3 * heads) != 0 {
-            candle_core::bail!("attention: {width} channels do not hold three times {heads} heads");
+            candle_core::bail!(
+                "attention: {width} channels cannot be divided into q, k and v of {heads} heads"
+            );
         }
         let d = width / (3 * heads);
         let [q, k, v] = [0, 1, 2].map(|part| Rows::packed(packing, part, tokens, heads, d));
         Ok(Self { batch, heads, d, tokens, keys: tokens, scale, q, k, v })
     }
 
-    fn apart(q: &[usize], k: &[usize], v: &[usize], heads: usize, scale: f32) -> Result<Self> {
+    fn separate(q: &[usize], k: &[usize], v: &[usize], heads: usize, scale: f32) -> Result<Self> {
         let (&[batch, tokens, width], &[b, keys, c]) = (q, k) else {
             candle_core::bail!("attention: expected [B, T, heads · d], found {q:?} and {k:?}")
         };
@@ -123,11 +125,11 @@ impl Problem {
             candle_core::bail!("attention: q {q:?}, k {k:?}, v {v:?} in {heads} heads");
         }
         let d = width / heads;
-        let (q, k) = (Rows::alone(tokens, heads, d), Rows::alone(keys, heads, d));
+        let (q, k) = (Rows::unpacked(tokens, heads, d), Rows::unpacked(keys, heads, d));
         Ok(Self { batch, heads, d, tokens, keys, scale, q, k, v: k })
     }
 
-    /// Probabilities of queries `first..first + rows` of one head into `scores [rows, keys]`.
+    /// Writes the probabilities of queries `first..first + rows` of one head to `scores [rows, keys]`.
     ///
     /// # Safety
     /// The operands are as large as the problem says.
@@ -213,14 +215,14 @@ impl Problem {
         );
     }
 
-    /// Of the result.
+    /// Shape of the result.
     fn shape(&self) -> Shape {
         Shape::from((self.batch, self.tokens, self.heads * self.d))
     }
 
-    /// All of `out [B, T, heads · d]`.
+    /// Writes all of `out [B, T, heads · d]`.
     fn forward(&self, x: Operands, bias: Bias, out: &mut [MaybeUninit<f32>]) {
-        let out_rows = Rows::alone(self.tokens, self.heads, self.d);
+        let out_rows = Rows::unpacked(self.tokens, self.heads, self.d);
         assert_eq!(out.len(), self.batch * out_rows.image);
         let shared = Shared::uninit(out);
         let chunks = self.tokens.div_ceil(queries(self.keys));
@@ -249,8 +251,8 @@ impl Problem {
         }
     }
 
-    /// Writes the gradients of q, k and v where `into` says (buffers laid out as the operands), and returns that of a full
-    /// bias if there is one.
+    /// Writes the gradients of q, k and v to `into`, buffers with the operands' layout, and returns the gradient of a
+    /// full bias if the attention has one.
     fn backward(
         &self,
         x: Operands,
@@ -259,7 +261,7 @@ impl Problem {
         into: [Shared; 3],
     ) -> Option<Vec<f32>> {
         let Self { heads, d, tokens, keys, scale, .. } = *self;
-        let grad_rows = Rows::alone(tokens, heads, d);
+        let grad_rows = Rows::unpacked(tokens, heads, d);
         let parts = PARTS.min(self.batch);
         let share = self.batch.div_ceil(parts);
         let square = if bias.is_some() { tokens * keys } else { 0 };
@@ -358,7 +360,7 @@ impl Problem {
     }
 }
 
-/// From `[B, T, 3 · heads · d]`, with or without a bias `[heads, T, T]`.
+/// Attention of packed `[B, T, 3 · heads · d]`, with or without a bias `[heads, T, T]`.
 pub(crate) struct Packed {
     pub heads: usize,
     pub packing: Packing,
@@ -371,7 +373,7 @@ impl Packed {
     }
 }
 
-// SAFETY: the tasks of an attention are all of its result.
+// SAFETY: the tasks of an attention cover its result.
 unsafe impl Kernel for Packed {
     fn shape(&self, args: Args) -> Result<Shape> {
         let problem = self.problem(args.dims(0))?;
@@ -412,7 +414,8 @@ impl Differentiable for Packed {
     }
 }
 
-/// From `[B, h · w, 3 · heads · d]` with relative positions, tables `[2h - 1, d]` and `[2w - 1, d]`; for inference.
+/// Attention of packed `[B, h · w, 3 · heads · d]` with relative positions, tables `[2h - 1, d]` and `[2w - 1, d]`; for
+/// inference.
 pub(crate) struct Relative {
     pub packed: Packed,
     pub h: usize,
@@ -439,34 +442,34 @@ unsafe impl Kernel for Relative {
     }
 }
 
-/// From q `[B, T, heads · d]`, k and v `[B, S, heads · d]`.
-pub(crate) struct Apart {
+/// Attention of separate q `[B, T, heads · d]`, k and v `[B, S, heads · d]`.
+pub(crate) struct Separate {
     pub heads: usize,
     pub scale: f32,
 }
 
 // SAFETY: as for `Packed`.
-unsafe impl Kernel for Apart {
+unsafe impl Kernel for Separate {
     fn shape(&self, args: Args) -> Result<Shape> {
-        Ok(Problem::apart(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?.shape())
+        Ok(Problem::separate(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?.shape())
     }
 
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
         let (q, k, v) = (args.get(0)?, args.get(1)?, args.get(2)?);
-        let problem = Problem::apart(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?;
+        let problem = Problem::separate(args.dims(0), args.dims(1), args.dims(2), self.heads, self.scale)?;
         problem.forward(Operands { q: &q, k: &k, v: &v }, Bias::None, out);
         Ok(())
     }
 }
 
-impl Differentiable for Apart {
+impl Differentiable for Separate {
     fn name(&self) -> &'static str {
         "autosam-attention"
     }
 
     fn backward(&self, args: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let (q, k, v) = (args[0], args[1], args[2]);
-        let problem = Problem::apart(q.dims(), k.dims(), v.dims(), self.heads, self.scale)?;
+        let problem = Problem::separate(q.dims(), k.dims(), v.dims(), self.heads, self.scale)?;
         let (eq, ek, ev, grad) = (Elements::of(q)?, Elements::of(k)?, Elements::of(v)?, Elements::of(grad)?);
         let mut grads = [vec![0f32; eq.len()], vec![0f32; ek.len()], vec![0f32; ev.len()]];
         let into = grads.each_mut().map(|g| Shared::new(g));

@@ -1,4 +1,4 @@
-//! Bias and activation of `[N, C, H, W]` where a gradient is asked for.
+//! Bias and activation of `[N, C, H, W]`, for use with gradients.
 
 use super::common::{gradient_of, simd};
 use super::pointwise::plane_sum;
@@ -22,7 +22,7 @@ unsafe impl Kernel for Biased {
             candle_core::bail!("bias: expected [N, C, H, W], found {:?}", args.dims(0))
         };
         if args.dims(1) != [c] {
-            candle_core::bail!("a bias of {:?} numbers for {c} channels", args.dims(1));
+            candle_core::bail!("a bias of shape {:?} for {c} channels", args.dims(1));
         }
         Ok(Shape::from(args.dims(0)))
     }

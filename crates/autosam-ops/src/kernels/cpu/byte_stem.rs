@@ -1,4 +1,4 @@
-//! The first convolution of a network in bytes: from planes of floats to bytes of channels in one pass.
+//! The first convolution of an int8 network: from planes of floats to interleaved bytes in one pass.
 
 use super::common::simd;
 use super::gemm::scratch;
@@ -14,20 +14,20 @@ use std::sync::Arc;
 
 /// Channels of an image.
 pub(crate) const COLOURS: usize = 3;
-/// Output channels whose sums are held in registers, of [`PIXELS`] pixels.
+/// Output channels whose sums are held in registers for [`PIXELS`] pixels.
 pub(crate) const LANES: usize = 32;
 const PIXELS: usize = 4;
 
-/// A convolution of three channels whose result is bytes.
+/// A convolution of three channels with a result in bytes.
 pub(crate) struct Stem {
     pub cfg: Conv2d,
     /// Side of the kernel.
     pub k: usize,
-    /// `[3, K, K, O]`, O a multiple of [`LANES`]; such that sums are bytes but for rounding.
+    /// `[3, K, K, O]`, O a multiple of [`LANES`], scaled so that sums only need rounding to bytes.
     pub weights: Vec<f32>,
     /// `[O]`.
     pub bias: Vec<f32>,
-    /// What stands around each channel.
+    /// Padding value of each channel.
     pub padding: [f32; COLOURS],
 }
 
@@ -37,7 +37,7 @@ struct Sizes {
     n: usize,
     h: usize,
     w: usize,
-    /// Of a line with its padding.
+    /// Width of a line with its padding.
     wide: usize,
     oh: usize,
     ow: usize,
@@ -57,7 +57,7 @@ impl Stem {
         }
     }
 
-    /// The lines that output row `oy` reads, `[3, K, wide]`.
+    /// Copies the lines that output row `oy` reads, `[3, K, wide]`.
     fn fill(&self, image: &[f32], s: Sizes, oy: usize, lines: &mut [f32]) {
         for (i, line) in lines.chunks_exact_mut(s.wide).enumerate() {
             let (c, ky) = (i / self.k, i % self.k);
@@ -74,7 +74,7 @@ impl Stem {
         }
     }
 
-    /// Lines of [`Self::fill`] → all of a row `out [OW, O]`.
+    /// Computes a row `out [OW, O]` from the lines of [`Self::fill`].
     fn row(&self, lines: &[f32], s: Sizes, out: &mut [MaybeUninit<u8>]) {
         let o = self.bias.len();
         simd(
@@ -95,8 +95,8 @@ impl Stem {
         );
     }
 
-    /// Of output channels from `first` on, of `pixels` pixels from `ox` on; what is beyond these is not used. Products and sums are
-    /// rounded one by one, so that every instruction set gives the same.
+    /// Sums of the output channels from `first` on for `pixels` pixels from `ox` on; entries beyond these are unused.
+    /// Products and sums are rounded separately, so that every instruction set gives the same result.
     #[inline(always)]
     fn sums(
         &self,
@@ -128,7 +128,7 @@ impl Stem {
 /// [`Stem`] as an operation.
 pub(crate) struct ByteStem(pub Arc<Stem>);
 
-// SAFETY: `row` writes all of a row, and the rows are all there are.
+// SAFETY: `row` writes a whole row, and every row is computed.
 unsafe impl Kernel for ByteStem {
     fn shape(&self, args: Args) -> Result<Shape> {
         let s = self.0.sizes(args.dims(0))?;

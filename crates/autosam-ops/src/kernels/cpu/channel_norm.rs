@@ -1,4 +1,4 @@
-//! Batch norm's arithmetic with an activation behind it, over channels that lie in planes or side by side.
+//! Batch norm followed by an activation, over channels stored as planes or interleaved.
 
 use super::common::{simd, sum_over_rows};
 use super::pointwise::plane_sum;
@@ -7,16 +7,16 @@ use crate::runtime::memory::{Shared, assume_init, assume_init_part, uninit};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// How the channels of a batch lie.
+/// Memory layout of the channels of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Arrangement {
+pub(crate) enum ChannelLayout {
     /// `[N, C, pixels]`.
     Planes { n: usize, c: usize, pixels: usize },
     /// `[rows, C]`.
     Rows { rows: usize, c: usize },
 }
 
-/// A channel's numbers, one a channel each.
+/// Parameters and statistics, one entry per channel.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Channels {
     pub mean: Vec<f32>,
@@ -36,17 +36,17 @@ impl Channels {
     }
 }
 
-/// Rows of `[rows, C]` that are worked on while they are in the first-level cache.
+/// Rows of `[rows, C]` processed together while they are in the first-level cache.
 const ROWS: usize = 16;
 
-impl Arrangement {
+impl ChannelLayout {
     fn channels(self) -> usize {
         match self {
             Self::Planes { c, .. } | Self::Rows { c, .. } => c,
         }
     }
 
-    /// Values of a channel.
+    /// Number of values per channel.
     pub fn count(self) -> usize {
         match self {
             Self::Planes { n, pixels, .. } => n * pixels,
@@ -107,7 +107,8 @@ impl Arrangement {
         }
     }
 
-    /// `len` sums over rows of `[rows, C]`: `f` adds a row's share, in f32 for a few rows, in f64 from there on.
+    /// `len` sums over rows of `[rows, C]`. `f` adds a row's contribution; a few rows are summed in f32, their sums in
+    /// f64.
     #[inline(always)]
     fn column_sums(self, x: &[f32], len: usize, f: impl Fn(&[f32], &mut [f32]) + Sync) -> Vec<f64> {
         let c = self.channels();
@@ -130,7 +131,7 @@ impl Arrangement {
         })
     }
 
-    /// `activation(norm(x))` into all of `out`.
+    /// Writes `activation(norm(x))` to all of `out`.
     pub fn normalise(
         self,
         x: &[f32],
@@ -187,7 +188,8 @@ impl Arrangement {
         }
     }
 
-    /// Gradients of x (through the batch's own statistics), gain and bias, from that of [`Self::normalise`]'s result.
+    /// Gradients of x (through the batch's own statistics), gain and bias, from the gradient of [`Self::normalise`]'s
+    /// result.
     pub fn grad(
         self,
         x: &[f32],
@@ -198,7 +200,7 @@ impl Arrangement {
         let c = self.channels();
         let (scale, shift) = channels.affine();
         let (mean, inverse) = (&channels.mean, &channels.inverse);
-        // h = grad · activation'(norm(x)), then dx = scale · (h - mean(h) - x̂ · mean(h · x̂)) in its place.
+        // h = grad · activation'(norm(x)), then dx = scale · (h - mean(h) - x̂ · mean(h · x̂)) in place.
         let mut h = uninit(x.len());
         let shared = Shared::uninit(&mut h);
         let (bias_grad, gain_grad): (Vec<f32>, Vec<f32>) = match self {

@@ -1,4 +1,4 @@
-//! What the CPU kernels share.
+//! Helpers shared by the CPU kernels.
 
 use crate::runtime::autocast;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
@@ -7,12 +7,12 @@ use std::ops::Range;
 
 pub(crate) use autosam_frame::simd::simd;
 
-/// True where the kernels here apply; elsewhere candle's own operations, composed, serve.
+/// Whether these kernels apply. Otherwise a composition of candle's operations is used.
 pub(crate) fn handles(tensors: &[&Tensor]) -> bool {
     !autocast::active() && tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
-/// True where the kernels of inference apply: ours, and no gradient is asked for.
+/// Whether the inference kernels apply: [`handles`] is true and no gradient is requested.
 pub(crate) fn fusible(tensors: &[&Tensor]) -> bool {
     handles(tensors) && !tensors.iter().any(|t| t.track_op())
 }
@@ -25,12 +25,12 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     }
 }
 
-/// A tensor of `like`'s shape that takes over `values`.
+/// A tensor of `like`'s shape that owns `values`.
 pub(crate) fn shaped_as(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values, like.shape(), like.device())
 }
 
-/// The gradient of `input`, which `values` computes; `None`, and nothing computed, where no gradient of it is asked for.
+/// The gradient of `input`, computed by `values`; `None`, without calling `values`, if no gradient is requested.
 pub(crate) fn gradient_of(
     input: &Tensor,
     values: impl FnOnce() -> Result<Vec<f32>>,
@@ -50,7 +50,8 @@ pub(crate) fn add_all(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
     out
 }
 
-/// Parts that a sum over rows is split into, whatever the number of threads: added in order, they give the same bits every time.
+/// Number of parts of a sum over rows. It does not depend on the number of threads, and parts are added in order, so
+/// that results are bit-identical every time.
 const PARTS: usize = 16;
 
 /// Sums `f(rows, sums)` over parts of `0..rows`, each with its own `len` sums.
@@ -75,8 +76,8 @@ pub(crate) fn sum_over_rows(
     total
 }
 
-/// Sums over `0..images` what `add(image, sums)` adds to `len` sums. Each thread's part sums its own images in order and the parts
-/// are summed in order, so that the same machine gives the same bits every time.
+/// Accumulates `add(image, sums)` over `0..images` in `len` sums. Each thread sums its own images in order, and the
+/// parts are added in order, so that the same machine gives bit-identical results every time.
 pub(crate) fn sum_over_images(images: usize, len: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let share = images.div_ceil(rayon::current_num_threads()).max(1);
     let parts: Vec<Vec<f32>> = (0..images.div_ceil(share))
@@ -97,5 +98,5 @@ pub(crate) fn sum_over_images(images: usize, len: usize, add: impl Fn(usize, &mu
     total
 }
 
-/// Elements that a thread takes at a time: long enough to pay for the hand-over.
+/// Elements that a thread processes at a time; enough to outweigh the cost of scheduling.
 pub(crate) const GRAIN: usize = 16 * 1024;

@@ -1,4 +1,4 @@
-//! Channels side by side, and one token of many.
+//! Concatenation of channels, and selection of one token.
 
 use super::common::gradient_of;
 use crate::runtime::kernel::{Differentiable, Gradients, Kernel};
@@ -8,10 +8,10 @@ use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// Joins what lies side by side in each image.
+/// Concatenates the operands of each image.
 pub(crate) struct Concat;
 
-// SAFETY: the parts' channels are all there are.
+// SAFETY: the parts' channels cover the result.
 unsafe impl Kernel for Concat {
     fn shape(&self, args: Args) -> Result<Shape> {
         let &[n, _, h, w] = args.dims(0) else {

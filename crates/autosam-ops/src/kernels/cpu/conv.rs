@@ -1,4 +1,5 @@
-//! Convolution as matrix products over tiles of unfolded columns that stay in cache; 3x3 ones of stride 1 by [`winograd`].
+//! Convolution as matrix products over tiles of unfolded columns that stay in cache. 3x3 convolutions of stride 1 use
+//! [`winograd`].
 
 use super::common::{gradient_of, simd, sum_over_images};
 use super::epilogue::{ChannelEpilogue, Epilogue};
@@ -15,7 +16,7 @@ use std::mem::MaybeUninit;
 /// Floats in a tile of unfolded columns: a share of the second-level cache.
 const TILE: usize = 96 * 1024;
 
-/// The sizes of one convolution without groups.
+/// Sizes of one convolution without groups.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Geometry {
     pub n: usize,
@@ -52,12 +53,12 @@ impl Geometry {
         self.c * self.k * self.k
     }
 
-    /// True where the input is the unfolded matrix as it stands.
+    /// Whether the input already is the unfolded matrix.
     fn pointwise(&self) -> bool {
         self.k == 1 && self.stride == 1 && (self.oh, self.ow) == (self.h, self.w)
     }
 
-    /// Output rows a tile, so that a batch of one still feeds two threads.
+    /// Output rows per tile; few enough that a batch of one still feeds two threads.
     fn tile_rows(&self) -> usize {
         let fits = (TILE / (self.depth() * self.ow)).max(1);
         fits.min(self.oh.div_ceil(2)).max(1)
@@ -73,7 +74,7 @@ impl Geometry {
         (t * rows, rows.min(self.oh - t * rows))
     }
 
-    /// The same by Winograd's filtering, where that applies and pays.
+    /// The same convolution with Winograd's filtering, if it applies and pays off.
     fn winograd(&self) -> Option<Winograd> {
         let cfg = Conv2d { stride: self.stride, padding: self.padding, ..Conv2d::default() };
         let &Self { n, c, o, h, w, k, .. } = self;
@@ -112,7 +113,7 @@ impl Geometry {
         );
     }
 
-    /// Adds columns back to where [`Self::unfold`] took them from.
+    /// Adds columns back to the positions from which [`Self::unfold`] copied them.
     fn fold(&self, columns: &[f32], y0: usize, rows: usize, image: &mut [f32]) {
         let width = rows * self.ow;
         for (r, line) in columns.chunks_exact(width).enumerate() {
@@ -136,14 +137,14 @@ impl Geometry {
         }
     }
 
-    /// Output columns whose input at kernel column `kx` lies inside the image.
+    /// Range of output columns whose input at kernel column `kx` lies inside the image.
     fn span(&self, kx: usize) -> (usize, usize) {
         let from = self.padding.saturating_sub(kx).div_ceil(self.stride);
         let to = (self.w + self.padding).saturating_sub(kx).div_ceil(self.stride);
         (from.min(self.ow), to.min(self.ow))
     }
 
-    /// Of the result.
+    /// Shape of the result.
     pub fn shape(&self) -> [usize; 4] {
         [self.n, self.o, self.oh, self.ow]
     }
@@ -193,7 +194,7 @@ impl Geometry {
             let (image, tile) = (task / g.tiles(), task % g.tiles());
             let (y0, rows) = g.tile(tile);
             let columns = rows * g.ow;
-            let picture = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
+            let planes = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
             let weights = MatRef { data: w.as_ptr(), row_stride: g.depth() as isize, col_stride: 1 };
             // SAFETY: a task writes the pixels of its own rows of its own image.
             let dst = unsafe { shared.at(image * g.o * g.pixels() + y0 * g.ow) };
@@ -202,10 +203,10 @@ impl Geometry {
                 gemm(g.o, columns, g.depth(), dst, g.pixels() as isize, false, 1.0, weights, b);
             };
             if g.pointwise() {
-                product(picture[y0 * g.ow..].as_ptr(), g.pixels());
+                product(planes[y0 * g.ow..].as_ptr(), g.pixels());
             } else {
                 scratch(g.depth() * columns, |buffer| {
-                    g.unfold(picture, y0, rows, buffer);
+                    g.unfold(planes, y0, rows, buffer);
                     product(buffer.as_ptr(), columns);
                 });
             }
@@ -260,7 +261,7 @@ impl Geometry {
     pub(crate) fn grad_weight_unfolded(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let g = self;
         sum_over_images(g.n, g.o * g.depth(), |image, dw| {
-            let picture = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
+            let planes = &x[image * g.c * g.h * g.w..][..g.c * g.h * g.w];
             let grad = &grad[image * g.o * g.pixels()..][..g.o * g.pixels()];
             for tile in 0..g.tiles() {
                 let (y0, rows) = g.tile(tile);
@@ -279,10 +280,10 @@ impl Geometry {
                     }
                 };
                 if g.pointwise() {
-                    add(picture[y0 * g.ow..].as_ptr(), g.pixels());
+                    add(planes[y0 * g.ow..].as_ptr(), g.pixels());
                 } else {
                     scratch(g.depth() * columns, |buffer| {
-                        g.unfold(picture, y0, rows, buffer);
+                        g.unfold(planes, y0, rows, buffer);
                         add(buffer.as_ptr(), columns);
                     });
                 }
@@ -310,13 +311,13 @@ fn stepped(from: &[f32], step: usize, to: &mut [f32]) {
     }
 }
 
-/// The operation, and its gradients.
+/// The operation with its gradients.
 pub(crate) struct Conv {
     pub cfg: Conv2d,
     pub epilogue: Epilogue,
 }
 
-// SAFETY: the tiles of a convolution are all of its result.
+// SAFETY: the tiles of a convolution cover its result.
 unsafe impl Kernel for Conv {
     fn shape(&self, args: Args) -> Result<Shape> {
         let g = Geometry::of(args.dims(0), args.dims(1), self.cfg)?;
@@ -358,7 +359,7 @@ impl Matmul {
     }
 }
 
-// SAFETY: the images' convolutions are all there is.
+// SAFETY: the products of all images cover the result.
 unsafe impl Kernel for Matmul {
     fn shape(&self, args: Args) -> Result<Shape> {
         let [n, m, _, p] = Self::sizes(args)?;

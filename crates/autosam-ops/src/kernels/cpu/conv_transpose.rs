@@ -1,5 +1,5 @@
-//! Transposed convolution whose kernels do not overlap (kernel = stride): one matrix product, its rows spread over k × k
-//! pixels.
+//! Transposed convolution with non-overlapping kernels (kernel = stride): one matrix product, each row of which fills k
+//! × k pixels.
 
 use super::common::{shaped_as, simd};
 use super::epilogue::{ChannelEpilogue, Epilogue};
@@ -11,7 +11,7 @@ use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// `x [N, C, H, W]`, weights `[C, O, K, K]`.
+/// Sizes for `x [N, C, H, W]` and weights `[C, O, K, K]`.
 struct Geometry {
     n: usize,
     c: usize,
@@ -39,8 +39,8 @@ impl Geometry {
         self.k * self.k
     }
 
-    /// Calls `f(taps, plane)` for every stretch of a plane `[H·K, W·K]` and the row of `[K·K, H·W]` that it takes every K-th
-    /// pixel of: the first tap, and the first pixel.
+    /// Calls `f(taps, plane)` for every line of a plane `[H·K, W·K]` and the row of `[K·K, H·W]` that supplies every
+    /// K-th of its pixels: the index of the first tap and of the first pixel.
     #[inline(always)]
     fn lines(&self, mut f: impl FnMut(usize, usize)) {
         for row in 0..self.k * self.h {
@@ -60,7 +60,7 @@ impl Geometry {
     ) {
         let (cells, square, o) = (self.cells(), self.square(), self.o);
         assert_eq!(out.len(), self.n * o * cells * square);
-        // Four channels a task: rows enough for the product, tasks enough for the threads.
+        // Four channels per task: enough rows for the product, and enough tasks for the threads.
         let group = 4.min(o);
         let groups = o.div_ceil(group);
         let shared = Shared::uninit(out);
@@ -104,7 +104,7 @@ impl Geometry {
         });
     }
 
-    /// Gradients of x and of the weights, each where it is asked for.
+    /// Gradients of x and of the weights, each if requested.
     fn backward(
         &self,
         x: &[f32],
@@ -116,7 +116,7 @@ impl Geometry {
         let (cells, c, rows) = (self.cells(), self.c, self.o * self.square());
         let mut input = vec![0f32; if dx { x.len() } else { 0 }];
         let shared = Shared::new(&mut input);
-        // An image's share each, summed in order: the same bits every time.
+        // One part per image, added in order, so that results are bit-identical every time.
         let shares: Vec<Vec<f32>> = (0..self.n)
             .into_par_iter()
             .map(|image| {
@@ -169,7 +169,7 @@ impl Geometry {
     }
 }
 
-/// The operation, and its gradients without an epilogue.
+/// The operation, with gradients if it has no epilogue.
 pub(crate) struct ConvTranspose2d {
     pub epilogue: Epilogue,
 }

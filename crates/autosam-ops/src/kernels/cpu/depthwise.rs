@@ -1,4 +1,4 @@
-//! Depth-wise convolution: one kernel a channel, rows at a time.
+//! Depth-wise convolution: one kernel per channel, row by row.
 
 use super::common::{gradient_of, simd};
 use super::epilogue::{ChannelEpilogue, Epilogue};
@@ -37,7 +37,7 @@ impl Geometry {
         Ok(Self { n, c, h, w: width, k, stride, padding, oh, ow })
     }
 
-    /// Calls `f(input row, output row, kernel row)` for every pair of rows that meet.
+    /// Calls `f(input row, output row, kernel row)` for every combination that contributes.
     #[inline(always)]
     fn rows(&self, mut f: impl FnMut(usize, usize, usize)) {
         for oy in 0..self.oh {
@@ -50,7 +50,8 @@ impl Geometry {
         }
     }
 
-    /// For kernel column `kx`: first and end output column inside the image, and the first input column.
+    /// For kernel column `kx`: range of output columns (first, end) whose input lies inside the image, and the first
+    /// input column.
     #[inline(always)]
     fn span(&self, kx: usize) -> (usize, usize, usize) {
         let from = self.padding.saturating_sub(kx).div_ceil(self.stride);
@@ -74,7 +75,7 @@ impl Geometry {
                 #[inline(always)]
                 || {
                     out.fill(MaybeUninit::new(0.0));
-                    // SAFETY: it was, just now.
+                    // SAFETY: it was written just before.
                     let out = unsafe { assume_init_part(out) };
                     g.rows(
                         #[inline(always)]
@@ -179,7 +180,7 @@ impl Geometry {
     }
 }
 
-/// The operation, and its gradients.
+/// The operation with its gradients.
 pub(crate) struct DepthWise {
     pub cfg: Conv2d,
     pub epilogue: Epilogue,

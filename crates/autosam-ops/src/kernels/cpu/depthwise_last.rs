@@ -1,4 +1,4 @@
-//! Depth-wise convolution of `[N, H, W, C]`: every step is a line of channels, so that any stride vectorises.
+//! Depth-wise convolution of `[N, H, W, C]`. Every step processes a line of channels, so that any stride vectorises.
 
 use super::common::simd;
 use crate::Conv2d;
@@ -9,15 +9,15 @@ use std::mem::MaybeUninit;
 
 /// Channels whose sums are held in registers.
 const LANES: usize = 32;
-/// The same where [`CELLS`] outputs are computed at once.
+/// The same if [`CELLS`] outputs are computed at once.
 const LANES_OF_CELLS: usize = 16;
-/// Outputs of a row that are computed at once: they share the loads of their weights and of the inputs that they have in common.
+/// Outputs of a row that are computed at once. They share the loads of weights and of common inputs.
 const CELLS: usize = 4;
 
-/// Taps that lie within the input: the first one, the one after the last, and the first's place.
+/// Taps that lie within the input: the first, the one after the last, and the input position of the first.
 type Taps = (usize, usize, usize);
 
-/// The numbers of `line` from `at` on.
+/// Loads values of `line` from `at` on.
 #[inline(always)]
 fn lanes(line: &[f32], at: usize) -> [f32; LANES_OF_CELLS] {
     let mut lanes = [0.0; LANES_OF_CELLS];
@@ -25,7 +25,7 @@ fn lanes(line: &[f32], at: usize) -> [f32; LANES_OF_CELLS] {
     lanes
 }
 
-/// The sizes of one convolution, weights `[C, 1, K, K]`.
+/// Sizes of one convolution with weights `[C, 1, K, K]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Geometry {
     pub n: usize,
@@ -53,13 +53,13 @@ impl Geometry {
         Ok(Self { n, h, w: width, c, k, stride, padding, oh, ow })
     }
 
-    /// Weights `[C, K·K]` → `[K·K, C]`.
-    pub fn turned(&self, w: &[f32]) -> Vec<f32> {
+    /// Transposes weights `[C, K·K]` to `[K·K, C]`.
+    pub fn transposed(&self, w: &[f32]) -> Vec<f32> {
         let taps = self.k * self.k;
         (0..taps * self.c).map(|i| w[i % self.c * taps + i / self.c]).collect()
     }
 
-    /// Of output row or column `o`, within `size` inputs.
+    /// Taps of output row or column `o`, within `size` inputs.
     #[inline(always)]
     fn taps(&self, o: usize, size: usize) -> Taps {
         let start = o * self.stride;
@@ -68,14 +68,15 @@ impl Geometry {
         (from, to.max(from), (start + from).saturating_sub(self.padding))
     }
 
-    /// Inputs `(output, tap)` that place `i` feeds: for each tap that meets an output.
+    /// The output that input position `i` contributes to through `tap`, if any.
     #[inline(always)]
     fn fed(&self, i: usize, tap: usize, outputs: usize) -> Option<usize> {
         let at = (i + self.padding).checked_sub(tap)?;
         (at.is_multiple_of(self.stride) && at / self.stride < outputs).then_some(at / self.stride)
     }
 
-    /// With weights of [`Self::turned`] → all of `out [N, OH, OW, C]`; `epilogue` gets each row `[OW, C]` as it is done.
+    /// Computes all of `out [N, OH, OW, C]` with weights of [`Self::transposed`]; `epilogue` receives each completed row
+    /// `[OW, C]`.
     pub fn forward(
         &self,
         x: &[f32],
@@ -97,7 +98,7 @@ impl Geometry {
                         (5, 2) => self.row::<5, 2, 11>(image, weights, rows, out),
                         _ => self.single_cells(image, weights, rows, 0, out),
                     }
-                    // SAFETY: its cells are all there is.
+                    // SAFETY: its cells cover the row.
                     epilogue(unsafe { assume_init_part(out) });
                 },
             );
@@ -118,7 +119,7 @@ impl Geometry {
         if !c.is_multiple_of(LANES_OF_CELLS) {
             return self.single_cells(image, weights, rows, 0, out);
         }
-        // Outputs from `first` to `last` have all their taps within the line.
+        // All taps of the outputs from `first` to `last` lie within the line.
         let first = self.padding.div_ceil(S).min(self.ow);
         let last =
             (self.w + self.padding).checked_sub(K).map_or(0, |room| room / S + 1).clamp(first, self.ow);
@@ -133,7 +134,7 @@ impl Geometry {
         self.single_cells(image, weights, rows, last, right);
     }
 
-    /// [`CELLS`] outputs whose inputs begin at column `from` and lie within the line.
+    /// Computes [`CELLS`] outputs whose inputs begin at column `from` and lie within the line.
     #[inline(always)]
     fn cells<const K: usize, const S: usize, const N: usize>(
         &self,
@@ -168,7 +169,7 @@ impl Geometry {
         }
     }
 
-    /// Outputs of a row from `first` on, one after another.
+    /// Computes outputs of a row from `first` on, one after another.
     #[inline(always)]
     fn single_cells(
         &self,
@@ -183,7 +184,7 @@ impl Geometry {
         }
     }
 
-    /// All channels of one output.
+    /// Computes all channels of one output.
     #[inline(always)]
     fn cell(&self, image: &[f32], weights: &[f32], rows: Taps, columns: Taps, out: &mut [MaybeUninit<f32>]) {
         let c = self.c;
@@ -215,7 +216,7 @@ impl Geometry {
 
     /// Gradient of the input.
     pub fn grad_input(&self, grad: &[f32], w: &[f32]) -> Vec<f32> {
-        let weights = self.turned(w);
+        let weights = self.transposed(w);
         let c = self.c;
         let mut dx = vec![0f32; self.n * self.h * self.w * c];
         dx.par_chunks_mut(self.w * c).enumerate().with_min_len(4).for_each(|(line, dx)| {
@@ -299,7 +300,7 @@ mod tests {
     }
 
     proptest! {
-        /// Several outputs at once, those at a row's ends one by one.
+        /// Covers outputs computed several at once, and single ones at the ends of rows.
         #[test]
         fn a_result_is_the_sum_of_its_taps(
             c in prop_oneof![Just(16usize), Just(48), 1usize..70],
@@ -312,7 +313,7 @@ mod tests {
             prop_assume!(cfg.outputs(h, k).is_some() && cfg.outputs(w, k).is_some());
             let g = Geometry::of(&[2, h, w, c], &[c, 1, k, k], cfg).unwrap();
             let (x, weights) = (noise(2 * h * w * c, 3), noise(c * k * k, 5));
-            for (at, found) in forward(&g, &x, &g.turned(&weights)).into_iter().enumerate() {
+            for (at, found) in forward(&g, &x, &g.transposed(&weights)).into_iter().enumerate() {
                 let (channel, ox, line) = (at % c, at / c % g.ow, at / c / g.ow);
                 let (oy, image) = (line % g.oh, line / g.oh);
                 let mut sum = 0.0;

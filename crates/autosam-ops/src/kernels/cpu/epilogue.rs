@@ -1,12 +1,12 @@
-//! What kernels do to their results while these are in cache, without a backward: `functional` takes it only where no
-//! gradient is asked for.
+//! Epilogue that kernels apply to their results while these are in cache. It has no backward: `functional` uses it only
+//! if no gradient is requested.
 
 use super::common::simd;
 use crate::Activation;
 use crate::runtime::operands::Elements;
 use candle_core::{Result, Tensor};
 
-/// What a kernel does to its result: add a bias, apply an activation.
+/// Bias and activation that a kernel applies to its result.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Epilogue {
     /// `[channels]`.
@@ -19,14 +19,14 @@ impl Epilogue {
         Self { bias: bias.cloned(), activation }
     }
 
-    /// Ready for use; `None` where there is nothing to do.
+    /// Prepares the epilogue; `None` if it does nothing.
     pub fn per_channel(&self, channels: usize) -> Result<Option<ChannelEpilogue<'_>>> {
         if self.bias.is_none() && self.activation.is_none() {
             return Ok(None);
         }
         let bias = self.bias.as_ref().map(Elements::of).transpose()?;
         if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != channels) {
-            candle_core::bail!("a bias of {} numbers for {channels} channels", bias.len());
+            candle_core::bail!("a bias of {} values for {channels} channels", bias.len());
         }
         Ok(Some(ChannelEpilogue { bias, activation: self.activation }))
     }
@@ -39,7 +39,7 @@ pub(crate) struct ChannelEpilogue<'a> {
 }
 
 impl ChannelEpilogue<'_> {
-    /// Finishes pixels of one channel.
+    /// Applies the epilogue to pixels of one channel.
     #[inline(always)]
     pub fn channel(&self, channel: usize, pixels: &mut [f32]) {
         Activation::apply_shifted(
@@ -49,7 +49,7 @@ impl ChannelEpilogue<'_> {
         );
     }
 
-    /// Finishes positions `[.., channels]`.
+    /// Applies the epilogue to rows `[.., channels]`.
     #[inline(always)]
     pub fn rows(&self, rows: &mut [f32]) {
         let bias = self.bias.as_deref().unwrap_or_default();
@@ -57,7 +57,7 @@ impl ChannelEpilogue<'_> {
     }
 }
 
-/// Adds a bias, where it is not empty, to rows as long as it, and applies an activation.
+/// Adds a bias, unless it is empty, to rows of its length, and applies an activation.
 #[inline(always)]
 pub(crate) fn epilogue_rows(rows: &mut [f32], bias: &[f32], activation: Option<Activation>) {
     simd(

@@ -1,7 +1,7 @@
 //! Matrix products on strided data by the microkernels of the crate `gemm`, and the buffers that threads keep for them.
 //!
-//! The crate packs its operands into memory that it allocates for every product. This does what it does, in the same order of sums, in
-//! buffers that stay; and it takes weights that were packed once, [`pack_rhs`].
+//! The crate packs its operands into memory that it allocates for every product. This module computes the same products
+//! with the same order of sums, but reuses its buffers and accepts weights packed in advance ([`pack_rhs`]).
 
 use candle_core::{Device, Result, Tensor};
 use gemm_common::cache::{KernelParams, kernel_params};
@@ -13,11 +13,11 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Floats between two lines of a cache, of two sectors: operands that begin there take no load across lines.
+/// Alignment in floats: two cache lines. Loads from operands aligned to it do not cross lines.
 const ALIGNMENT: usize = 32;
 
-/// Gives `f` a buffer of `len` floats, whatever they are, that the thread keeps. Inside `f`, and in work that rayon steals
-/// meanwhile, there are others.
+/// Calls `f` with a buffer of `len` floats of unspecified content, which the thread keeps for reuse. Nested calls,
+/// including those in work that rayon steals, get other buffers.
 pub(crate) fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if buffer.len() < len + ALIGNMENT {
@@ -29,12 +29,12 @@ pub(crate) fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     result
 }
 
-/// The first float of `buffer` at a boundary.
+/// Index of the first aligned float of `buffer`.
 fn aligned(buffer: &[f32]) -> usize {
     buffer.as_ptr().align_offset(ALIGNMENT * size_of::<f32>()).min(ALIGNMENT)
 }
 
-/// A strided matrix: steps between its rows and between its columns.
+/// A strided matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct MatRef {
     pub data: *const f32,
@@ -48,18 +48,18 @@ impl MatRef {
     }
 }
 
-/// The microkernels of this machine. One makes up to `height` rows of up to `width` columns, of a panel of the right operand:
-/// `[k, width]`.
+/// The microkernels of this machine. Each computes up to `height` rows and `width` columns from a panel `[k, width]` of
+/// the right operand.
 struct Kernels {
-    /// Floats of a vector.
+    /// Floats per vector.
     lanes: usize,
     width: usize,
     height: usize,
-    /// By vectors and rows, from 1.
+    /// Microkernel by number of vectors and rows, each from 1.
     table: fn(usize, usize) -> MicroKernelFn<f32>,
 }
 
-/// `None` where this is no x86 with FMA: the crate's own product serves.
+/// `None` if this machine is not an x86 with FMA; the crate's own product is used then.
 static KERNELS: LazyLock<Option<Kernels>> = LazyLock::new(|| avx512().or_else(fma));
 
 #[cfg(target_arch = "x86_64")]
@@ -95,7 +95,7 @@ fn fma() -> Option<Kernels> {
     None
 }
 
-/// `dst [m, n] = scale · a [m, k] · b [k, n]`, added to `dst` with `add`; on this thread alone.
+/// `dst [m, n] = scale · a [m, k] · b [k, n]`, added to `dst` with `add`. Runs on the calling thread only.
 ///
 /// # Safety
 /// The pointers reach the whole matrices, `dst` is not shared.
@@ -114,7 +114,7 @@ pub(crate) unsafe fn gemm(
     match &*KERNELS {
         Some(kernels) if !special(m, n, k, dst_rows, a, b) => {
             let product = Product { kernels, m, n, k, dst, dst_rows, add, scale, a, b: Right::Strided(b) };
-            // SAFETY: by the function's own condition.
+            // SAFETY: guaranteed by the caller.
             unsafe { product.run() }
         }
         // SAFETY: as above.
@@ -144,8 +144,8 @@ pub(crate) unsafe fn gemm(
     }
 }
 
-/// `b [k, n]` as the kernels take it, in a tensor `[panels, k, width]` that begins at a line of the cache. `None` where there are no
-/// such kernels.
+/// Packs `b [k, n]` for the microkernels into a tensor `[panels, k, width]` aligned to a cache line. `None` if this
+/// machine has no such kernels.
 pub(crate) fn pack_rhs(b: MatRef, k: usize, n: usize) -> Result<Option<Tensor>> {
     let Some(&Kernels { width, .. }) = KERNELS.as_ref() else { return Ok(None) };
     let panels = n.div_ceil(width);
@@ -158,13 +158,13 @@ pub(crate) fn pack_rhs(b: MatRef, k: usize, n: usize) -> Result<Option<Tensor>> 
             pack(MatRef { data: b.at(0, first), ..b }, k, width.min(n - first), width, to.as_mut_ptr())
         };
     }
-    // Where it lies stays: a tensor takes over the memory of its values.
+    // The alignment persists because the tensor takes over the vector's memory.
     let len = data.len();
     let all = Tensor::from_vec(data, len, &Device::Cpu)?;
     all.narrow(0, from, panels * k * width)?.reshape((panels, k, width)).map(Some)
 }
 
-/// The weights `[n, k]` that [`pack_rhs`] packed.
+/// Restores the weights `[n, k]` packed by [`pack_rhs`].
 pub(crate) fn unpack_rhs(packed: &Tensor, n: usize) -> Result<Tensor> {
     let (panels, k, width) = packed.dims3()?;
     packed.transpose(1, 2)?.contiguous()?.reshape((panels * width, k))?.narrow(0, 0, n)?.contiguous()
@@ -184,12 +184,12 @@ pub(crate) unsafe fn gemm_packed(
     if let Some(kernels) = KERNELS.as_ref().filter(|_| m > 0 && n > 0 && k > 0) {
         let b = Right::Packed(panels);
         let product = Product { kernels, m, n, k, dst, dst_rows, add: false, scale: 1.0, a, b };
-        // SAFETY: by the function's own condition.
+        // SAFETY: guaranteed by the caller.
         unsafe { product.run() }
     }
 }
 
-/// Products that the crate does by other kernels (of matrices with vectors, of few results), which pack nothing.
+/// Whether the crate computes the product with other kernels that pack nothing (matrix-vector products, few results).
 fn special(m: usize, n: usize, k: usize, dst_rows: isize, a: MatRef, b: MatRef) -> bool {
     let inner = a.col_stride == 1 && b.row_stride == 1;
     m == 0
@@ -208,7 +208,7 @@ enum Right {
     Packed(*const f32),
 }
 
-/// A product and where its operands lie.
+/// A product with its operands.
 struct Product<'a> {
     kernels: &'a Kernels,
     m: usize,
@@ -222,7 +222,7 @@ struct Product<'a> {
     b: Right,
 }
 
-/// Where panels begin and how far it is to the next.
+/// Start of the panels and distance between them.
 #[derive(Clone, Copy)]
 struct Panels {
     data: *mut f32,
@@ -248,7 +248,7 @@ impl Product<'_> {
         };
         let nc = if nc > 0 { nc } else { 128 * height };
         let pack_a = n > if a.col_stride == 1 { 128 * width } else { 2 * width };
-        // All of b at once, a part of it, or nothing where its rows can be read as they are.
+        // Packs all of b at once, a part at a time, or nothing if its rows can be read directly.
         let whole = match b {
             Right::Strided(b) => n <= 2 * mc && (n % lanes != 0 || b.col_stride != 1),
             Right::Packed(_) => false,
@@ -266,7 +266,7 @@ impl Product<'_> {
                 let rows = nc.min(m - first);
                 for depth in (0..k).step_by(kc) {
                     let deep = kc.min(k - depth);
-                    // SAFETY: the buffer has room for what is packed, and the matrices are as large as they are said to be.
+                    // SAFETY: the buffer has room for the packed data, and the caller guarantees the matrices' sizes.
                     unsafe {
                         if pack_a {
                             for row in (0..rows).step_by(height) {
@@ -302,7 +302,7 @@ impl Product<'_> {
     }
 
     /// # Safety
-    /// As [`gemm`]; what is said to be packed is, and there is room for the rest.
+    /// As [`gemm`]; operands passed as packed are packed, and the buffers have room for the others.
     unsafe fn part(&self, part: Part, whole: bool, packed_a: Option<Panels>, packed_b: Panels) {
         let &Self { kernels, k, dst, dst_rows, a, b, .. } = self;
         let &Kernels { lanes, width, height, table } = kernels;
@@ -331,7 +331,7 @@ impl Product<'_> {
                         let panel = packed_b.at(at / width);
                         if row == 0 {
                             let from = MatRef { data: b.at(depth, col + at), ..b };
-                            // SAFETY: by the function's own condition.
+                            // SAFETY: guaranteed by the caller.
                             unsafe { pack(from, deep, wide, width, panel) };
                         }
                         (panel.cast_const(), width as isize)
@@ -339,7 +339,7 @@ impl Product<'_> {
                     Right::Strided(b) => (b.at(depth, col + at), b.row_stride),
                 };
                 let kernel = table(wide.div_ceil(lanes), tall);
-                // SAFETY: by the function's own condition. The kernels have columns where we have rows.
+                // SAFETY: guaranteed by the caller. The kernels are column-major, so rows and columns are swapped.
                 unsafe {
                     kernel(
                         wide,
@@ -378,7 +378,7 @@ struct Part {
     cols: usize,
 }
 
-/// Packs `deep` rows of `wide` columns one after the other, `width` floats each, zeros behind the columns.
+/// Packs `deep` rows of `wide` columns one after the other, padded with zeros to `width` floats each.
 ///
 /// # Safety
 /// `from` reaches them, `to` has room for them.
@@ -391,7 +391,7 @@ unsafe fn pack(from: MatRef, deep: usize, wide: usize, width: usize, to: *mut f3
                 std::slice::from_raw_parts_mut(to, deep * width).fill(0.0);
             }
             if from.col_stride == 1 && wide == 64 {
-                // Of a size that the compiler knows.
+                // Specialised for a size known at compile time.
                 for row in 0..deep {
                     to.add(row * width).cast::<[f32; 64]>().write(from.at(row, 0).cast::<[f32; 64]>().read());
                 }

@@ -1,5 +1,5 @@
-//! Blocks of MobileNetV2 in bytes, and the way back to floats. Bytes of `[N, H, W, C]` lie four channels in the memory of
-//! a float, `[N, H, W, C / 4]`: what captures and replays networks knows floats only.
+//! MobileNetV2 blocks in bytes, and the conversion back to floats. Bytes `[N, H, W, C]` are stored four channels per
+//! float, `[N, H, W, C / 4]`, because the code that captures and replays networks handles floats only.
 
 use super::common::simd;
 use super::gemm::scratch;
@@ -13,12 +13,12 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-/// Bytes of a float's memory.
+/// Bytes per float.
 pub(super) const WORD: usize = 4;
-/// Bytes of depth-wise results that a task makes before it multiplies them: half of a first-level cache.
+/// Bytes of depth-wise results that a task computes before multiplying them; half of a first-level cache.
 const BAND: usize = 16 * 1024;
 
-/// An inverted residual: expand, depth-wise, project, and the input added if `residual`.
+/// An inverted residual: expand, depth-wise, project; adds the input if `residual`.
 pub(crate) struct Block {
     pub expand: Option<Product>,
     pub depthwise: DepthWise,
@@ -28,15 +28,15 @@ pub(crate) struct Block {
     pub residual: bool,
 }
 
-/// The sizes of a block's input and result.
+/// Sizes of a block's input and result.
 #[derive(Clone, Copy)]
 struct Sizes {
     n: usize,
     h: usize,
     w: usize,
-    /// Of the input.
+    /// Channels of the input.
     c: usize,
-    /// With padding.
+    /// Height and width with padding.
     tall: usize,
     wide: usize,
     oh: usize,
@@ -58,7 +58,7 @@ impl Block {
         Ok(Sizes { n, h, w, c, tall: h + more, wide: w + more, oh, ow })
     }
 
-    /// The input, expanded, into lines `[N, tall, wide, hidden]` with zeros around it.
+    /// Expands the input into lines `[N, tall, wide, hidden]`, padded with zeros.
     fn fill(&self, x: &[u8], s: Sizes, hidden: &mut [u8]) {
         let (c, before) = (self.depthwise.c, self.cfg.padding);
         let few = (s.n * s.tall).div_ceil(4 * rayon::current_num_threads());
@@ -79,15 +79,15 @@ impl Block {
         });
     }
 
-    /// Lines of [`Self::fill`] → all of `out [N, OH, OW, O]`.
-    fn finish(&self, x: &[u8], hidden: &[u8], s: Sizes, out: &mut [MaybeUninit<u8>]) {
+    /// Computes all of `out [N, OH, OW, O]` from the lines of [`Self::fill`].
+    fn convolve_and_project(&self, x: &[u8], hidden: &[u8], s: Sizes, out: &mut [MaybeUninit<u8>]) {
         let (c, o) = (self.depthwise.c, self.project.n);
         let share = (s.n * s.oh).div_ceil(2 * rayon::current_num_threads());
         let rows = share.min(BAND.div_ceil(s.ow * c)).max(1);
         out.par_chunks_mut(rows * s.ow * o).enumerate().for_each(|(band, out)| {
             let rows_here = out.len() / (s.ow * o);
             let (taken, buffer) = (rows_here * s.ow * c, self.depthwise.buffer(s.wide));
-            // Both in whole floats, the buffer first: it begins at a line of the cache.
+            // Both are in whole floats. The buffer comes first because it must be aligned to a cache line.
             let floats = (buffer + taken).div_ceil(WORD);
             scratch(floats, |memory| {
                 let (buffer, rest) = bytes_mut(memory).split_at_mut(buffer);
@@ -108,12 +108,12 @@ impl Block {
 /// [`Block`] as an operation.
 pub(crate) struct InvertedResidual(pub Arc<Block>);
 
-// SAFETY: `finish` writes all rows of the result.
+// SAFETY: `convolve_and_project` writes all rows of the result.
 unsafe impl Kernel for InvertedResidual {
     fn shape(&self, args: Args) -> Result<Shape> {
         let s = self.0.sizes(args.dims(0))?;
         if self.0.residual && (s.h, s.w, s.c) != (s.oh, s.ow, self.0.project.n) {
-            candle_core::bail!("a residual block changes {:?}", args.dims(0));
+            candle_core::bail!("a residual block must not change the shape {:?}", args.dims(0));
         }
         Ok(Shape::from((s.n, s.oh, s.ow, self.0.project.n / WORD)))
     }
@@ -126,13 +126,13 @@ unsafe impl Kernel for InvertedResidual {
         scratch(len.div_ceil(WORD), |memory| {
             let hidden = &mut bytes_mut(memory)[..len];
             self.0.fill(x, s, hidden);
-            self.0.finish(x, hidden, s, out);
+            self.0.convolve_and_project(x, hidden, s, out);
         });
         Ok(())
     }
 }
 
-/// A number between 0 and 255, rounded to even: in a float of 2^23 and more the last bits are the whole numbers.
+/// Rounds a number between 0 and 255 to even. Adding 2^23 or more leaves the integer in the low bits of the float.
 #[inline(always)]
 pub(super) fn quantised(value: f32) -> u32 {
     const WHOLE: f32 = 1.5 * 8_388_608.0;
@@ -147,7 +147,7 @@ unsafe impl Kernel for Dequantise {
     fn shape(&self, args: Args) -> Result<Shape> {
         match args.dims(0) {
             &[n, h, w, words] => Ok(Shape::from((n, h, w, words * WORD))),
-            other => candle_core::bail!("floats of bytes: expected [N, H, W, C / 4], found {other:?}"),
+            other => candle_core::bail!("dequantisation: expected [N, H, W, C / 4], found {other:?}"),
         }
     }
 

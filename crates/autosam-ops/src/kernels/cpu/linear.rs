@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
-/// Products below this many multiplications stay on one thread: handing over costs more.
+/// Products with fewer multiplications stay on one thread, because scheduling would cost more.
 pub(crate) const SERIAL: usize = 1 << 20;
 
-/// Rows of a product that a task takes: enough for the tile, few enough for the threads.
+/// Rows of a product per task: enough for a tile, few enough to feed all threads.
 pub(crate) fn rows_of_a_task(rows: usize, work: usize) -> usize {
     let parts = if work < SERIAL { 1 } else { 2 * rayon::current_num_threads() };
     rows.div_ceil(parts).max(8)
@@ -26,22 +26,22 @@ pub(crate) fn rows_of_a_task(rows: usize, work: usize) -> usize {
 pub(crate) enum Weights<'a> {
     /// Row by row.
     Rows(&'a [f32]),
-    /// As [`super::gemm::pack_rhs`] gives them, in panels of so many outputs.
+    /// Packed by [`super::gemm::pack_rhs`] into panels of this many outputs.
     Packed(&'a [f32], usize),
 }
 
 impl Weights<'_> {
-    /// Outputs `first..first + count` of rows `x [.., I]`, into columns of `dst [.., O]`.
+    /// Computes outputs `first..first + count` of rows `x [.., I]` into columns of `dst [.., O]`.
     ///
     /// # Safety
-    /// `dst` has these columns of as many rows, and nobody else does. `first` begins a panel.
+    /// `dst` has these columns for as many rows, and no other task accesses them. `first` begins a panel.
     unsafe fn multiply(self, x: &[f32], i: usize, (first, count): (usize, usize), dst: *mut f32, o: usize) {
         let rows = x.len() / i;
         let a = MatRef { data: x.as_ptr(), row_stride: i as isize, col_stride: 1 };
         match self {
             Self::Rows(w) => {
                 let b = MatRef { data: w[first * i..].as_ptr(), row_stride: 1, col_stride: i as isize };
-                // SAFETY: by the function's own condition.
+                // SAFETY: guaranteed by the caller.
                 unsafe { gemm(rows, count, i, dst, o as isize, false, 1.0, a, b) }
             }
             // SAFETY: as above; a panel is I · width floats.
@@ -51,7 +51,7 @@ impl Weights<'_> {
         }
     }
 
-    /// Outputs that a task may begin at multiples of.
+    /// A task's first output must be a multiple of this.
     fn step(self) -> usize {
         match self {
             Self::Rows(_) => 1,
@@ -60,7 +60,7 @@ impl Weights<'_> {
     }
 }
 
-/// `x [rows, I] · w [O, I]ᵀ` into all of `out [rows, O]`; `epilogue` gets each block of rows as it is done.
+/// Writes `x [rows, I] · w [O, I]ᵀ` to all of `out [rows, O]`; `epilogue` receives each completed block of rows.
 pub(crate) fn product(
     x: &[f32],
     w: Weights,
@@ -75,7 +75,7 @@ pub(crate) fn product(
     assert_eq!(out.len(), rows * o);
     let block = rows_of_a_task(rows, rows * i * o);
     if block >= rows && rows * i * o >= SERIAL {
-        // Few rows, many weights: each task reads weights of its own.
+        // Few rows and many weights: each task reads its own part of the weights.
         let share = o.div_ceil(rayon::current_num_threads()).next_multiple_of(w.step());
         let shared = Shared::uninit(out);
         (0..o.div_ceil(share)).into_par_iter().for_each(|part| {
@@ -97,7 +97,8 @@ pub(crate) fn product(
     });
 }
 
-/// A linear layer of weights that [`super::gemm::pack_rhs`] has packed, without a gradient: of `x [.., I]` and these, `[panels, I, width]`.
+/// A linear layer without gradient, for `x [.., I]` and weights packed by [`super::gemm::pack_rhs`], `[panels, I,
+/// width]`.
 pub(crate) struct Packed {
     pub epilogue: Epilogue,
     pub outputs: usize,
@@ -125,7 +126,7 @@ unsafe impl Kernel for Packed {
     }
 }
 
-/// `dims`, whose last is `i`, with `o` in its place.
+/// Replaces the last of `dims`, which must be `i`, by `o`.
 fn with_last(dims: &[usize], i: usize, o: usize) -> Result<Shape> {
     let mut shape = dims.to_vec();
     match shape.last_mut() {
@@ -154,7 +155,7 @@ pub(crate) fn grad_input(grad: &[f32], w: &[f32], i: usize, o: usize) -> Vec<f32
 pub(crate) fn grad_weight(x: &[f32], grad: &[f32], i: usize, o: usize) -> Vec<f32> {
     let rows = grad.len() / o;
     if rows >= 64 * PARTS {
-        // Few weights, many rows: each task takes rows of its own, so that nobody packs all of x.
+        // Few weights and many rows: each task processes its own rows, so that none has to pack all of x.
         let share = rows.div_ceil(PARTS);
         let parts: Vec<Vec<f32>> = x
             .par_chunks(share * i)
@@ -166,10 +167,10 @@ pub(crate) fn grad_weight(x: &[f32], grad: &[f32], i: usize, o: usize) -> Vec<f3
     of_columns(x, grad, i, o, rows_of_a_task(o, rows * i * o))
 }
 
-/// Parts of the rows that a gradient of weights is summed over, in order, whatever the number of threads.
+/// Number of row parts of a weight gradient. They are added in order, independent of the number of threads.
 const PARTS: usize = 4;
 
-/// [`grad_weight`], `block` columns of grad a task.
+/// [`grad_weight`] with `block` columns of grad per task.
 fn of_columns(x: &[f32], grad: &[f32], i: usize, o: usize, block: usize) -> Vec<f32> {
     let mut dw = uninit(o * i);
     dw.par_chunks_mut(block * i).enumerate().for_each(|(at, dw)| {
@@ -204,7 +205,7 @@ fn column_sums(x: &[f32], o: usize) -> Vec<f32> {
 /// `activation(x [..., I] · w [O, I]ᵀ + bias [O])`.
 pub(crate) struct Linear {
     pub activation: Option<Activation>,
-    /// A gradient will be asked for: what the activation was applied to is kept.
+    /// Whether a gradient will be requested, so that the activation's input must be kept.
     pub train: bool,
     before: OnceLock<Vec<f32>>,
 }
@@ -230,7 +231,7 @@ unsafe impl Kernel for Linear {
         let bias = if args.len() > 2 { Some(args.get(2)?) } else { None };
         let bias = bias.as_deref().unwrap_or_default();
         if !bias.is_empty() && bias.len() != o {
-            candle_core::bail!("a bias of {} numbers for {o} channels", bias.len());
+            candle_core::bail!("a bias of {} values for {o} channels", bias.len());
         }
         match self.activation.filter(|_| self.train) {
             Some(activation) => {
@@ -239,7 +240,7 @@ unsafe impl Kernel for Linear {
                 // SAFETY: as above.
                 let before = unsafe { filled(len, |out| product(&x, Weights::Rows(&w), i, o, biased, out)) };
                 activation.of(&before, out);
-                // A forward pass happens once.
+                // Set once, because the forward pass runs once.
                 let _ = self.before.set(before);
             }
             None => {

@@ -1,4 +1,4 @@
-//! Kernels of a CPU, on contiguous f32 tensors, forward and backward.
+//! CPU kernels for contiguous f32 tensors, forward and backward.
 
 pub(crate) mod add;
 pub(crate) mod attention;

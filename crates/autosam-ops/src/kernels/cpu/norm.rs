@@ -35,7 +35,7 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-// SAFETY: rows are as wide as gains and biases are many, and the blocks are all rows.
+// SAFETY: rows are as wide as the gains and biases, and the blocks cover all rows.
 unsafe impl Kernel for LayerNorm {
     fn shape(&self, args: Args) -> Result<Shape> {
         let width = args.dims(1).iter().product();
@@ -85,7 +85,7 @@ impl Differentiable for LayerNorm {
     }
 }
 
-/// Gradient of x from that of the result.
+/// Gradient of x from the gradient of the result.
 fn grad_input(x: &[f32], w: &[f32], grad: &[f32], eps: f32) -> Vec<f32> {
     let width = w.len();
     let block = (GRAIN / width).max(1) * width;
@@ -116,9 +116,9 @@ fn grad_input(x: &[f32], w: &[f32], grad: &[f32], eps: f32) -> Vec<f32> {
     out
 }
 
-/// Gradients of gain and bias, one behind the other.
+/// Gradients of gain and bias, concatenated.
 fn grad_affine(x: &[f32], grad: &[f32], width: usize, eps: f32) -> Vec<f32> {
-    // A fixed split, summed in order: the same bits every time.
+    // A fixed split, added in order, so that results are bit-identical every time.
     let block = x.len().div_ceil(16).div_ceil(width).max(1) * width;
     let parts: Vec<Vec<f32>> = x
         .par_chunks(block)
@@ -144,7 +144,7 @@ fn grad_affine(x: &[f32], grad: &[f32], width: usize, eps: f32) -> Vec<f32> {
     add_all(parts, 2 * width)
 }
 
-/// Pixels that channel-wise layer norm works on at a time.
+/// Pixels that channel-wise layer norm processes at a time.
 const PIXELS: usize = 64;
 
 /// Layer norm over the channels of `[N, C, H, W]`.
@@ -278,7 +278,7 @@ impl Differentiable for LayerNorm2d {
     }
 }
 
-/// Gradient of x from that of the result, for `n` images of `c` channels.
+/// Gradient of x from the gradient of the result, for `n` images of `c` channels.
 fn grad_input_2d(
     x: &[f32],
     w: &[f32],

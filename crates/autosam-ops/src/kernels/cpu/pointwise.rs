@@ -9,11 +9,11 @@ use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// What counts as nothing beside the rest of a sum. Below 1.2e-38 a processor takes many times as long for a number, and
-/// products of the tails of softmax and GELU with small gradients get there: a third of a training step of the generator.
+/// Magnitude that is negligible in a sum. Below 1.2e-38 numbers are denormal and many times slower. Products of the
+/// tails of softmax and GELU with small gradients reach that range; this took a third of the generator's training step.
 const NOTHING: f32 = 1e-30;
 
-/// `x`, or 0 where it is next to [`NOTHING`].
+/// `x`, or 0 if it is below [`NOTHING`].
 #[inline(always)]
 fn or_nothing(x: f32) -> f32 {
     if x.abs() < NOTHING { 0.0 } else { x }
@@ -24,17 +24,18 @@ fn or_nothing(x: f32) -> f32 {
 pub(crate) fn exp(x: f32) -> f32 {
     let nothing = x < -69.0;
     let x = x.clamp(-69.0, 88.0);
-    // Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits.
+    // Adding 1.5 · 2^23 rounds to an integer and leaves it in the low bits.
     let shifted = x.mul_add(std::f32::consts::LOG2_E, 12_582_912.0);
     let k = shifted - 12_582_912.0;
-    // ln 2 in two parts, the first exact in few bits.
+    // ln 2 in two parts, of which the first is exact in few bits.
     let r = k.mul_add(2.121_944_4e-4, k.mul_add(-0.693_359_4, x));
     let p = polynomial(r, [0.001_398_2, 0.008_333_452, 0.041_665_796, 0.166_666_66, 0.5, 1.0, 1.0]);
     let value = p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if nothing { 0.0 } else { value }
 }
 
-/// By Horner's rule, from the highest power down; fused steps, which [`simd`] has one instruction for.
+/// Evaluates a polynomial by Horner's rule from the highest power down, with fused steps that are one instruction under
+/// [`simd`].
 #[inline(always)]
 fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     let mut value = coefficients[0];
@@ -44,7 +45,7 @@ fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     value
 }
 
-/// Φ(x), the normal distribution: erf by Abramowitz and Stegun 7.1.26, 1.5e-7 absolute.
+/// Φ(x), the normal distribution, with erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 #[inline(always)]
 fn normal_cdf(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -122,7 +123,7 @@ impl Activation {
         }
     }
 
-    /// `f(x)` into all of `out`.
+    /// Writes `f(x)` to all of `out`.
     pub(crate) fn of(self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         assert_eq!(x.len(), out.len());
         out.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(o, x)| {
@@ -177,8 +178,8 @@ impl Activation {
     }
 }
 
-// One loop a kind: a branch inside would keep it from vectorising. And loops, not `for_each`: that is a function of its
-// own, which the compiler may leave outside `simd`, built for the plainest CPU.
+// One loop per activation, because a branch inside would prevent vectorisation. A loop instead of `for_each`, because
+// the compiler may leave that function outside `simd` and compile it for the baseline CPU.
 
 #[inline(always)]
 fn map(x: &[f32], out: &mut [MaybeUninit<f32>], f: impl Fn(f32) -> f32) {
@@ -194,7 +195,7 @@ fn change(x: &mut [f32], f: impl Fn(f32) -> f32) {
     }
 }
 
-/// What is next to nothing becomes 0.
+/// Negligible results become 0.
 #[inline(always)]
 fn map_with(x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
     for ((o, x), y) in out.iter_mut().zip(x).zip(y) {
@@ -249,7 +250,7 @@ unsafe impl Kernel for Affine {
     }
 }
 
-/// As [`crate::gate`], without a gradient: of logits `[N, ...]` and scores `[N, M]`.
+/// As [`crate::gate`] of logits `[N, ...]` and scores `[N, M]`, without a gradient.
 pub(crate) struct Gate {
     pub least: f32,
     pub slope: f32,
@@ -309,7 +310,7 @@ pub(crate) fn softmax_row(x: &mut [f32]) {
     change(x, |v| v * scale);
 }
 
-/// `grad ← y · (grad - Σ y · grad)`: through the softmax that made `y`.
+/// `grad ← y · (grad - Σ y · grad)`: backward of the softmax with result `y`.
 #[inline(always)]
 pub(crate) fn softmax_grad_row(y: &[f32], grad: &mut [f32]) {
     for (g, y) in grad.iter_mut().zip(y) {
@@ -356,7 +357,7 @@ impl Differentiable for Softmax {
     }
 }
 
-/// Gradient of x from `y`, its softmax in rows of `width`, and the gradient of that.
+/// Gradient of x from its softmax `y` in rows of `width` and the gradient of `y`.
 fn softmax_grad(y: &[f32], grad: &[f32], width: usize) -> Vec<f32> {
     let block = (GRAIN / width).max(1) * width;
     let mut out = vec![0f32; y.len()];
@@ -375,7 +376,7 @@ fn softmax_grad(y: &[f32], grad: &[f32], width: usize) -> Vec<f32> {
     out
 }
 
-/// The largest of `x`, in sixteen lanes.
+/// The maximum of `x`, in sixteen lanes.
 #[inline(always)]
 fn highest(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
@@ -409,7 +410,7 @@ pub(crate) fn sum(x: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-/// Σ f(i) over a plane: lanes in f32 within a block, blocks in f64, so that large planes lose nothing.
+/// Σ f(i) over a plane: lanes in f32 within a block, blocks in f64, so that large planes lose no precision.
 #[inline(always)]
 pub(crate) fn plane_sum(len: usize, f: impl Fn(usize) -> f32) -> f64 {
     let mut total = 0f64;

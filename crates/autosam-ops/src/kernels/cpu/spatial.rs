@@ -1,4 +1,4 @@
-//! Kernels of pooling and resizing, with their gradients.
+//! Pooling and resizing, with gradients.
 
 use super::common::shaped_as;
 use super::gemm::scratch;
@@ -15,14 +15,14 @@ pub(crate) struct Resize {
     pub height: usize,
     pub width: usize,
     pub align_corners: bool,
-    /// Of rows and columns.
+    /// Taps of rows and columns.
     taps: OnceLock<[Vec<Tap>; 2]>,
 }
 
 /// See [`taps`].
 type Tap = (usize, usize, f32);
 
-/// The two samples that make an output, and the second's share.
+/// The two samples interpolated for each output, and the weight of the second.
 pub(crate) fn taps(from: usize, to: usize, align_corners: bool) -> impl Iterator<Item = Tap> {
     (0..to).map(move |j| {
         let at = if align_corners {
@@ -40,7 +40,7 @@ impl Resize {
         Self { height, width, align_corners, taps: OnceLock::new() }
     }
 
-    /// From `h × w`.
+    /// The taps for an input of `h × w`.
     fn taps(&self, h: usize, w: usize) -> &[Vec<Tap>; 2] {
         self.taps.get_or_init(|| {
             [(h, self.height), (w, self.width)].map(|(from, to)| taps(from, to, self.align_corners).collect())
@@ -48,7 +48,7 @@ impl Resize {
     }
 }
 
-// SAFETY: the halves are all rows there are.
+// SAFETY: the halves cover all rows.
 unsafe impl Kernel for Resize {
     fn shape(&self, args: Args) -> Result<Shape> {
         match args.dims(0) {
@@ -62,7 +62,7 @@ unsafe impl Kernel for Resize {
         let x: &[f32] = &x;
         let &[n, c, h, w] = args.dims(0) else { return Ok(()) };
         let [down, across] = self.taps(h, w);
-        // Half a plane a task, so that one plane still feeds two threads.
+        // Half a plane per task, so that one plane still feeds two threads.
         let lines = self.height.div_ceil(2);
         let halves = self.height.div_ceil(lines);
         let shared = Shared::uninit(out);
@@ -130,7 +130,7 @@ impl MaxPool {
         (side + 2 * self.padding - self.kernel) / self.stride + 1
     }
 
-    /// First and end input of output `at`.
+    /// Range of inputs (first, end) of output `at`.
     fn reach(&self, at: usize, side: usize) -> (usize, usize) {
         let from = at * self.stride;
         (from.saturating_sub(self.padding), (from + self.kernel - self.padding).min(side))
@@ -152,7 +152,7 @@ unsafe impl Kernel for MaxPool {
         let (oh, ow) = (self.size(h), self.size(w));
         out.par_chunks_mut(oh * ow).zip(x.par_chunks(h * w)).with_min_len(2).for_each(|(out, x)| {
             out.fill(MaybeUninit::new(0.0));
-            // SAFETY: it was, just now.
+            // SAFETY: it was written just before.
             let out = unsafe { assume_init_part(out) };
             scratch(w, |tallest| {
                 for (y, out) in out.chunks_exact_mut(ow).enumerate() {
@@ -177,7 +177,7 @@ impl Differentiable for MaxPool {
         "autosam-max-pool"
     }
 
-    /// To the first of the largest, as PyTorch.
+    /// The gradient goes to the first maximum, as in PyTorch.
     fn backward(&self, args: &[&Tensor], y: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let x = args[0];
         let ((_, _, h, w), (_, _, oh, ow)) = (x.dims4()?, y.dims4()?);

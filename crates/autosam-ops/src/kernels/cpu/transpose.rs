@@ -1,4 +1,4 @@
-//! Between channels first, `[N, C, H, W]`, and last, `[N, H, W, C]`.
+//! Conversion between channels first, `[N, C, H, W]`, and channels last, `[N, H, W, C]`.
 
 use super::common::simd;
 use crate::runtime::kernel::{Differentiable, Gradients, Kernel, eager};
@@ -13,7 +13,7 @@ pub(crate) struct Transpose;
 
 const SQUARE: usize = 8;
 
-// SAFETY: the bands are all rows there are.
+// SAFETY: the bands cover all rows.
 unsafe impl Kernel for Transpose {
     fn shape(&self, args: Args) -> Result<Shape> {
         match args.dims(0) {

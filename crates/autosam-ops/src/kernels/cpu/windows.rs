@@ -1,4 +1,4 @@
-//! Windows of a grid.
+//! Partition of a grid into windows, and the inverse.
 
 use super::common::shaped_as;
 use crate::runtime::kernel::{Differentiable, Gradients, Kernel};
@@ -42,12 +42,12 @@ impl Windows {
         });
     }
 
-    /// The windows of a grid, all of `out`.
-    fn take_apart(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+    /// Writes the windows of a grid to all of `out`.
+    fn partition(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         let (b, t, c) = self.inside();
         assert_eq!(out.len(), b * t * c);
         if b * t != self.n * self.h * self.w {
-            // Where a window reaches beyond the grid.
+            // Windows that reach beyond the grid are padded with zeros.
             out.fill(MaybeUninit::new(0.0));
         }
         let shared = Shared::uninit(out);
@@ -55,24 +55,24 @@ impl Windows {
         self.lines(|from, to, len| unsafe { copy(&x[from..from + len], shared.at(to)) });
     }
 
-    /// The grid of windows, all of `out`.
-    fn put_together(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+    /// Writes the grid of windows to all of `out`.
+    fn unpartition(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         assert_eq!(out.len(), self.n * self.h * self.w * self.c);
         let shared = Shared::uninit(out);
-        // SAFETY: every line of the grid is written once, which are all there is.
+        // SAFETY: every line of the grid is written once, and the lines cover the grid.
         self.lines(|to, from, len| unsafe { copy(&x[from..from + len], shared.at(to)) });
     }
 }
 
 /// # Safety
-/// `to` points to as many floats, which no one else has.
+/// `to` points to as many floats, which no other task accesses.
 unsafe fn copy(from: &[f32], to: *mut f32) {
     unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
 }
 
 pub(crate) struct Partition(pub Windows);
 
-// SAFETY: `take_apart` writes all.
+// SAFETY: `partition` writes all.
 unsafe impl Kernel for Partition {
     fn shape(&self, args: Args) -> Result<Shape> {
         let (from, to) = (self.0.grid(), self.0.inside());
@@ -83,7 +83,7 @@ unsafe impl Kernel for Partition {
     }
 
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
-        self.0.take_apart(&args.get(0)?, out);
+        self.0.partition(&args.get(0)?, out);
         Ok(())
     }
 }
@@ -96,15 +96,15 @@ impl Differentiable for Partition {
     fn backward(&self, args: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let x = args[0];
         let grad = Elements::of(grad)?;
-        // SAFETY: `put_together` writes all.
-        let dx = unsafe { filled(x.elem_count(), |out| self.0.put_together(&grad, out)) };
+        // SAFETY: `unpartition` writes all.
+        let dx = unsafe { filled(x.elem_count(), |out| self.0.unpartition(&grad, out)) };
         Ok([Some(shaped_as(dx, x)?), None, None])
     }
 }
 
 pub(crate) struct Unpartition(pub Windows);
 
-// SAFETY: `put_together` writes all.
+// SAFETY: `unpartition` writes all.
 unsafe impl Kernel for Unpartition {
     fn shape(&self, args: Args) -> Result<Shape> {
         let (from, to) = (self.0.inside(), self.0.grid());
@@ -115,7 +115,7 @@ unsafe impl Kernel for Unpartition {
     }
 
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
-        self.0.put_together(&args.get(0)?, out);
+        self.0.unpartition(&args.get(0)?, out);
         Ok(())
     }
 }
@@ -128,8 +128,8 @@ impl Differentiable for Unpartition {
     fn backward(&self, args: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Gradients> {
         let x = args[0];
         let grad = Elements::of(grad)?;
-        // SAFETY: `take_apart` writes all.
-        let dx = unsafe { filled(x.elem_count(), |out| self.0.take_apart(&grad, out)) };
+        // SAFETY: `partition` writes all.
+        let dx = unsafe { filled(x.elem_count(), |out| self.0.partition(&grad, out)) };
         Ok([Some(shaped_as(dx, x)?), None, None])
     }
 }

@@ -1,10 +1,12 @@
-// Attention after FlashAttention-2 (arXiv 2307.08691), on any GPU with tensor cores for 16 bits. `attention.rs` beside this launches it.
+// Attention after FlashAttention-2 (arXiv 2307.08691), for any GPU with 16-bit tensor cores. Launched by `attention.rs`
+// in this folder.
 
 #include "attention.cuh"
 
-// BIAS: 0 none; 1 `bias` [heads, tokens, keys]; 2 relative positions, tables `down` [2h - 1, D] and `across` [2w - 1, D], of windows up to
-// 16 x 16; 3 the same up to 64 x 64. Keys then lie in rows of 16 or 64 places, so that 16 keys are of one row, and distances across the same
-// in each; places beyond the window are minus infinity across. A window's tokens beyond the grid are `padding` [3, heads, D].
+// BIAS: 0 none; 1 `bias` [heads, tokens, keys]; 2 relative positions, tables `down` [2h - 1, D] and `across` [2w - 1,
+// D], of windows up to 16 x 16; 3 the same up to 64 x 64. Keys are then arranged in rows of 16 or 64 positions, so that
+// 16 keys belong to one row and horizontal distances are the same in each row; positions beyond the window have a
+// horizontal bias of minus infinity. A window's tokens beyond the grid are `padding` [3, heads, D].
 template <typename T, int D, int BIAS>
 __device__ void attention(const T *q, const T *k, const T *v, const float *bias, const T *down, const T *across, const T *padding, T *out, const Attention &p) {
     constexpr bool GRID = BIAS >= 2;
@@ -18,7 +20,8 @@ __device__ void attention(const T *q, const T *k, const T *v, const float *bias,
     typedef T Tile[TILE][D + 8];
     Tile *keys = reinterpret_cast<Tile *>(memory);              // two of them
     Tile *values = keys + 2;                                    // two of them
-    // Queries come where keys and values will lie; a window's beside them, so that its first keys come meanwhile.
+    // Queries are loaded into the memory of keys and values; a window's queries have separate memory, so that its first
+    // keys load at the same time.
     T (*queried)[D + 8] = BIAS == 2 ? values[2] : keys[0];
     T (*tables)[D + 8] = BIAS == 2 ? values[4] : values[0];
     f16 *by_row = reinterpret_cast<f16 *>(BIAS == 2 ? values + 5 : values + 2), *by_col = by_row + ROWS * SIDE;
@@ -90,7 +93,7 @@ __device__ void attention(const T *q, const T *k, const T *v, const float *bias,
                 asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;\n" ::: "memory");
                 __syncthreads();
             }
-            // Across as the products' scores, down as the powers of two that these become.
+            // Horizontal bias in the scale of the scores, vertical bias as exponents of two.
             distances<T, D, M, P>(table ? by_col : by_row, SIDE, queries, tables + (BIAS == 2 ? table * 32 : 0), table ? p.w : p.h,
                                   table ? 1.0f / p.scale : LOG2E, row, lane, [&](int at) {
                                       const unsigned y = window.row_of(first + at);
@@ -113,7 +116,7 @@ __device__ void attention(const T *q, const T *k, const T *v, const float *bias,
             for (int i = 0; i < 4; i++) accumulated[m][n][i] = 0.0f;
         for (int r = 0; r < 2; r++) highest[m][r] = -INFINITY, total[m][r] = 0.0f;
     }
-    // In a row of 16 places these stay.
+    // These are constant within a row of 16 positions.
     __half2 beside[M][2][2];
     if (BIAS == 2)
         for (int m = 0; m < M; m++)
@@ -122,7 +125,7 @@ __device__ void attention(const T *q, const T *k, const T *v, const float *bias,
                     beside[m][n][r] = *reinterpret_cast<const __half2 *>(by_col + (row + m * 16 + r * 8) * SIDE + n * 8 + column);
 
     const int tiles = BIAS == 3 ? p.h : BIAS == 2 ? (p.h + 3) / 4 : (p.keys + TILE - 1) / TILE;
-    // Warps that have no query of their own only load.
+    // Warps without queries only load.
     const bool busy = first + warp * 16 * M < p.tokens;
     for (int tile = 0; tile < tiles; tile++) {
         const int now = tile & 1;
@@ -250,8 +253,8 @@ __device__ void attention(const T *q, const T *k, const T *v, const float *bias,
         }
 }
 
-// Puts `count` parts of the sums of one query together, each D sums weighted by powers of two, their highest exponent and their weights' sum,
-// `step` apart: sum d, with the exponent and the weights that belong to it.
+// Combines `count` partial results of one query, `step` apart. Each has D sums weighted by powers of two, their highest
+// exponent and the sum of their weights. Returns sum d with its exponent and weights.
 template <int D>
 __device__ __forceinline__ float joined(const float *first, size_t step, unsigned count, int d, float &peak, float &weights) {
     peak = -INFINITY;
@@ -266,8 +269,9 @@ __device__ __forceinline__ float joined(const float *first, size_t step, unsigne
     return sum;
 }
 
-// The same of up to 6 queries to many keys, without a bias: blocks for each head and part of the keys, whose threads share them. `parts`
-// [parts, images, heads, 6, D + 2] are sums weighted by powers of two, their highest exponent and their weights' sum.
+// The same for up to 6 queries and many keys, without a bias. Each block processes a part of the keys of one head,
+// shared by its threads. `parts` [parts, images, heads, 6, D + 2] are sums weighted by powers of two, their highest
+// exponent and the sum of their weights.
 constexpr int FEW = 6;
 constexpr int FEW_THREADS = 128;
 
@@ -315,7 +319,7 @@ __device__ void few_queries(const T *q, const T *k, const T *v, float *parts, co
         if (j >= p.tokens) continue;
         float peak = highest[j];
         for (int other = 16; other > 0; other >>= 1) peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, other));
-        // A thread without a key has none of it.
+        // A thread without a key contributes nothing.
         const float share = highest[j] == -INFINITY ? 0.0f : power_of_two(highest[j] - peak);
         const float sum = warp_sum(total[j] * share);
         if (lane == 0) sums[warp][j][D] = peak, sums[warp][j][D + 1] = sum;
@@ -334,7 +338,7 @@ __device__ void few_queries(const T *q, const T *k, const T *v, float *parts, co
     }
 }
 
-// Puts the parts together: a block for each head.
+// Combines the parts, one block per head.
 template <typename T, int D>
 __device__ void few_queries_joined(const float *parts, T *out, unsigned count, const Attention &p) {
     const unsigned head = blockIdx.x % p.heads, image = blockIdx.x / p.heads;

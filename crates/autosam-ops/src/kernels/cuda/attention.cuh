@@ -1,21 +1,22 @@
-// What both ways of attention on a GPU have: the parameters, copies into shared memory, products of 16 x 8 x 16, distances.
+// Shared by both GPU implementations of attention: parameters, copies into shared memory, products of 16 x 8 x 16,
+// distances.
 
 #pragma once
 
 #include "common.cuh"
 
-// Of a launch; a block has some queries of one head.
+// Parameters of a launch. A block processes some queries of one head.
 struct Attention {
-    // Elements from an image, a head, a token to the next.
+    // Strides in elements between images, heads and tokens.
     long long q[3], k[3], v[3];
     unsigned heads, tokens, keys;
     float scale;
-    // For relative positions: a window's sides, the sides of the grid that is taken apart into such windows, and how many of these lie
-    // side by side.
+    // For relative positions: the sides of a window, the sides of the grid that is partitioned into windows, and the
+    // number of windows per row of the grid.
     unsigned h, w, down, across, columns;
 };
 
-// Keys that a block walks over at a time: it never holds more scores than of these.
+// Keys that a block processes at a time. It never holds more scores than for these.
 constexpr int TILE = 64;
 constexpr float LOG2E = 1.44269504f;
 
@@ -64,7 +65,7 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
-// Rows `first` to `first + count` of a matrix of `rows`, zeros beyond, into shared memory.
+// Copies rows `first` to `first + count` of a matrix of `rows` into shared memory, with zeros beyond.
 template <typename T, int D>
 __device__ __forceinline__ void load_rows(T (*to)[D + 8], const T *from, long long step, unsigned first, unsigned rows, int count, int threads) {
     constexpr int PARTS = D / 8;
@@ -97,10 +98,10 @@ __device__ __forceinline__ void scores(float (&c)[M][2 * P][4], const unsigned (
 // A window of a grid of tokens, or the grid itself.
 struct Window {
     unsigned top, left;
-    // For divisions of what is below 65536 by the window's width; a row of one token is its own.
+    // Multiplier for dividing numbers below 65536 by the window's width; a width of one is a special case.
     unsigned inverse;
 
-    // That of number `image`, which becomes the number of its image.
+    // The window with number `image`, which is replaced by the number of its image.
     static __device__ __forceinline__ Window of(const Attention &p, unsigned &image) {
         const unsigned windows = p.columns * ((p.down + p.h - 1) / p.h), number = image % windows;
         image /= windows;
@@ -110,14 +111,14 @@ struct Window {
     static __device__ __forceinline__ unsigned inverse_of(unsigned width) { return width > 1 ? 0xffffffffu / width + 1 : 0; }
     __device__ __forceinline__ unsigned row_of(unsigned query) const { return inverse ? __umulhi(query, inverse) : query; }
 
-    // The token's place in the grid; false beyond it.
+    // The token's position in the grid; false if it is beyond the grid.
     __device__ __forceinline__ bool find(const Attention &p, unsigned y, unsigned x, unsigned &token) const {
         token = (top + y) * p.across + left + x;
         return y < p.h && x < p.w && top + y < p.down && left + x < p.across;
     }
 
-    // 16 bytes, the eighth `at`, of a token's queries, keys or values (`part` 0, 1, 2), which begin at `from`, into shared memory. Beyond the grid they are
-    // those of `padding` [3, heads, D], zeros without.
+    // Copies 16 bytes, number `at`, of a token's queries, keys or values (`part` 0, 1, 2), which begin at `from`, into
+    // shared memory. Beyond the grid they come from `padding` [3, heads, D], or are zeros without it.
     template <typename T, int D, typename To>
     __device__ __forceinline__ void load(To to, const Attention &p, const T *from, long long step, const T *padding, unsigned part, unsigned head,
                                          unsigned y, unsigned x, unsigned at) const {
@@ -128,8 +129,9 @@ struct Window {
     }
 };
 
-// Distances of a warp's queries, times `factor`: their products with the rows of a table of relative positions, each put where a key lies
-// that is so far from the query, among `side` places a query. `place_of` tells where the block's queries lie, this thread's from `row` on.
+// Relative-position terms of a warp's queries, times `factor`: their products with the rows of a table of relative
+// positions, each stored at the position of the key with that distance from the query, among `side` positions per
+// query. `place_of` returns the positions of the block's queries; this thread's begin at `row`.
 template <typename T, int D, int M, int P, typename Place>
 __device__ __forceinline__ void distances(f16 *to, int side, const unsigned (&queries)[M][D / 16][4], T (*table)[D + 8], int size, float factor,
                                           int row, int lane, Place place_of) {

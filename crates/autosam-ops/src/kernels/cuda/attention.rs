@@ -1,4 +1,5 @@
-//! Attention that never holds all scores (attention.cu, for Hopper hopper.cu), in 16 bits. Windows of a grid are found where they lie.
+//! Attention in 16 bits that never stores all scores (attention.cu; hopper.cu for Hopper). Windows are read directly
+//! from the grid.
 
 use super::{fusible, kernel_of, name, only_on_a_gpu, ptx, push, view, with_optional, with_view};
 use crate::Packing;
@@ -10,33 +11,33 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
 
-/// Keys of a tile, and queries of a block; of a grid's, two or three times as many.
+/// Keys per tile and queries per block; blocks of a grid have two or three times as many queries.
 const TILE: usize = 64;
 
-/// Up to so many queries, all of more than a tile's keys, have a kernel of their own.
+/// Up to this many queries with more keys than a tile use a separate kernel.
 const FEW: usize = 6;
-/// Threads of a block there, and blocks that share a head's keys.
+/// Threads per block of that kernel, and blocks that share a head's keys.
 const FEW_THREADS: usize = 128;
 const FEW_PARTS: usize = 16;
 
-/// Largest side of a window, or of a grid that is not taken apart, whose relative positions the kernel knows.
+/// Largest side of a window, or of an unpartitioned grid, for which the kernel supports relative positions.
 const MOST_SIDE: usize = 64;
 
-/// Head sizes that attention.cu has.
+/// Head sizes supported by attention.cu.
 const SIZES: [usize; 4] = [16, 32, 64, 80];
 
-/// True where the kernel has this many channels a head and its type.
+/// Whether the kernel supports this type and number of channels per head.
 pub(crate) fn serves(dtype: DType, d: usize) -> bool {
     matches!(dtype, DType::BF16 | DType::F16) && SIZES.contains(&d)
 }
 
-/// What is added to the scores.
+/// Bias added to the scores.
 enum Bias {
     None,
     /// `[heads, T, T]`, f32.
     Full(Tensor),
-    /// Tables `[2h - 1, d]` and `[2w - 1, d]` of [`crate::relative_attention`], in the type of the queries, of windows of
-    /// `h × w` tokens that `grid` is taken apart into: `T` is the grid's.
+    /// Tables `[2h - 1, d]` and `[2w - 1, d]` of [`crate::relative_attention`], in the type of the queries, for windows
+    /// of `h × w` tokens into which `grid` is partitioned; `T` is the grid's.
     Relative {
         down: Tensor,
         across: Tensor,
@@ -46,7 +47,7 @@ enum Bias {
     },
 }
 
-/// How `qkv [B, T, 3 · heads · d]` holds its parts.
+/// Layout of the parts of `qkv [B, T, 3 · heads · d]`.
 #[derive(Clone, Copy)]
 struct Heads {
     packing: Packing,
@@ -54,12 +55,13 @@ struct Heads {
     scale: f64,
 }
 
-/// True where [`windowed_attention`] serves tokens `x`, `d` channels a head, in `dtype`, in windows of `h × w`.
+/// Whether [`windowed_attention`] supports tokens `x` with `d` channels per head, in `dtype`, in windows of `h × w`.
 pub(crate) fn finds_windows(x: &Tensor, dtype: DType, d: usize, (h, w): (usize, usize)) -> bool {
     fusible(&[x]) && serves(dtype, d) && h.max(w) <= MOST_SIDE
 }
 
-/// Attention of every head to its own tokens: `qkv [B, T, 3 · heads · d]` → `[B, T, heads · d]`, with a bias `[heads, T, T]` on the scores.
+/// Multi-head self-attention: `qkv [B, T, 3 · heads · d]` → `[B, T, heads · d]`, with a bias `[heads, T, T]` on the
+/// scores.
 pub(crate) fn self_attention(
     qkv: &Tensor,
     packing: Packing,
@@ -74,8 +76,9 @@ pub(crate) fn self_attention(
     attention(qkv, None, Heads { packing, heads, scale }, bias)
 }
 
-/// The same in each window of `h × w` tokens of a grid of `grid` tokens, with tables of relative positions in the type of `qkv`. `padding
-/// [3 · heads · d]`, in that type too, is what a window has beyond the grid; zeros without.
+/// The same in each window of `h × w` tokens of a grid of `grid` tokens, with tables of relative positions in the type
+/// of `qkv`. Tokens of a window beyond the grid are `padding [3 · heads · d]`, in the same type, or zeros if it is
+/// `None`.
 pub(crate) fn windowed_attention(
     qkv: &Tensor,
     padding: Option<&Tensor>,
@@ -90,11 +93,11 @@ pub(crate) fn windowed_attention(
 
 fn attention(qkv: &Tensor, padding: Option<&Tensor>, heads: Heads, bias: Bias) -> Result<Tensor> {
     let padding = padding.map(Tensor::contiguous).transpose()?;
-    qkv.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias, padding, apart: None })
+    qkv.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias, padding, separate: None })
 }
 
-/// The same of queries `q [B, T, heads · d]` to `k` and `v [B, S, heads · d]`, without a bias.
-pub(crate) fn attention_apart(
+/// Cross-attention of queries `q [B, T, heads · d]` to `k` and `v [B, S, heads · d]`, without a bias.
+pub(crate) fn cross_attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -102,16 +105,16 @@ pub(crate) fn attention_apart(
     scale: f64,
 ) -> Result<Tensor> {
     let heads = Heads { packing: Packing::Parts, heads, scale };
-    let apart = Some((k.contiguous()?, v.contiguous()?));
-    q.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias: Bias::None, padding: None, apart })
+    let separate = Some((k.contiguous()?, v.contiguous()?));
+    q.contiguous()?.apply_op1_no_bwd(&Attention { heads, bias: Bias::None, padding: None, separate })
 }
 
 struct Attention {
     heads: Heads,
     bias: Bias,
     padding: Option<Tensor>,
-    /// Keys and values that do not lie with the queries.
-    apart: Option<(Tensor, Tensor)>,
+    /// Keys and values that are not packed with the queries.
+    separate: Option<(Tensor, Tensor)>,
 }
 
 /// `Attention` of attention.cuh.
@@ -144,14 +147,14 @@ impl Attention {
         let device = storage.device();
         let Heads { packing, heads, scale } = self.heads;
         let (batch, tokens, width) = layout.shape().dims3()?;
-        let parts = if self.apart.is_some() { 1 } else { 3 };
+        let parts = if self.separate.is_some() { 1 } else { 3 };
         let d = width / (parts * heads);
-        let keys = self.apart.as_ref().map_or(Ok(tokens), |(k, _)| k.dim(1))?;
+        let keys = self.separate.as_ref().map_or(Ok(tokens), |(k, _)| k.dim(1))?;
         let (part, head) = match packing {
             Packing::Parts => (heads * d, d),
             Packing::Heads => (d, 3 * d),
         };
-        // Queries and keys that see each other, and how often there are such.
+        // Number of queries and keys that attend to each other, and number of such groups.
         let (bias, (h, w), grid) = match &self.bias {
             Bias::None => (0, (0, 0), (0, 0)),
             Bias::Full(bias) if bias.dims() != [heads, tokens, tokens] => {
@@ -178,11 +181,12 @@ impl Attention {
             }
             false => (0, 1, tokens),
         };
-        // Hopper's kernels are for windows, or for a grid that is not taken apart.
+        // Hopper's kernels are for windows, or for an unpartitioned grid.
         let hopper = cfg!(hopper) && (bias == 2 || bias == 3 && (h, w) == grid) && matches!(d, 64 | 80);
-        // Of a block: queries, threads, and shared memory in 16 bits. Keys and values are there twice, a window's queries and tables beside
-        // them, and distances of each query to 16 or 64 places of a row, and 8 more. Hopper's has windows whole, of a grid six tiles and the
-        // tables, and four warps that fetch.
+        // Queries, threads and shared memory (in units of 16 bits) of a block. Shared memory holds two tiles of keys
+        // and values, a window's queries and tables, and for each query its distances to 16 or 64 positions of a row,
+        // plus 8. Hopper's kernel holds whole windows, or six tiles of a grid and the tables, and uses four warps for
+        // loading.
         let beside = |rows: usize, places: usize| 2 * rows * (places + 8);
         let (rows, threads, shared) = match bias {
             2 if hopper => (2 * TILE, 256, 8 * TILE * d + beside(2 * TILE, 16)),
@@ -197,8 +201,11 @@ impl Attention {
             _ => (TILE, 128, 4 * TILE * (d + 8)),
         };
         let strides = [(tokens * width) as i64, head as i64, width as i64];
-        let others =
-            if self.apart.is_some() { [(keys * width) as i64, head as i64, width as i64] } else { strides };
+        let others = if self.separate.is_some() {
+            [(keys * width) as i64, head as i64, width as i64]
+        } else {
+            strides
+        };
         let keys = if relative { seen } else { keys };
         let [seen32, keys32, heads32] = [seen, keys, heads].map(|v| v as u32);
         let [h32, w32, down, across, columns] = [h, w, grid.0, grid.1, columns].map(|v| v as u32);
@@ -245,7 +252,7 @@ impl Attention {
         let mut out = unsafe { device.alloc::<T>(batch * tokens * heads * d)? };
         let other = |p: &Tensor| p.elem_count() != width || p.dtype() != storage.dtype();
         if self.padding.as_ref().is_some_and(|p| other(p) || matches!(packing, Packing::Heads)) {
-            candle_core::bail!("attention: a padding of other than {width} channels");
+            candle_core::bail!("attention: the padding must have {width} channels");
         }
         let mut launch = |[q, k, v]: [&CudaView<T>; 3],
                           padding: Option<&CudaView<T>>,
@@ -286,7 +293,7 @@ impl Attention {
             unsafe { builder.launch(config) }.w()?;
             Ok(())
         };
-        if let Some((k, v)) = &self.apart {
+        if let Some((k, v)) = &self.separate {
             if k.dims() != [batch, keys, width] || v.dims() != k.dims() {
                 candle_core::bail!(
                     "attention: k {:?}, v {:?} for queries {:?}",

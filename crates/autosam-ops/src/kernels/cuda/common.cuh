@@ -1,4 +1,4 @@
-// What every file of kernels here has: types of 16 bits, sums of a warp.
+// Shared by all kernel files here: 16-bit types, sums within a warp.
 
 #pragma once
 

@@ -1,27 +1,28 @@
-// Attention with relative positions by Hopper's own matrix instructions (wgmma), which four warps give together and which read keys and
-// values where they lie in shared memory while these warps go on: after FlashAttention-3 (arXiv 2407.08608). For heads of 64 and 80
-// channels; `attention.cu` has all others, and the same for other GPUs.
+// Attention with relative positions after FlashAttention-3 (arXiv 2407.08608), with Hopper's matrix instructions
+// (wgmma). Four warps issue them together; they read keys and values directly from shared memory and run
+// asynchronously. For heads of 64 and 80 channels; `attention.cu` covers all others, and other GPUs.
 
 #include "attention.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// A tile of `TILE` keys or values as wgmma reads it: lines of 64 channels, 128 bytes, whose 16-byte parts change places by the line's number
-// (the 128-byte swizzle); beyond 64, lines of 16 channels behind them, whose halves do (the 32-byte swizzle).
+// A tile of `TILE` keys or values as wgmma reads it: lines of 64 channels (128 bytes), whose 16-byte parts are permuted
+// by the line's number (the 128-byte swizzle). Channels beyond 64 follow in lines of 16 channels, whose halves are
+// permuted (the 32-byte swizzle).
 template <int D>
 struct Swizzled {
     static constexpr unsigned BYTES = TILE * D * 2;
-    // Sixteens of channels beyond 64.
+    // Groups of sixteen channels beyond 64.
     static constexpr int REST = D / 16 - 4;
 
-    // Of 16 bytes, which part 0 to D / 8 of a line has.
+    // Position of 16 bytes, part 0 to D / 8 of a line.
     static __device__ __forceinline__ unsigned place(unsigned line, unsigned part) {
         if (part < 8) return line * 128 + ((part ^ (line & 7)) << 4);
         return TILE * 128 + line * 32 + (((part - 8) ^ (line >> 2 & 1)) << 4);
     }
 };
 
-// What tells wgmma where a matrix lies: its address, bytes from eight lines to the next eight, and the swizzle (1: 128 bytes, 3: 32 bytes).
+// Matrix descriptor for wgmma: address, bytes between groups of eight lines, and swizzle (1: 128 bytes, 3: 32 bytes).
 template <unsigned EIGHT_LINES, unsigned SWIZZLE>
 __device__ __forceinline__ uint64_t matrix(unsigned at) {
     uint64_t all;
@@ -53,11 +54,12 @@ __device__ __forceinline__ uint64_t matrix(unsigned at) {
 WGMMA(bf16, "bf16")
 WGMMA(f16, "f16")
 
-// Between what the warps do with registers and what the products do with them.
+// Orders the warps' register accesses before those of the products.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 template <int PENDING> __device__ __forceinline__ void await_products() { asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(PENDING) : "memory"); }
-// Keeps the compiler from touching registers before this that a product still writes, or after this that one reads.
+// Prevents the compiler from moving accesses to registers that an asynchronous product still writes or reads across
+// this point.
 template <int N> __device__ __forceinline__ void settle(float (&c)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(c[i])::"memory");
@@ -67,7 +69,7 @@ __device__ __forceinline__ void settle(unsigned (&a)[4][4]) {
     for (int i = 0; i < 16; i++) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
 }
 
-// Copies of this thread are there, for the matrix units too.
+// Makes this thread's copies visible, also to the matrix units.
 template <int PENDING> __device__ __forceinline__ void await_copies() {
     asm volatile("cp.async.wait_group %0;\nfence.proxy.async.shared::cta;\n" ::"n"(PENDING) : "memory");
 }
@@ -84,15 +86,15 @@ __device__ __forceinline__ void barrier_await(unsigned at, unsigned parity) {
                  : "memory");
 }
 
-// What a warp knows of its queries, of which a thread has two rows: weights and sums so far.
+// State of a warp's queries, of which each thread holds two rows: weights and sums so far.
 template <typename T, int D>
 struct Sums {
     static constexpr int REST = Swizzled<D>::REST;
     unsigned queries[1][D / 16][4];
-    // Scores, then weights of a tile's keys; the weights as the next product reads them.
+    // Scores, then weights of a tile's keys; and the weights in the format of the next product.
     float c[32];
     unsigned weights[4][4];
-    // Sums of values: 64 channels, and what is beyond.
+    // Sums of values: 64 channels, and the channels beyond.
     float values[32], rest[REST ? 8 : 1];
     float highest[2], total[2], shrink[2];
 
@@ -105,7 +107,7 @@ struct Sums {
         for (int r = 0; r < 2; r++) highest[r] = -INFINITY, total[r] = 0.0f;
     }
 
-    // c to where products begin: distances across, N places of a row of keys, which lie alike in every row.
+    // Initialises c with the horizontal bias at N positions of a row of keys, which is the same in every row.
     template <int N>
     __device__ __forceinline__ void start(const __half2 (&beside)[N][2]) {
 #pragma unroll
@@ -118,7 +120,7 @@ struct Sums {
             }
     }
 
-    // Queries of row `r` from `line`, zeros where there is none.
+    // Loads the queries of row `r` from `line`, or zeros without one.
     __device__ __forceinline__ void load_queries(int r, const T *line, int column) {
 #pragma unroll
         for (int step = 0; step < D / 16; step++)
@@ -127,7 +129,7 @@ struct Sums {
                 queries[0][step][r + 2 * half] = line ? *reinterpret_cast<const unsigned *>(line + step * 16 + half * 8 + column) : 0;
     }
 
-    // c += scores of the keys that lie at `keys`.
+    // c += scores of the keys at `keys`.
     __device__ __forceinline__ void begin_scores(unsigned keys) {
         settle(c);
         begin_products();
@@ -137,7 +139,7 @@ struct Sums {
         commit_products();
     }
 
-    // Sums += the values that lie at `from`, weighted; between `begin_products` and an end.
+    // Sums += the weighted values at `from`; between `begin_products` and an end.
     __device__ __forceinline__ void begin_sums(unsigned from) {
 #pragma unroll
         for (int step = 0; step < 4; step++) {
@@ -147,7 +149,7 @@ struct Sums {
         commit_products();
     }
 
-    // c, times `scale` and shifted, from scores to weights; `shrink` is what the sums so far are to be multiplied with.
+    // Converts c from scores to weights, with factor `scale` and a shift; `shrink` is the factor for the sums so far.
     __device__ __forceinline__ void weigh(float scale, const float (&shift)[2]) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -168,7 +170,7 @@ struct Sums {
         }
     }
 
-    // What `weigh` found to the sums so far and to the next product.
+    // Applies the result of `weigh` to the sums so far and to the next product.
     __device__ __forceinline__ void take_over() {
         if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
@@ -188,7 +190,7 @@ struct Sums {
         settle(weights);
     }
 
-    // The mean of row `r` to `line`, whose channels this thread's begin at `column`.
+    // Writes the weighted mean of row `r` to `line`; this thread's channels begin at `column`.
     __device__ __forceinline__ void store(int r, T *line, int column) const {
         float sum = total[r];
         sum += __shfl_xor_sync(0xffffffff, sum, 1);
@@ -203,12 +205,12 @@ struct Sums {
     }
 };
 
-// Distances of a warp's queries, those across also as this thread begins products with them. A row of distances has `SIDE` places; no other warp
-// needs its own warp's.
+// Relative-position terms of a warp's queries; the horizontal ones also in the format that initialises products. A row
+// has `SIDE` positions and is used only by its own warp.
 template <typename T, int D, int SIDE, int N>
 __device__ __forceinline__ void relate(__half2 (&beside)[N][2], f16 *by_row, f16 *by_col, const unsigned (&queries)[1][D / 16][4], T (*down)[D + 8],
                                        T (*across)[D + 8], const Attention &p, const Window &window, unsigned first, int row, int lane) {
-    // Across as the products' scores, down as the powers of two that these become.
+    // Horizontal bias in the scale of the scores, vertical bias as exponents of two.
     distances<T, D, 1, 4>(by_row, SIDE, queries, down, p.h, LOG2E, row, lane, [&](int at) { return int(window.row_of(first + at)); });
     distances<T, D, 1, 4>(by_col, SIDE, queries, across, p.w, 1.0f / p.scale, row, lane,
                           [&](int at) { return int(first + at - window.row_of(first + at) * p.w); });
@@ -220,11 +222,12 @@ __device__ __forceinline__ void relate(__half2 (&beside)[N][2], f16 *by_row, f16
     __syncwarp();
 }
 
-// A whole grid of up to 64 x 64 tokens: 192 queries a block, a row of keys a tile. Four warps fetch keys and values while twelve others work, in
-// groups of four that do not wait for each other: scores of a tile are computed while the weights of the one before meet their values.
+// A whole grid of up to 64 x 64 tokens: 192 queries per block, one row of keys per tile. Four warps load keys and
+// values while twelve others compute, in groups of four that do not wait for each other. The scores of a tile are
+// computed while the weights of the previous tile are multiplied with its values.
 constexpr int GRID_ROWS = 192;
 constexpr int GRID_THREADS = 2 * GRID_ROWS + 128;
-// Registers of a thread that fetches, and of one that works: together as many as there are.
+// Registers of a loading and of a computing thread; together they use all registers.
 constexpr int FEW_REGISTERS = 32, MANY_REGISTERS = 160;
 
 template <typename T, int D>
@@ -235,7 +238,7 @@ __device__ void attention_grid(const T *q, const T *k, const T *v, const T *down
     extern __shared__ __align__(1024) unsigned char memory[];
     T (*tables)[D + 8] = reinterpret_cast<T (*)[D + 8]>(memory + STAGES * STAGE);
     f16 *by_row = reinterpret_cast<f16 *>(tables + 4 * TILE), *by_col = by_row + GRID_ROWS * SIDE;
-    // For each stage, that it has been filled, and that it has been read.
+    // Barriers of each stage: filled, and read.
     const unsigned stages = (unsigned)__cvta_generic_to_shared(memory);
     const unsigned full = (unsigned)__cvta_generic_to_shared(by_col + GRID_ROWS * SIDE), empty = full + 8 * STAGES;
 
@@ -285,7 +288,7 @@ __device__ void attention_grid(const T *q, const T *k, const T *v, const T *down
     load_rows<T, D>(tables, down, D, 0, 2 * p.h - 1, 2 * TILE, 2 * GRID_ROWS);
     load_rows<T, D>(tables + 2 * TILE, across, D, 0, 2 * p.w - 1, 2 * TILE, 2 * GRID_ROWS);
     commit_copies();
-    // Two threads a query.
+    // Two threads per query.
     for (unsigned x = p.w + threadIdx.x % 2; x < TILE; x += 2) by_col[threadIdx.x / 2 * SIDE + x] = __float2half(-INFINITY);
     // This thread's rows: `row` and the eighth after it.
     const int row = warp * 16 + lane / 4, column = lane % 4 * 2;
@@ -297,7 +300,7 @@ __device__ void attention_grid(const T *q, const T *k, const T *v, const T *down
     }
     await_copies<0>();
     asm volatile("bar.sync 1, %0;\n" ::"n"(2 * GRID_ROWS) : "memory");
-    // Groups that have no query of their own.
+    // Groups without queries.
     if (first + warp / 4 * 64 >= p.tokens) return;
     const Window whole = {0, 0, Window::inverse_of(p.w)};
     __half2 beside[8][2];
@@ -315,7 +318,7 @@ __device__ void attention_grid(const T *q, const T *k, const T *v, const T *down
         const float shift[2] = {__half2float(above[tile]), __half2float(above[8 * SIDE + tile])};
         sums.weigh(scale, shift);
     };
-    // Where nobody reads any more.
+    // Memory that is no longer read.
     const unsigned nowhere = (unsigned)__cvta_generic_to_shared(by_col + warp * 16 * SIDE + lane * 2);
 
     begin_scores(0);
@@ -327,7 +330,7 @@ __device__ void attention_grid(const T *q, const T *k, const T *v, const T *down
         sums.begin_sums(stages + (tile - 1) % STAGES * STAGE + Swizzled<D>::BYTES);
         await_products<1>();
         weigh(tile);
-        // The assembler would wait for the products first; it does not move that before a store.
+        // The assembler would insert a wait for the products here; it does not move the wait before a store.
         asm volatile("st.volatile.shared.f32 [%0], %1;\n" ::"r"(nowhere), "f"(sums.total[0] + sums.total[1]) : "memory");
         await_products<0>();
         sums.settle_all();
@@ -346,8 +349,9 @@ __device__ void attention_grid(const T *q, const T *k, const T *v, const T *down
     }
 }
 
-// Windows of up to 16 x 16 of a grid: 128 queries a block, keys in rows of 16 places, four to a tile. For eight warps twice on a multiprocessor
-// there are no registers for scores beside weights: the four groups have products in turn.
+// Windows of up to 16 x 16 of a grid: 128 queries per block, keys in rows of 16 positions, four rows per tile. With two
+// blocks of eight warps on a multiprocessor the registers do not suffice for scores and weights at the same time, so
+// the groups alternate their products.
 constexpr int WINDOW_ROWS = 128;
 
 template <typename T, int D>
@@ -358,7 +362,7 @@ __device__ void attention_windows(const T *q, const T *k, const T *v, const T *d
     constexpr unsigned STAGE = 2 * Swizzled<D>::BYTES;
     extern __shared__ __align__(1024) unsigned char memory[];
     const unsigned stages = (unsigned)__cvta_generic_to_shared(memory);
-    // Queries and tables come where the third and fourth tile will.
+    // Queries and tables are loaded into the memory of the third and fourth tile.
     T (*queried)[D + 8] = reinterpret_cast<T (*)[D + 8]>(memory + AHEAD * STAGE);
     T (*tables)[D + 8] = queried + WINDOW_ROWS;
     f16 *by_row = reinterpret_cast<f16 *>(memory + STAGES * STAGE), *by_col = by_row + WINDOW_ROWS * SIDE;
@@ -404,7 +408,7 @@ __device__ void attention_windows(const T *q, const T *k, const T *v, const T *d
     relate<T, D, SIDE>(beside, by_row, by_col, sums.queries, tables, tables + 32, p, window, first, row, lane);
     const float scale = p.scale * LOG2E;
 
-    // Warps that have no query of their own only load.
+    // Warps without queries only load.
     const bool busy = first + warp / 4 * 64 < p.h * p.w;
     for (int tile = 0; tile < tiles; tile++) {
         await_copies<AHEAD - 1>();
@@ -422,7 +426,7 @@ __device__ void attention_windows(const T *q, const T *k, const T *v, const T *d
         for (int n = 0; n < 4; n++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                // Rows of keys beyond the window, of its last tile, have no weight.
+                // Rows of keys of the last tile beyond the window have no weight.
                 const float above = n < rows ? __half2float(by_row[(row + r * 8) * SIDE + tile * 4 + n]) : -INFINITY;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {

@@ -1,9 +1,9 @@
-// Kernels of inference on a GPU: what candle's operations, composed, would pass through memory again and again.
-// Compiled by build.rs; `mod.rs` beside this launches them and says what each expects.
+// GPU inference kernels. They replace compositions of candle's operations, which pass through memory repeatedly.
+// Compiled by build.rs; `mod.rs` in this folder launches them and documents their arguments.
 
 #include "common.cuh"
 
-// The exact GELU; what is rounded to 16 bits, with erf by Abramowitz and Stegun 7.1.26, 1.5e-7 absolute.
+// The exact GELU; for 16-bit results with erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 template <typename T> __device__ __forceinline__ float gelu(float x) {
     if (sizeof(T) == 4) return 0.5f * x * (1.0f + erff(x * 0.70710678f));
     const float z = fabsf(x) * 0.70710678f, t = __fdividef(1.0f, fmaf(0.3275911f, z, 1.0f));
@@ -12,7 +12,7 @@ template <typename T> __device__ __forceinline__ float gelu(float x) {
     return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
-// As `Activation` in mod.rs numbers them.
+// Numbered as in mod.rs.
 template <typename T> __device__ __forceinline__ float activate(float x, int activation) {
     switch (activation) {
         case 1: return gelu<T>(x);
@@ -28,7 +28,7 @@ template <typename T> __device__ __forceinline__ float activate(float x, int act
 // Four of T.
 template <typename T> struct alignas(4 * sizeof(T)) Four { T v[4]; };
 
-// x [rows, channels] += bias, then the activation; `n` vectors, which no row cuts.
+// x [rows, channels] += bias, then the activation; `n` vectors, none of which crosses a row.
 template <typename T>
 __device__ void finish_rows(Vector<T> *x, const float *bias, unsigned n, unsigned channels, int activation) {
     constexpr unsigned N = Vector<T>::N;
@@ -41,7 +41,7 @@ __device__ void finish_rows(Vector<T> *x, const float *bias, unsigned n, unsigne
     }
 }
 
-// The same of planes [planes, inner], a channel each.
+// The same for planes [planes, inner], one channel each.
 template <typename T>
 __device__ void finish_planes(T *x, const float *bias, unsigned planes, unsigned inner, unsigned channels, int activation) {
     for (unsigned plane = blockIdx.y; plane < planes; plane += gridDim.y) {
@@ -52,7 +52,8 @@ __device__ void finish_planes(T *x, const float *bias, unsigned planes, unsigned
     }
 }
 
-// out = a + b + bias, summed in f32, b repeated along the batch; `n` and `m` fours, which no row of `channels` cuts.
+// out = a + b + bias, summed in f32, b repeated along the batch; `n` and `m` groups of four, none of which crosses a
+// row of `channels`.
 template <typename A, typename B, typename O>
 __device__ void add(const Four<A> *a, const Four<B> *b, const float *bias, Four<O> *out, unsigned n, unsigned m, unsigned channels) {
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
@@ -66,7 +67,7 @@ __device__ void add(const Four<A> *a, const Four<B> *b, const float *bias, Four<
     }
 }
 
-// Rows of `width`, a multiple of 4 and at most 128 CHUNKS, a warp each; a row is read once.
+// One warp per row of `width` elements, a multiple of 4 and at most 128 CHUNKS; a row is read once.
 constexpr int CHUNKS = 10;
 
 template <typename I, typename O>
@@ -101,7 +102,7 @@ __device__ void layer_norm(const I *x, const float *w, const float *b, O *out, u
     }
 }
 
-// Layer norm over the channels of [N, C, pixels]: a block has 32 pixels, its eight warps share their channels.
+// Layer norm over the channels of [N, C, pixels]: a block processes 32 pixels, and its eight warps share the channels.
 template <typename I>
 __device__ void layer_norm_planes(const I *x, const float *w, const float *b, float *out, unsigned channels, unsigned pixels, float eps) {
     __shared__ float sums[8][33];
@@ -131,7 +132,7 @@ __device__ void layer_norm_planes(const I *x, const float *w, const float *b, fl
 
 struct Spatial {
     unsigned n, c, h, w, k, stride, padding, oh, ow;
-    // Between a channel and the next, a pixel and the next, of input and output: channels first or last.
+    // Strides between channels and between pixels, of input and output: channels first or last.
     unsigned last;
 };
 
@@ -162,7 +163,7 @@ __device__ void depthwise(const T *x, const float *weight, const float *bias, T 
     }
 }
 
-// The largest of each window, [N, C, H, W].
+// Max pooling of [N, C, H, W].
 template <typename T>
 __device__ void max_pool(const T *x, T *out, Spatial s) {
     const unsigned n = s.n * s.c * s.oh * s.ow;
@@ -182,7 +183,7 @@ __device__ void max_pool(const T *x, T *out, Spatial s) {
     }
 }
 
-// Pixels [h, w, 3] -> planes [3, size, size], a scale and a shift each, zeros beyond the picture.
+// Pixels [h, w, 3] -> planes [3, size, size], scaled and shifted per channel, zeros beyond the image.
 extern "C" __global__ void normalise(const uint8_t *rgb, float *out, unsigned h, unsigned w, unsigned size, float sr, float sg, float sb, float r, float g, float b) {
     const unsigned n = size * size;
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
@@ -196,7 +197,8 @@ extern "C" __global__ void normalise(const uint8_t *rgb, float *out, unsigned h,
     }
 }
 
-// Logits [planes, h, w] -> probabilities in bytes [planes, H, W], enlarged bilinearly (half-pixel centres) first.
+// Logits [planes, h, w] -> probabilities as bytes [planes, H, W]; logits are first enlarged bilinearly (half-pixel
+// centres).
 extern "C" __global__ void probability_bytes(const float *logits, uint8_t *out, unsigned planes, unsigned h, unsigned w, unsigned height, unsigned width) {
     const float down = (float)h / height, across = (float)w / width;
     const unsigned n = planes * height * width;
@@ -243,7 +245,7 @@ __device__ void depthwise_input(const float *grad, const float *weight, float *d
     }
 }
 
-// Gradient of the weights, channels first: a block for each of them.
+// Gradient of the weights, channels first: one block per weight.
 __device__ void depthwise_weight(const float *x, const float *grad, float *dw, Spatial s) {
     __shared__ float sums[8];
     unsigned kx = blockIdx.x % s.k, ky = blockIdx.x / s.k % s.k, c = blockIdx.x / s.k / s.k;
@@ -264,7 +266,7 @@ __device__ void depthwise_weight(const float *x, const float *grad, float *dw, S
     }
 }
 
-// [N, C, H, W] -> [N, C K K, OH OW]: a row of the result for each blockIdx.y.
+// [N, C, H, W] -> [N, C K K, OH OW]: one row of the result per blockIdx.y.
 template <typename T>
 __device__ void unfold(const T *x, T *out, Spatial s) {
     const unsigned pixels = s.oh * s.ow, rows = s.n * s.c * s.k * s.k;
@@ -279,7 +281,7 @@ __device__ void unfold(const T *x, T *out, Spatial s) {
     }
 }
 
-// Sums of what `unfold` spread: its gradient.
+// Gradient of `unfold`: sums the unfolded values.
 template <typename T>
 __device__ void fold(const T *columns, T *out, Spatial s) {
     size_t n = (size_t)s.n * s.c * s.h * s.w;
@@ -300,7 +302,8 @@ __device__ void fold(const T *columns, T *out, Spatial s) {
     }
 }
 
-// Between a grid [n, h, w, c] and its windows [n rows cols, side side, c], zeros beyond the grid; c in units of 16 bytes.
+// Copies between a grid [n, h, w, c] and its windows [n rows cols, side side, c], zeros beyond the grid; c in units of
+// 16 bytes.
 __device__ void windows(const uint4 *from, uint4 *to, unsigned n, unsigned h, unsigned w, unsigned c, unsigned side, bool together) {
     unsigned rows = (h + side - 1) / side, cols = (w + side - 1) / side;
     const unsigned count = together ? n * h * w * c : n * rows * cols * side * side * c;

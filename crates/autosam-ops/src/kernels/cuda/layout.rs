@@ -1,4 +1,4 @@
-//! Copies between arrangements: channels first and last, windows of a grid.
+//! Copies between memory layouts: channels first and last, grids and windows.
 
 use super::{count, elementwise, fusible, kernel, name, only_on_a_gpu, typed, view};
 use candle_core::backend::BackendStorage;
@@ -42,14 +42,14 @@ impl CustomOp1 for Transpose {
     }
 }
 
-/// Takes a grid `[n, h, w, c]` apart into windows `[n · rows · cols, side², c]` with zeros beyond the grid, or puts one together.
+/// Partitions a grid `[n, h, w, c]` into windows `[n · rows · cols, side², c]`, padded with zeros, or reverses that.
 struct Windows {
     grid: [usize; 4],
     side: usize,
     together: bool,
 }
 
-/// `[N, H, W, C]` → its windows, for rows that [`copies_windows`].
+/// `[N, H, W, C]` → its windows, for rows that satisfy [`copies_windows`].
 pub(crate) fn partition(x: &Tensor, side: usize) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     x.contiguous()?.apply_op1_no_bwd(&Windows { grid: [n, h, w, c], side, together: false })
@@ -60,7 +60,7 @@ pub(crate) fn unpartition(x: &Tensor, side: usize, grid: [usize; 4]) -> Result<T
     x.contiguous()?.apply_op1_no_bwd(&Windows { grid, side, together: true })
 }
 
-/// True where rows of `c` elements are copied 16 bytes at a time.
+/// Whether rows of `c` elements can be copied 16 bytes at a time.
 pub(crate) fn copies_windows(x: &Tensor, c: usize) -> bool {
     fusible(&[x]) && (c * x.dtype().size_in_bytes()).is_multiple_of(16)
 }

@@ -1,5 +1,5 @@
-//! Inference on a GPU: kernels (`*.cu` beside this) for what candle's operations, composed, pass through memory many times. Activations
-//! are f32 or, inside [`crate::autocast`], 16 bits.
+//! GPU inference: kernels (`*.cu` in this folder) that replace compositions of candle's operations, which pass through
+//! memory many times. Activations are f32 or, inside [`crate::autocast`], 16 bits.
 
 mod attention;
 mod layout;
@@ -9,7 +9,7 @@ mod spatial;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attention::{attention_apart, finds_windows, self_attention, serves, windowed_attention};
+pub(crate) use attention::{cross_attention, finds_windows, self_attention, serves, windowed_attention};
 pub(crate) use layout::{copies_windows, partition, transpose, unpartition};
 pub(crate) use norm::{layer_norm, layer_norm_2d, norms};
 pub(crate) use product::{add_linear, linear};
@@ -30,14 +30,14 @@ mod ptx {
     include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 }
 
-/// True where the kernels here apply: on a GPU, f32 or 16 bits, and no gradient is asked for.
+/// Whether these kernels apply: on a GPU, f32 or 16 bits, and no gradient requested.
 pub(crate) fn fusible(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| {
         t.device().is_cuda() && matches!(t.dtype(), DType::F32 | DType::BF16 | DType::F16) && !t.track_op()
     })
 }
 
-/// The part of a kernel's name that says what it reads or writes.
+/// The part of a kernel's name that stands for the type it reads or writes.
 fn name(dtype: DType) -> Result<&'static str> {
     match dtype {
         DType::F32 => Ok("f32"),
@@ -69,7 +69,7 @@ macro_rules! typed {
 }
 use typed;
 
-/// A function of a file of kernels and where it runs.
+/// A kernel function and the device on which it runs.
 struct Kernel {
     function: CudaFunction,
     stream: Arc<CudaStream>,
@@ -86,7 +86,7 @@ fn kernel(device: &CudaDevice, name: &str) -> Result<Kernel> {
     kernel_of(device, "autosam", ptx::KERNELS, name)
 }
 
-/// A function of another file, compiled to `ptx`; `module` is what candle knows it by.
+/// A function of another file, compiled to `ptx`; `module` is candle's name for it.
 fn kernel_of(device: &CudaDevice, module: &str, ptx: &str, name: &str) -> Result<Kernel> {
     let function = device.get_or_load_custom_func(name, module, ptx)?.into_cuda_function();
     Ok(Kernel { function, stream: device.cuda_stream() })
@@ -100,7 +100,7 @@ fn view<'a, T: CudaDType + DeviceRepr>(storage: &'a CudaStorage, layout: &Layout
     }
 }
 
-/// `f` with the elements of a contiguous tensor on a GPU.
+/// Calls `f` with the elements of a contiguous tensor on a GPU.
 fn with_view<T: CudaDType + DeviceRepr, R>(
     tensor: &Tensor,
     f: impl FnOnce(&CudaView<T>) -> Result<R>,
@@ -112,7 +112,7 @@ fn with_view<T: CudaDType + DeviceRepr, R>(
     }
 }
 
-/// [`with_view`] of what there may be.
+/// [`with_view`] for an optional tensor.
 fn with_optional<T: CudaDType + DeviceRepr, R>(
     tensor: Option<&Tensor>,
     f: impl FnOnce(Option<&CudaView<T>>) -> Result<R>,
@@ -123,7 +123,7 @@ fn with_optional<T: CudaDType + DeviceRepr, R>(
     }
 }
 
-/// Pushes a pointer, null where there is nothing.
+/// Pushes a pointer, null for `None`.
 fn push<'a, T: DeviceRepr>(builder: &mut LaunchArgs<'a>, view: Option<&'a CudaView<'a, T>>) {
     match view {
         Some(view) => builder.arg(view),
@@ -131,19 +131,18 @@ fn push<'a, T: DeviceRepr>(builder: &mut LaunchArgs<'a>, view: Option<&'a CudaVi
     };
 }
 
-/// `n` as the kernels count.
+/// Converts `n` to the kernels' index type.
 fn count(n: usize) -> Result<u32> {
-    u32::try_from(n)
-        .map_err(|_| candle_core::Error::Msg(format!("{n} elements are more than a kernel counts")))
+    u32::try_from(n).map_err(|_| candle_core::Error::Msg(format!("{n} elements are too many for a kernel")))
 }
 
-/// Threads for `n` elements, each taking several where there are many.
+/// Launch configuration for `n` elements; each thread processes several if there are many.
 fn elementwise(n: usize) -> LaunchConfig {
     let blocks = n.div_ceil(256).clamp(1, 4096) as u32;
     LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 }
 }
 
-/// Threads for `n` rows of `width` elements, `blockIdx.y` counting rows.
+/// Launch configuration for `n` rows of `width` elements; `blockIdx.y` is the row.
 fn rows(n: u32, width: u32) -> LaunchConfig {
     LaunchConfig {
         grid_dim: (width.div_ceil(256).clamp(1, 1024), n.clamp(1, 65_535), 1),
@@ -152,7 +151,7 @@ fn rows(n: u32, width: u32) -> LaunchConfig {
     }
 }
 
-/// As kernels.cu numbers them.
+/// The number of an activation in kernels.cu.
 fn number(activation: Option<Activation>) -> i32 {
     match activation {
         None => 0,
@@ -166,11 +165,11 @@ fn number(activation: Option<Activation>) -> i32 {
 }
 
 fn only_on_a_gpu<T>() -> Result<T> {
-    candle_core::bail!("a GPU's kernel on a CPU")
+    candle_core::bail!("a GPU kernel was called with a CPU tensor")
 }
 
-/// Adds a bias to the channels of `y`, which lie along `dim`, and applies an activation, in place: `y` is a fresh result that
-/// nobody else holds.
+/// Adds a bias to the channels of `y`, which lie along `dim`, and applies an activation, in place: `y` is a fresh
+/// result without other references.
 pub(crate) fn epilogue(
     y: &Tensor,
     bias: Option<&Tensor>,
@@ -208,12 +207,12 @@ impl InplaceOp1 for Epilogue {
         };
         let (n, inner, channels) = (count(to - from)?, self.inner as u32, self.channels as u32);
         if self.bias.as_ref().is_some_and(|b| b.elem_count() != self.channels) {
-            candle_core::bail!("a bias for other than {} channels", self.channels);
+            candle_core::bail!("the bias does not have {} channels", self.channels);
         }
         let f = number(self.activation);
         let of = name(storage.dtype())?;
         typed!(storage.dtype(), T => {
-            // Whole rows of 16 bytes, or planes.
+            // Rows in whole units of 16 bytes, or planes.
             let unit = 16 / size_of::<T>() as u32;
             let rows = self.inner == 1 && channels % unit == 0;
             let function = kernel(&device, &format!("finish_{}_{of}", if rows { "rows" } else { "planes" }))?;
@@ -239,12 +238,13 @@ impl InplaceOp1 for Epilogue {
     }
 }
 
-/// True where [`add`] serves: no row of `channels` numbers is cut by its fours.
+/// Whether [`add`] applies: rows of `channels` numbers must be multiples of four.
 pub(crate) fn adds(a: &Tensor, b: &Tensor) -> bool {
     fusible(&[a, b]) && a.dims()[1..] == b.dims()[1..] && a.dims().last().is_some_and(|c| c.is_multiple_of(4))
 }
 
-/// `a + b` and a bias of the last dimension, summed in f32, of any two types, in `out`; `b` may be broadcast along the batch.
+/// `a + b` plus a bias along the last dimension. The operands may have any types; the sum is computed in f32 and
+/// returned in `out`. `b` may be broadcast along the batch.
 pub(crate) fn add(a: &Tensor, b: &Tensor, bias: Option<&Tensor>, out: DType) -> Result<Tensor> {
     let bias = bias.map(|b| b.to_dtype(DType::F32)?.contiguous()).transpose()?;
     a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &Add { bias, out })

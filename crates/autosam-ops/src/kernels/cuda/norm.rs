@@ -1,4 +1,4 @@
-//! Layer norms over the last dimension, and over the channels of an image.
+//! Layer norm over the last dimension, and over the channels of an image.
 
 use super::{fusible, kernel, name, only_on_a_gpu, typed, view};
 use candle_core::backend::BackendStorage;
@@ -6,12 +6,12 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
-/// True where [`layer_norm`] has a row in a warp's registers.
+/// Whether [`layer_norm`] applies: a row must fit a warp's registers.
 pub(crate) fn norms(x: &Tensor, w: &Tensor, b: &Tensor) -> bool {
     fusible(&[x, w, b]) && x.dims().last().is_some_and(|c| c.is_multiple_of(4) && *c <= 1280)
 }
 
-/// Layer norm over the last dimension, in `out`.
+/// Layer norm over the last dimension, with a result of type `out`.
 pub(crate) fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f64, out: DType) -> Result<Tensor> {
     x.contiguous()?.apply_op3_no_bwd(
         &w.contiguous()?,

@@ -1,5 +1,4 @@
-//! Linear layers in 16 bits by cuBLASLt, which adds bias and residual and applies the activation before a product's result first
-//! leaves the multiprocessor.
+//! Linear layers in 16 bits with cuBLASLt, which fuses bias, residual and activation into the product.
 
 use super::{only_on_a_gpu, view, with_optional};
 use crate::Activation;
@@ -16,28 +15,29 @@ use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
-/// Algorithms that are timed at a product's first run.
+/// Number of algorithms timed at a product's first run.
 const CANDIDATES: usize = 8;
-/// Runs of each of them, after one that is not timed.
+/// Timed runs of each, after one untimed run.
 const RUNS: usize = 8;
 
-/// What becomes of a product's sums.
+/// Epilogue of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum End {
-    /// Bias or none, in the operands' type.
+    /// Optional bias, in the operands' type.
     Plain { bias: bool },
-    /// Bias and GELU by its approximation with tanh: 5e-4 from the exact one at most, below what 16 bits round.
+    /// Bias and GELU in its tanh approximation, which differs from the exact one by at most 5e-4, less than the
+    /// rounding of 16 bits.
     Gelu,
     /// Bias and ReLU.
     Relu,
-    /// Bias or none and a residual, all f32.
+    /// Optional bias and a residual, all f32.
     Residual { bias: bool },
 }
 
-/// What distinguishes a product's algorithm.
+/// Key for the algorithm of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Kind {
-    /// The stream that it is launched on: two at once must not share a workspace.
+    /// The stream that it runs on, because concurrent products must not share a workspace.
     stream: usize,
     rows: usize,
     inputs: usize,
@@ -46,7 +46,7 @@ struct Kind {
     end: End,
 }
 
-/// True where [`linear`] serves `x [.., I]` and `w [O, I]`: 16 bits in whole units of 16 bytes.
+/// Whether [`linear`] supports `x [.., I]` and `w [O, I]`: 16-bit types in whole units of 16 bytes.
 fn serves(x: &Tensor, w: &Tensor, dtype: DType) -> bool {
     let whole = |t: &Tensor| t.dims().last().is_some_and(|d| d.is_multiple_of(8));
     let of_a_type = x.dtype() == dtype && w.dtype() == dtype;
@@ -57,8 +57,8 @@ fn serves(x: &Tensor, w: &Tensor, dtype: DType) -> bool {
         && w.dim(0).is_ok_and(|o| o.is_multiple_of(8))
 }
 
-/// `activation(x [.., I] · w [O, I]ᵀ + bias [O])` of operands in `dtype`, which is the result's; `None` where another way has to be
-/// taken.
+/// `activation(x [.., I] · w [O, I]ᵀ + bias [O])` with operands and result in `dtype`; `None` if cuBLASLt does not
+/// support it.
 pub(crate) fn linear(
     x: &Tensor,
     w: &Tensor,
@@ -125,7 +125,7 @@ struct Product {
     residual: Option<Tensor>,
 }
 
-/// Where a product's operands and result lie on the GPU.
+/// GPU addresses of a product's operands and result.
 #[derive(Clone, Copy)]
 struct Places {
     x: u64,
@@ -156,7 +156,7 @@ impl Product {
         }
     }
 
-    /// Computes it into memory of its own.
+    /// Computes the product into newly allocated memory.
     fn result<O: CudaDType + DeviceRepr>(&self, places: Places, device: &CudaDevice) -> Result<CudaStorage> {
         let stream = device.cuda_stream();
         // SAFETY: the product writes all of it.
@@ -197,11 +197,11 @@ impl CustomOp2 for Product {
     }
 }
 
-/// How each kind of product is computed, for the life of the process.
+/// The algorithm of each kind of product, kept for the life of the process.
 #[derive(Default)]
 struct Plans {
     library: Option<Library>,
-    /// `None` for what cuBLASLt has no algorithm for.
+    /// `None` if cuBLASLt has no algorithm.
     known: HashMap<Kind, Option<Plan>>,
     /// Addresses of each stream's workspace.
     workspaces: HashMap<usize, u64>,
@@ -214,7 +214,7 @@ struct Plan {
     w: sys::cublasLtMatrixLayout_t,
     x: sys::cublasLtMatrixLayout_t,
     out: sys::cublasLtMatrixLayout_t,
-    /// The best first, once they were timed alone.
+    /// Candidates; only the fastest remains after timing.
     algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
 }
 
@@ -230,7 +230,7 @@ impl Plans {
         f(plans.get_or_insert_default())
     }
 
-    /// Finds algorithms for `kind`; false where there are none.
+    /// Finds algorithms for `kind`; false if none exist.
     fn knows(&mut self, kind: Kind, device: &CudaDevice) -> Result<bool> {
         if let Some(plan) = self.known.get(&kind) {
             return Ok(plan.is_some());
@@ -242,7 +242,7 @@ impl Plans {
             None => self.library.insert(Library(lt::create_handle().map_err(failed)?)).0,
         };
         if let Entry::Vacant(place) = self.workspaces.entry(kind.stream) {
-            // As long as the process: recorded graphs refer to it.
+            // Never freed, because captured graphs refer to it.
             // SAFETY: a product writes there before it reads.
             place.insert(unsafe { device.alloc::<u8>(WORKSPACE)?.leak() });
         }
@@ -293,7 +293,8 @@ fn set<T>(
 }
 
 impl Plan {
-    /// cuBLASLt counts columns first: the result's transpose `[O, rows]` is `w [O, I] · xᵀ [I, rows]`, and all of them lie as ours.
+    /// cuBLASLt is column-major: it computes the result's transpose `[O, rows]` as `w [O, I] · xᵀ [I, rows]`, which
+    /// matches the row-major layout of the tensors here.
     fn new(handle: sys::cublasLtHandle_t, kind: Kind) -> std::result::Result<Self, lt::CublasError> {
         use sys::cublasLtEpilogue_t as epilogue;
         use sys::cublasLtMatmulDescAttributes_t as attribute;
@@ -308,8 +309,8 @@ impl Plan {
             End::Residual { bias: true } => (epilogue::CUBLASLT_EPILOGUE_BIAS, f32s),
         };
         let description = lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32s)?;
-        let turned = 1i32;
-        set(description, attribute::CUBLASLT_MATMUL_DESC_TRANSA, &turned)?;
+        let transposed = 1i32;
+        set(description, attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
         set(description, attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &end)?;
         let (rows, inputs, outputs) = (kind.rows as u64, kind.inputs as u64, kind.outputs as u64);
         let w = lt::create_matrix_layout(operands, inputs, outputs, kind.inputs as i64)?;
@@ -384,7 +385,7 @@ impl Plan {
         .map_err(failed)
     }
 
-    /// Leaves the fastest of the algorithms.
+    /// Times the algorithms and keeps the fastest.
     fn time(
         &mut self,
         handle: sys::cublasLtHandle_t,

@@ -1,4 +1,5 @@
-//! Convolutions and pooling: matrix products over unfolded pixels, depth-wise ones directly.
+//! Convolutions and pooling. Convolutions are matrix products over unfolded pixels; depth-wise ones are computed
+//! directly.
 
 use super::{
     count, elementwise, kernel, name, number, only_on_a_gpu, push, rows, typed, view, with_optional,
@@ -29,7 +30,7 @@ struct Spatial {
 unsafe impl DeviceRepr for Spatial {}
 
 impl Spatial {
-    /// Of `[N, C, H, W]`, or `[N, H, W, C]` with `last`.
+    /// Sizes for `[N, C, H, W]`, or `[N, H, W, C]` with `last`.
     fn of(dims: &[usize], k: usize, cfg: Conv2d, last: bool) -> Result<Self> {
         let &[n, a, b, c] = dims else { candle_core::bail!("expected 4 dimensions, found {dims:?}") };
         let (c, h, w) = if last { (c, a, b) } else { (a, b, c) };
@@ -42,7 +43,7 @@ impl Spatial {
         Ok(Self { n, c, h, w, k, stride, padding, oh, ow, last: last.into() })
     }
 
-    /// [`Self::output`]'s shape, of no more elements than a kernel counts.
+    /// The shape of [`Self::output`]; fails if it has too many elements for a kernel.
     fn shape(&self) -> Result<Shape> {
         let shape = Shape::from(&self.output()[..]);
         count([self.n, self.c, self.h, self.w].into_iter().map(|v| v as usize).product())?;
@@ -56,8 +57,8 @@ impl Spatial {
     }
 }
 
-/// Depth-wise convolution of `[N, C, H, W]`, or `[N, H, W, C]` with `last`, weights `[C, 1, K, K]` in f32; with bias and activation
-/// where no gradient is asked for.
+/// Depth-wise convolution of `[N, C, H, W]`, or `[N, H, W, C]` with `last`, weights `[C, 1, K, K]` in f32; with bias
+/// and activation if no gradient is requested.
 pub(crate) fn depthwise(
     x: &Tensor,
     w: &Tensor,
@@ -115,7 +116,7 @@ impl CustomOp2 for DepthWise {
                 builder.arg(&x).arg(&w);
                 push(&mut builder, bias);
                 builder.arg(&mut out).arg(&s).arg(&f);
-                // SAFETY: the kernel's parameters, of the sizes that `s` says.
+                // SAFETY: the kernel's parameters, with the sizes in `s`.
                 unsafe { builder.launch(elementwise(n)) }.w()?;
                 Ok(())
             })?;
@@ -184,13 +185,13 @@ impl CustomOp2 for DepthWiseGrad {
         let (a, b, function) = (view::<f32>(s1, l1)?, view::<f32>(s2, l2)?, kernel(device, function)?);
         let mut builder = function.builder();
         builder.arg(&a).arg(&b).arg(&mut out).arg(&s);
-        // SAFETY: the kernel's parameters, of the sizes that `s` says.
+        // SAFETY: the kernel's parameters, with the sizes in `s`.
         unsafe { builder.launch(config) }.w()?;
         Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
     }
 }
 
-/// `[N, C, H, W]` → `[N, C · K · K, H' · W']`: what a convolution's matrix product reads.
+/// `[N, C, H, W]` → `[N, C · K · K, H' · W']`: the input of a convolution's matrix product.
 pub(crate) fn unfold(x: &Tensor, k: usize, cfg: Conv2d) -> Result<Tensor> {
     let op = Unfold { spatial: Spatial::of(x.dims(), k, cfg, false)?, back: false };
     x.contiguous()?.apply_op1(op)
@@ -198,7 +199,7 @@ pub(crate) fn unfold(x: &Tensor, k: usize, cfg: Conv2d) -> Result<Tensor> {
 
 struct Unfold {
     spatial: Spatial,
-    /// The sums of what was unfolded, its gradient.
+    /// Whether to compute the gradient, which sums unfolded values.
     back: bool,
 }
 
@@ -228,7 +229,7 @@ impl CustomOp1 for Unfold {
             let mut builder = function.builder();
             builder.arg(&x).arg(&mut out).arg(&s);
             let config = if self.back { elementwise(elements) } else { rows(lines, pixels) };
-            // SAFETY: the kernel's parameters, of the sizes that `s` says.
+            // SAFETY: the kernel's parameters, with the sizes in `s`.
             unsafe { builder.launch(config) }.w()?;
             Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
         })
@@ -240,7 +241,7 @@ impl CustomOp1 for Unfold {
     }
 }
 
-/// The largest of each window of `[N, C, H, W]`.
+/// Max pooling of `[N, C, H, W]`.
 pub(crate) fn max_pool(x: &Tensor, k: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let cfg = Conv2d { stride, padding, ..Default::default() };
     x.contiguous()?.apply_op1_no_bwd(&MaxPool(Spatial::of(x.dims(), k, cfg, false)?))
@@ -266,7 +267,7 @@ impl CustomOp1 for MaxPool {
             let x = view::<T>(storage, layout)?;
             let mut builder = function.builder();
             builder.arg(&x).arg(&mut out).arg(&self.0);
-            // SAFETY: the kernel's parameters, of the sizes that `Spatial` says.
+            // SAFETY: the kernel's parameters, with the sizes in `Spatial`.
             unsafe { builder.launch(elementwise(shape.elem_count())) }.w()?;
             Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
         })

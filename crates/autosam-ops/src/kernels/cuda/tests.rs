@@ -1,4 +1,4 @@
-//! The GPU's kernels against the CPU's. Without a GPU they say so and pass.
+//! Compares GPU kernels with CPU kernels. Without a GPU the tests print that and pass.
 
 use crate::device::DeviceChoice;
 use crate::tests::{error, gpu_turn, noise};
@@ -10,13 +10,13 @@ use crate::{
 use candle_core::{DType, Device, Result, Tensor, Var};
 use std::sync::MutexGuard;
 
-/// The GPU, for as long as the turn is held.
+/// The GPU, reserved while the guard is held.
 fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
     let device = DeviceChoice::Cuda(0).resolve().inspect_err(|e| eprintln!("SKIPPED: {e}")).ok()?;
     Some((device, gpu_turn()))
 }
 
-/// The relative error of `f` on the GPU, its products in `products`, beside the CPU in f32.
+/// The relative error of `f` on the GPU with products in `products`, compared with the CPU in f32.
 fn off(products: Option<DType>, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Option<f64> {
     let (gpu, _turn) = gpu()?;
     let there: Vec<Tensor> = inputs.iter().map(|t| t.to_device(&gpu).unwrap()).collect();
@@ -83,7 +83,7 @@ fn every_activation_with_a_bias() {
 #[test]
 fn fused_linear_layers() {
     use Activation::{Gelu, Relu};
-    // Weights and biases as `prepare` leaves them.
+    // Weights and biases as prepared by `prepare`.
     let prepared = |t: &Tensor| crate::prepared(t).unwrap();
     let inputs = [noise(&[3, 33, 40], 1), noise(&[24, 40], 2), noise(&[24], 3), noise(&[3, 33, 24], 4)];
     for f in [None, Some(Gelu), Some(Relu)] {
@@ -122,7 +122,7 @@ fn attention() {
         for (tokens, keys) in [(5, 300), (7, 300), (300, 7), (2, 4096)] {
             let inputs =
                 [noise(&[2, tokens, 2 * d], 1), noise(&[2, keys, 2 * d], 2), noise(&[2, keys, 2 * d], 3)];
-            agrees("attention apart", &inputs, |t| {
+            agrees("cross-attention", &inputs, |t| {
                 crate::attention(&t[0], &t[1], &t[2], 2, (d as f64).powf(-0.5))
             });
         }
@@ -135,7 +135,7 @@ fn attention() {
                 relative_attention(&t[0], heads, scale, (h, w), (&t[1], &t[2]))
             });
         }
-        // Grids and their windows: SAM's, cut by the border, with other sides, the grid itself.
+        // Grids and windows: SAM's, windows cut off at the border, other sides, and the whole grid.
         for (grid, side) in [
             ((64, 64), (14, 14)),
             ((20, 33), (14, 14)),

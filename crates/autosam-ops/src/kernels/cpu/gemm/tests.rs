@@ -1,14 +1,14 @@
-//! Products against the crate's own, and weights packed and unpacked.
+//! Compares products with the crate's own, and packs and unpacks weights.
 
 use super::*;
 use crate::runtime::capture::noise;
 use proptest::prelude::*;
 
-/// `[rows, cols]`, row by row with `gap` floats between rows, or column by column.
-fn strided(data: &[f32], rows: usize, cols: usize, turned: bool, gap: usize) -> MatRef {
+/// A matrix `[rows, cols]` stored by row with `gap` floats between rows, or by column.
+fn strided(data: &[f32], rows: usize, cols: usize, transposed: bool, gap: usize) -> MatRef {
     assert!(data.len() >= (rows + gap) * (cols + gap));
     let data = data.as_ptr();
-    match turned {
+    match transposed {
         false => MatRef { data, row_stride: (cols + gap) as isize, col_stride: 1 },
         true => MatRef { data, row_stride: 1, col_stride: (rows + gap) as isize },
     }
@@ -28,7 +28,7 @@ fn theirs(
     b: MatRef,
 ) {
     let (dst, rows, old) = (dst.as_mut_ptr(), rows as isize, f32::from(u8::from(add)));
-    let alone = ::gemm::Parallelism::None;
+    let sequential = ::gemm::Parallelism::None;
     // SAFETY: the callers' matrices are as large as they say.
     unsafe {
         ::gemm::gemm(
@@ -50,7 +50,7 @@ fn theirs(
             false,
             false,
             false,
-            alone,
+            sequential,
         );
     }
 }
@@ -75,7 +75,7 @@ proptest! {
         prop_assert!(ours.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
 
-    /// Of each kind of kernels, whatever this machine's own are.
+    /// Tests every kind of kernel that this machine can run, not only its preferred one.
     #[test]
     fn kernels_of_every_kind_make_the_product(
         (m, n, k) in (1..60usize, 1..200usize, 1..700usize),

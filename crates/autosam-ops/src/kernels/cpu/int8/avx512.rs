@@ -1,4 +1,4 @@
-//! 512 bits with VNNI: `vpdpbusd` adds four products of a byte and a weight to each of 16 sums.
+//! AVX-512 with VNNI: `vpdpbusd` adds four products of a byte and a weight to each of 16 sums.
 
 use super::depthwise::{BLOCK, DepthWise, ROWS};
 use super::product::{DEPTH, PANEL, Product};
@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 /// Bytes of a vector.
 const VECTOR: usize = 64;
-/// Rows of a product whose sums are held in registers: with [`WIDE`] panels 24 of the 32.
+/// Rows of a product whose sums are held in registers; with [`WIDE`] panels they take 24 of the 32.
 const TALL: usize = 8;
 const WIDE: usize = 3;
 
@@ -20,7 +20,8 @@ pub(super) fn available() -> bool {
 /// See [`Product::run`].
 ///
 /// # Safety
-/// The processor has what [`available`] asks for. `x` is `[M, K]`, `out` and `residual` are `[M, N]`.
+/// The processor has the features that [`available`] checks. `x` is `[M, K]`, `out` and `residual` are `[M,
+/// N]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn product(p: &Product, x: &[u8], residual: Option<&[u8]>, out: &mut [MaybeUninit<u8>]) {
     let (rows, panels) = (x.len() / p.k, p.n.div_ceil(PANEL));
@@ -46,7 +47,7 @@ pub(super) unsafe fn product(p: &Product, x: &[u8], residual: Option<&[u8]>, out
     }
 }
 
-/// Some rows and panels of a product.
+/// A block of rows and panels of a product.
 struct Tile<'a> {
     p: &'a Product,
     x: &'a [u8],
@@ -56,7 +57,7 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// Of R rows and P panels.
+    /// Computes R rows and P panels.
     ///
     /// # Safety
     /// As [`product`]; they lie inside the result.
@@ -90,7 +91,7 @@ impl Tile<'_> {
         }
     }
 
-    /// Bytes of the sums of a row and a panel, into their places.
+    /// Requantises the sums of a row and a panel and stores the bytes.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn store(&self, row: usize, panel: usize, sum: __m512i, out: &mut [MaybeUninit<u8>]) {
@@ -136,7 +137,7 @@ fn scaled(sum: __m512i, scale: &[f32], shift: &[f32]) -> __m512 {
     _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, shift)
 }
 
-/// Rounded to even, between 0 and 255.
+/// Rounds to even and clamps to 0 to 255.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn rounded(value: __m512) -> __m512i {
@@ -147,7 +148,8 @@ fn rounded(value: __m512) -> __m512i {
 /// See [`DepthWise::row`].
 ///
 /// # Safety
-/// The processor has what [`available`] asks for. The kernel's side is 3 or 5; sizes are as `row` checks them.
+/// The processor has the features that [`available`] checks. The kernel's side is 3 or 5, and sizes satisfy
+/// the checks of `row`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn depthwise(
     p: &DepthWise,
@@ -157,7 +159,7 @@ pub(super) unsafe fn depthwise(
     out: &mut [MaybeUninit<u8>],
 ) {
     for block in 0..p.c.div_ceil(BLOCK) {
-        // SAFETY: by the function's own condition.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match p.k {
                 3 => row::<3, 1>(p, block, lines, width, buffer, out),
@@ -167,8 +169,8 @@ pub(super) unsafe fn depthwise(
     }
 }
 
-/// A block of channels of a row: the kernel's rows of each column are interleaved, so that one instruction takes four, and then
-/// summed up column by column.
+/// A block of channels of a row. The kernel's rows of each column are interleaved, so that one instruction processes
+/// four, and then summed column by column.
 ///
 /// # Safety
 /// As [`depthwise`]; K is the kernel's side and G = ⌈K / 4⌉.
@@ -226,7 +228,7 @@ unsafe fn row<const K: usize, const G: usize>(
         for (j, quarter) in quarters.iter_mut().enumerate() {
             *quarter = rounded(scaled(sums[j], &scale[16 * j..], &shift[16 * j..]));
         }
-        // In lanes too, which puts the channels back in order.
+        // This also works within lanes, which restores the order of the channels.
         let low = _mm512_packs_epi32(quarters[0], quarters[1]);
         let high = _mm512_packs_epi32(quarters[2], quarters[3]);
         let bytes = _mm512_packus_epi16(low, high);
@@ -236,7 +238,8 @@ unsafe fn row<const K: usize, const G: usize>(
     }
 }
 
-/// Four rows of 64 channels → four quarters of channels, four rows each: see [`super::depthwise::place`].
+/// Interleaves four rows of 64 channels into four quarters of channels with four rows each; see
+/// [`super::depthwise::place`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn interleaved([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {

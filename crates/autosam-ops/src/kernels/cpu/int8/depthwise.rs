@@ -1,14 +1,14 @@
-//! A depth-wise convolution of bytes, one output row at a time, from lines that carry their padding.
+//! Depth-wise convolution of bytes, one output row at a time, from padded lines.
 
 use super::{Isa, Quantised, Requantise};
 use crate::ByteScale;
 
-/// Channels that the widest instructions take at once.
+/// Channels that the widest instructions process at once.
 pub(super) const BLOCK: usize = 64;
-/// Rows of the kernel that an instruction sums up.
+/// Kernel rows that an instruction sums.
 pub(super) const ROWS: usize = 4;
 
-/// Weights `[C, K, K]` of inputs whose zero point is 0, so that padding is 0.
+/// Weights `[C, K, K]` for inputs with zero point 0, so that padding is 0.
 pub(crate) struct DepthWise {
     pub isa: Isa,
     pub c: usize,
@@ -18,14 +18,15 @@ pub(crate) struct DepthWise {
     /// `[K, K, C]`.
     pub taps: Vec<i8>,
     pub requantise: Requantise,
-    /// The same as the widest instructions take it: `[blocks, K columns, groups of 4 rows, 4 quarters, 16 channels, 4 rows]`.
+    /// The same in the order of the widest instructions: `[blocks, K columns, groups of 4 rows, 4 quarters, 16
+    /// channels, 4 rows]`.
     pub blocks: Vec<i8>,
     /// `[blocks, 4 quarters, 16 channels]`.
     pub block_requantise: Requantise,
 }
 
 impl DepthWise {
-    /// Of weights `[C, K, K]` and bias `[C]`.
+    /// Quantises weights `[C, K, K]` and bias `[C]`.
     pub fn new(
         isa: Isa,
         weights: &[f32],
@@ -57,13 +58,14 @@ impl DepthWise {
         Self { isa, c, k, stride, taps, requantise, blocks, block_requantise }
     }
 
-    /// Bytes of the buffer that [`super::DepthWise::row`] needs for lines of `width` pixels.
+    /// Size in bytes of the buffer that [`super::DepthWise::row`] needs for lines of `width` pixels.
     pub fn buffer(&self, width: usize) -> usize {
         width * self.k.div_ceil(ROWS) * BLOCK * ROWS
     }
 }
 
-/// Where interleaved rows have channel `channel` of a block: `unpack` works in lanes of 16 bytes, and makes four quarters.
+/// Position of channel `channel` of a block in interleaved rows: `unpack` works in lanes of 16 bytes and produces four
+/// quarters.
 fn place(channel: usize) -> usize {
     let (lane, quarter, at) = (channel / 16, channel / 4 % 4, channel % 4);
     16 * quarter + 4 * lane + at

@@ -1,4 +1,4 @@
-//! Plain loops: for processors without such instructions, and what the others are compared with.
+//! Plain loops for processors without byte instructions; also the reference for the other instruction sets.
 
 use super::depthwise::DepthWise;
 use super::product::{DEPTH, PANEL, Product};

@@ -5,26 +5,26 @@ use crate::ByteScale;
 
 /// Output channels of a panel of weights.
 pub(super) const PANEL: usize = 16;
-/// Inputs whose products an instruction sums up.
+/// Inputs whose products one instruction sums.
 pub(super) const DEPTH: usize = 4;
 
-/// Weights `[N, K]` and what makes bytes of sums.
+/// Weights `[N, K]` and the requantisation of sums.
 pub(crate) struct Product {
     pub isa: Isa,
-    /// Inputs, a multiple of [`DEPTH`].
+    /// Number of inputs, a multiple of [`DEPTH`].
     pub k: usize,
-    /// Outputs.
+    /// Number of outputs.
     pub n: usize,
     /// `[panels, K / 4, 16 outputs, 4 inputs]`; outputs beyond N are 0.
     pub panels: Vec<i8>,
     /// As long as all panels.
     pub requantise: Requantise,
-    /// What a byte of the residual adds to a sum that was scaled, in output bytes; see [`Self::with_residual`].
+    /// Factor of a residual byte, added to the scaled sum in units of output bytes; see [`Self::with_residual`].
     pub residual: f32,
 }
 
 impl Product {
-    /// Of weights `[N, K]` and bias `[N]`.
+    /// Quantises and packs weights `[N, K]` and bias `[N]`.
     pub fn new(isa: Isa, weights: &[f32], bias: &[f32], from: ByteScale, to: ByteScale) -> Self {
         let (n, k) = (bias.len(), weights.len() / bias.len());
         assert!(k.is_multiple_of(DEPTH), "{k} inputs");
@@ -42,7 +42,7 @@ impl Product {
         Self { isa, k, n, panels, requantise, residual: 0.0 }
     }
 
-    /// Adds rows of bytes of scale `residual` to the results, whose scale is `to`.
+    /// Makes the product add residual bytes of scale `residual` to results of scale `to`.
     #[must_use]
     pub fn with_residual(mut self, residual: ByteScale, to: ByteScale) -> Self {
         self.residual = residual.step / to.step;

@@ -4,17 +4,17 @@ use crate::runtime::capture::noise;
 use crate::runtime::memory::to_write;
 use proptest::prelude::*;
 
-/// Bytes of every size.
+/// Bytes over the whole range.
 fn some_bytes(n: usize, seed: u32) -> Vec<u8> {
     noise(n, seed).into_iter().map(|v| ((v + 1.0) * 128.0) as u8).collect()
 }
 
-/// A byte's number.
+/// The value that a byte stands for.
 fn number(byte: u8, scale: ByteScale) -> f64 {
     f64::from(scale.step) * (f64::from(byte) - f64::from(scale.zero))
 }
 
-/// Weights as bytes have them, in f64.
+/// Weights rounded to their byte values, in f64.
 fn coarse(weights: &[f32], taps: usize) -> Vec<f64> {
     let row = |row: &[f32]| {
         let most = row.iter().fold(0f32, |most, w| most.max(w.abs()));
@@ -24,7 +24,7 @@ fn coarse(weights: &[f32], taps: usize) -> Vec<f64> {
     weights.chunks_exact(taps).flat_map(row).collect()
 }
 
-/// Where `value` lies on a `scale`, as far as bytes go.
+/// Position of `value` on `scale`, clamped to the range of a byte.
 fn place(value: f64, scale: ByteScale) -> f64 {
     (value / f64::from(scale.step) + f64::from(scale.zero)).clamp(0.0, 255.0)
 }
@@ -42,7 +42,7 @@ fn range() -> impl Strategy<Value = [f32; 2]> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// On every instruction set that there is.
+    /// On every available instruction set.
     #[test]
     fn products_of_bytes_are_what_f64_gives(
         (m, quads, n) in (1..20usize, 1..20usize, 1..70usize),
@@ -80,7 +80,7 @@ proptest! {
         }
     }
 
-    /// On every instruction set that there is.
+    /// On every available instruction set.
     #[test]
     fn depth_wise_convolutions_of_bytes_are_what_f64_gives(
         (c, outputs, more) in (1..150usize, 1..12usize, 0..3usize),

@@ -1,9 +1,9 @@
-//! 3x3 convolutions of stride 1 by Winograd's minimal filtering, F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): tiles of 2x2
-//! outputs take 16 products a pair of channels, where the definition takes 36, and write 4 floats a pixel where unfolding
-//! writes 9. Its constants are halves, so that f32 loses next to nothing.
+//! 3x3 convolutions of stride 1 by Winograd's minimal filtering, F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308): tiles
+//! of 2x2 outputs take 16 products per pair of channels instead of 36, and write 4 floats per pixel instead of the 9 of
+//! unfolding. Its constants are multiples of one half, so f32 loses almost no precision.
 //!
-//! A tile `d` of 4x4 inputs becomes `V = Bᵀ d B`, a kernel `U = G g Gᵀ`; of the 16 products over channels `M = U V`, summed,
-//! the output is `Aᵀ M A`. The gradient of the kernel is the adjoint of that: `Gᵀ ((A dY Aᵀ) Vᵀ) G`.
+//! A tile `d` of 4x4 inputs becomes `V = Bᵀ d B`, a kernel `U = G g Gᵀ`; of the 16 products over channels `M = U V`,
+//! summed, the output is `Aᵀ M A`. The gradient of the kernel is the adjoint: `Gᵀ ((A dY Aᵀ) Vᵀ) G`.
 
 mod tiles;
 
@@ -20,22 +20,22 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use tiles::{LANES, Lanes, Parted, Tiles, add, join, load, neg, sub};
 
-/// Numbers of a transformed tile.
+/// Values per transformed tile.
 pub(crate) const POINTS: usize = 16;
-/// Floats of transformed tiles that a task holds at a time: a share of the last-level cache. Kernels are packed once a block, and
-/// products of more tiles are faster.
+/// Floats of transformed tiles that a task holds at a time; a share of the last-level cache. Larger blocks are faster,
+/// because kernels are packed once per block.
 const BLOCK: usize = 2 * 1024 * 1024;
-/// Tiles below which transforming costs what it saves.
+/// Minimum number of tiles for which the transform pays off.
 const FEW: usize = 16;
-/// Channels that a thread takes at a time.
+/// Channels that a thread processes at a time.
 const CHANNELS: usize = 8;
 
-/// True where this is the convolution of kernels of such a shape.
+/// Whether a convolution with kernels of this shape can use Winograd's filtering.
 pub(crate) fn applies(kernels: &[usize], cfg: Conv2d) -> bool {
     matches!(kernels, [_, _, 3, 3]) && cfg == Conv2d { padding: 1, ..Conv2d::default() }
 }
 
-/// True where images `[N, C, H, W]` have tiles enough to pay for transforming.
+/// Whether images `[N, C, H, W]` have enough tiles for the transform to pay off.
 pub(crate) fn pays(x: &[usize]) -> bool {
     matches!(*x, [n, _, h, w] if n * h.div_ceil(2) * w.div_ceil(2) >= FEW)
 }
@@ -45,37 +45,38 @@ pub(crate) fn transformed(kernels: &[f32], o: usize, c: usize) -> Vec<f32> {
     transform_kernels(kernels, o * c, |kernel| kernel, |g| *g)
 }
 
-/// Kernels `[O, C, 3, 3]` of the convolution that takes the output's gradient back to the input, transformed: `[16, C, O]`.
+/// Transformed kernels `[16, C, O]` of the convolution that maps the output's gradient to the input's, from kernels
+/// `[O, C, 3, 3]`.
 fn transformed_back(kernels: &[f32], o: usize, c: usize) -> Vec<f32> {
-    let turned = |g: &[f32; 9]| std::array::from_fn(|i| g[8 - i]);
-    transform_kernels(kernels, o * c, |kernel| kernel % c * o + kernel / c, turned)
+    let rotated = |g: &[f32; 9]| std::array::from_fn(|i| g[8 - i]);
+    transform_kernels(kernels, o * c, |kernel| kernel % c * o + kernel / c, rotated)
 }
 
-/// Transforms `turned` of each of `count` kernels to column `place` of `[16, count]`.
+/// Applies `rotated` to each of `count` kernels and transforms the result to column `place` of `[16, count]`.
 fn transform_kernels(
     kernels: &[f32],
     count: usize,
     place: impl Fn(usize) -> usize + Sync,
-    turned: impl Fn(&[f32; 9]) -> [f32; 9] + Sync,
+    rotated: impl Fn(&[f32; 9]) -> [f32; 9] + Sync,
 ) -> Vec<f32> {
     let mut out = vec![0f32; POINTS * count];
     let shared = Shared::new(&mut out);
     let (kernels, _) = kernels.as_chunks::<9>();
     kernels.par_iter().enumerate().with_min_len(4096).for_each(|(kernel, g)| {
-        let g = turned(g);
+        let g = rotated(g);
         let column = place(kernel);
         let spread = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
         let rows: [[f32; 4]; 3] = std::array::from_fn(|i| spread([g[3 * i], g[3 * i + 1], g[3 * i + 2]]));
         let columns: [[f32; 4]; 4] = std::array::from_fn(|j| spread(rows.map(|row| row[j])));
         for point in 0..POINTS {
-            // SAFETY: each kernel has a column of its own.
+            // SAFETY: each kernel has its own column.
             unsafe { *shared.at(point * count + column) = columns[point % 4][point / 4] };
         }
     });
     out
 }
 
-/// The sizes of a convolution of `[n, c, h, w]` to `[n, o, h, w]`, padding 1.
+/// Sizes of a convolution of `[n, c, h, w]` to `[n, o, h, w]` with padding 1.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Winograd {
     pub n: usize,
@@ -101,7 +102,7 @@ impl Winograd {
         (BLOCK / (POINTS * (self.c + self.o) * self.across())).clamp(1, self.down())
     }
 
-    /// Blocks of an image, in as equal parts as can be.
+    /// Number of blocks of an image, of sizes as equal as possible.
     fn blocks(&self) -> usize {
         self.down().div_ceil(self.block())
     }
@@ -112,12 +113,13 @@ impl Winograd {
         (start(b), start(b + 1) - start(b))
     }
 
-    /// Floats between channels of transformed tiles: what [`Lanes`] write beyond the last tile is room of its own.
+    /// Floats between channels of transformed tiles, including room for the values that [`Lanes`] write beyond the last
+    /// tile.
     fn pitch(&self, rows: usize) -> usize {
         rows * self.across() + LANES
     }
 
-    /// Gives `f` rows of zeros.
+    /// Calls `f` with rows of zeros.
     fn parted<const N: usize>(&self, f: impl FnOnce([Parted; N])) {
         let len = self.across().next_multiple_of(LANES) + LANES;
         scratch(2 * N * len, |buffer| {
@@ -139,17 +141,17 @@ impl Winograd {
         assert_eq!(out.len(), self.n * self.o * self.h * self.w);
         let shared = Shared::uninit(out);
         let tasks = self.n * self.blocks();
-        // Few blocks are shared out step by step, many each as a whole.
+        // Few blocks are parallelised step by step; many blocks each as a whole.
         let inside = tasks < 2 * rayon::current_num_threads();
         each(!inside, tasks, |task| {
             let (image, (row, rows)) = (task / self.blocks(), self.rows(task % self.blocks()));
             let pitch = self.pitch(rows);
             let tiles = rows * self.across();
             let size = self.h * self.w;
-            let picture = &x[image * self.c * size..][..self.c * size];
+            let planes = &x[image * self.c * size..][..self.c * size];
             scratch(POINTS * (self.c + self.o) * pitch, |buffer| {
                 let (v, m) = buffer.split_at_mut(POINTS * self.c * pitch);
-                self.transform_inputs(picture, row, rows, v, inside);
+                self.transform_inputs(planes, row, rows, v, inside);
                 let (v, m) = (&*v, Shared::new(m));
                 each(inside, POINTS, |point| {
                     let a = MatRef {
@@ -171,7 +173,7 @@ impl Winograd {
                 let with_epilogue = |part: usize, [mut upper, mut lower]: [Parted; 2]| {
                     for channel in part * CHANNELS..((part + 1) * CHANNELS).min(self.o) {
                         let tiles = Tiles { shared: m, first: channel * pitch, stride: self.o * pitch };
-                        // SAFETY: each task writes rows of its own of each channel's plane.
+                        // SAFETY: each task writes its own rows of each channel's plane.
                         let plane = unsafe { shared.at((image * self.o + channel) * size) };
                         simd(
                             #[inline(always)]
@@ -213,10 +215,10 @@ impl Winograd {
     pub fn grad_weight(&self, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let size = self.h * self.w;
         let du = sum_over_images(self.n, POINTS * self.o * self.c, |image, du| {
-            let picture = &x[image * self.c * size..][..self.c * size];
+            let planes = &x[image * self.c * size..][..self.c * size];
             let grad = &grad[image * self.o * size..][..self.o * size];
             for block in 0..self.blocks() {
-                self.add_grad_weight(picture, grad, self.rows(block), du);
+                self.add_grad_weight(planes, grad, self.rows(block), du);
             }
         });
         let mut dw = vec![0f32; self.o * self.c * 9];
@@ -233,11 +235,11 @@ impl Winograd {
     }
 
     /// Adds one block's part of the transformed kernels' gradient, `[16, O, C]`.
-    fn add_grad_weight(&self, picture: &[f32], grad: &[f32], (row, rows): (usize, usize), du: &mut [f32]) {
+    fn add_grad_weight(&self, planes: &[f32], grad: &[f32], (row, rows): (usize, usize), du: &mut [f32]) {
         let pitch = self.pitch(rows);
         scratch(POINTS * (self.c + self.o) * pitch, |buffer| {
             let (v, m) = buffer.split_at_mut(POINTS * self.c * pitch);
-            self.transform_inputs(picture, row, rows, v, false);
+            self.transform_inputs(planes, row, rows, v, false);
             self.transform_gradients(grad, row, rows, m);
             for (point, du) in du.chunks_exact_mut(self.o * self.c).enumerate() {
                 let a = MatRef {
@@ -260,13 +262,13 @@ impl Winograd {
     }
 
     /// `Bᵀ d B` of the tiles of `rows` rows from `row` on: `[16, C, pitch]`.
-    fn transform_inputs(&self, picture: &[f32], row: usize, rows: usize, v: &mut [f32], parallel: bool) {
+    fn transform_inputs(&self, planes: &[f32], row: usize, rows: usize, v: &mut [f32], parallel: bool) {
         let pitch = self.pitch(rows);
         let shared = Shared::new(v);
         // The four rows of inputs that a row of tiles reads; it shares two with the next.
         let transformed = |part: usize, mut window: [Parted; 4]| {
             for channel in part * CHANNELS..((part + 1) * CHANNELS).min(self.c) {
-                let plane = &picture[channel * self.h * self.w..][..self.h * self.w];
+                let plane = &planes[channel * self.h * self.w..][..self.h * self.w];
                 let tiles = Tiles { shared, first: channel * pitch, stride: self.c * pitch };
                 simd(
                     #[inline(always)]
@@ -312,7 +314,7 @@ impl Winograd {
         });
     }
 
-    /// Row `y` of a plane, zeros beyond it.
+    /// Splits row `y` of a plane into even and odd columns, zeros beyond it.
     #[inline(always)]
     fn part(&self, plane: &[f32], y: usize, to: &mut Parted) {
         let across = self.across();
@@ -330,7 +332,7 @@ impl Winograd {
         }
     }
 
-    /// Row `y` of a plane after a column of zeros, zeros beyond it.
+    /// The same after a column of zeros.
     #[inline(always)]
     fn part_padded(&self, plane: &[f32], y: usize, to: &mut Parted) {
         let across = self.across();
@@ -363,7 +365,7 @@ impl Winograd {
                 let [s, t0, u, w]: [Lanes; 4] = std::array::from_fn(|j| f(p[j], q[j]));
                 let out = [sub(s, u), add(t0, u), sub(u, t0), sub(t0, w)];
                 for (j, lanes) in out.into_iter().enumerate() {
-                    // SAFETY: tiles from `first + t` on are this row's, or will be written after, or are the pitch's room.
+                    // SAFETY: tiles from `first + t` on belong to this row, are written later, or are padding of the pitch.
                     unsafe { tiles.put(4 * i + j, first + t, lanes) };
                 }
             };
@@ -411,7 +413,7 @@ impl Winograd {
     }
 }
 
-/// The convolution of `x [N, C, H, W]` and kernels that are transformed already, `[16, O, C]`; for inference.
+/// The convolution of `x [N, C, H, W]` with transformed kernels `[16, O, C]`; for inference.
 pub(crate) struct Transformed {
     pub epilogue: Epilogue,
 }
@@ -425,7 +427,7 @@ impl Winograd {
     }
 }
 
-// SAFETY: every row of every plane is a task's.
+// SAFETY: tasks cover every row of every plane.
 unsafe impl Kernel for Transformed {
     fn shape(&self, args: Args) -> Result<Shape> {
         let Winograd { n, o, h, w, .. } = Winograd::of(args)?;
@@ -439,7 +441,7 @@ unsafe impl Kernel for Transformed {
     }
 }
 
-/// `f` of `0..n`, on all threads or on this one.
+/// Calls `f` for `0..n`, on all threads or on this one.
 fn each(parallel: bool, n: usize, f: impl Fn(usize) + Sync + Send) {
     match parallel {
         true => (0..n).into_par_iter().for_each(f),
@@ -461,7 +463,7 @@ mod tests {
 
     #[test]
     fn forward_and_gradients_are_those_of_the_unfolded_product() {
-        // Odd sizes, one channel, widths around the lanes, several blocks.
+        // Odd sizes, a single channel, widths around the number of lanes, several blocks.
         for (n, c, o, h, w) in
             [(1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (1, 40, 24, 33, 47), (3, 9, 17, 16, 16), (1, 64, 200, 90, 88)]
         {

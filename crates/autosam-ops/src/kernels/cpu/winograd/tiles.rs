@@ -2,7 +2,7 @@
 
 use crate::runtime::memory::Shared;
 
-/// Neighbouring tiles, worked on together.
+/// Number of neighbouring tiles processed together.
 pub const LANES: usize = 8;
 pub type Lanes = [f32; LANES];
 
@@ -26,13 +26,13 @@ pub fn neg(a: Lanes) -> Lanes {
     std::array::from_fn(|i| -a[i])
 }
 
-/// A row of tiles' inputs or outputs, even columns and odd ones apart, with room for a whole [`Lanes`] at the end.
+/// A row of tiles' inputs or outputs, even and odd columns separate, with room for a whole [`Lanes`] at the end.
 pub struct Parted<'a> {
     pub even: &'a mut [f32],
     pub odd: &'a mut [f32],
 }
 
-/// Where transformed tiles of one channel lie: point p of tile t at `first + p · stride + t`.
+/// Location of the transformed tiles of one channel: point p of tile t is at `first + p · stride + t`.
 #[derive(Clone, Copy)]
 pub struct Tiles {
     pub shared: Shared,
@@ -51,14 +51,14 @@ impl Tiles {
     }
 
     /// # Safety
-    /// As [`Tiles::put`]; they are initialised, and nothing writes them meanwhile.
+    /// As [`Tiles::put`]; the tiles are initialised, and nothing writes them at the same time.
     #[inline(always)]
     pub unsafe fn get(self, point: usize, tile: usize) -> Lanes {
         unsafe { self.shared.at(self.first + point * self.stride + tile).cast::<Lanes>().read_unaligned() }
     }
 }
 
-/// Even and odd columns, one after the other.
+/// Interleaves even and odd columns.
 #[inline(always)]
 pub fn join(parted: &Parted, line: &mut [f32]) {
     let (pairs, rest) = line.as_chunks_mut::<2>();
