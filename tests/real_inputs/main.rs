@@ -257,13 +257,13 @@ fn shaded(dir: &Path) -> PathBuf {
 
 #[test]
 fn a_polyp_in_the_shade_is_not_cropped_in_training() {
-    use autosam::frame::{Frame, region::Region};
+    use autosam::frame::{Frame, region::CropMode};
     let dir = tempfile::tempdir().unwrap();
     let data = shaded(&dir.path().join("data"));
     let item = autosam::data::Dataset::open(&data).unwrap().items.remove(0);
     let pair = item.load().unwrap();
     // Dark red does not count as border.
-    let shown = Region::Auto.of(&Frame::rgb_image(&pair.rgb)).unwrap();
+    let shown = CropMode::Auto.of(&Frame::rgb_image(&pair.rgb)).unwrap();
     assert!(shown.width > 370, "{shown:?}");
     assert!(!check(&data).contains("roi=auto"));
 

@@ -372,7 +372,7 @@ fn the_lightweight_decoder_learns_behind_a_frozen_generator() {
     let h = dir.path().join("h/model.safetensors");
     for mode in [Mode::AutoSam, Mode::Lightweight, Mode::GtPoint, Mode::GtMask, Mode::AutoSamAsMaskPrompt] {
         let device = candle_core::Device::Cpu;
-        let options = EvalOptions { mode, region: Region::Full, ..EvalOptions::default() };
+        let options = EvalOptions { mode, roi: CropMode::Full, ..EvalOptions::default() };
         let mut predictor = LabelledPredictor::open(job.sam.as_deref(), Some(&h), options, &device).unwrap();
         let map = predictor.answer(&pair).unwrap();
         assert_eq!((map.width, map.height, map.data.len()), (64, 56, 64 * 56));

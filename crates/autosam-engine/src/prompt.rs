@@ -28,6 +28,8 @@ const MASK: MaskSettings = MaskSettings { threshold: 0.5, min_area: 0.0, hystere
 /// Minimum IoU of an object's mask with its previous mask after motion compensation. Below, it is considered another
 /// object.
 const LEAST_AGREEMENT: f32 = 0.3;
+/// Minimum IoU of an object's mask with the automatic mask for both to show the same object.
+const SAME: f32 = 0.6;
 /// Maximum distance between a point and the object it refers to, in pixels of the model's input.
 const REACH: f32 = 3.0;
 /// Margin around the object's box, in fractions of its sides, within which a point belongs to the object.
@@ -160,6 +162,14 @@ impl View {
     }
 }
 
+/// IoU of two masks of one size; 1 if both are empty.
+fn agreement(a: &ProbMap, b: &ProbMap) -> f32 {
+    let level = MASK.level();
+    let pairs = || a.data.iter().zip(&b.data).map(|(a, b)| (*a >= level, *b >= level));
+    let (both, any) = (pairs().filter(|p| p.0 && p.1).count(), pairs().filter(|p| p.0 || p.1).count());
+    if any == 0 { 1.0 } else { both as f32 / any as f32 }
+}
+
 impl Object {
     fn new(id: u32, queued: &Queued) -> Self {
         Self {
@@ -198,8 +208,13 @@ impl Object {
         if let Some(latest) = &self.latest {
             let scene = latest.scene.as_ref().ok_or("lost")?;
             let extent = Extent::of(&latest.mask.regions);
-            let shift =
-                self.follower.shift(scene, latest.index, extent, luma, index).ok_or("scene-change")?;
+            let shift = match self.follower.shift(scene, latest.index, extent, luma, index) {
+                Some(shift) => shift,
+                // The tissue was not found again, but the scene is the same: the object may still be near its last place,
+                // which [`Self::jumped`] decides by the model's answer.
+                None if scene.continues(luma) => (0.0, 0.0),
+                None => return Err("scene-change"),
+            };
             for (x, y) in &mut self.background {
                 (*x, *y) = (*x + shift.0, *y + shift.1);
             }
@@ -261,13 +276,27 @@ impl Object {
         map
     }
 
+    /// Replaces `map` by its mean with the part of the `automatic` map that shows the same object, if one does: a mask that
+    /// is only prompted with its predecessor drifts. An object with background points is what the person says, and no more.
+    fn confirm(&self, map: &mut ProbMap, automatic: &ProbMap) {
+        let corrected = !self.background.is_empty() || self.points.iter().any(|p| !p.foreground);
+        if corrected || automatic.data.len() != map.data.len() {
+            return;
+        }
+        let level = MASK.level();
+        let mut same = automatic.clone();
+        same.keep(level, |at| map.data[at] >= level);
+        if agreement(map, &same) >= SAME {
+            for (own, other) in map.data.iter_mut().zip(&same.data) {
+                *own = own.midpoint(*other);
+            }
+        }
+    }
+
     /// Whether `map` is far from the object's previous mask although there was no new prompt.
     fn jumped(&self, map: &ProbMap) -> bool {
         let Some(expected) = self.expected.as_ref().filter(|_| self.points.is_empty()) else { return false };
-        let level = MASK.level();
-        let pairs = || expected.data.iter().zip(&map.data).map(|(a, b)| (*a >= level, *b >= level));
-        let (both, any) = (pairs().filter(|p| p.0 && p.1).count(), pairs().filter(|p| p.0 || p.1).count());
-        (both as f32) < LEAST_AGREEMENT * any as f32
+        agreement(expected, map) < LEAST_AGREEMENT
     }
 
     /// Clears the prompts after the model has seen them.
@@ -360,11 +389,12 @@ impl Tracker {
         self.object.insert(Object::new(self.last_id, queued))
     }
 
-    /// Processes the model's map of the object in `job`.
-    pub fn settle(&mut self, job: &Job, map: ProbMap, settings: &Settings) {
+    /// Processes the model's map of the object in `job`, with the `automatic` map of the same frame.
+    pub fn settle(&mut self, job: &Job, map: ProbMap, automatic: &ProbMap, settings: &Settings) {
         let Some(object) = &mut self.object else { return };
         let view = View::of(job, (map.width, map.height));
-        let map = object.parts(map, &view);
+        let mut map = object.parts(map, &view);
+        object.confirm(&mut map, automatic);
         let jumped = object.jumped(&map);
         let (width, height) = job.size;
         let mask = Mask::new(map.embedded(job.area, width, height), &MASK);

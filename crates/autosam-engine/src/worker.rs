@@ -231,7 +231,7 @@ impl Worker {
     fn postprocess(&mut self, job: &Job, (map, object): Maps) -> Detection {
         let settings = **self.shared.settings.load();
         if let Some(object) = object {
-            self.tracker.settle(job, object, &settings);
+            self.tracker.settle(job, object, &map, &settings);
         }
         let (width, height) = job.size;
         let mut map = map.embedded(job.area, width, height);

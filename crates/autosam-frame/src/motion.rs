@@ -141,6 +141,11 @@ impl Scene {
         refined(&self.full, &now, window, (2 * dx, 2 * dy), lost)
     }
 
+    /// Whether `now` is of the same scene, shifted at most by the search range of [`shift`].
+    pub fn continues(&self, now: &Luma) -> bool {
+        shift(&self.full, now, Extent::WHOLE).is_some()
+    }
+
     /// Whether `extent` and the frame as a whole still look the same in `now` without motion. Costs much less than
     /// [`Self::follow`] and detects scene changes as strictly.
     pub fn unmoved(&self, now: &Luma, extent: Extent) -> bool {

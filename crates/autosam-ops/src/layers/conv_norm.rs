@@ -252,7 +252,7 @@ unsafe impl Kernel for ConvNormOp {
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
         let map = self.map.sized(args.dims(0), args.dims(1))?;
         let before = map.forward(&args.get(0)?, &args.get(1)?);
-        let layout = map.channel_layout();
+        let layout = map.layout();
         let (mean, variance) = layout.moments(&before);
         let norm = args.get(2)?;
         let (gain, bias) = norm.split_at(mean.len());
@@ -275,7 +275,7 @@ impl Differentiable for ConvNormOp {
         let map = self.map.sized(x.dims(), w.dims())?;
         let Some(kept) = self.kept.get() else { candle_core::bail!("backward before forward") };
         let (grad, mut gain, bias) =
-            map.channel_layout().grad(&kept.before, &Elements::of(grad)?, &kept.channels, self.activation);
+            map.layout().grad(&kept.before, &Elements::of(grad)?, &kept.channels, self.activation);
         let dx = gradient_of(x, || Ok(map.grad_input(&grad, &Elements::of(w)?)))?;
         let dw = gradient_of(w, || Ok(map.grad_weight(&Elements::of(x)?, &grad)))?;
         gain.extend(bias);
