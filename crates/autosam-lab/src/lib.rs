@@ -1,4 +1,4 @@
-//! All that makes and measures models: data sets and their augmentation, training, evaluation, reports, synthetic endoscopy.
+//! Training and evaluation of models: data sets and augmentation, training, evaluation, reports, synthetic endoscopy.
 
 #![deny(unsafe_code)]
 

@@ -1,21 +1,21 @@
-//! Annotations that are no images: COCO, CVAT, LabelMe, VIA, Pascal VOC and YOLO. They are not read, but images beside them are not
-//! polyp-free.
+//! Detects annotations that are not images: COCO, CVAT, LabelMe, VIA, Pascal VOC and YOLO. They are not read, but
+//! images with such annotations must not be taken for polyp-free.
 
 use super::{file_name, list};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Bytes of a file that are looked at.
+/// Bytes of a file that are inspected.
 const HEAD: u64 = 1 << 16;
 
-/// Files of a folder that are looked at; annotations of a set are of one kind.
+/// Number of files of a folder that are inspected; the annotations of a set are of one kind.
 const LOOKED_AT: usize = 4;
 
-/// The kind of annotations in the file, by its ending and what it begins with.
+/// The kind of annotations in the file, by its extension and first bytes.
 fn kind(path: &Path) -> Option<&'static str> {
     let mut head = Vec::new();
-    // A file that cannot be read annotates nothing.
+    // A file that cannot be read does not count as annotations.
     File::open(path).ok()?.take(HEAD).read_to_end(&mut head).ok()?;
     let text = String::from_utf8_lossy(&head);
     let has = |word: &str| text.contains(word);
@@ -39,7 +39,8 @@ fn is_yolo(line: &str) -> bool {
     class && places.len() >= 4 && places.iter().all(inside)
 }
 
-/// Says which annotations lie in the folder at `dir` and two levels below it, and if `beside` also in the one above; `None` without any.
+/// Describes the annotations in the folder `dir` and two levels below it, and in its parent if `beside`; `None` without
+/// any.
 pub(super) fn found(dir: &Path, beside: bool) -> Option<String> {
     let is_one = |p: &Path| {
         let ending = p.extension().unwrap_or_default().to_ascii_lowercase();
@@ -68,7 +69,7 @@ mod tests {
     use super::super::Dataset;
     use image::RgbImage;
 
-    /// An image in `images` and `text` in the file `annotations`; how `data check` would put it.
+    /// Writes an image to `images` and `text` to the file `annotations`, and returns the message of `data check`.
     fn opened(image: &str, annotations: &str, text: &str) -> String {
         let dir = tempfile::tempdir().unwrap();
         for (path, is_image) in [(image, true), (annotations, false)] {

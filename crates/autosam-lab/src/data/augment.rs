@@ -1,5 +1,5 @@
-//! Random views of an image and its mask: the changes published for polyps (colour jitter, flips, rotation, scale), what
-//! endoscopes add to an image (light, colour cast, blur, JPEG), and views made of two images.
+//! Random augmentation of an image and its mask: the published augmentations for polyps (colour jitter, flips,
+//! rotation, scale), effects of endoscopes (light, colour cast, blur, JPEG), and mixtures of two images.
 
 use super::Pair;
 use super::corruption;
@@ -10,7 +10,7 @@ use autosam_frame::{Frame, Rect};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// How far a view may be from its image. The defaults are AutoSAM's for polyps.
+/// Strength of the augmentations. The defaults are AutoSAM's for polyps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
@@ -18,31 +18,31 @@ pub struct Augment {
     pub brightness: f32,
     pub contrast: f32,
     pub saturation: f32,
-    /// Turn of the hue, as a part of the circle, ± this.
+    /// Rotation of the hue as a fraction of the circle, ± this.
     pub hue: f32,
-    /// Chance of a mirror image, for each axis.
+    /// Probability of a flip, for each axis.
     pub flip: f64,
-    /// Degrees, ± this.
+    /// Rotation in degrees, ± this.
     pub rotation: f32,
     /// Smallest and largest scale.
     pub scale: [f32; 2],
-    /// Sides are stretched against each other by a factor of up to 1 + this.
+    /// The aspect ratio is changed by a factor of up to 1 + this.
     pub aspect: f32,
-    /// Shift, as a part of the side, ± this.
+    /// Shift as a fraction of the side, ± this.
     pub shift: f32,
     /// Each colour channel's own factor is drawn from 1 ± this.
     pub cast: f32,
-    /// Light that grows across the image: at one edge up to this part more, at the other less.
+    /// Brightness gradient across the image: up to this fraction more at one edge and less at the other.
     pub light: f32,
-    /// Chance of a blurred view.
+    /// Probability of blur.
     pub blur: f64,
-    /// Chance of JPEG's artefacts.
+    /// Probability of JPEG artefacts.
     pub jpeg: f64,
-    /// Chance that a rectangle of another image's view replaces a part (CutMix, arXiv 1905.04899).
+    /// Probability that a rectangle of another image replaces a part (CutMix, arXiv 1905.04899).
     pub cutmix: f64,
-    /// Chance that another image's polyps are laid over it (copy-paste, arXiv 2012.07177).
+    /// Probability that another image's polyps are pasted in (copy-paste, arXiv 2012.07177).
     pub paste: f64,
-    /// Chance that only a polyp-free part of the image is shown, where it has one.
+    /// Probability that only a polyp-free part of the image is used, if it has one.
     pub mucosa: f64,
 }
 
@@ -62,7 +62,7 @@ impl Default for Augment {
 }
 
 impl Augment {
-    /// No change at all: the sample that evaluation and live video see.
+    /// No augmentation: the input of evaluation and live video.
     pub fn none() -> Self {
         Self {
             brightness: 0.0,
@@ -84,7 +84,7 @@ impl Augment {
         }
     }
 
-    /// Says which value cannot be used.
+    /// Fails with the name of the first unusable value.
     pub fn validate(&self) -> Result<()> {
         let [low, high] = self.scale;
         if !(0.1..=10.0).contains(&low) || !(low..=10.0).contains(&high) {
@@ -118,7 +118,7 @@ impl Augment {
         Ok(())
     }
 
-    /// A random view of `pair` for a network of `size`. What lies outside of the image is black and not polyp.
+    /// Randomly augments `pair` for a network of `size`. Pixels outside the image are black and not polyp.
     pub fn view(&self, pair: &Pair, size: impl Into<InputSize>, rng: &mut impl Rng) -> Result<View> {
         let size = size.into();
         match (self.mucosa > 0.0 && rng.random_bool(self.mucosa)).then(|| polyp_free(pair, rng)).flatten() {
@@ -132,7 +132,7 @@ impl Augment {
         let (full_w, full_h) = (pair.rgb.width() as usize, pair.rgb.height() as usize);
         let size = input.side;
         let (w, h) = input.of(full_w, full_h);
-        // An image that is stretched is turned in its own shape.
+        // An image that will be stretched is rotated at its own aspect ratio.
         let pixel = if input.stretch {
             [full_w, full_h].map(|side| side as f32 / full_w.min(full_h) as f32)
         } else {
@@ -147,7 +147,7 @@ impl Augment {
         let factors = [self.brightness, self.contrast, self.saturation].map(|by| spread(rng, by));
         let hue = self.hue * rng.random_range(-1.0..=1.0f32);
 
-        // Reduce first (the resizer averages), then turn at the scale of the result.
+        // Downscale first (the resizer averages), then rotate at the scale of the result.
         let mut source = ModelInput::default();
         let side = ((size as f32 * scale).round() as usize).max(1);
         Resizer::new(InputSize { side, ..input }).resize(&Frame::rgb_image(&pair.rgb), &mut source)?;
@@ -191,7 +191,7 @@ impl Augment {
         Ok(View { sample: out, mask })
     }
 
-    /// Whether a view is to be mixed with another image's, and how.
+    /// Draws whether to mix in another image, and how.
     pub fn draw_mix(&self, rng: &mut impl Rng) -> Option<Mix> {
         let at = rng.random::<f64>();
         if at < self.cutmix {
@@ -204,24 +204,24 @@ impl Augment {
     }
 }
 
-/// A sample, and its mask on the padded square (`size × size`, 0 or 255).
+/// An augmented model input, and its mask on the padded square (`size × size`, 0 or 255).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     pub sample: ModelInput,
     pub mask: Vec<u8>,
 }
 
-/// What of another view is put into one.
+/// The part of another image that is mixed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mix {
     /// A rectangle of a fifth to three fifths of each side.
     Cut,
-    /// The polyps, their edges softened.
+    /// The polyps, with softened edges.
     Paste,
 }
 
 impl View {
-    /// Puts a part of `other`, a view for the same network, into this one.
+    /// Mixes a part of `other`, augmented for the same network, into this one.
     pub fn mix(&mut self, other: &View, how: Mix, rng: &mut impl Rng) {
         let size = (self.mask.len() as f64).sqrt() as usize;
         let (w, h) = (self.sample.width.min(other.sample.width), self.sample.height.min(other.sample.height));
@@ -258,10 +258,10 @@ impl View {
     }
 }
 
-/// A mask (`size × size`) with a rim of a few pixels that falls to 0: what surrounds a polyp goes with it.
+/// A mask (`size × size`) with a soft edge of a few pixels, so that a polyp is pasted with its surroundings.
 fn softened(mask: &[u8], size: usize) -> Vec<u8> {
     let reach = (size / 32).max(1);
-    // A box's mean along each axis, doubled: whole inside and at a straight outline, falling outside.
+    // A box mean along each axis, doubled: full inside and at a straight outline, decreasing outside.
     let mean = |from: &[u32], stride: usize, step: usize| -> Vec<u32> {
         let mut to = vec![0; from.len()];
         for line in 0..size {
@@ -286,7 +286,7 @@ fn polyp_free(pair: &Pair, rng: &mut impl Rng) -> Option<Rect> {
     (0..10).find_map(|_| {
         let side = (w.min(h) as f32 * rng.random_range(0.35..=0.75f32)) as usize;
         let (left, top) = (rng.random_range(0..=w - side), rng.random_range(0..=h - side));
-        // Outlines are not exact, and what is around a polyp looks like one.
+        // Outlines are not exact, and a polyp's surroundings look like one.
         let margin = side / 8;
         let rows = top.saturating_sub(margin)..(top + side + margin).min(h);
         let columns = left.saturating_sub(margin)..(left + side + margin).min(w);
@@ -309,8 +309,8 @@ fn bilinear(s: &ModelInput, x: f32, y: f32) -> [f32; 3] {
     })
 }
 
-/// Brightness, contrast, saturation and hue as one affine map of RGB; the hue is a turn about the grey
-/// axis, which for the small angles used is HSV's.
+/// Brightness, contrast, saturation and hue as one affine map of RGB. The hue is a rotation about the grey axis, which
+/// equals HSV's for the small angles used.
 struct Colour {
     matrix: [[f32; 3]; 3],
     offset: f32,
@@ -357,7 +357,7 @@ mod tests {
     use image::{GrayImage, Luma, Rgb, RgbImage};
     use rand::SeedableRng;
 
-    /// A bright disc on dark ground, and its mask.
+    /// A bright disc on a dark background, and its mask.
     fn disc() -> Pair {
         let inside = |x: u32, y: u32| (x as f32 - 30.0).hypot(y as f32 - 22.0) < 11.0;
         Pair {
@@ -389,7 +389,7 @@ mod tests {
     fn an_image_that_is_stretched_is_turned_in_its_own_shape() {
         let augment = Augment { rotation: 180.0, flip: 0.0, ..Augment::none() };
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-        // A disc in the middle is the same ellipse, however it is turned.
+        // A disc in the middle becomes the same ellipse at any rotation.
         let inside = |x: u32, y: u32| (x as f32 - 59.5).hypot(y as f32 - 29.5) < 20.0;
         let pair = Pair {
             rgb: RgbImage::from_pixel(120, 60, Rgb([90; 3])),
@@ -440,7 +440,7 @@ mod tests {
         let mut view = Augment::none().view(&dark, 64, &mut rng).unwrap();
         view.mix(&other, Mix::Paste, &mut rng);
         assert_eq!(view.mask, other.mask);
-        // The sample is as wide as the mask. Outlines are soft where they bend.
+        // The input is as wide as the mask. Outlines are soft where they bend.
         let inside: Vec<u8> = view
             .sample
             .rgb
@@ -472,7 +472,7 @@ mod tests {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
         let empty =
             (0..20).filter(|_| augment.view(&disc(), 64, &mut rng).unwrap().mask.iter().all(|v| *v == 0));
-        assert!(empty.count() >= 10, "where ten tries find none the whole picture is shown");
+        assert!(empty.count() >= 10, "the whole image is used if ten tries find no polyp-free part");
         let full = Pair { mask: GrayImage::from_pixel(80, 60, Luma([255])), ..disc() };
         assert!(augment.view(&full, 64, &mut rng).unwrap().mask.contains(&255), "no part without it: whole");
     }

@@ -1,4 +1,4 @@
-//! What is in a data set and what is wrong with it.
+//! Reports the content and the problems of a data set.
 
 use super::{Dataset, Item, Seen, check_size, decode};
 use crate::Result;
@@ -21,25 +21,25 @@ pub struct Census {
     pub area: Option<[f64; 3]>,
     /// Smallest and largest image size.
     pub sizes: [(u32, u32); 2],
-    /// How the masks are read.
+    /// How the masks are interpreted.
     pub masks: String,
-    /// Frames in which `roi=auto` would cut labelled pixels away; training widens the part there.
+    /// Number of frames in which `roi=auto` would crop labelled pixels away; training extends the crop for these.
     pub cut: usize,
-    /// What was left out and why, with the path.
+    /// Files left out, each with path and reason.
     pub problems: Vec<String>,
-    /// What is doubtful about the set as a whole.
+    /// Doubts about the set as a whole.
     pub warnings: Vec<String>,
-    /// How images are read where that is not obvious.
+    /// How images are interpreted, if that is not obvious.
     pub notes: Vec<String>,
 }
 
-/// What is seen in one frame.
+/// Findings about one frame.
 struct Look {
     size: (u32, u32),
-    /// The part of the image that is foreground.
+    /// Foreground fraction of the image.
     area: f64,
     seen: Seen,
-    /// `roi=auto` cuts labelled pixels away.
+    /// Whether `roi=auto` crops labelled pixels away.
     cut: bool,
 }
 
@@ -57,18 +57,18 @@ impl Look {
     }
 }
 
-/// From this part of every image on, masks are taken for inverted.
+/// Masks are assumed to be inverted if the foreground fraction of every image exceeds this.
 const INVERTED: f64 = 0.6;
 
 impl Dataset {
-    /// Removes files that are unusable by their headers: not images, truncated, different sizes. Quick;
+    /// Removes files whose headers show that they are unusable: not images, truncated, different sizes. Fast, because
     /// pixels are not decoded.
     pub fn verify(&mut self) {
         self.keep(|item| {
             let image = decode::head(&item.image)?;
             let Some(mask) = &item.mask else { return Ok(()) };
             let found = decode::head(mask)?;
-            // Drawn on the image as stored, see `Item::decode`.
+            // The mask was drawn on the image as stored, see `Item::decode`.
             if found.size == image.size && found.size == found.upright() {
                 return Ok(());
             }
@@ -129,7 +129,7 @@ impl Dataset {
         }
     }
 
-    /// How masks are read, by all that were looked at.
+    /// How masks are interpreted, from all that were inspected.
     fn masks_of(&self, looks: &[Look]) -> String {
         let Some(reading) = self.items.iter().find(|i| i.mask.is_some()).map(|i| i.reading) else {
             return self.masks.clone();
@@ -138,7 +138,8 @@ impl Dataset {
         seen.describe(&reading)
     }
 
-    /// [`Self::verify`], and decodes every pixel: what is left can be read. Slow; `done` is called after each image.
+    /// [`Self::verify`], and decodes every pixel, so that all remaining files are readable. Slow; `done` is called
+    /// after each image.
     pub fn verify_pixels(&mut self, done: impl Fn() + Sync) {
         self.keep(|item| {
             let read = item.load().map(drop);
@@ -156,7 +157,7 @@ impl Dataset {
     }
 }
 
-/// The heading of [`Census`]'s lines.
+/// The table header for [`Census`] lines.
 pub const HEADING: &str = "| data | clips | frames | without | area 10 / 50 / 90 % | sizes | masks | problems |\n|---|---|---|---|---|---|---|---|";
 
 impl fmt::Display for Census {
@@ -195,7 +196,7 @@ mod tests {
             save(&format!("images/{name}.png"), 8, 90);
             save(&format!("masks/{name}.png"), mask_side, value);
         }
-        // The head is whole, the end is not.
+        // The header is intact, the end is not.
         let path = dir.path().join("images/d.png");
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 20]).unwrap();

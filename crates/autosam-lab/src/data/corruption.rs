@@ -1,4 +1,4 @@
-//! What lies between the tissue and a training image: uneven light, blur, compression.
+//! Image corruptions for training: uneven light, blur, compression.
 
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
@@ -6,15 +6,15 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{RgbImage, imageops};
 use rand::Rng;
 
-/// Brightness that grows along a line across the image.
+/// A linear brightness gradient across the image.
 pub struct Light {
-    /// Change a pixel to the right, and one down.
+    /// Change per pixel to the right and down.
     slope: [f32; 2],
     middle: [f32; 2],
 }
 
 impl Light {
-    /// In any direction, up to `most` more at the far edge and as much less at the near one.
+    /// Draws a gradient in a random direction, with up to `most` more at one edge and as much less at the opposite one.
     pub fn draw(most: f32, (width, height): (usize, usize), rng: &mut impl Rng) -> Self {
         let angle = rng.random_range(0.0..std::f32::consts::TAU);
         let strength = most * rng.random_range(0.0..=1.0f32);
@@ -44,7 +44,7 @@ pub fn jpeg(sample: &mut ModelInput, quality: u8) -> Result<()> {
     })
 }
 
-/// Lends the pixels to `change`, which keeps their size.
+/// Applies `change`, which must keep the size, to the pixels.
 fn through(sample: &mut ModelInput, change: impl FnOnce(RgbImage) -> Result<RgbImage>) -> Result<()> {
     let (w, h) = (sample.width as u32, sample.height as u32);
     let Some(rgb) = RgbImage::from_raw(w, h, std::mem::take(&mut sample.rgb)) else {

@@ -1,4 +1,4 @@
-//! Image files to pixels: upright, and whole or an error.
+//! Decodes image files: applies the orientation, and fails for incomplete files.
 
 use super::jpeg;
 use crate::{Error, Result};
@@ -8,39 +8,39 @@ use std::io::Cursor;
 use std::path::Path;
 use tiff::tags::Tag;
 
-/// Most bytes that an image's pixels may take, as the `image` crate's own limit.
+/// Maximum size of an image's pixels in bytes, as the `image` crate's own limit.
 pub(super) const MOST_BYTES: usize = 512 << 20;
 
-/// Pages of a TIFF that are counted.
+/// Maximum number of TIFF pages that are counted.
 const MOST_PAGES: usize = 1000;
 
-/// What an image file's head says.
+/// Information from an image file's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// As stored, before [`Self::orientation`] is applied.
+    /// Size as stored, before [`Self::orientation`] is applied.
     pub size: (u32, u32),
-    /// How it is to be turned for display (EXIF, or TIFF's own tag).
+    /// Orientation for display (EXIF, or TIFF's own tag).
     pub orientation: Orientation,
 }
 
 impl Head {
-    /// Width and height as it is displayed.
+    /// Width and height as displayed.
     pub fn upright(&self) -> (u32, u32) {
         let (w, h) = self.size;
         if swaps_sides(self.orientation) { (h, w) } else { (w, h) }
     }
 }
 
-/// True if width and height change places.
+/// Whether width and height are swapped.
 fn swaps_sides(orientation: Orientation) -> bool {
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
     matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
 }
 
-/// Opens an image, whatever its name says it is, and turns it upright as its EXIF orientation asks.
+/// Opens an image, recognised by content rather than by name, and applies its EXIF orientation.
 ///
 /// # Errors
-/// With the path: a file that cannot be read, is no image, or is cut short or damaged.
+/// If the file cannot be read, is not an image, is truncated or damaged; the message has the path.
 pub fn open(path: &Path) -> Result<DynamicImage> {
     upright(path, &read(path)?).map(|(image, _)| image)
 }
@@ -50,7 +50,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::io(path, e))
 }
 
-/// Decodes `bytes`, the file at `path`, and turns the image upright; returns its head too.
+/// Decodes `bytes`, the file at `path`, and applies the orientation; also returns the header.
 pub(super) fn upright(path: &Path, bytes: &[u8]) -> Result<(DynamicImage, Head)> {
     check_whole(path, bytes, true)?;
     let decode = || {
@@ -70,13 +70,13 @@ pub(super) fn upright(path: &Path, bytes: &[u8]) -> Result<(DynamicImage, Head)>
 /// Size and orientation of the file at `path`. Pixels are decoded only if its end looks cut off.
 ///
 /// # Errors
-/// As [`open`]'s.
+/// As for [`open`].
 pub(super) fn head(path: &Path) -> Result<Head> {
     let bytes = read(path)?;
     check_whole(path, &bytes, false)?;
     let failed = |e| Error::image(path, e);
     if format(path, &bytes) == Some(ImageFormat::Tiff) {
-        // The `image` crate does not open palettes, which masks may have.
+        // The `image` crate does not support palettes, which masks may have.
         let mut decoder = tiff_decoder(path, &bytes)?;
         let size = decoder.dimensions().map_err(|e| tiff_error(path, &e))?;
         return Ok(Head { size, orientation: tiff_orientation(&mut decoder) });
@@ -89,18 +89,18 @@ pub(super) fn head(path: &Path) -> Result<Head> {
     Ok(Head { size: decoder.dimensions(), orientation })
 }
 
-/// How the file asks to be turned (not for TIFF, see [`tiff_orientation`]).
+/// The orientation in the file's metadata (not for TIFF, see [`tiff_orientation`]).
 pub(super) fn orientation(path: &Path, bytes: &[u8]) -> Result<Orientation> {
     let decoder = reader(path, bytes).into_decoder();
     decoder.and_then(|mut d| d.orientation()).map_err(|e| Error::image(path, e))
 }
 
-/// True if PNG's last chunk is at the end of `bytes`.
+/// Whether PNG's last chunk is at the end of `bytes`.
 fn has_iend(bytes: &[u8]) -> bool {
     bytes[bytes.len().saturating_sub(64)..].windows(4).any(|w| w == b"IEND")
 }
 
-/// What the content says it is, or else the name.
+/// The format by content or, failing that, by name.
 pub(super) fn format(path: &Path, bytes: &[u8]) -> Option<ImageFormat> {
     image::guess_format(bytes).or_else(|_| ImageFormat::from_path(path)).ok()
 }
@@ -113,8 +113,8 @@ fn reader<'a>(path: &Path, bytes: &'a [u8]) -> ImageReader<Cursor<&'a [u8]>> {
     reader
 }
 
-/// Fails for what decoders would fill up in silence: JPEG data that ends early or is damaged, TIFF strips beyond the file's end.
-/// Without `thorough`, a JPEG that has its end marker in its place is believed.
+/// Fails for damage that decoders would silently fill: JPEG data that ends early or is damaged, TIFF strips beyond the
+/// file's end. Without `thorough`, a JPEG with its end marker in place is accepted.
 fn check_whole(path: &Path, bytes: &[u8], thorough: bool) -> Result<()> {
     match format(path, bytes) {
         Some(ImageFormat::Jpeg) if thorough || !bytes.ends_with(&[0xFF, 0xD9]) => {
@@ -152,7 +152,8 @@ pub(super) fn tiff_orientation(decoder: &mut tiff::decoder::Decoder<Cursor<&[u8]
     tag.and_then(|v| Orientation::from_exif(u8::try_from(v).ok()?)).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Some compressions stop at the file's end without an error, and only the first page would be read.
+/// Fails for strips beyond the file's end, because some decompressors stop there without an error, and for several
+/// pages, because only the first would be read.
 pub(super) fn check_strips(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut decoder = tiff_decoder(path, bytes)?;
     for (offsets, counts) in
@@ -177,9 +178,9 @@ pub(super) fn check_strips(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Images of a TIFF after its first, without smaller copies of it.
+/// Number of TIFF images after the first, without reduced copies.
 fn further_pages(decoder: &mut tiff::decoder::Decoder<Cursor<&[u8]>>) -> usize {
-    /// Bits of `NewSubfileType`: a smaller copy, a transparency mask.
+    /// Bits of `NewSubfileType`: reduced copy, transparency mask.
     const NO_PAGE: u32 = 1 | 4;
     let mut pages = 0;
     for _ in 0..MOST_PAGES {
@@ -194,7 +195,7 @@ fn further_pages(decoder: &mut tiff::decoder::Decoder<Cursor<&[u8]>>) -> usize {
 
 pub(super) type Plane = ImageBuffer<Luma<u16>, Vec<u16>>;
 
-/// Fails for a mask whose values take too much memory.
+/// Fails for a mask whose values need too much memory.
 pub(super) fn check_fits(path: &Path, (width, height): (u32, u32)) -> Result<()> {
     match (width as usize).saturating_mul(height as usize) <= MOST_BYTES / 2 {
         true => Ok(()),
@@ -202,7 +203,7 @@ pub(super) fn check_fits(path: &Path, (width, height): (u32, u32)) -> Result<()>
     }
 }
 
-/// Values of `depth` bits (8 at most), `line` bytes a row.
+/// Unpacks values of `depth` bits (at most 8) from rows of `line` bytes.
 pub(super) fn unpacked(packed: &[u8], line: usize, (width, height): (u32, u32), depth: u8) -> Plane {
     let depth = usize::from(depth.clamp(1, 8));
     let mask = ((1u16 << depth) - 1) as u8;
@@ -224,7 +225,7 @@ mod tests {
         })
     }
 
-    /// The file `name` as saved, and every tenth shorter.
+    /// Results for the file `name`, complete and truncated by every tenth.
     fn cut(image: &DynamicImage, name: &str) -> Vec<(Result<DynamicImage>, Result<Head>)> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
@@ -249,7 +250,7 @@ mod tests {
                 for (tenth, (opened, head)) in cut(&image, name).into_iter().enumerate() {
                     let text = opened.expect_err(&format!("{name}, {} tenths", tenth + 1)).to_string();
                     assert!(text.contains(name) && text.contains("cannot read the image"), "{text}");
-                    // A bitmap's head says nothing of its length.
+                    // A bitmap's header does not contain its length.
                     assert!(head.is_err() || name == "a.bmp", "{name}: the head of {} tenths", tenth + 1);
                 }
             }
@@ -275,7 +276,7 @@ mod tests {
         let path = dir.path().join("a.jpg");
         RgbImage::from_fn(32, 16, |x, _| image::Rgb([if x < 16 { 250 } else { 5 }; 3])).save(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        // Little-endian TIFF with one entry, orientation 6: turn by 90 degrees clockwise.
+        // Little-endian TIFF with one entry, orientation 6: rotate by 90 degrees clockwise.
         let exif = b"\xFF\xE1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
         std::fs::write(&path, [&bytes[..2], exif, &bytes[2..]].concat()).unwrap();
         let image = open(&path).unwrap().into_luma8();

@@ -1,5 +1,5 @@
-//! How many bits images of 16 bits a channel really use. Microscopes, industrial cameras and exports of DICOM keep 10, 12 or
-//! 14 bits in them; taken for 16 bits, such images are nearly black.
+//! Determines how many bits images of 16 bits per channel really use. Microscopes, industrial cameras and DICOM exports
+//! store 10, 12 or 14 bits in them; read as 16 bits, such images are nearly black.
 
 use super::{Dataset, Item, decode};
 use crate::{Error, Result};
@@ -10,26 +10,26 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 use tiff::tags::Tag;
 
-/// Images that are decoded to find out; all, if these leave it open.
+/// Number of images that are decoded to determine it; all if these are inconclusive.
 const SAMPLED: usize = 24;
 
-/// What a file's tags say about its bits.
+/// Bit depth according to a file's tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tagged {
     bits: u32,
-    /// PNG's standard has values scaled to 16 bits, which not all programs do.
+    /// Whether values may be scaled to 16 bits: PNG's standard requires it, but not all programs do it.
     perhaps_scaled: bool,
-    /// TIFF's 0 is white, which its reader has turned around as if all 16 bits were used.
+    /// TIFF with 0 as white, which the decoder has inverted as if all 16 bits were used.
     inverted: bool,
 }
 
-/// What the values of images of 16 bits show about their bits.
+/// Bit depth according to the values of 16-bit images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Values {
     largest: u16,
-    /// All values' bits together.
+    /// Bitwise OR of all values.
     bits: u16,
-    /// Both bytes of each value are the same, as of 8 bits scaled to 16.
+    /// Whether both bytes of each value are equal, as in 8 bits scaled to 16.
     doubled: bool,
 }
 
@@ -52,12 +52,12 @@ impl Values {
         }
     }
 
-    /// Whether values of `bits` bits look scaled to 16: their lowest bits are not in use.
+    /// Whether values of `bits` bits look scaled to 16, because their lowest bits are unused.
     fn scaled(self, bits: u32) -> bool {
         self.doubled || self.bits.trailing_zeros() >= 16 - bits
     }
 
-    /// The bits of a sensor that would give these values.
+    /// The assumed bit depth of the sensor.
     fn assumed(self) -> u32 {
         match 16 - self.largest.leading_zeros() {
             _ if self.largest == 0 => 16,
@@ -70,7 +70,7 @@ impl Values {
     }
 }
 
-/// The colours of an image of 16 bits, the number of channels, and how many of these are colours.
+/// The samples of a 16-bit image, the number of channels, and how many of these are colours.
 fn samples(image: &mut DynamicImage) -> Option<(&mut [u16], usize, usize)> {
     Some(match image {
         DynamicImage::ImageLuma16(image) => (&mut **image, 1, 1),
@@ -81,7 +81,7 @@ fn samples(image: &mut DynamicImage) -> Option<(&mut [u16], usize, usize)> {
     })
 }
 
-/// Calls `change` with each colour value of an image of 16 bits.
+/// Calls `change` with each colour value of a 16-bit image.
 fn each(image: &mut DynamicImage, mut change: impl FnMut(&mut u16)) {
     if let Some((values, channels, colours)) = samples(image) {
         values.chunks_exact_mut(channels).for_each(|pixel| pixel[..colours].iter_mut().for_each(&mut change));
@@ -94,10 +94,11 @@ fn values(image: &mut DynamicImage) -> Values {
     all
 }
 
-/// The image `bytes` of 8 bits a channel. Of 16 bits as many are used as its tags say, or else `assumed`, all without either.
+/// Converts an image to 8 bits per channel. For 16-bit images the depth comes from the tags, otherwise from `assumed`;
+/// without either all bits are used.
 ///
 /// # Errors
-/// With `path`: numbers that are no brightness from 0 to 1.
+/// If floating-point values are not within 0 and 1; the message has `path`.
 pub(super) fn rgb8(
     path: &Path,
     bytes: &[u8],
@@ -132,7 +133,7 @@ pub(super) fn rgb8(
     Ok(image.into_rgb8())
 }
 
-/// Bits in use by the file's tags, unless its values contradict them.
+/// Bit depth according to the file's tags, unless its values contradict them.
 fn used(image: &mut DynamicImage, tagged: Option<Tagged>) -> Option<u32> {
     let Tagged { bits, perhaps_scaled, .. } = tagged.filter(|t| t.bits > 0)?;
     if bits >= 16 {
@@ -140,13 +141,13 @@ fn used(image: &mut DynamicImage, tagged: Option<Tagged>) -> Option<u32> {
     }
     let values = values(image);
     if u32::from(values.largest) >> bits > 0 {
-        // Of PNG as its standard says; a TIFF that holds more than it says is not believed.
+        // For PNG the standard applies; the tag of a TIFF with larger values is ignored.
         return perhaps_scaled.then_some(16);
     }
     Some(if perhaps_scaled && values.scaled(bits) { 16 } else { bits })
 }
 
-/// What the tags of the file say; `bits` is 0 if they say nothing of it.
+/// Reads the file's tags; `bits` is 0 if they do not state it.
 fn tagged(path: &Path, bytes: &[u8]) -> Option<Tagged> {
     match decode::format(path, bytes)? {
         ImageFormat::Png => {
@@ -162,7 +163,7 @@ fn tagged(path: &Path, bytes: &[u8]) -> Option<Tagged> {
                 whole.or_else(|| Some(value.into_f64_vec().ok()?.into_iter().fold(0.0, f64::max) as u64))
             };
             let largest = largest(Tag::SMaxSampleValue).or_else(|| largest(Tag::MaxSampleValue));
-            // Of OME-TIFF, in XML.
+            // For OME-TIFF, in its XML description.
             let mut described = || {
                 let text = decoder.find_tag(Tag::ImageDescription).ok()??.into_string().ok()?;
                 let (_, rest) = text.split_once("SignificantBits=\"")?;
@@ -179,9 +180,9 @@ fn tagged(path: &Path, bytes: &[u8]) -> Option<Tagged> {
     }
 }
 
-/// Whether the file may hold 16 bits a channel, by its first bytes.
+/// Whether the file may have 16 bits per channel, by its first bytes.
 fn may_be_deep(path: &Path) -> bool {
-    /// Where PNG has its bits.
+    /// Offset of the bit depth in a PNG.
     const DEPTH: usize = 24;
     let mut head = [0; DEPTH + 1];
     if File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_err() {
@@ -194,13 +195,13 @@ fn may_be_deep(path: &Path) -> bool {
     }
 }
 
-/// What images of 16 bits show together.
+/// Combined findings about 16-bit images.
 #[derive(Clone, Copy)]
 struct Seen {
-    /// Of those whose tags say nothing.
+    /// Number of images without such tags.
     untagged: usize,
     values: Values,
-    /// The fewest bits that tags state.
+    /// The smallest depth stated by tags.
     tagged: u32,
 }
 
@@ -215,7 +216,8 @@ impl Seen {
         }
     }
 
-    /// Of the image at `path`; nothing of those with 8 bits, and of damaged ones, which are reported when they are used.
+    /// Findings about the image at `path`; none for 8-bit images and for damaged ones, which are reported when they are
+    /// used.
     fn at(path: &Path) -> Self {
         let Ok(bytes) = decode::read(path) else { return Self::NONE };
         let Ok((mut image, _)) = decode::upright(path, &bytes) else { return Self::NONE };
@@ -237,8 +239,8 @@ impl Seen {
     }
 }
 
-/// Settles how many bits images of 16 bits use whose tags do not say, from all of `items` together. Returns a note if some use
-/// fewer than 16.
+/// Determines the depth of 16-bit images without tags from all `items` together. Returns a note if some use fewer than
+/// 16 bits.
 pub fn settle_depth(items: &mut [Item]) -> Option<String> {
     let deep: Vec<bool> = items.par_iter().map(|item| may_be_deep(&item.image)).collect();
     let paths: Vec<&Path> =
@@ -264,7 +266,7 @@ pub fn settle_depth(items: &mut [Item]) -> Option<String> {
 }
 
 impl Dataset {
-    /// [`settle_depth`] of all its images.
+    /// [`settle_depth`] for all images of the set.
     pub(super) fn settle_depth(&mut self) {
         let note = settle_depth(&mut self.items);
         self.notes.extend(note.map(|note| format!("{}: {note}", self.name)));
@@ -308,7 +310,7 @@ mod tests {
         std::fs::write(path, file).unwrap();
     }
 
-    /// The first and the last pixel of each row as they are seen, and the note.
+    /// The decoded first and last pixel of each row, and the note.
     fn seen(draw: impl Fn(&Path)) -> ([u8; 2], Option<String>) {
         let dir = tempfile::tempdir().unwrap();
         draw(dir.path());
@@ -329,7 +331,7 @@ mod tests {
             let (ends, _) = seen(|dir| png(&dir.join("a.png"), &ramp(white), Some(bits)));
             assert_eq!(ends, [0, 255]);
         }
-        // A camera of 12 bits that took a dark image: half as bright as it could be.
+        // A dark image of a 12-bit camera, at half the possible brightness.
         let (ends, _) = seen(|dir| tif(&dir.join("a.tif"), &ramp(2047), false, &[(281, 4095)]));
         assert_eq!(ends, [0, 127]);
         // 0 is white.
@@ -345,13 +347,13 @@ mod tests {
             ends
         };
         assert_eq!(dark(&[(281, 65535)]), [0, 16]);
-        // PNG's standard has 12 bits scaled to 16, so these are dark.
+        // PNG's standard requires 12 bits to be scaled to 16, so these are dark.
         let scaled: Vec<u16> = ramp(250).iter().map(|v| v << 4).collect();
         assert_eq!(seen(|dir| png(&dir.join("a.png"), &scaled, Some(12))), ([0, 16], None));
         // 8 bits, doubled.
         let doubled: Vec<u16> = ramp(15).iter().map(|v| v * 257).collect();
         assert_eq!(seen(|dir| png(&dir.join("a.png"), &doubled, None)), ([0, 15], None));
-        // The set has an image that is brighter.
+        // The set contains a brighter image.
         let (ends, note) = seen(|dir| {
             png(&dir.join("a.png"), &ramp(4095), None);
             png(&dir.join("b.png"), &ramp(50000), None);

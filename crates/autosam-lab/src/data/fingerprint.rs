@@ -1,12 +1,12 @@
-//! What a run was trained on, in a few bytes: enough to tell other data from the same.
+//! Fingerprint of a run's data, which detects whether data have changed.
 
 use super::Dataset;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// Of a data set as it is used: the names and sizes of its files below its folder, and how they are read. A folder that was
-/// moved or copied keeps it.
+/// Fingerprint of a data set: the names and sizes of its files relative to its folder, and how they are interpreted.
+/// Moving or copying the folder does not change it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     pub name: String,
@@ -29,7 +29,7 @@ impl Dataset {
             file(Some(&item.image));
             file(item.mask.as_deref());
             hash.update(format!("{:?} {:?}\0", item.reading, item.tile));
-            // Runs from before this was settled keep theirs.
+            // Only if set, so that fingerprints of older runs stay valid.
             if let Some(bits) = item.bits {
                 hash.update(format!("{bits} bits\0"));
             }

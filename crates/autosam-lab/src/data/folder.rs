@@ -1,10 +1,10 @@
-//! A folder's content, and the names that folders of images and of masks have.
+//! A folder's content, and the usual names of folders of images and masks.
 
 use super::{file_name, folders, image_files};
 use crate::Result;
 use std::path::{Path, PathBuf};
 
-/// Names of folders of images and of masks, as [`plain`] writes them; earlier ones first.
+/// Names of folders of images and masks in the form of [`plain`], in order of preference.
 const IMAGES: [&str; 8] = ["images", "image", "imgs", "img", "frame", "frames", "original", "originals"];
 const MASKS: [&str; 11] = [
     "masks",
@@ -20,11 +20,11 @@ const MASKS: [&str; 11] = [
     "segmentation",
 ];
 
-/// A folder's content, what archives and file managers leave beside it taken out.
+/// A folder's content without leftovers of archives and file managers.
 pub struct Folder {
     pub path: PathBuf,
     pub folders: Vec<PathBuf>,
-    /// Names without ending, and paths.
+    /// Names without extension, and paths.
     pub images: Vec<(String, PathBuf)>,
 }
 
@@ -33,7 +33,7 @@ impl Folder {
         Ok(Self { path: path.to_owned(), folders: folders(path)?, images: image_files(path)? })
     }
 
-    /// Down to where images or several folders are: `train/train/` is one folder.
+    /// Descends to the first folder with images or several folders, so that `train/train/` counts as one folder.
     pub fn unnested(path: &Path) -> Result<Self> {
         let mut folder = Self::read(path)?;
         while let ([], [only]) = (&folder.images[..], &folder.folders[..]) {
@@ -52,7 +52,7 @@ pub fn plain(path: &Path) -> String {
     file_name(path).chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
-/// The folders of images and of masks by their names.
+/// The folders of images and masks, by their names.
 pub fn named_pair(folder: &Folder) -> Option<(&PathBuf, &PathBuf)> {
     let of = |names: &[&str]| names.iter().find_map(|name| folder.named(name));
     Some((of(&IMAGES)?, of(&MASKS)?))
@@ -77,14 +77,14 @@ pub fn nnunet_pair(folder: &Folder) -> Option<(&PathBuf, &PathBuf)> {
     pairs.iter().find_map(|(images, masks)| Some((folder.named(images)?, folder.named(masks)?)))
 }
 
-/// The folders of images and of masks in `dir`, by any rule that goes by names.
+/// The folders of images and masks in `dir`, by any of the naming rules.
 pub fn pair_in(dir: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
     let folder = Folder::read(dir)?;
     let pair = named_pair(&folder).or_else(|| numbered_pair(&folder)).or_else(|| nnunet_pair(&folder));
     Ok(pair.map(|(images, masks)| (images.clone(), masks.clone())))
 }
 
-/// True for a name of a folder of images, and of masks.
+/// Whether the folder is named as one of images, and as one of masks.
 pub fn half_names(path: &Path) -> (bool, bool) {
     let name = plain(path);
     (IMAGES.contains(&name.as_str()), MASKS.contains(&name.as_str()))

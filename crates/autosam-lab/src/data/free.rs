@@ -1,4 +1,4 @@
-//! Polyp-free parts of images with polyps.
+//! Extracts polyp-free parts of images with polyps.
 
 use super::{Dataset, Item, Tile};
 use crate::Result;
@@ -7,11 +7,11 @@ use autosam_frame::region::CropMode;
 use image::GrayImage;
 use rayon::prelude::*;
 
-/// Cells along the longer side of the grid that [`free_square`] is sought on.
+/// Cells along the longer side of the search grid of [`free_square`].
 const FREE_GRID: u32 = 48;
 
-/// The largest square of `mask` without a polyp in it or within a cell of it; `None` where it is smaller than four tenths of
-/// the shorter side.
+/// The largest square of `mask` without a polyp in it or within one cell of it; `None` if it is smaller than four
+/// tenths of the shorter side.
 fn free_square(mask: &GrayImage) -> Option<Tile> {
     let (w, h) = mask.dimensions();
     let cell = w.max(h).div_ceil(FREE_GRID).max(1);
@@ -25,7 +25,7 @@ fn free_square(mask: &GrayImage) -> Option<Tile> {
             }
         }
     }
-    // The side of the largest free square that ends at each cell.
+    // Side of the largest free square that ends at each cell.
     let mut side = vec![0u32; columns * rows];
     let mut best = (0, 0, 0);
     for y in 0..rows {
@@ -43,8 +43,8 @@ fn free_square(mask: &GrayImage) -> Option<Tile> {
 }
 
 impl Dataset {
-    /// The largest square of each image that is within the endoscope's image and free of polyps and their surroundings.
-    /// Images whose square would be smaller than four tenths of the shorter side are left out.
+    /// Crops each image to the largest square within the endoscope's image that is free of polyps and their
+    /// surroundings. Images whose square would be smaller than four tenths of the shorter side are left out.
     ///
     /// # Errors
     /// If an image cannot be read.

@@ -1,4 +1,4 @@
-//! How data sets lie on disk: the layouts that are recognised, one table for code, docs and tests.
+//! The recognised layouts of data sets on disk, in one table for code, docs and tests.
 
 use super::folder::{Folder, half_names, named_pair, nnunet_pair, numbered_pair, plain};
 use super::reading::Reading;
@@ -8,18 +8,18 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// A way in which data sets lie on disk.
+/// A layout of a data set on disk.
 pub struct Layout {
     pub name: &'static str,
-    /// An image and, if there is one, its mask, below the folder that is opened.
+    /// Path of an image and, if any, of its mask, relative to the opened folder.
     pub shape: &'static str,
     /// Who publishes data like this.
     pub sets: &'static str,
-    /// `None` for a folder that lies differently.
+    /// Opens a folder; `None` if it has another layout.
     open: fn(&Folder) -> Result<Option<Dataset>>,
 }
 
-/// All of them, in the order in which they are tried.
+/// All layouts in the order in which they are tried.
 pub const LAYOUTS: [Layout; 8] = [
     Layout {
         name: "sequences",
@@ -71,10 +71,10 @@ pub const LAYOUTS: [Layout; 8] = [
     },
 ];
 
-/// What GlaS's masks have at the end of their names.
+/// Suffix of the names of GlaS's masks.
 const OBJECTS: &str = "_anno";
 
-/// Folders below the one that is opened in which sets are looked for.
+/// Depth to which sets are searched below the opened folder.
 const DEPTH: usize = 5;
 
 /// Splits of SUN-SEG, as its folders are named.
@@ -91,17 +91,17 @@ pub fn table() -> String {
     let mut text = String::from("| layout | an image, its mask | data like this |\n|---|---|---|\n");
     for layout in &LAYOUTS {
         let shape: Vec<String> = layout.shape.split(", ").map(|part| format!("`{part}`")).collect();
-        // A string takes everything.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "| {} | {} | {} |", layout.name, shape.join(", "), layout.sets);
     }
     text
 }
 
-/// Data sets found in a folder, and what in it could not be read as one.
+/// Data sets found in a folder, and folders that could not be read as one.
 #[derive(Debug, Default)]
 pub struct Found {
     pub sets: Vec<Dataset>,
-    /// One line each, with the path and what to do.
+    /// One line each, with the path and a remedy.
     pub unreadable: Vec<String>,
 }
 
@@ -127,7 +127,7 @@ impl Dataset {
     /// The data set in `dir`, in any of [`LAYOUTS`].
     ///
     /// # Errors
-    /// A folder that lies differently: the message has the nearest layout and the command that makes it.
+    /// If the folder has another layout. The message names the nearest layout and the command that produces it.
     pub fn open(dir: &Path) -> Result<Self> {
         let folder = Folder::read(dir)?;
         match recognise(&folder)? {
@@ -136,10 +136,10 @@ impl Dataset {
         }
     }
 
-    /// [`Self::open`], or all data sets below `dir`, and what there could not be read as one.
+    /// [`Self::open`], or all data sets below `dir` and the folders that could not be read.
     ///
     /// # Errors
-    /// No data set at all.
+    /// If no data set is found.
     pub fn open_all(dir: &Path) -> Result<Found> {
         let folder = Folder::read(dir)?;
         let mut found = Found::default();
@@ -189,12 +189,12 @@ fn walk(folder: &Folder, depth: usize, found: &mut Found, first: &mut Option<Err
     }
 }
 
-/// Folders in both, by name.
+/// Whether both contain folders with common names.
 fn common(images: &Folder, masks: &Folder) -> bool {
     images.folders.iter().any(|f| masks.folders.iter().any(|m| file_name(m) == file_name(f)))
 }
 
-/// Folders of images and masks that are named so, either with a folder a sequence or with stills.
+/// Folders of images and masks with usual names, containing either one folder per sequence or stills.
 fn named(folder: &Folder, sequences: bool) -> Result<Option<Dataset>> {
     let Some((images, masks)) = named_pair(folder) else { return Ok(None) };
     let (inside, truths) = (Folder::read(images)?, Folder::read(masks)?);
@@ -233,14 +233,14 @@ fn stills(folder: &Folder, images: &Path, masks: &Path) -> Result<Dataset> {
     set.finish(None)
 }
 
-/// True for `case3`, `seq_12`, `video 7`, `4`.
+/// Whether the name is like `case3`, `seq_12`, `video 7` or `4`.
 fn is_sequence(path: &Path) -> bool {
     let name = plain(path);
     let word = name.trim_end_matches(|c: char| c.is_ascii_digit());
     word.len() < name.len() && ["", "case", "seq", "sequence", "video", "vid", "clip"].contains(&word)
 }
 
-/// A folder a sequence, its frames and masks in folders within.
+/// One folder per sequence, with folders of frames and masks inside.
 fn sequence_folders(folder: &Folder) -> Result<Option<Dataset>> {
     let mut set = Dataset::empty(&folder.path);
     let mut used = Vec::new();
@@ -269,7 +269,7 @@ fn nnunet(folder: &Folder) -> Result<Option<Dataset>> {
     nnunet_pair(folder).map(|(images, masks)| stills(folder, images, masks)).transpose()
 }
 
-/// `X/` and `X_gt/`, or a folder of truth and one other whose names agree.
+/// `X/` and `X_gt/`, or a folder of truth and another one with matching names.
 fn beside(folder: &Folder) -> Result<Option<Dataset>> {
     for images in &folder.folders {
         let name = file_name(images).to_lowercase();
@@ -289,11 +289,11 @@ fn beside(folder: &Folder) -> Result<Option<Dataset>> {
     if inside.images.is_empty() || truth.images.is_empty() {
         return Ok(None);
     }
-    // Names that do not agree are no pair.
+    // Folders without matching names are not a pair.
     Ok(stills(folder, images, masks).ok())
 }
 
-/// Images and masks in one folder, distinguished by the suffix of the masks' names.
+/// Images and masks in the same folder, distinguished by the suffix of the masks' names.
 fn together(folder: &Folder) -> Result<Option<Dataset>> {
     let is_mask = |name: &str| super::pairing::beside_ending(name).is_some();
     let (masks, images): (Vec<_>, Vec<_>) = folder.images.iter().cloned().partition(|(n, _)| is_mask(n));
@@ -314,7 +314,7 @@ fn negatives(folder: &Folder) -> Result<Option<Dataset>> {
         name.starts_with("case") || name.ends_with("_neg") || name.ends_with("-neg")
     };
     let whole = plain(&folder.path).contains("negative");
-    // Frames without a folder a case are taken for polyp-free only if the folder is named so.
+    // Frames that are not in one folder per case count as polyp-free only if the folder's name says so.
     let loose = !folder.images.is_empty();
     if loose && !(whole && folder.folders.is_empty()) {
         return Ok(None);
@@ -365,7 +365,7 @@ mod tests {
     use super::*;
     use image::{GrayImage, Luma};
 
-    /// What the table shows is what is read, by the layout that shows it.
+    /// The paths in the table are read by the layout that lists them.
     #[test]
     fn every_layout_of_the_table_is_read() {
         for layout in &LAYOUTS {

@@ -1,4 +1,4 @@
-//! Batches for training: an endless, seeded order in which any batch can be had without those before it.
+//! Batches for training in an endless, seeded order with random access.
 
 use super::augment::{Augment, View};
 use super::{Dataset, Item, Pair};
@@ -22,29 +22,29 @@ pub struct LoaderConfig {
     pub batch: usize,
     pub seed: u64,
     pub augment: Augment,
-    /// The part of each image that is shown.
+    /// The part of each image that is used.
     pub roi: CropMode,
-    /// Augmented views of each image, by turns from epoch to epoch; 0: a new one every time.
+    /// Number of augmentations of each image, which alternate from epoch to epoch; 0: a new one every time.
     pub views: u32,
-    /// Frames of a sequence that come one after another in a batch, under the same augmentation (for losses over time);
-    /// 1: each image for itself. Divides `batch`.
+    /// Number of consecutive frames of a sequence in a batch, with the same augmentation (for losses over time); 1:
+    /// single images. Must divide `batch`.
     pub window: usize,
-    /// Bytes of decoded images that are kept in memory; the rest is decoded every time.
+    /// Bytes of decoded images kept in memory; others are decoded every time.
     pub kept: u64,
-    /// An unreadable image is an error. Otherwise it is said once, and the next one takes its place.
+    /// Whether an unreadable image is an error. Otherwise it is logged once, and the next one replaces it.
     pub strict: bool,
-    /// How many times as often as others an image comes that shows a small polyp, one of less than [`SMALL_POLYP`]; at least 1.
+    /// How much more often an image with a polyp smaller than [`SMALL_POLYP`] is drawn than others; at least 1.
     pub small_polyps: f32,
 }
 
-/// A polyp is small if it covers less than this share of its image: 32 × 32 pixels of a network's 256 × 256, a quarter of
-/// BKAI's images have one.
+/// A polyp is small if it covers less than this fraction of its image: 32 × 32 pixels of a network's 256 × 256. A
+/// quarter of BKAI's images have one.
 pub const SMALL_POLYP: f64 = 1.0 / 64.0;
-/// What covers less is a speck of the annotation.
+/// Components that cover less are specks of the annotation.
 const SPECK: f64 = 1.0 / 2048.0;
 
 impl LoaderConfig {
-    /// Images for themselves, a new view every time.
+    /// Single images, with a new augmentation every time.
     pub fn new(input: impl Into<InputSize>, batch: usize, seed: u64, augment: Augment) -> Self {
         Self {
             input: input.into(),
@@ -61,7 +61,7 @@ impl LoaderConfig {
     }
 }
 
-/// Samples and, in the same order, their masks on the padded square (`size × size`, 0 or 255) and names.
+/// Model inputs and, in the same order, their masks on the padded square (`size × size`, 0 or 255) and names.
 #[derive(Debug, Clone)]
 pub struct Batch {
     pub samples: Vec<ModelInput>,
@@ -70,19 +70,19 @@ pub struct Batch {
     pub ids: Vec<String>,
 }
 
-/// Draws batches from several data sets. Within an epoch every image comes `weight` times, one with a small polyp
+/// Draws batches from several data sets. Within an epoch every image is drawn `weight` times, one with a small polyp
 /// [`LoaderConfig::small_polyps`] times as often.
 #[derive(Debug)]
 pub struct Loader {
     config: LoaderConfig,
-    /// Each item as often as its data set's weight says; a fraction is rounded up or down by position.
+    /// Items, repeated by their data set's weight; fractions are rounded up or down by position.
     items: Vec<Item>,
     /// Images found unreadable so far.
     unreadable: Mutex<HashSet<PathBuf>>,
     kept: Mutex<Kept>,
 }
 
-/// Decoded images, as far as there is room: by place among the items.
+/// Cache of decoded images by index of the item.
 #[derive(Debug, Default)]
 struct Kept {
     pairs: HashMap<usize, Arc<Pair>>,
@@ -126,18 +126,18 @@ impl Loader {
         Ok(Self { config, items, unreadable: Mutex::default(), kept: Mutex::default() })
     }
 
-    /// Images an epoch.
+    /// Images per epoch.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// Never: a loader has at least one image.
+    /// Always false, because a loader has at least one image.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// Every `step`th batch without end from number `first` on; those between are not read. Number n is the same whatever
-    /// came before it.
+    /// Endless iterator over every `step`th batch from number `first` on; skipped ones are not read. Batch n does not
+    /// depend on earlier ones.
     pub fn batches_from(&self, first: u64, step: usize) -> impl Iterator<Item = Result<Batch>> + '_ {
         let (mut epoch, mut order) = (u64::MAX, Vec::new());
         let windows = (self.config.batch / self.config.window) as u64;
@@ -172,8 +172,8 @@ impl Loader {
         })
     }
 
-    /// Item `at` and those that follow it in its sequence, `window` in all: moved forward at a sequence's end, the last
-    /// one repeated where the sequence is shorter.
+    /// `window` consecutive items of a sequence from `at` on. The window is shifted back at a sequence's end; the last
+    /// item is repeated if the sequence is shorter.
     fn window(&self, at: usize) -> Vec<usize> {
         let length = self.config.window;
         let same = |i: usize| {
@@ -185,7 +185,7 @@ impl Loader {
         (0..length).map(|k| (from + k).min(end)).collect()
     }
 
-    /// The view with random stream `number` of item `at`, or of the next that can be read.
+    /// Item `at`, or the next readable one, augmented with random stream `number`.
     fn view(&self, at: usize, number: u64) -> Result<(View, String)> {
         let (item, pair) = self.pair(at)?;
         let mut rng = stream(self.config.seed, number);
@@ -198,7 +198,7 @@ impl Loader {
         Ok((view, item.image.display().to_string()))
     }
 
-    /// Item `at`, or the next that can be read, and what of it is shown.
+    /// Item `at`, or the next readable one, and its cropped image.
     fn pair(&self, at: usize) -> Result<(&Item, Arc<Pair>)> {
         let mut failed = None;
         for i in (at..self.items.len()).chain(0..at) {
@@ -237,7 +237,7 @@ impl Loader {
     }
 }
 
-/// How often each image of `set` comes, before the set's weight.
+/// How often each image of `set` is drawn, before the set's weight.
 fn times(set: &Dataset, config: &LoaderConfig) -> Result<Vec<f64>> {
     if config.small_polyps == 1.0 {
         return Ok(vec![1.0; set.items.len()]);
@@ -248,7 +248,7 @@ fn times(set: &Dataset, config: &LoaderConfig) -> Result<Vec<f64>> {
                 let polyps = pair.trained(config.roi)?.polyps();
                 Ok(polyps.into_iter().any(|share| (SPECK..SMALL_POLYP).contains(&share)))
             }
-            // It is reported, or fails the training, where it is drawn.
+            // The error is reported, or fails the training, when the image is drawn.
             Err(_) => Ok(false),
         }
     };
@@ -256,7 +256,7 @@ fn times(set: &Dataset, config: &LoaderConfig) -> Result<Vec<f64>> {
     set.items.par_iter().map(times).collect()
 }
 
-/// A stream of random numbers of its own for each `number`.
+/// An independent random stream for each `number`.
 fn stream(seed: u64, number: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(number);
@@ -324,7 +324,7 @@ mod tests {
                 let names: Vec<String> =
                     ids.iter().map(|i| i.split("Frame/").nth(1).unwrap().to_owned()).collect();
                 seen.push(names.join(" "));
-                // All frames look alike, so views of one augmentation do too.
+                // All frames are equal, so they are still equal after the same augmentation.
                 assert!(samples.iter().all(|s| *s == samples[0]));
             }
         }

@@ -1,4 +1,4 @@
-//! The one reader for masks: what a file of any kind holds. Which of its values are polyp, a set's files say together
+//! Reads mask files of any kind. Which of their values are polyp is determined from all of a set's files together
 //! ([`super::reading`]).
 
 use super::decode::{self, Plane, check_fits, unpacked};
@@ -8,7 +8,7 @@ use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb};
 use std::io::Cursor;
 use std::path::Path;
 
-/// What the values of a mask file are.
+/// Kind of values of a mask file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// 0 and 1.
@@ -19,24 +19,24 @@ pub enum Kind {
     Wide,
     /// The brightest channel, 0 to 255.
     Colour,
-    /// Numbers: indices of a palette of colours (its background is 0), or grey of 2 or 4 bits.
+    /// Numbers: indices into a palette (background is 0), or grey of 2 or 4 bits.
     Index,
 }
 
-/// Above this, 16 bits hold brightness.
+/// Largest 16-bit label; larger values are brightness.
 const LARGEST_LABEL: u16 = 32767;
 
-/// A mask file, upright, before it is decided which of its values are polyp.
+/// A decoded mask file with its orientation applied, before its values are interpreted.
 #[derive(Debug, Clone)]
 pub struct Levels {
     pub kind: Kind,
-    /// Compressed with losses, so that values near another are the same.
+    /// Whether the compression is lossy, so that similar values are equivalent.
     pub lossy: bool,
-    /// How the file asks to be turned; done already.
+    /// The file's orientation, which is already applied.
     pub orientation: Orientation,
     pub(super) values: Plane,
     pub(super) alpha: Option<GrayImage>,
-    /// Pixels of each colour: which channels are above half, as bits (red 4, green 2, blue 1).
+    /// Pixel counts by colour: the channels above half as bits (red 4, green 2, blue 1).
     pub(super) hues: [u64; 8],
 }
 
@@ -44,7 +44,7 @@ impl Levels {
     /// Opens the mask at `path`.
     ///
     /// # Errors
-    /// With the path: a file that cannot be read, is no image, or is cut short or damaged.
+    /// If the file cannot be read, is not an image, is truncated or damaged; the message has the path.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = decode::read(path)?;
         match decode::format(path, &bytes) {
@@ -66,7 +66,7 @@ impl Levels {
         Self { kind, lossy: false, orientation: Orientation::NoTransforms, values, alpha: None, hues: [0; 8] }
     }
 
-    /// Of an image that stands upright already.
+    /// Levels of an image whose orientation is already applied.
     fn of_image(image: &DynamicImage, lossy: bool, orientation: Orientation) -> Self {
         let (w, h) = (image.width(), image.height());
         if let DynamicImage::ImageLuma8(grey) = image {
@@ -90,7 +90,7 @@ impl Levels {
             let rgb = image.to_rgb8();
             let pixel = |i: usize| &rgb.as_raw()[3 * i..][..3];
             let brightest = |i: usize| pixel(i).iter().copied().max().unwrap_or(0);
-            // Chroma that JPEG smears along edges makes no colour.
+            // Chroma that JPEG smears along edges does not count as colour.
             let spread = if lossy { 48 } else { 0 };
             let pixels = w as usize * h as usize;
             let is_grey =
@@ -110,7 +110,7 @@ impl Levels {
         Self { lossy, orientation, ..levels }
     }
 
-    /// Of indices into `palette` (red, green, blue, alpha).
+    /// Levels of indices into `palette` (red, green, blue, alpha).
     fn of_palette(indices: Plane, palette: &[[u8; 4]]) -> Self {
         let mut used = [false; 256];
         indices.pixels().for_each(|v| used[usize::from(v.0[0].min(255))] = true);
@@ -131,7 +131,7 @@ impl Levels {
         let levels = if is_grey && (!same || alpha.is_some()) {
             Self::of_values(Kind::Grey, map(&|i| u16::from(entry(usize::from(i))[0])))
         } else {
-            // Programs that reorder palettes do not keep black first.
+            // Programs that reorder palettes may move black from index 0.
             let black = (0..palette.len().min(256)).find(|i| palette[*i][..3] == [0, 0, 0] && used[*i]);
             let background = if same { 0 } else { black.unwrap_or(0) as u16 };
             Self::of_values(Kind::Index, map(&|i| if i == background { 0 } else { i.max(1) }))
@@ -139,7 +139,7 @@ impl Levels {
         Self { alpha, ..levels }
     }
 
-    /// Turns everything.
+    /// Applies `orientation`.
     fn turned(mut self, orientation: Orientation) -> Self {
         if orientation != Orientation::NoTransforms {
             let mut values = DynamicImage::ImageLuma16(self.values);
@@ -198,7 +198,7 @@ impl Levels {
         let decoder = image::codecs::bmp::BmpDecoder::new(Cursor::new(bytes)).map_err(failed)?;
         let palette: Option<Vec<[u8; 4]>> =
             decoder.get_palette().map(|p| p.iter().map(|c| [c[0], c[1], c[2], 255]).collect());
-        // Compressed indices are read as the colours that they stand for.
+        // Compressed indices are read as their colours.
         match (palette, super::bmp::indices(path, bytes)?) {
             (Some(palette), Some(indices)) => Ok(Self::of_palette(indices, &palette)),
             _ => {
@@ -239,7 +239,7 @@ impl Levels {
         Ok(levels.turned(orientation))
     }
 
-    /// Of a TIFF's numbers of any type: parts of 1 become brightness, others are taken as they are.
+    /// Levels of a TIFF's numbers of any type: fractions become brightness, whole numbers are used directly.
     fn of_numbers(path: &Path, numbers: &[f64], (width, height): (u32, u32)) -> Result<Self> {
         let largest = numbers.iter().copied().fold(0.0, f64::max);
         let parts = largest <= 1.0 && numbers.iter().any(|v| v.fract() != 0.0);
@@ -255,7 +255,7 @@ impl Levels {
     }
 }
 
-/// The brightest channel of colours of 16 bits that are too dark to be colours: of 8 bits they would all be black.
+/// The brightest channel of 16-bit colours that are too dark to be colours: with 8 bits they would all be black.
 fn wide_labels(image: &ImageBuffer<Rgb<u16>, Vec<u16>>) -> Option<Plane> {
     let brightest: Vec<u16> = image.pixels().map(|p| p.0.into_iter().max().unwrap_or(0)).collect();
     let largest = brightest.iter().max().copied().unwrap_or(0);
@@ -263,12 +263,12 @@ fn wide_labels(image: &ImageBuffer<Rgb<u16>, Vec<u16>>) -> Option<Plane> {
     Plane::from_raw(image.width(), image.height(), brightest).filter(|_| labels)
 }
 
-/// True if not all pixels are the same.
+/// Whether pixels differ.
 pub(super) fn varies(plane: &GrayImage) -> bool {
     plane.as_raw().first().is_some_and(|first| plane.as_raw().iter().any(|v| v != first))
 }
 
-/// The TIFF with its palette's indices declared as grey, which the `tiff` crate reads; `None` for one without a palette.
+/// The TIFF with its palette indices declared as grey, which the `tiff` crate can read; `None` without a palette.
 fn indices_as_grey(bytes: &[u8]) -> Option<Vec<u8>> {
     const PHOTOMETRIC: u16 = 262;
     let little = bytes.starts_with(b"II*\0");
@@ -295,7 +295,7 @@ fn indices_as_grey(bytes: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// A TIFF's colour map: all reds, all greens, all blues, of 16 bits.
+/// Converts a TIFF's colour map: all reds, all greens, all blues, of 16 bits.
 fn tiff_palette(map: &[u16]) -> Vec<[u8; 4]> {
     let count = map.len() / 3;
     let part = |i: usize| (map[i] >> 8) as u8;

@@ -50,11 +50,12 @@ pub struct Item {
     pub name: String,
     pub image: PathBuf,
     pub mask: Option<PathBuf>,
-    /// Which values of the mask are foreground; the same for all of a set.
+    /// Which values of the mask are foreground; the same for a whole set.
     pub reading: Reading,
-    /// The part of the image that counts, where it is a tile of a larger one.
+    /// The part of the image that is used, if the item is a tile of a larger image.
     pub tile: Option<Tile>,
-    /// How many bits an image of 16 bits a channel uses, if its tags do not say ([`settle_depth`]); `None`: all.
+    /// Number of bits used by an image of 16 bits per channel, if its tags do not state it ([`settle_depth`]); `None`:
+    /// all.
     pub bits: Option<u8>,
 }
 
@@ -74,25 +75,25 @@ pub struct Pair {
     pub mask: GrayImage,
 }
 
-/// A data set's images in order, and what is wrong with it.
+/// A data set's images in order, and its problems.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    /// The last parts of its path, for people.
+    /// Name for display: the last parts of its path.
     pub name: String,
     pub root: PathBuf,
     pub items: Vec<Item>,
-    /// Images left out and why, one line each, with the path.
+    /// Images left out, one line each with path and reason.
     pub problems: Vec<String>,
-    /// What is doubtful about the set as a whole, one line each.
+    /// Doubts about the set as a whole, one line each.
     pub warnings: Vec<String>,
-    /// How its images are read where that is not obvious, one line each.
+    /// How its images are interpreted if that is not obvious, one line each.
     pub notes: Vec<String>,
-    /// How its masks are read, for people.
+    /// How its masks are interpreted, for display.
     pub masks: String,
 }
 
 impl Pair {
-    /// The part of both that lies in `area`.
+    /// Crops both to `area`.
     pub fn part(&self, area: Rect) -> Self {
         let [x, y, w, h] = [area.left, area.top, area.width, area.height].map(|v| v as u32);
         Self {
@@ -101,11 +102,11 @@ impl Pair {
         }
     }
 
-    /// The part that a network is trained on: what `roi` shows. Found automatically, it is widened where it would cut a
-    /// labelled pixel away, which would make a polyp-free example of an image with a polyp.
+    /// Crops the pair to the part that a network is trained on, given by `roi`. An automatic crop is extended if it
+    /// would remove labelled pixels, because an image with a polyp would become a polyp-free example.
     ///
     /// # Errors
-    /// For an image too large to be sampled.
+    /// If the image is too large to be resized.
     pub fn trained(&self, roi: CropMode) -> Result<Self> {
         let area = roi.of(&Frame::rgb_image(&self.rgb))?;
         Ok(match (roi, self.labelled()) {
@@ -117,14 +118,14 @@ impl Pair {
         })
     }
 
-    /// The share of the image, from 0 to 1, that each connected polyp covers.
+    /// Fraction of the image, 0 to 1, that each connected polyp covers.
     pub fn polyps(&self) -> Vec<f64> {
         let (size, mask) = ((self.mask.width() as usize, self.mask.height() as usize), self.mask.as_raw());
         let polyps = connected(size, Neighbours::Eight, 0..mask.len(), |i| mask[i] > 0, |_, _| true);
         polyps.iter().map(|polyp| polyp.len() as f64 / mask.len() as f64).collect()
     }
 
-    /// The smallest rectangle that holds all labelled pixels; `None` without any.
+    /// The bounding box of all labelled pixels; `None` without any.
     pub fn labelled(&self) -> Option<Rect> {
         let width = self.mask.width().max(1) as usize;
         let rows = || self.mask.as_raw().chunks_exact(width);
@@ -137,22 +138,22 @@ impl Pair {
 }
 
 impl Item {
-    /// A whole image with a mask of 0 and 255.
+    /// An item for a whole image with a mask of 0 and 255.
     fn new(sequence: &str, name: String, image: PathBuf, mask: Option<PathBuf>) -> Self {
         let sequence = sequence.to_owned();
         Self { sequence, name, image, mask, reading: Reading::default(), tile: None, bits: None }
     }
 
-    /// The case that its sequence is of: `case12` of `case12_3`, a sequence's own name where it has no such number.
+    /// The case of its sequence: `case12` for `case12_3`, or the sequence's own name if it has no such number.
     pub fn case(&self) -> &str {
         case_of(&self.sequence)
     }
 
-    /// What a network is trained on of it ([`Pair::trained`]), at the resizer's size, and the mask of that (0 and 255, row by
-    /// row).
+    /// The model input that a network is trained on ([`Pair::trained`]), at the resizer's size, and its mask (0 and
+    /// 255, row by row).
     ///
     /// # Errors
-    /// As [`Self::load`]'s.
+    /// As for [`Self::load`].
     pub fn sampled(&self, roi: CropMode, resizer: &mut Resizer) -> Result<(ModelInput, Vec<u8>)> {
         let pair = self.load()?.trained(roi)?;
         let mut sample = ModelInput::default();
@@ -162,22 +163,23 @@ impl Item {
         Ok((sample, mask.into_raw()))
     }
 
-    /// Decodes image and mask. Masks are made 0 and 255; a missing one is empty.
+    /// Decodes image and mask. Masks are converted to 0 and 255; a missing one is empty.
     ///
     /// # Errors
-    /// With the path: files that are unreadable or damaged, a mask of another size or that holds other values than the set's.
+    /// If a file is unreadable or damaged, or the mask has another size or other values than the set's masks; the
+    /// message has the path.
     pub fn load(&self) -> Result<Pair> {
         self.decode().map(|(pair, _)| pair)
     }
 
-    /// [`Self::load`], and what the mask file holds.
+    /// [`Self::load`], and the levels of the mask file.
     fn decode(&self) -> Result<(Pair, Option<Levels>)> {
         let bytes = decode::read(&self.image)?;
         let (image, head) = decode::upright(&self.image, &bytes)?;
         let mut rgb = depth::rgb8(&self.image, &bytes, image, self.bits)?;
         let mut levels = self.mask.as_deref().map(Levels::open).transpose()?;
         if let Some(found) = levels.take() {
-            // Programs that do not know EXIF draw on the image as stored.
+            // Programs that ignore EXIF draw on the image as stored.
             let as_stored = found.orientation == Orientation::NoTransforms
                 && found.dimensions() == head.size
                 && head.size != head.upright();
@@ -198,7 +200,7 @@ impl Item {
     }
 }
 
-/// Fails where a mask is not of its image's size.
+/// Fails if a mask does not have its image's size.
 fn check_size(mask: &Path, found: (u32, u32), image: &Path, (width, height): (u32, u32)) -> Result<()> {
     if found == (width, height) {
         return Ok(());
@@ -213,7 +215,7 @@ fn check_size(mask: &Path, found: (u32, u32), image: &Path, (width, height): (u3
     ))
 }
 
-/// `case12` of `case12_3`.
+/// `case12` for `case12_3`.
 pub fn case_of(sequence: &str) -> &str {
     match sequence.rsplit_once('_') {
         Some((case, part)) if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) => case,
@@ -231,8 +233,8 @@ impl Dataset {
         });
     }
 
-    /// Cuts every image into tiles of `side × side` pixels, as few as cover it, evenly spread (they overlap where the
-    /// side does not divide); smaller images stay whole. MoNuSeg's 1000 × 1000 images are trained on this way.
+    /// Splits every image into as few tiles of `side × side` pixels as cover it, evenly spaced (they overlap if the
+    /// side does not divide the image's); smaller images stay whole. Used for MoNuSeg's 1000 × 1000 images.
     pub fn tiled(mut self, side: u32) -> Result<Self> {
         let mut tiles = Vec::new();
         for item in self.items {
@@ -279,10 +281,10 @@ impl Dataset {
         }
     }
 
-    /// The set with all its items: settles how masks are read, if not told, and how images.
+    /// Completes the set: determines how masks are interpreted, unless `reading` is given, and the bit depth of images.
     fn finish(mut self, reading: Option<Reading>) -> Result<Self> {
         if self.items.is_empty() {
-            // Files of kinds that are not read are warned of; they may be all that is there.
+            // Includes the warnings about unsupported files, since the folder may contain nothing else.
             let known = self.problems.into_iter().take(1).chain(self.warnings);
             let known = known.chain(annotations::found(&self.root, true));
             let reasons: String = known.map(|reason| format!("; {reason}")).collect();
@@ -298,16 +300,16 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The folders in `dir`, in natural order (`case2` before `case10`); hidden ones and what archives leave behind left out.
+/// The folders in `dir`, in natural order (`case2` before `case10`); without hidden ones and leftovers of archives.
 pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     list(dir, |p| p.is_dir() && !LEFTOVERS.contains(&file_name(p).as_str()))
 }
 
-/// Folders that archives and file managers leave beside the data.
+/// Leftover folders of archives and file managers.
 const LEFTOVERS: [&str; 3] = ["__MACOSX", "@eaDir", "$RECYCLE.BIN"];
 
-/// The images in `dir` itself, in order, without masks. Those that differ in their ending only keep it in their names, or
-/// what is made of one would replace what is made of the other.
+/// The images in `dir` itself, in order, without masks. Names that differ only in their extension keep it, because
+/// outputs would otherwise overwrite each other.
 pub fn images_in(dir: &Path) -> Result<Vec<Item>> {
     let files = image_files(dir)?;
     let mut count: HashMap<String, usize> = HashMap::new();
@@ -319,7 +321,7 @@ pub fn images_in(dir: &Path) -> Result<Vec<Item>> {
     Ok(files.into_iter().map(named_apart).collect())
 }
 
-/// The images in `dir` by name without ending, in SUN-SEG's frame order.
+/// The images in `dir` by name without extension, in SUN-SEG's frame order.
 pub(crate) fn image_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let files = list(dir, |p| is_image_file(p) && p.is_file())?;
     Ok(files
@@ -328,7 +330,7 @@ pub(crate) fn image_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
         .collect())
 }
 
-/// True for the endings of images that can be read.
+/// Whether the extension is one of a supported image format.
 fn is_image_file(path: &Path) -> bool {
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     ["png", "jpg", "jpeg", "jpe", "jfif", "bmp", "dib", "tif", "tiff"].contains(&ending.as_str())

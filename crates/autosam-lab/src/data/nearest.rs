@@ -1,4 +1,4 @@
-//! What to say of a folder that is no data set: the nearest layout, and the command that makes it.
+//! Messages for a folder that is not a data set: the nearest layout, and the command that produces it.
 
 use super::folder::{Folder, half_names, pair_in};
 use super::mask::Levels;
@@ -7,22 +7,22 @@ use crate::Error;
 use std::collections::HashSet;
 use std::path::Path;
 
-/// Endings of files that `run` takes and that are no data set.
+/// Extensions of videos, which `run` processes and which are not data sets.
 const VIDEOS: [&str; 10] = ["mp4", "mkv", "avi", "mov", "webm", "mpg", "mpeg", "ts", "m4v", "wmv"];
 
-/// Most lines of what was found below a folder.
+/// Maximum number of lines about folders below the given one.
 const MOST_LINES: usize = 8;
 
-/// True for a folder of images or masks whose other half lies beside it.
+/// Whether the folder contains images or masks and its parent contains the other half.
 pub fn is_half(folder: &Folder) -> bool {
     let (image, mask) = half_names(&folder.path);
     let Some(parent) = folder.path.parent().filter(|_| image || mask) else { return false };
     let same = |a: &Path| file_name(a) == file_name(&folder.path);
-    // A parent that cannot be read has no pair to offer.
+    // A parent that cannot be read contains no pair.
     matches!(pair_in(parent), Ok(Some((images, masks))) if same(&images) || same(&masks))
 }
 
-/// `folder` is in no known layout.
+/// The error for a folder that is in no known layout.
 pub fn unknown(folder: &Folder) -> Error {
     Error::data(
         &folder.path,
@@ -33,7 +33,7 @@ pub fn unknown(folder: &Folder) -> Error {
     )
 }
 
-/// No data set is in or below `folder`; `unreadable` says why, by place.
+/// The error for a folder without a data set in or below it; `unreadable` has the reasons by path.
 pub fn nothing(folder: &Folder, unreadable: &[String]) -> Error {
     if unreadable.is_empty() {
         return unknown(folder);
@@ -55,7 +55,7 @@ fn hint(folder: &Folder) -> Option<String> {
         .or_else(|| videos(folder))
 }
 
-/// What the folders within say: they belong together, or to the folder above.
+/// Advice from the folders' structure: they belong together, or to the parent folder.
 pub fn by_structure(folder: &Folder) -> Option<String> {
     let path = folder.path.display();
     if is_half(folder) {
@@ -70,7 +70,7 @@ pub fn by_structure(folder: &Folder) -> Option<String> {
     two_folders(folder)
 }
 
-/// Two folders whose files' names agree.
+/// Two folders with matching file names.
 fn two_folders(folder: &Folder) -> Option<String> {
     let inside: Vec<Folder> = folder.folders.iter().filter_map(|f| Folder::read(f).ok()).collect();
     let mut best: Option<(usize, &Folder, &Folder)> = None;
@@ -98,13 +98,13 @@ fn two_folders(folder: &Folder) -> Option<String> {
     ))
 }
 
-/// True if the folder's first image has few values.
+/// Whether the folder's first image has few values.
 fn looks_like_mask(folder: &Folder) -> bool {
     let levels = folder.images.first().and_then(|(_, path)| Levels::open(path).ok());
     levels.is_some_and(|l| l.values.as_raw().iter().collect::<HashSet<_>>().len() <= 8)
 }
 
-/// Files of one folder of which half are named as the others with something behind.
+/// Files of one folder, half of which are named like the others with a suffix.
 fn pairs_in_one(folder: &Folder) -> Option<String> {
     let names: HashSet<&str> = folder.images.iter().map(|(n, _)| n.as_str()).collect();
     let mut ends: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
@@ -126,7 +126,7 @@ fn pairs_in_one(folder: &Folder) -> Option<String> {
     ))
 }
 
-/// Images without anything that could be masks.
+/// Images without possible masks.
 fn frames_only(folder: &Folder) -> Option<String> {
     let inside: Vec<Folder> = folder.folders.iter().filter_map(|f| Folder::read(f).ok()).collect();
     let images = folder.images.len() + inside.iter().map(|f| f.images.len()).sum::<usize>();

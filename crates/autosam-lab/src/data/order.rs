@@ -1,10 +1,10 @@
 //! SUN-SEG's frame order.
 
-/// What a file name sorts by: the number before `-`, after `_a`, after `_image`, as SUN-SEG's own tools
-/// have it; names without these parts sort after them, numbers in them by value.
+/// Sort key of a file name: the numbers before `-`, after `_a` and after `_image`, as in SUN-SEG's own tools. Names
+/// without these parts sort after them, in natural order.
 pub type Key = (Option<(u64, u64, u64)>, Vec<Part>);
 
-/// A stretch of a name: digits compare by value, text letter by letter.
+/// A part of a name: digits compare by value, text by character.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Number(u64, String),
@@ -13,7 +13,7 @@ pub enum Part {
 
 pub fn key(name: &str) -> Key {
     let sun = sun(name);
-    // `None` sorts before `Some`; mixed folders do not occur, so which comes first is of no matter.
+    // `None` sorts before `Some`. Mixed folders do not occur, so this does not matter.
     (sun, natural(name))
 }
 

@@ -1,4 +1,4 @@
-//! Which mask belongs to which image: names agree but for their endings and, in many public sets, a word before or after.
+//! Pairs masks with images: names match except for the extension and, in many public sets, a prefix or suffix.
 
 use super::folder::Folder;
 use super::{Dataset, Item, image_files};
@@ -6,11 +6,11 @@ use crate::Result;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-/// An image or mask: its name without ending, and its path.
+/// An image or mask: its name without extension, and its path.
 type File = (String, PathBuf);
 type Files = Vec<File>;
 
-/// What masks' names have before and after their images' names.
+/// Prefixes and suffixes of masks' names.
 const AFFIXES: [(&str, &str); 20] = [
     ("", ""),
     ("", "_mask"),
@@ -35,10 +35,10 @@ const AFFIXES: [(&str, &str); 20] = [
     ("p", ""),
 ];
 
-/// What nnU-Net's image names end with: the number of the first channel. A file of all colours is one channel.
+/// Suffix of nnU-Net's image names: the number of the first channel. A file with all colours is one channel.
 const CHANNEL: &str = "_0000";
 
-/// `images` without [`CHANNEL`] in their names if all of them have it, and no mask has.
+/// Removes [`CHANNEL`] from the names of `images` if all of them have it and no mask has.
 fn without_channel(images: Files, masks: &[File]) -> Files {
     let has = |(name, _): &File| name.ends_with(CHANNEL);
     if !images.iter().all(has) || masks.iter().any(has) {
@@ -48,13 +48,13 @@ fn without_channel(images: Files, masks: &[File]) -> Files {
     images.into_iter().map(strip).collect()
 }
 
-/// What a mask's name ends with that lies beside its image.
+/// Suffix of the name of a mask in the same folder as its image.
 pub fn beside_ending(name: &str) -> Option<&'static str> {
     let name = name.to_lowercase();
     AFFIXES[1..12].iter().map(|(_, end)| *end).find(|end| name.len() > end.len() && name.ends_with(end))
 }
 
-/// `name` without the words before and after; capitals do not matter in them.
+/// `name` without prefix and suffix, which are compared case-insensitively.
 fn stripped<'a>(name: &'a str, (before, after): (&str, &str)) -> Option<&'a str> {
     let end = name.len().checked_sub(after.len())?;
     let (front, rest) = (name.get(..before.len())?, name.get(end..)?);
@@ -62,7 +62,7 @@ fn stripped<'a>(name: &'a str, (before, after): (&str, &str)) -> Option<&'a str>
         .then(|| name.get(before.len()..end))?
 }
 
-/// The words that make most masks' names those of images.
+/// The prefix and suffix for which most masks' names match images.
 fn affix(images: &[File], masks: &[File]) -> (&'static str, &'static str) {
     let names: HashSet<&str> = images.iter().map(|(n, _)| n.as_str()).collect();
     let matches = |affix: (&str, &str)| {
@@ -78,7 +78,7 @@ fn affix(images: &[File], masks: &[File]) -> (&'static str, &'static str) {
     best.1
 }
 
-/// How many names of both agree.
+/// Number of matching names.
 pub fn agreement(images: &[File], masks: &[File]) -> usize {
     let names: HashSet<&str> = images.iter().map(|(n, _)| n.as_str()).collect();
     let affix = affix(images, masks);
@@ -108,7 +108,7 @@ fn by_name(files: Files, what: &str, problems: &mut Vec<String>) -> BTreeMap<Str
 }
 
 impl Dataset {
-    /// Takes in the images of a folder whose masks lie in another.
+    /// Adds the images of a folder with masks in another folder.
     pub(super) fn pair(&mut self, sequence: &str, images: &Path, masks: &Path) -> Result<()> {
         for folder in [images, masks] {
             self.warnings.extend(other_files(folder)?);
@@ -155,7 +155,7 @@ impl Dataset {
         self.problems.extend(masks.values().map(|m| format!("{}: a mask without an image", m.display())));
     }
 
-    /// Tells of folders with images beside the set that are no part of it.
+    /// Notes folders with images next to the set that are not part of it.
     pub(super) fn unused(&mut self, folder: &Folder, used: &[&Path]) {
         for other in folder.folders.iter().filter(|f| !used.contains(&f.as_path())) {
             let images = images_below(other, 3);
@@ -182,7 +182,7 @@ fn images_below(dir: &Path, depth: usize) -> usize {
     folder.images.len() + inside
 }
 
-/// Files that look like images or masks of kinds that are not read.
+/// Files that look like images or masks in unsupported formats.
 fn other_files(dir: &Path) -> Result<Option<String>> {
     const KNOWN_OTHERS: [&str; 12] =
         ["txt", "json", "csv", "xml", "md", "xlsx", "db", "ini", "pdf", "html", "py", "yaml"];

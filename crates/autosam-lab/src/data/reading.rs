@@ -1,5 +1,5 @@
-//! Which values of a set's masks are polyp. An image by itself may be ambiguous (is 1 a label, or nearly black?), a set rarely
-//! is: what its files hold is gathered in [`Seen`], and a [`Reading`] follows from it.
+//! Determines which values of a set's masks are polyp. A single image may be ambiguous (is 1 a label, or nearly
+//! black?), but a set rarely is. [`Seen`] collects the values of its files, and a [`Reading`] follows from it.
 
 use super::mask::{Kind, Levels, varies};
 use image::GrayImage;
@@ -7,10 +7,10 @@ use image::GrayImage;
 /// All kinds, in the order of [`Kind`].
 const KINDS: [Kind; 5] = [Kind::Bit, Kind::Grey, Kind::Wide, Kind::Colour, Kind::Index];
 
-/// The number that annotation tools leave for "not decided".
+/// The label that annotation tools use for "undecided".
 const IGNORED: u16 = 255;
 
-/// Values up to this are labels if nothing speaks against it.
+/// Values up to this are assumed to be labels unless other values contradict that.
 const SMALL: u16 = 20;
 
 /// Values up to this may be a lossy compression's noise.
@@ -19,19 +19,19 @@ const NOISE: u16 = 31;
 /// Names of [`Levels::hues`].
 const HUES: [&str; 8] = ["black", "blue", "green", "cyan", "red", "magenta", "yellow", "white"];
 
-/// Which values of a kind are polyp: those above `above`, but for `except`.
+/// Which values of a kind are polyp: those above `above`, except `except`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cut {
     pub above: u16,
     pub except: Option<u16>,
 }
 
-/// Which pixels of a set's masks are polyp.
+/// How a set's masks are interpreted: which of their pixels are polyp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reading {
-    /// Of each [`Kind`].
+    /// The rule for each [`Kind`].
     cuts: [Cut; 5],
-    /// The alpha channel is the mask in files that have one: polyp is what is above this.
+    /// If set, the alpha channel is the mask in files that have one: pixels above this are polyp.
     alpha: Option<u8>,
 }
 
@@ -40,7 +40,7 @@ const fn above(above: u16) -> Cut {
 }
 
 impl Default for Reading {
-    /// Above half of what a file can hold.
+    /// Values above half of a format's range.
     fn default() -> Self {
         Self {
             cuts: [above(0), above(127), above(32767), above(127), Cut { above: 0, except: Some(IGNORED) }],
@@ -56,15 +56,15 @@ impl Cut {
 }
 
 impl Reading {
-    /// Everything but 0, the numbers of objects.
+    /// Everything except 0, for object numbers.
     pub fn objects() -> Self {
         Self { cuts: [above(0); 5], alpha: None }
     }
 
-    /// The mask (255 polyp, 0 not).
+    /// Converts `levels` to a mask (255 polyp, 0 not).
     ///
     /// # Errors
-    /// Why `levels` does not fit in with the set's other masks: it is not empty, but nothing in it would be polyp.
+    /// If `levels` contradicts the set's other masks: it is not empty, but no pixel would be polyp.
     pub fn mask(&self, levels: &Levels) -> Result<GrayImage, String> {
         let (width, height) = levels.dimensions();
         let gathered = |data: Vec<u8>| GrayImage::from_raw(width, height, data).unwrap_or_default();
@@ -87,10 +87,10 @@ impl Reading {
         Ok(gathered(data))
     }
 
-    /// As published measures take a truth: brightness as it is, anything else as [`Self::mask`].
+    /// The truth as published metrics use it: brightness unchanged, anything else as [`Self::mask`].
     ///
     /// # Errors
-    /// As [`Self::mask`]'s.
+    /// As for [`Self::mask`].
     pub fn truth(&self, levels: &Levels) -> Result<GrayImage, String> {
         let mask = self.mask(levels)?;
         let cut = self.cuts[Kind::Grey as usize];
@@ -103,28 +103,28 @@ impl Reading {
     }
 }
 
-/// Why a mask does not fit in.
+/// The reason why a mask does not fit the set.
 fn other_masks(above: u16) -> String {
     format!("in the set's other masks only values above {above} are polyp; save all masks alike")
 }
 
-/// What a set's mask files hold, taken together.
+/// Values of a set's mask files, combined.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// Files of each [`Kind`], and their largest value (without [`IGNORED`] for numbers).
+    /// Number of files of each [`Kind`], and their largest value (without [`IGNORED`] for numbers).
     files: [usize; 5],
     largest: [u16; 5],
-    /// Of each kind, some compressed with losses.
+    /// For each kind, whether some files are lossy.
     lossy: [bool; 5],
     /// Pixels of each brightness.
     grey: [u64; 256],
-    /// Files without losses that hold small labels only, 0 and high values only, and both.
+    /// Number of lossless files with only small labels, with only 0 and high values, and with both.
     small: usize,
     high: usize,
     both: usize,
-    /// Numbers with [`IGNORED`] among them.
+    /// Whether numbers include [`IGNORED`].
     ignored: bool,
-    /// Files whose alpha channel is not the same everywhere.
+    /// Number of files whose alpha channel varies.
     alpha: usize,
     /// The largest value of these channels.
     opaque: u8,
@@ -150,7 +150,7 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Looks at one more file.
+    /// Adds a file.
     pub fn add(&mut self, levels: &Levels) {
         if let Some(alpha) = levels.alpha.as_ref().filter(|alpha| varies(alpha)) {
             self.alpha += 1;
@@ -187,7 +187,7 @@ impl Seen {
         self.largest[kind] = self.largest[kind].max(largest);
     }
 
-    /// Takes in what another has seen.
+    /// Merges the values of another one.
     pub fn merge(mut self, other: &Self) -> Self {
         for kind in 0..KINDS.len() {
             self.files[kind] += other.files[kind];
@@ -205,19 +205,19 @@ impl Seen {
         self
     }
 
-    /// True if more files of the kind would hardly change the [`Reading`]: a polyp pixel is among them whose value is large
-    /// enough to tell.
+    /// Whether further files would hardly change the [`Reading`], because a polyp pixel with a conclusive value was
+    /// found.
     pub fn is_settled(&self) -> bool {
         let telling = [1, 128, 32768, 128, 1];
         self.opaque > 127 || self.largest.iter().zip(telling).any(|(largest, from)| *largest >= from)
     }
 
-    /// True if nothing but 0 and 1 is in these files, in bytes.
+    /// Whether these files contain only the byte values 0 and 1.
     pub fn is_zero_or_one(&self) -> bool {
         self.largest[Kind::Grey as usize] == 1 && self.largest.iter().sum::<u16>() == 1
     }
 
-    /// What is polyp in these files.
+    /// The interpretation of these files.
     pub fn reading(&self) -> Reading {
         // Polyps drawn half transparent.
         let alpha = (self.alpha > 0).then_some(if self.opaque > 127 { 127 } else { 0 });
@@ -236,7 +236,7 @@ impl Seen {
             set(Kind::Colour, cut);
         }
         match self.largest[Kind::Wide as usize] {
-            // Bytes in 16 bits.
+            // Byte values stored in 16 bits.
             128..=255 => set(Kind::Wide, above(127)),
             1..=127 | 256..=32767 => set(Kind::Wide, above(0)),
             _ => {}
@@ -244,7 +244,7 @@ impl Seen {
         reading
     }
 
-    /// True if a pixel of these files is polyp.
+    /// Whether any pixel of these files is polyp.
     pub fn any_polyp(&self, reading: &Reading) -> bool {
         let cut = reading.cuts[Kind::Grey as usize];
         self.alpha > 0
@@ -254,7 +254,7 @@ impl Seen {
             })
     }
 
-    /// What makes it doubtful that these files are read as they are meant.
+    /// Doubts about the interpretation of these files.
     pub fn doubts(&self, reading: &Reading) -> Vec<String> {
         let mut doubts = Vec::new();
         if self.files.iter().sum::<usize>() == 0 {
@@ -289,7 +289,7 @@ impl Seen {
         doubts
     }
 
-    /// How these files are read, for people.
+    /// Describes the interpretation of these files for display.
     pub fn describe(&self, reading: &Reading) -> String {
         let mut ways = Vec::new();
         if let Some(cut) = reading.alpha {

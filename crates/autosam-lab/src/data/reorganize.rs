@@ -1,4 +1,4 @@
-//! SUN-SEG's own reorganisation step: frames of the SUN database beside SUN-SEG's annotations.
+//! SUN-SEG's reorganisation step: adds the SUN database's frames to SUN-SEG's annotations.
 
 use super::{SPLITS, folders, image_files};
 use crate::{Error, Result};
@@ -6,26 +6,27 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What [`sunseg`] did.
+/// Result of [`sunseg`].
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Report {
     /// Cases of the SUN database that were found.
     pub cases: usize,
     pub clips: usize,
     pub frames: usize,
-    /// Masks for which there is no frame, with the path looked at.
+    /// Masks without a frame, with the expected location.
     pub missing: Vec<String>,
 }
 
 /// Puts the frames below the folders in `positive` (`SUN-Positive/case1/*.jpg`, or the parts of the SUN database as
-/// downloaded, `sundatabase_positive_part1/case1/*.jpg`) beside the annotations of `annotations`
-/// (`TrainDataset/GT/case1_1/*.png` and so on) into `out`, which may be `annotations` itself: `Frame/` gets the frame of
-/// every mask in `GT/`. Files are linked where the file system allows it, else copied; what is there already stays.
+/// downloaded, `sundatabase_positive_part1/case1/*.jpg`) and the annotations of `annotations`
+/// (`TrainDataset/GT/case1_1/*.png` and so on) together in `out`, which may be `annotations` itself: `Frame/` gets the
+/// frame of every mask in `GT/`. Files are linked if the file system supports it, otherwise copied; existing files are
+/// kept.
 ///
 /// `done` is called after each clip. Follows the data set's `reorganize.py` (SUN-SEG, arXiv 2203.14291).
 ///
 /// # Errors
-/// No split in `annotations`, or a folder that cannot be read or written.
+/// If `annotations` contains no split, or a folder cannot be read or written.
 pub fn sunseg(
     positive: &[PathBuf],
     annotations: &Path,
@@ -82,14 +83,14 @@ pub fn sunseg(
     Ok(report)
 }
 
-/// Folders below the given ones in which cases are looked for.
+/// Depth to which cases are searched below the given folders.
 const DEPTH: usize = 3;
 
-/// Adds the folders named `case…` in and below `dir` that hold frames.
+/// Adds the folders named `case…` with frames in and below `dir`.
 fn find_cases(dir: &Path, depth: usize, cases: &mut BTreeMap<String, Vec<PathBuf>>) -> Result<()> {
     for folder in folders(dir)? {
         let name = super::file_name(&folder);
-        // Its polyp-free cases have numbers of their own.
+        // Polyp-free cases are numbered separately.
         if name.to_lowercase().contains("negative") {
             continue;
         }
@@ -102,7 +103,7 @@ fn find_cases(dir: &Path, depth: usize, cases: &mut BTreeMap<String, Vec<PathBuf
     Ok(())
 }
 
-/// Links or copies `file` into `dir`; a copy is whole or not there.
+/// Links or copies `file` into `dir`; copies are atomic.
 fn place(file: &Path, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let to = dir.join(file.file_name().unwrap_or_default());

@@ -1,14 +1,14 @@
-//! How a set's masks are read, settled once for all of them.
+//! Determines once how all masks of a set are interpreted.
 
 use super::{Dataset, Levels, Reading, Seen};
 use rayon::prelude::*;
 use std::path::Path;
 
-/// Masks that are looked at when a set is opened; all, if these leave it open.
+/// Number of masks inspected when a set is opened; all if these are inconclusive.
 const SAMPLED: usize = 24;
 
 impl Dataset {
-    /// Settles which values of the masks are foreground, unless `told` says so, and warns of what is doubtful.
+    /// Determines which values of the masks are foreground, unless `told` specifies it, and adds warnings about doubts.
     pub(super) fn settle(&mut self, told: Option<Reading>) {
         let masks: Vec<&Path> = self.items.iter().filter_map(|i| i.mask.as_deref()).collect();
         if masks.is_empty() {
@@ -25,7 +25,7 @@ impl Dataset {
 }
 
 impl Seen {
-    /// What mask files hold together: a sample of them, or all of them if that leaves open how they are read.
+    /// Combined values of mask files: of a sample, or of all files if the sample is inconclusive.
     pub fn of(masks: &[&Path]) -> Self {
         let step = masks.len().div_ceil(SAMPLED).max(1);
         let sample: Vec<&Path> = masks.iter().copied().step_by(step).collect();

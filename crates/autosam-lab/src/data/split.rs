@@ -1,5 +1,5 @@
-//! A part of a data set kept aside for validation, with look-alikes on one side: public polyp sets share images, and a
-//! frame of a video resembles the next one.
+//! Splits off a part of a data set for validation, with look-alikes on the same side: public polyp sets share images,
+//! and a frame of a video resembles the next one.
 
 use super::{Dataset, Item, open};
 use crate::{Error, Result};
@@ -15,9 +15,9 @@ const SIDE: u32 = 12;
 /// How to split.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SplitConfig {
-    /// The part to keep aside, 0 to 1.
+    /// The fraction to split off, 0 to 1.
     pub part: f64,
-    /// Images whose hashes (144 bits: DCT, then gradients) differ in so many bits or fewer are look-alikes.
+    /// Images whose hashes (144 bits: DCT, then gradients) differ in at most this many bits are look-alikes.
     pub distance: u32,
 }
 
@@ -32,7 +32,7 @@ impl Default for SplitConfig {
 pub struct Split {
     pub train: Vec<Item>,
     pub val: Vec<Item>,
-    /// In neither part, because it looks like an image of a set to keep apart; names that image.
+    /// Images in neither part because they resemble an image of a set to keep apart, which is named.
     pub left_out: Vec<(Item, PathBuf)>,
     /// Look-alikes within the sets, as groups of two images or more.
     pub groups: Vec<Vec<PathBuf>>,
@@ -88,8 +88,8 @@ pub fn split(
 }
 
 impl Split {
-    /// Makes `dir/train` and `dir/val`, each with `images/` and `masks/` of links to the images, and `dir/split.md` with
-    /// look-alikes and what was left out.
+    /// Creates `dir/train` and `dir/val`, each with `images/` and `masks/` of links, and `dir/split.md`, which lists
+    /// look-alikes and omitted images.
     ///
     /// # Errors
     /// If the folder exists, an image has no mask, or a file cannot be written.
@@ -137,7 +137,7 @@ fn hashes(items: &[&Item], progress: &(impl Fn() + Sync)) -> Result<Vec<ImageHas
     items
         .par_iter()
         .map(|item| {
-            // Not shared between threads: it holds the DCT's plans.
+            // Not shared between threads because it contains the DCT's plans.
             let hasher = HasherConfig::new()
                 .hash_size(SIDE, SIDE)
                 .hash_alg(HashAlg::Gradient)
@@ -158,7 +158,7 @@ fn root(group: &[usize], mut at: usize) -> usize {
     at
 }
 
-/// Where `name` falls between 0 and 1.
+/// Maps `name` to a number between 0 and 1.
 fn share(name: &str) -> f64 {
     let digest = Sha256::digest(name.as_bytes());
     f64::from(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])) / 2f64.powi(32)

@@ -1,5 +1,5 @@
-//! False alarms in polyp-free video: how many a minute, how long they last and what they look like, with each frame by itself
-//! and through the filter of live video.
+//! False alarms in polyp-free video: how many per minute, how long they last and what they look like, for single frames
+//! and with the temporal filter of live video.
 
 use autosam_frame::Luma;
 use autosam_frame::map::ProbMap;
@@ -8,10 +8,10 @@ use autosam_frame::temporal::{TemporalFilter, TemporalSettings};
 use serde::Serialize;
 use std::fmt;
 
-/// Seconds that an overlay must last to be an alarm; none is one frame.
+/// Minimum durations of an alarm in seconds; 0 is one frame.
 pub const DURATIONS: [f64; 3] = [0.0, 0.5, 1.0];
 
-/// The probability from which a pixel is drawn.
+/// Threshold above which a pixel is drawn.
 const THRESHOLD: f32 = 0.5;
 
 /// The temporal filter of live video, with the element's settings and its reset at a scene change.
@@ -23,7 +23,7 @@ pub struct LiveFilter {
 }
 
 impl LiveFilter {
-    /// Filters the map of the next frame. `luma` is its copy of [`motion::SIDE`].
+    /// Filters the map of the next frame. `luma` is the frame's small copy ([`motion::SIDE`]).
     pub fn apply(&mut self, map: &mut ProbMap, luma: Luma) {
         if self.before.as_ref().is_some_and(|b| motion::shift(b, &luma, Extent::WHOLE).is_none()) {
             self.filter.reset();
@@ -34,14 +34,14 @@ impl LiveFilter {
     }
 }
 
-/// An alarm: consecutive frames of one sequence with an overlay, none before and after them.
+/// An alarm: a maximal run of consecutive frames with an overlay in one sequence.
 #[derive(Debug, Clone)]
 pub struct Alarm {
-    /// The place of its first frame in the sequence.
+    /// Index of its first frame in the sequence.
     pub first: usize,
-    /// How many frames it lasts.
+    /// Its duration in frames.
     pub frames: usize,
-    /// The frame with its largest overlay: its name and its place in the data set.
+    /// The frame with its largest overlay: name and index in the data set.
     pub name: String,
     pub item: usize,
     /// That frame's map.
@@ -53,12 +53,12 @@ pub struct Alarm {
 pub struct Collector {
     frames: usize,
     alarms: Vec<Alarm>,
-    /// Pixels of the last alarm's largest overlay, while it lasts.
+    /// Size in pixels of the current alarm's largest overlay.
     largest: Option<usize>,
 }
 
 impl Collector {
-    /// The next frame, at place `item` of the data set, with or without an `overlay`.
+    /// Adds the next frame, item `item` of the data set, with or without an `overlay`.
     pub fn observe(&mut self, overlay: bool, name: &str, item: usize, map: &ProbMap) {
         let place = self.frames;
         self.frames += 1;
@@ -83,20 +83,20 @@ impl Collector {
         }
     }
 
-    /// The alarms in order.
+    /// Returns the alarms in order.
     pub fn finish(self) -> Vec<Alarm> {
         self.alarms
     }
 }
 
-/// What is drawn in one frame.
+/// What is drawn on one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drawn {
-    /// The truth has a polyp.
+    /// Whether the truth has a polyp.
     pub positive: bool,
-    /// It has an overlay, by itself.
+    /// Whether the single frame has an overlay.
     pub overlay: bool,
-    /// It has an overlay through the live filter; `None` if that was not applied.
+    /// Whether it has an overlay with the live filter; `None` if that was not applied.
     pub live: Option<bool>,
 }
 
@@ -107,31 +107,31 @@ pub struct PolypFree {
     pub sequences: usize,
     pub frames: usize,
     pub minutes: f64,
-    /// With each frame by itself.
+    /// For single frames.
     pub each_frame: Alarms,
-    /// Through the filter of live video; `None` (JSON `null`) for maps from disk.
+    /// With the filter of live video; `None` (JSON `null`) for maps from disk.
     pub live_filter: Option<Alarms>,
 }
 
 /// Alarms of polyp-free video.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Alarms {
-    /// Part of the frames that have an overlay, 0 to 1.
+    /// Fraction of frames with an overlay, 0 to 1.
     pub frames_with_overlay: f64,
     pub by_duration: Vec<Lasting>,
 }
 
-/// Alarms that last.
+/// Alarms of a minimum duration.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Lasting {
-    /// Seconds that an alarm lasts at least; one frame's for the shortest.
+    /// Minimum duration in seconds; that of one frame for the shortest.
     pub seconds: f64,
     pub alarms: usize,
     pub per_minute: f64,
 }
 
 impl PolypFree {
-    /// Of `sequences` at `rate` frames a second; `None` if every one has a polyp.
+    /// Evaluates `sequences` at `rate` frames per second; `None` if every sequence has a polyp.
     pub fn new(sequences: &[Vec<Drawn>], rate: f64) -> Option<Self> {
         let free: Vec<&[Drawn]> = sequences
             .iter()
@@ -149,7 +149,7 @@ impl PolypFree {
             by_duration: DURATIONS
                 .iter()
                 .map(|least| {
-                    // A run of whole frames that fills the time exactly counts, whatever the division rounds to.
+                    // The tolerance makes a run that lasts exactly the minimum count despite rounding.
                     let lasts = |run: &[Drawn]| run.len() as f64 / rate >= least - 1e-9;
                     let runs = free.iter().flat_map(|s| s.chunk_by(|a, b| overlay(a) == overlay(b)));
                     let alarms = runs.filter(|run| overlay(&run[0]) && lasts(run)).count();
@@ -168,7 +168,7 @@ impl PolypFree {
         })
     }
 
-    /// The two ways and their alarms, for tables.
+    /// Names and alarms of the two variants, for tables.
     pub fn ways(&self) -> impl Iterator<Item = (&'static str, &Alarms)> {
         let live = self.live_filter.iter().map(|alarms| ("through the live filter", alarms));
         std::iter::once(("each frame by itself", &self.each_frame)).chain(live)
@@ -214,7 +214,8 @@ mod tests {
 
     #[test]
     fn alarms_of_polyp_free_sequences_are_counted_by_their_duration() {
-        // At 10 frames/s: runs of 1, 4, 5 and 10 frames. An alarm ends with its sequence. One with a polyp does not count.
+        // At 10 frames/s: runs of 1, 4, 5 and 10 frames. An alarm ends with its sequence. Sequences with a polyp do not
+        // count.
         let sequences = [
             seen("#.####.#####", Some("....##......")),
             seen("##########..", Some("..########..")),
@@ -258,8 +259,8 @@ mod tests {
         assert_eq!(alarms[0].map, map(6, 200));
     }
 
-    /// Of 255 a frame's share is 0.6: smoothed 153, 214, 239 and 249, of which only the last is above 0.95 of 255; one
-    /// frame without leaves 0.4 of it, which is below the threshold.
+    /// A frame has weight 0.6: 255 is smoothed to 153, 214, 239 and 249, of which only the last is above 0.95 · 255.
+    /// One frame without a detection leaves 0.4 of it, which is below the threshold.
     #[test]
     fn the_live_filter_draws_late_and_stops_at_once() {
         let luma = || Luma { width: 16, height: 16, data: vec![90; 256] };

@@ -1,5 +1,6 @@
-//! Calibration of a model's probabilities by Platt scaling (Platt 1999; temperature scaling, arXiv 1706.04599, with a bias): the
-//! affine map of its logits that makes pixels of labelled frames most likely. Two numbers, fitted on frames it was not trained on.
+//! Calibration of a model's probabilities by Platt scaling (Platt 1999; temperature scaling, arXiv 1706.04599, with a
+//! bias): the affine map of its logits that maximises the likelihood of labelled pixels. Its two parameters are fitted
+//! on frames that the model was not trained on.
 
 use crate::data::Dataset;
 use crate::{Error, Result};
@@ -10,13 +11,13 @@ use autosam_model::{AutoSam, Calibration, ModelConfig};
 use autosam_ops as ops;
 use candle_core::Device;
 
-/// Logits beyond are counted here.
+/// Logits are clamped to ± this.
 const MOST: f64 = 24.0;
 /// Width of a bin of logits.
 const STEP: f64 = 1.0 / 32.0;
 const ITERATIONS: usize = 50;
 
-/// Pixels by logit: how many are background and polyp, weighted.
+/// Weighted number of background and polyp pixels by logit.
 #[derive(Debug, Clone)]
 struct Bins(Vec<[f64; 2]>);
 
@@ -47,7 +48,7 @@ impl Bins {
         sum / weight.max(f64::MIN_POSITIVE)
     }
 
-    /// The map of the least [`Self::loss`], which is convex: Newton's steps, halved where they go too far.
+    /// Minimises [`Self::loss`], which is convex, by Newton's method with step halving.
     fn fit(&self) -> Calibration {
         let mut best = Calibration::default();
         let mut loss = self.loss(best);
@@ -82,20 +83,20 @@ impl Bins {
     }
 }
 
-/// What [`calibrate`] found.
+/// Result of [`calibrate`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Calibrated {
     pub calibration: Calibration,
-    /// Negative log likelihood a pixel before and after, in nats.
+    /// Negative log likelihood per pixel before and after, in nats.
     pub loss: (f64, f64),
     pub frames: usize,
 }
 
-/// Fits the calibration of a model anew and notes it in its `checkpoint`; each set counts alike, and in it each frame. `tick` is
-/// called for every frame.
+/// Fits a model's calibration and stores it in its `checkpoint`. Sets have equal weight, and so have the frames within
+/// a set. `tick` is called for every frame.
 ///
 /// # Errors
-/// For a file that holds no model, for frames that cannot be read, and where there are none.
+/// If the file contains no model, or frames are missing or cannot be read.
 pub fn calibrate(
     checkpoint: &mut Checkpoint,
     device: &Device,
@@ -140,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_map_that_made_the_labels_is_found() {
-        // Labels drawn, as expectations, by a model that is too sure of itself and says too much.
+        // Expected labels of an overconfident model that predicts too many polyps.
         let truth = Calibration { scale: 0.4, bias: -1.2 };
         let mut bins = Bins::new();
         for i in -300..300 {

@@ -1,24 +1,23 @@
-//! How sure a figure is: percentile bootstrap over cases, because frames of one patient are alike.
+//! Confidence intervals of metrics: percentile bootstrap over cases, because frames of one patient are similar.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-/// Resamples an interval is made of.
+/// Number of bootstrap resamples.
 const RESAMPLES: usize = 2000;
 
-/// A mean, and the interval that holds 95 % of its resamples.
+/// A mean, and the interval that contains 95 % of its resamples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Interval {
     pub mean: f64,
     pub low: f64,
     pub high: f64,
-    /// Cases that were drawn from.
+    /// Number of cases.
     pub cases: usize,
 }
 
-/// The pooled mean of `cases`, each a sum and a count, with its interval; `None` where nothing was counted. The same for
-/// the same cases.
+/// The pooled mean of `cases`, each a sum and a count, with its interval; `None` if all counts are 0. Deterministic.
 pub fn bootstrap(cases: &[(f64, usize)]) -> Option<Interval> {
     let cases: Vec<(f64, usize)> = cases.iter().copied().filter(|c| c.1 > 0).collect();
     let pooled = |drawn: &mut dyn Iterator<Item = (f64, usize)>| {
@@ -53,7 +52,7 @@ mod tests {
         for i in [few, many] {
             assert!((i.mean - 0.45).abs() < 1e-12 && i.low < i.mean && i.mean < i.high, "{i:?}");
         }
-        // A mean of n has a standard deviation of 0.287 / sqrt(n) here.
+        // The mean of n cases has a standard deviation of 0.287 / sqrt(n) here.
         assert!((few.high - few.low - 4.0 * 0.287 / 10f64.sqrt()).abs() < 0.04, "{few:?}");
         assert!((many.high - many.low - 4.0 * 0.287 / 1000f64.sqrt()).abs() < 0.004, "{many:?}");
         assert_eq!(bootstrap(&cases(10)), Some(few));

@@ -1,39 +1,39 @@
-//! Metrics of live video that a frame's Dice does not show: false alarms per minute, polyps found, time to the first detection, steadiness.
-//! docs/metrics.md defines each figure and names its source.
+//! Metrics of live video that a frame's Dice does not show: false alarms per minute, polyps found, time to the first
+//! detection, stability. docs/metrics.md defines each metric and names its source.
 
 use super::metrics::nearest;
 use autosam_frame::Luma;
 use autosam_frame::flow::Flow;
 use serde::Serialize;
 
-/// Numbers of frames that an overlay must last to be an alarm.
+/// Minimum durations of an alarm in frames.
 pub const HOLD_OFFS: [usize; 4] = [1, 3, 6, 13];
 
 /// One frame as a viewer sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observed {
-    /// The truth has a polyp.
+    /// Whether the truth has a polyp.
     pub positive: bool,
     /// Whether the frame has an overlay.
     pub marked: bool,
     /// Whether the overlay's centre of mass is on a polyp.
     pub hit: bool,
-    /// Overlap (IoU) with the mask before, moved along with the frame; `None` where both are empty or there is none
-    /// before.
+    /// Overlap (IoU) with the previous mask after motion compensation; `None` if both are empty or no previous mask
+    /// exists.
     pub consistency: Option<f64>,
     /// Mean distance between the outlines, as a fraction of the frame's diagonal; `None` unless both masks exist.
     pub boundary: Option<f64>,
 }
 
-/// Watches one sequence, frame after frame.
+/// Evaluates one sequence, frame by frame.
 #[derive(Debug, Default)]
 pub struct Watcher {
     before: Option<(Luma, Vec<bool>)>,
 }
 
 impl Watcher {
-    /// The next frame: its `luma` (`None` where only masks are known), and mask and truth (255 polyp) of the size
-    /// `width × height`, which is the luma's.
+    /// Adds the next frame: its `luma` (`None` if only masks are available), and mask and truth (255 polyp) of the
+    /// luma's size `width × height`.
     pub fn observe(
         &mut self,
         luma: Option<Luma>,
@@ -72,7 +72,7 @@ impl Watcher {
     }
 }
 
-/// Mean over both outlines' pixels of the distance to the other outline, over the diagonal.
+/// Mean distance between the outlines over the pixels of both, divided by the diagonal.
 fn boundary_distance(a: &[bool], b: &[bool], width: usize, height: usize) -> f64 {
     let outline = |m: &[bool]| -> Vec<bool> {
         let inside = |x: usize, y: usize| x < width && y < height && m[y * width + x];
@@ -98,20 +98,20 @@ fn boundary_distance(a: &[bool], b: &[bool], width: usize, height: usize) -> f64
     sum / count / (width as f64).hypot(height as f64)
 }
 
-/// Figures over sequences; `None` (JSON `null`) where there was nothing to measure.
+/// Metrics over sequences; `None` (JSON `null`) if undefined.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Live {
     pub frames_per_second: f64,
     pub polyp_free_minutes: f64,
     pub false_alarms: Vec<FalseAlarms>,
-    /// Times a polyp was in view.
+    /// Number of times that a polyp came into view.
     pub appearances: usize,
-    /// Part of them with a hit.
+    /// Fraction of them with a hit.
     pub recall: Option<f64>,
     /// Seconds from a polyp's appearance to its first hit: median and mean over those that were hit.
     pub first_detection_median: Option<f64>,
     pub first_detection_mean: Option<f64>,
-    /// Mean overlap of neighbouring masks along the motion.
+    /// Mean overlap of consecutive masks after motion compensation.
     pub consistency: Option<f64>,
     /// Number of times per second that the overlay appears or disappears while a polyp is in view.
     pub flicker: Option<f64>,

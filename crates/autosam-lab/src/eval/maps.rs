@@ -1,4 +1,4 @@
-//! Maps on disk against masks: sequences by the VPS toolbox's protocol, stills by PraNet's.
+//! Scores maps on disk against masks: sequences by the VPS toolbox's protocol, stills by PraNet's.
 
 use super::live::Watcher;
 use super::measure::{Scored, Sequence, WATCHED};
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// Most names in a message.
+/// Maximum number of names in a message.
 const MOST_NAMES: usize = 10;
 
 /// One data set's maps, scored.
@@ -23,15 +23,15 @@ pub struct ScoredSet {
     pub sequences: Vec<Sequence>,
 }
 
-/// All of [`score_maps`].
+/// Result of [`score_maps`].
 #[derive(Debug, Clone, Default)]
 pub struct ScoredMaps {
     pub sets: Vec<ScoredSet>,
-    /// What was passed over or is doubtful.
+    /// Skipped folders and doubts.
     pub notes: Vec<String>,
 }
 
-/// Folders of maps and masks whose files belong together.
+/// Corresponding folders of maps and masks.
 struct Folders {
     maps: PathBuf,
     masks: PathBuf,
@@ -39,14 +39,14 @@ struct Folders {
     sequence: String,
 }
 
-/// Maps in `pred` against masks in `gt`; names agree but for the ending.
+/// Scores maps in `pred` against masks in `gt`; names match except for the extension.
 ///
-/// Masks in `gt` itself, or in a data set's folder of masks there, are stills: all count. A folder of such data sets has its
-/// maps in folders of the same names. Anything else is a folder a sequence, whose first and last frame is not read (the VPS
-/// toolbox's protocol), so they may be missing.
+/// Masks in `gt` itself, or in a data set's folder of masks there, are stills, all of which count. For a folder of such
+/// data sets the maps are in folders of the same names. Anything else is one folder per sequence; its first and last
+/// frames are not read (the VPS toolbox's protocol) and may be missing.
 ///
 /// # Errors
-/// Maps that are missing, by their names; files that cannot be read.
+/// If maps are missing (the message lists them) or files cannot be read.
 pub fn score_maps(pred: &Path, gt: &Path, done: impl Fn() + Sync) -> Result<ScoredMaps> {
     let mut scored = ScoredMaps::default();
     let mut missing = Vec::new();
@@ -66,7 +66,7 @@ pub fn score_maps(pred: &Path, gt: &Path, done: impl Fn() + Sync) -> Result<Scor
     Ok(scored)
 }
 
-/// Sets by name, and the folders of each.
+/// Sets by name, with the folders of each.
 fn sets(pred: &Path, gt: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<Folders>)>> {
     let whole = pred.display().to_string();
     let stills = |maps: PathBuf, masks: PathBuf| vec![Folders { maps, masks, sequence: String::new() }];
@@ -81,7 +81,7 @@ fn sets(pred: &Path, gt: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, 
         root = masks;
     }
     let mut inside = data::folders(&root)?;
-    // `TestDataset/TestDataset`, as its archive is unpacked.
+    // `TestDataset/TestDataset`, as the archive unpacks.
     while let [only] = &inside[..] {
         if !data::images_in(only)?.is_empty() || folder::pair_in(only)?.is_some() {
             break;
@@ -232,7 +232,7 @@ mod tests {
         for set in ["Kvasir", "CVC-300"] {
             for i in 0..3 {
                 save(&gt.join(set).join(format!("images/{i}.png")), 24, |_, _| 90);
-                // A set may hold labels.
+                // Masks may contain labels.
                 let value = move |x, y| if set == "Kvasir" { disc(x, y) } else { disc(x, y) / 255 };
                 save(&gt.join(set).join(format!("masks/{i}.png")), 24, value);
                 save(&pred.join(set).join(format!("{i}.png")), 24, disc);
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(scores(&pred.join("Kvasir"), &gt.join("Kvasir/masks")), [(3, Some(1.0))]);
         assert_eq!(scores(&pred.join("Kvasir"), &gt.join("Kvasir")), [(3, Some(1.0))]);
         assert_eq!(scores(&pred, &gt), [(3, Some(1.0)); 2]);
-        // Maps that were saved as 0 and 1.
+        // Maps saved as 0 and 1.
         for i in 0..3 {
             save(&pred.join(format!("Kvasir/{i}.png")), 24, |x, y| disc(x, y) / 255);
         }

@@ -1,4 +1,4 @@
-//! From a model or maps on disk to scored sequences, and from these to a data set's figures.
+//! Scores sequences with a model or with maps on disk, and computes a data set's metrics from them.
 
 use super::alarms::{Alarm, Collector, Drawn, LiveFilter, PolypFree};
 use super::intervals::{Interval, bootstrap};
@@ -20,18 +20,18 @@ use std::collections::BTreeMap;
 /// Frames decoded and scored at a time.
 const CHUNK: usize = 16;
 
-/// Longest side at which motion and outlines are judged.
+/// Longest side at which motion and outlines are evaluated.
 pub(super) const WATCHED: usize = 256;
 
-/// One frame's measures.
+/// Metrics of one frame.
 #[derive(Debug, Clone)]
 pub struct Scored {
-    /// The frame's name, and its place in the data set it came from.
+    /// The frame's name, and its index in its data set.
     pub name: String,
     pub item: usize,
     pub metrics: FrameMetrics,
     pub seen: Observed,
-    /// It has an overlay through the filter of live video; `None` for stills and for maps from disk.
+    /// Whether it has an overlay with the filter of live video; `None` for stills and for maps from disk.
     pub live_overlay: Option<bool>,
 }
 
@@ -40,18 +40,18 @@ pub struct Scored {
 pub struct Sequence {
     pub name: String,
     pub frames: Vec<Scored>,
-    /// What is drawn in it, if no frame of it has a polyp: with each frame by itself, and through the live filter.
+    /// False alarms if no frame has a polyp: for single frames, and with the live filter.
     pub alarms: [Vec<Alarm>; 2],
 }
 
 impl Sequence {
-    /// A sequence of which no alarms are kept.
+    /// A sequence without stored alarms.
     pub(super) fn new(name: String, frames: Vec<Scored>) -> Self {
         Self { name, frames, alarms: Default::default() }
     }
 }
 
-/// Watches one sequence as it is measured.
+/// State of the evaluation of one sequence.
 #[derive(Default)]
 struct Watch {
     watcher: Watcher,
@@ -60,7 +60,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// The next frame, at place `at` of the data set.
+    /// Scores the next frame, item `at` of the data set.
     fn score(
         &mut self,
         item: &Item,
@@ -70,7 +70,7 @@ impl Watch {
         metrics: FrameMetrics,
     ) -> Scored {
         let (w, h) = (answer.watched.width, answer.watched.height);
-        // Stills have no neighbour in time.
+        // Stills have no neighbours in time.
         let still = item.sequence.is_empty();
         let luma = (!still).then_some(answer.watched);
         let truth = resized(&pair.mask, w, h);
@@ -86,7 +86,7 @@ impl Watch {
         Scored { name: item.name.clone(), item: at, metrics, seen, live_overlay }
     }
 
-    /// The alarms of the sequence that ends here.
+    /// Stores the alarms of the sequence that ends here.
     fn end(&mut self, sequence: Option<&mut Sequence>) {
         let Self { collectors, .. } = std::mem::take(self);
         if let Some(sequence) = sequence
@@ -98,21 +98,21 @@ impl Watch {
     }
 }
 
-/// One frame's answer, and copies of the frame to follow motion by.
+/// The model's maps for one frame, and copies of the frame for motion compensation.
 struct Answer {
     /// The network's own map.
     raw: ProbMap,
-    /// The map with which the frame is judged by itself.
+    /// The map for scoring the single frame.
     map: ProbMap,
     watched: Luma,
     small: Luma,
 }
 
-/// The model's answers on `set`, scored at the frames' own size. `done` is called after each frame; a frame that turns out to be
-/// damaged is left out, and `left_out` called with the reason.
+/// Scores the model on `set` at the frames' own size. `done` is called after each frame. A damaged frame is left out,
+/// and `left_out` is called with the reason.
 ///
 /// # Errors
-/// The model's.
+/// The model's errors.
 pub fn measure(
     predictor: &mut LabelledPredictor,
     set: &Dataset,
@@ -168,7 +168,7 @@ fn luma(s: &ModelInput) -> Luma {
     Luma { width: s.width, height: s.height, data: s.rgb.chunks_exact(3).map(grey).collect() }
 }
 
-/// A sequence's or a case's line.
+/// Metrics of one sequence or case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     pub name: String,
@@ -181,7 +181,7 @@ pub struct Line {
     pub s_measure: Option<f64>,
 }
 
-/// All figures of a data set.
+/// All metrics of a data set.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
     #[serde(flatten)]
@@ -190,11 +190,11 @@ pub struct Evaluation {
     pub intervals: BTreeMap<String, Interval>,
     pub sequences: Vec<Line>,
     pub cases: Vec<Line>,
-    /// Over all frames, first and last ones too; `None` for stills.
+    /// Over all frames, including first and last ones; `None` for stills.
     pub live: Option<Live>,
-    /// False alarms of sequences without a polyp, over all frames; `None` if there are none.
+    /// False alarms of sequences without a polyp, over all frames; `None` if all have polyps.
     pub polyp_free_video: Option<PolypFree>,
-    /// Over all frames that count.
+    /// Over all counted frames.
     pub calibration: Calibration,
     /// Dice over thresholds 1 to 0, averaged as the toolbox does; for plots.
     #[serde(skip)]
@@ -202,8 +202,8 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Of `sequences` of frames at `rate` a second. With `ends` every frame counts, else each sequence's first and last
-    /// frame is left out of the toolbox's figures.
+    /// Evaluates `sequences` at `rate` frames per second. With `ends` every frame counts; otherwise each sequence's
+    /// first and last frame is excluded from the toolbox's metrics.
     pub fn new(sequences: &[Sequence], rate: f64, ends: bool) -> Self {
         let inner = |s: &Sequence| -> Vec<Scored> {
             let skip = usize::from(!ends);
@@ -271,7 +271,7 @@ impl Evaluation {
     }
 }
 
-/// Confidence intervals of the means by name, cases drawn with replacement.
+/// Confidence intervals of the means by name, by resampling cases with replacement.
 fn intervals(by_case: &BTreeMap<String, Vec<&FrameMetrics>>) -> BTreeMap<String, Interval> {
     let interval = |pick: &dyn Fn(&FrameMetrics) -> Option<f64>| {
         let cases: Vec<(f64, usize)> = by_case
@@ -293,7 +293,7 @@ fn intervals(by_case: &BTreeMap<String, Vec<&FrameMetrics>>) -> BTreeMap<String,
     .collect()
 }
 
-/// What is drawn in each frame of `sequences`, stills left out.
+/// What is drawn on each frame of `sequences`, without stills.
 fn drawn(sequences: &[Sequence]) -> Vec<Vec<Drawn>> {
     let seen =
         |f: &Scored| Drawn { positive: f.metrics.positive, overlay: f.metrics.marked, live: f.live_overlay };

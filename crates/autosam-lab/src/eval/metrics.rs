@@ -1,9 +1,9 @@
-//! The measures of video polyp segmentation for one frame, as the SUN-SEG (VPS) toolbox computes them.
+//! Metrics of video polyp segmentation for one frame, as computed by the SUN-SEG (VPS) toolbox.
 //!
 //! Structure (Fan 2017), enhanced alignment (Fan 2018), weighted F (Margolin 2014), F, MAE, and Dice, IoU and
-//! sensitivity over 256 thresholds. Ground truth is polyp above 128; predictions are stretched to [0, 1] per frame
-//! (a constant one is only divided by 255). Follows the toolbox to its rounding, quirks included, because published
-//! tables were made with it.
+//! sensitivity over 256 thresholds. Ground truth is polyp above 128; predictions are stretched to [0, 1] per frame (a
+//! constant one is only divided by 255). Follows the toolbox down to its rounding and quirks, because published tables
+//! were computed with it.
 
 use super::reliability::Reliability;
 
@@ -13,10 +13,10 @@ pub const THRESHOLDS: usize = 256;
 /// `numpy.spacing(1)`.
 const EPS: f64 = f64::EPSILON;
 
-/// A measure at each threshold, from high to low.
+/// A metric at each threshold, from high to low.
 pub type Curve = Vec<f64>;
 
-/// Everything for one frame. Where the toolbox divides by zero there is NaN.
+/// All metrics of one frame. NaN if the toolbox divides by zero.
 #[derive(Debug, Clone)]
 pub struct FrameMetrics {
     pub s_measure: f64,
@@ -30,7 +30,7 @@ pub struct FrameMetrics {
     pub iou: Curve,
     pub sensitivity: Curve,
     pub specificity: Curve,
-    /// Dice and IoU of pixels above 127, without stretching; `None` on frames without a polyp.
+    /// Dice and IoU of pixels above 127, without stretching; `None` for frames without a polyp.
     pub dice_at_half: Option<f64>,
     pub iou_at_half: Option<f64>,
     /// Whether the truth has a polyp, and whether any pixel is above 127.
@@ -39,16 +39,16 @@ pub struct FrameMetrics {
     pub reliability: Reliability,
 }
 
-/// How many pixels have each value, in the truth's background and foreground.
+/// Number of pixels of each value, in the truth's background and foreground.
 type Histogram = [[u32; 256]; 2];
 
-/// One frame's maps, prepared as the toolbox does. A map has at most 256 values, so what is summed over pixels is summed
-/// over these.
+/// One frame's maps, prepared as in the toolbox. A map has at most 256 values, so sums over pixels are computed from a
+/// histogram.
 struct Pair<'a> {
     width: usize,
     height: usize,
     bytes: &'a [u8],
-    /// What each byte is after stretching.
+    /// Value of each byte after stretching.
     levels: [f64; 256],
     gt: Vec<bool>,
     counts: Histogram,
@@ -56,7 +56,7 @@ struct Pair<'a> {
 }
 
 impl FrameMetrics {
-    /// Measures `pred` against `gt`, both `width × height`.
+    /// Compares `pred` with `gt`, both `width × height`.
     ///
     /// # Panics
     /// If a length is not `width · height`.
@@ -128,7 +128,7 @@ impl<'a> Pair<'a> {
         sum(&self.counts, &self.levels, f)
     }
 
-    /// Hits and false alarms with values, cut to a byte, of at least 255, 254, …, 0.
+    /// Number of true and false positives at byte thresholds 255, 254, …, 0.
     fn cumulated(&self) -> (Curve, Curve) {
         let (mut hits, mut alarms) = (vec![0.0; THRESHOLDS], vec![0.0; THRESHOLDS]);
         for (b, level) in self.levels.iter().enumerate() {
@@ -178,7 +178,7 @@ impl<'a> Pair<'a> {
             (0..THRESHOLDS).map(|k| if k == 255 { 0.0 } else { k as f64 * step + 1.0 }).collect();
         let (mut hits, mut alarms) = (vec![0.0; THRESHOLDS], vec![0.0; THRESHOLDS]);
         for (b, level) in self.levels.iter().enumerate() {
-            // The first threshold that the value reaches; they fall.
+            // The first threshold that the value reaches; thresholds decrease.
             let at = thresholds.partition_point(|t| t > level);
             if at < THRESHOLDS {
                 hits[at] += f64::from(self.counts[1][b]);
@@ -346,12 +346,12 @@ fn sum(counts: &Histogram, levels: &[f64; 256], f: impl Fn(f64, bool) -> f64) ->
     of(0) + of(1)
 }
 
-/// For every pixel the index of the nearest true pixel; of several equally near the one that SciPy's
-/// `distance_transform_edt` gives (Maurer's algorithm, columns first, then rows). At least one pixel is true.
+/// For every pixel the index of the nearest true pixel. Ties are resolved as in SciPy's `distance_transform_edt`
+/// (Maurer's algorithm, columns first, then rows). At least one pixel must be true.
 pub(super) fn nearest(gt: &[bool], w: usize, h: usize) -> Vec<u32> {
     const NONE: u32 = u32::MAX;
     let mut sites = vec![NONE; w * h];
-    // Columns: the nearest true pixel above or below, the upper one of two.
+    // Columns: the nearest true pixel above or below, the upper one on a tie.
     for x in 0..w {
         let rows: Vec<usize> = (0..h).filter(|y| gt[y * w + x]).collect();
         let mut l = 0;
@@ -362,7 +362,7 @@ pub(super) fn nearest(gt: &[bool], w: usize, h: usize) -> Vec<u32> {
             sites[y * w + x] = (rows[l] * w + x) as u32;
         }
     }
-    // Rows: the lower envelope of the columns' parabolas. Of a site: its column and squared height above the row.
+    // Rows: the lower envelope of the columns' parabolas. A site has its column and squared distance to the row.
     let mut kept: Vec<(i64, i64, u32)> = Vec::with_capacity(w);
     for (y, row) in sites.chunks_exact_mut(w).enumerate() {
         kept.clear();

@@ -1,4 +1,4 @@
-//! How well masks agree with the truth: one frame's measures, and a data set's by the VPS protocol.
+//! Evaluation of masks against the truth: metrics of one frame, and of a data set by the VPS protocol.
 
 pub mod alarms;
 pub mod calibrate;
@@ -16,13 +16,12 @@ mod summary;
 pub use metrics::FrameMetrics;
 pub use summary::{Metrics, Negatives, Summary};
 
-/// Dice of two binary masks of the same size (pixels above 127 count): `2 |A ∩ B| / (|A| + |B|)`; 1 where both are
-/// empty.
+/// Dice of two binary masks of the same size (pixels above 127 count): `2 |A ∩ B| / (|A| + |B|)`; 1 if both are empty.
 ///
 /// # Panics
 /// If the lengths differ.
 pub fn dice(prediction: &[u8], truth: &[u8]) -> f64 {
-    assert_eq!(prediction.len(), truth.len(), "masks of different sizes");
+    assert_eq!(prediction.len(), truth.len(), "the masks have different sizes");
     let (mut both, mut sum) = (0u64, 0u64);
     for (p, t) in prediction.iter().zip(truth) {
         let (p, t) = (*p > 127, *t > 127);

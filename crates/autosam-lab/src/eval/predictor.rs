@@ -1,4 +1,4 @@
-//! A model's answer to one labelled frame, in each of the paper's ways (arXiv 2306.06370, its ablations).
+//! Predictions for labelled frames, in each mode of the paper's ablations (arXiv 2306.06370).
 
 use super::metrics::nearest;
 use crate::data::Pair;
@@ -22,15 +22,15 @@ use image::imageops::{self, FilterType};
 use rand::{Rng, SeedableRng};
 use std::path::Path;
 
-/// What prompts SAM, or stands in its place.
+/// Source of SAM's prompt, or replacement of SAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// The generator's dense prompt: the method.
+    /// The generator's dense prompt, as in AutoSAM.
     #[default]
     AutoSam,
-    /// The lightweight decoder on the generator's prompt; no SAM.
+    /// The lightweight decoder on the generator's prompt, without SAM.
     Lightweight,
-    /// One point of the truth, the one deepest inside.
+    /// The point deepest inside the truth.
     GtPoint,
     /// The truth as SAM's mask prompt.
     GtMask,
@@ -38,33 +38,33 @@ pub enum Mode {
     GtBox,
     /// AutoSAM's own mask as SAM's mask prompt.
     AutoSamAsMaskPrompt,
-    /// No prompt: what the frozen SAM knows without the generator.
+    /// No prompt: the frozen SAM without the generator.
     NoPrompt,
     /// A dense prompt of random numbers in (-1, 1), the same for every frame.
     RandomPrompt,
 }
 
-/// The metadata key of a file that holds a lightweight decoder; its value is the number of the prompt's channels.
+/// The metadata key of a lightweight decoder's file; its value is the number of prompt channels.
 pub const LIGHTWEIGHT_KEY: &str = "autosam.lightweight";
 
-/// Logits of a mask prompt made of a binary mask, as training simulates them (`train::prompts`).
+/// Absolute logit of a mask prompt from a binary mask, as in training (`train::prompts`).
 const CERTAIN: f32 = 6.0;
 
-/// How labelled frames are answered.
+/// Options of evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EvalOptions {
     pub mode: Mode,
     pub mask_mode: MaskMode,
-    /// What of each frame the model sees.
+    /// The part of each frame that the model sees.
     pub roi: CropMode,
-    /// See [`MaskSettings::hysteresis`]; 0 leaves maps as they are.
+    /// See [`MaskSettings::hysteresis`]; 0 leaves maps unchanged.
     pub hysteresis: f32,
-    /// Of [`Mode::AutoSam`].
+    /// For [`Mode::AutoSam`].
     pub views: Views,
     pub precision: Precision,
 }
 
-/// A model that answers labelled frames.
+/// A model that predicts masks of labelled frames.
 pub struct LabelledPredictor {
     predictor: Predictor<Prompted>,
     options: EvalOptions,
@@ -73,11 +73,11 @@ pub struct LabelledPredictor {
 }
 
 impl LabelledPredictor {
-    /// Opens the model at `location`, or the shipped one if there is none; [`Mode::Lightweight`] needs the decoder that
-    /// `train --stage lightweight` made for it.
+    /// Opens the model at `location`, or the shipped one for `None`. [`Mode::Lightweight`] needs the decoder that
+    /// `train --stage lightweight` trained for it.
     ///
     /// # Errors
-    /// Unusable weights; a mode without its decoder.
+    /// If weights are unusable, or the mode's decoder is missing.
     pub fn open(
         location: Option<&Path>,
         lightweight: Option<&Path>,
@@ -97,7 +97,7 @@ impl LabelledPredictor {
             }
             (Mode::RandomPrompt, _) => PromptSource::Dense(random_prompt(&config.sam, device)?),
             (Mode::AutoSamAsMaskPrompt, _) => PromptSource::OwnMask,
-            // The frame's truth is set at each frame.
+            // The prompt from the truth is set for each frame.
             (Mode::NoPrompt | Mode::GtPoint | Mode::GtBox | Mode::GtMask, _) => {
                 PromptSource::Given(Prompts::default())
             }
@@ -116,18 +116,19 @@ impl LabelledPredictor {
         Ok(Self { predictor, options, resizer, sample: ModelInput::default() })
     }
 
-    /// The map of a labelled frame, of the whole of it whatever part the model sees, without regions that are nowhere certain.
+    /// The map of a whole labelled frame, whatever part the model sees, without regions that fail the hysteresis
+    /// threshold.
     pub fn answer(&mut self, pair: &Pair) -> Result<ProbMap> {
         let map = self.raw(pair)?;
         Ok(self.settled(map))
     }
 
-    /// A map of [`Self::raw`] without regions that are nowhere certain ([`EvalOptions::hysteresis`]).
+    /// A map of [`Self::raw`] without regions that fail the hysteresis threshold ([`EvalOptions::hysteresis`]).
     pub fn settled(&self, map: ProbMap) -> ProbMap {
         Mask::new(map, &MaskSettings { hysteresis: self.options.hysteresis, ..MaskSettings::default() }).map
     }
 
-    /// The network's own map of a labelled frame, of the whole of it.
+    /// The network's own map of a whole labelled frame.
     pub fn raw(&mut self, pair: &Pair) -> Result<ProbMap> {
         let frame = Frame::rgb_image(&pair.rgb);
         let area = self.options.roi.of(&frame)?;
@@ -137,8 +138,8 @@ impl LabelledPredictor {
         Ok(map.embedded(area, frame.info.width, frame.info.height))
     }
 
-    /// The map of the current sample. `truth` (the sample's size, 255 polyp) is used by the modes that are prompted with it; if it is
-    /// empty, they have nothing to point at and the map is empty.
+    /// The map of the current input. Modes that prompt with the truth use `truth` (the input's size, 255 polyp); if it
+    /// is empty, their map is empty.
     fn predict(&mut self, truth: &[u8]) -> Result<ProbMap> {
         let (width, height) = (self.sample.width, self.sample.height);
         if matches!(self.options.mode, Mode::GtPoint | Mode::GtBox | Mode::GtMask) {
@@ -152,7 +153,7 @@ impl LabelledPredictor {
         Ok(maps.pop().unwrap_or_default())
     }
 
-    /// `truth`, which is not empty, as point, box or mask.
+    /// Converts `truth`, which is not empty, to a point, box or mask prompt.
     fn truth_as_prompt(&self, truth: &[u8]) -> Result<Prompts> {
         let (width, height) = (self.sample.width, self.sample.height);
         let model = &self.predictor.network().model;
@@ -190,7 +191,7 @@ fn random_prompt(sam: &SamConfig, device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, device)?)
 }
 
-/// The box around `mask`, which is not empty: left, top, right, bottom, all inside.
+/// The box around `mask`, which is not empty: left, top, right, bottom, inclusive.
 fn bounds(mask: &[u8], width: usize) -> [f32; 4] {
     let (mut left, mut top, mut right, mut bottom) = (usize::MAX, usize::MAX, 0, 0);
     for i in mask.iter().enumerate().filter(|(_, m)| **m > 127).map(|(i, _)| i) {
@@ -201,7 +202,7 @@ fn bounds(mask: &[u8], width: usize) -> [f32; 4] {
     [left, top, right, bottom].map(|v| v as f32)
 }
 
-/// The decoder that `train --stage lightweight` wrote, for prompts of `channels`.
+/// Loads the decoder written by `train --stage lightweight` for prompts of `channels`.
 fn load_lightweight(path: &Path, channels: usize, device: &Device) -> Result<LightweightDecoder> {
     let file = weights::load(path)?;
     if !file.metadata.contains_key(LIGHTWEIGHT_KEY) {
@@ -215,8 +216,8 @@ fn load_lightweight(path: &Path, channels: usize, device: &Device) -> Result<Lig
     Ok(LightweightDecoder::load(channels, vb)?)
 }
 
-/// The pixel of `mask` that is furthest from what is not mask (the image's border counts as that), as (x, y). Euclidean distances,
-/// not the steps of [`ProbMap::deepest`]: results of [`Mode::GtPoint`] are to be comparable with other implementations'.
+/// The pixel (x, y) of `mask` that is furthest from the background and the image's border. Distances are Euclidean,
+/// unlike in [`ProbMap::deepest`], so that results of [`Mode::GtPoint`] are comparable with other implementations.
 fn deepest(mask: &[u8], width: usize, height: usize) -> (usize, usize) {
     let (w, h) = (width + 2, height + 2);
     let outside: Vec<bool> = (0..w * h)
@@ -234,7 +235,7 @@ fn deepest(mask: &[u8], width: usize, height: usize) -> (usize, usize) {
     (best % w - 1, best / w - 1)
 }
 
-/// `mask` at `width × height`, nearest.
+/// Resizes `mask` to `width × height` by nearest neighbour.
 pub fn resized(mask: &GrayImage, width: usize, height: usize) -> Vec<u8> {
     imageops::resize(mask, width as u32, height as u32, FilterType::Nearest).into_raw()
 }

@@ -1,5 +1,5 @@
-//! From which overlap, as SAM's IoU head predicts it, a mask is believed ([`Presence`]): the lowest at which few enough polyp-free
-//! frames keep an overlay. One number, fitted on frames that the model was not trained on.
+//! Fits the minimum predicted overlap of a mask ([`Presence`]): the lowest value at which few enough polyp-free frames
+//! keep an overlay. It is fitted on frames that the model was not trained on.
 
 use crate::data::Dataset;
 use autosam_frame::mask::MaskSettings;
@@ -11,10 +11,10 @@ use autosam_model::{AutoSam, ModelConfig, Presence};
 use autosam_ops as ops;
 use candle_core::Device;
 
-/// What logits lose for each unit of overlap below the least: a mask of logit 4 is gone 0.2 below it.
+/// Reduction of the logits per unit of overlap below the minimum: a mask of logit 4 vanishes 0.2 below it.
 const SLOPE: f32 = 20.0;
 
-/// What the fit looks at of a frame.
+/// Data of one frame for the fit.
 #[derive(Debug, Clone, Copy)]
 struct Evidence {
     /// The predicted overlap.
@@ -25,28 +25,29 @@ struct Evidence {
 }
 
 impl Evidence {
-    /// The largest `least` with which the frame keeps an overlay, which needs a logit of `needed`; `None` without one anyway.
+    /// The largest `least` at which the frame keeps an overlay, which needs a logit of `needed`; `None` if it has no
+    /// overlay in any case.
     fn most(&self, needed: f32) -> Option<f32> {
         (self.peak > needed).then(|| self.overlap + (self.peak - needed) / SLOPE)
     }
 }
 
-/// What [`fit`] found.
+/// Result of [`fit`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fitted {
     /// `None` if few enough polyp-free frames have an overlay without it.
     pub presence: Option<Presence>,
-    /// Polyp-free frames, those of them with an overlay before, and after.
+    /// Number of polyp-free frames in total, with an overlay before, and after.
     pub polyp_free: [usize; 3],
-    /// Frames with a polyp, those of them with an overlay before, and after.
+    /// Number of frames with a polyp in total, with an overlay before, and after.
     pub polyps: [usize; 3],
 }
 
-/// Fits the presence of a model anew and notes it in its `checkpoint`: at most the part `alarms` of the sets' polyp-free frames keep
-/// an overlay. `tick` is called for every frame.
+/// Fits a model's presence and stores it in its `checkpoint`: at most the fraction `alarms` of the sets' polyp-free
+/// frames keeps an overlay. `tick` is called for every frame.
 ///
 /// # Errors
-/// For a file that holds no model, for frames that cannot be read, and for sets without a polyp-free frame.
+/// If the file contains no model, frames cannot be read, or no frame is polyp-free.
 pub fn fit(
     checkpoint: &mut Checkpoint,
     device: &Device,
@@ -84,7 +85,7 @@ pub fn fit(
     Ok(fitted)
 }
 
-/// The lowest [`Presence::least`] with which at most the part `alarms` of the polyp-free frames keep an overlay.
+/// The lowest [`Presence::least`] at which at most the fraction `alarms` of the polyp-free frames keeps an overlay.
 fn lowest(frames: &[Evidence], alarms: f64) -> Fitted {
     let settings = MaskSettings::default();
     let certain = f64::from(settings.threshold + settings.hysteresis);
@@ -93,7 +94,7 @@ fn lowest(frames: &[Evidence], alarms: f64) -> Fitted {
     let mut kept: Vec<f32> = of(false).filter_map(|f| f.most(needed)).collect();
     kept.sort_by(|a, b| b.total_cmp(a));
     let allowed = (alarms * of(false).count() as f64).floor() as usize;
-    // The first that may not keep its overlay decides; a little above it, as numbers are rounded.
+    // Slightly above the value of the first frame that must lose its overlay, because of rounding.
     let presence = kept.get(allowed).map(|most| Presence { least: most + 1e-4, slope: SLOPE });
     let counts = |polyp: bool| {
         let after = |most: f32| presence.is_none_or(|p| p.least <= most);
@@ -114,7 +115,7 @@ mod tests {
     #[test]
     fn as_many_polyp_free_frames_keep_an_overlay_as_are_allowed() {
         let mut frames: Vec<_> = (0..10).map(|i| frame(i as f32 / 10.0, 4.0, false)).collect();
-        // Without an overlay anyway, whatever is predicted.
+        // No overlay in any case, whatever overlap is predicted.
         frames.extend([frame(0.95, -3.0, false), frame(0.99, -3.0, false)]);
         frames.extend([frame(0.97, 6.0, true), frame(0.3, 6.0, true), frame(0.9, -1.0, true)]);
         let found = lowest(&frames, 2.0 / 12.0);

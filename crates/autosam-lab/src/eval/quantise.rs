@@ -1,5 +1,5 @@
-//! Ranges of activations for inference in bytes ([`Quantisation`]), measured on frames: those at which bytes are nearest to the numbers
-//! that they stand for.
+//! Measures activation ranges for int8 inference ([`Quantisation`]) on frames: the ranges that minimise the
+//! quantisation error.
 
 use crate::data::Dataset;
 use autosam_frame::region::CropMode;
@@ -13,17 +13,17 @@ use rayon::prelude::*;
 
 /// Bins between 0 and the largest magnitude, on each side.
 const BINS: usize = 2048;
-/// Ends of a range that are tried, of each of its sides.
+/// Candidate limits per side of a range.
 const ENDS: usize = 64;
-/// What a byte has steps.
+/// Steps of a byte.
 const STEPS: f64 = 255.0;
 
-/// How often an activation had which value.
+/// Histogram of an activation's values.
 #[derive(Debug, Clone)]
 struct Histogram {
-    /// What the last bin ends at, a power of two: it grows with what is seen.
+    /// Upper limit of the last bin, a power of two that grows with the values.
     end: f32,
-    /// From `-end` to `end`.
+    /// Counts from `-end` to `end`.
     counts: Vec<u64>,
     range: [f32; 2],
 }
@@ -37,7 +37,7 @@ impl Default for Histogram {
 impl Histogram {
     fn add(&mut self, values: &[f32]) -> Result<()> {
         let [low, high] = values.iter().fold(self.range, |[low, high], v| [low.min(*v), high.max(*v)]);
-        // `min` and `max` skip what is no number.
+        // `min` and `max` skip NaN.
         if !low.is_finite() || !high.is_finite() || values.iter().any(|v| v.is_nan()) {
             return Err(Error::invalid("an activation is not finite: the model is damaged"));
         }
@@ -53,7 +53,7 @@ impl Histogram {
         Ok(())
     }
 
-    /// Twice as far, every bin twice as wide.
+    /// Doubles the limit and the width of every bin.
     fn widen(&mut self) {
         let mut counts = vec![0; 2 * BINS];
         for (bin, count) in self.counts.iter().enumerate() {
@@ -62,16 +62,16 @@ impl Histogram {
         (self.counts, self.end) = (counts, 2.0 * self.end);
     }
 
-    /// The middle of a bin.
+    /// The centre of a bin.
     fn value(&self, bin: usize) -> f64 {
         (bin as f64 + 0.5 - BINS as f64) * f64::from(self.end) / BINS as f64
     }
 
-    /// The range whose bytes have the least squared error.
+    /// The range with the smallest squared quantisation error.
     fn best(&self) -> [f32; 2] {
         let ends = |end: f32| (1..=ENDS).map(move |i| f64::from(end) * i as f64 / ENDS as f64);
         let lows: Vec<f64> = if self.range[0] < 0.0 { ends(self.range[0]).collect() } else { vec![0.0] };
-        // What lies outside costs by itself on each side.
+        // The costs of clipped values are independent on each side.
         let cost = |outside: &dyn Fn(f64) -> f64| -> f64 {
             let bins = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
             bins.map(|(bin, count)| outside(self.value(bin)).powi(2) * *count as f64).sum()
@@ -93,11 +93,11 @@ impl Histogram {
     }
 }
 
-/// Measures the ranges of a model's activations on the frames of `sets` and notes them in its `checkpoint`. `tick` is called for
-/// every frame. Gives the number of activations.
+/// Measures the ranges of a model's activations on the frames of `sets` and stores them in its `checkpoint`. `tick` is
+/// called for every frame. Returns the number of activations.
 ///
 /// # Errors
-/// For a file that holds no model, a model without an EfficientNet-Lite, frames that cannot be read, and sets without a frame.
+/// If the file contains no model, the model has no EfficientNet-Lite, or frames are missing or cannot be read.
 pub fn quantise(
     checkpoint: &mut Checkpoint,
     sets: &[Dataset],
@@ -148,7 +148,7 @@ pub fn quantise(
 mod tests {
     use super::*;
 
-    /// Squared error of the bytes of a range.
+    /// Squared quantisation error for a range.
     fn error(values: &[f32], range: [f32; 2]) -> f64 {
         let scale = ops::ByteScale::of(range);
         let byte = |v: f32| (v / scale.step + scale.zero).round().clamp(0.0, 255.0);
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_best_range_leaves_out_the_few_that_lie_far_away() {
-        // A bell, and one number far beyond it.
+        // A bell-shaped distribution and one outlier.
         let part = |i: usize, by: usize| (i * by % 1000) as f32 / 1000.0 - 0.5;
         let mut values: Vec<f32> = (0..1_000_000)
             .map(|i| [919, 729, 709, 863, 17, 313].into_iter().map(|by| part(i, by)).sum())

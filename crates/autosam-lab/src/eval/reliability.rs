@@ -1,12 +1,12 @@
-//! Whether a probability means what it says: of the pixels that are polyp with p, a part p should be.
+//! Reliability of probabilities: of the pixels with probability p, a fraction p should be polyp.
 
 use serde::Serialize;
 
-/// Steps of probability.
+/// Number of probability bins.
 const BINS: usize = 16;
 
-/// Parts of frames by the probability that was said: how much was said so, the mean of what was said, and how much of it is
-/// polyp. Every frame weighs alike, however many pixels it has.
+/// Reliability diagram: for each bin of predicted probability the fraction of the frame, the mean probability and the
+/// fraction that is polyp. Every frame has the same weight, whatever its size.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Reliability([Bin; BINS]);
 
@@ -17,18 +17,18 @@ struct Bin {
     polyp: f64,
 }
 
-/// [`Reliability`] as numbers.
+/// Summary of a [`Reliability`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Calibration {
-    /// Mean distance between what is said and what is, over pixels said to be polyp with more than a sixteenth (the sure
-    /// background would hide all else); `None` where there are none.
+    /// Mean distance between predicted and true fractions, over pixels with a probability above 1/16 (the certain
+    /// background would dominate otherwise); `None` without such pixels.
     pub error: Option<f64>,
-    /// Mean probability said, part that is polyp, and the part of a frame that this was said of.
+    /// Mean predicted probability, fraction that is polyp, and fraction of a frame in the bin.
     pub bins: Vec<[f64; 3]>,
 }
 
 impl Reliability {
-    /// Of one frame: how many pixels have each value (0 to 255), not polyp and polyp.
+    /// The diagram of one frame, from the number of background and polyp pixels of each value (0 to 255).
     pub fn of(counts: &[[u32; 256]; 2]) -> Self {
         let pixels = counts.iter().flatten().map(|n| u64::from(*n)).sum::<u64>().max(1) as f64;
         let mut bins = [Bin::default(); BINS];
@@ -73,10 +73,10 @@ mod tests {
     fn what_is_said_is_held_against_what_is() {
         let mut counts = [[0; 256]; 2];
         counts[0][0] = 700;
-        // Said with 0.6, and so in half the cases.
+        // Predicted with 0.6, and polyp in half the cases.
         counts[0][153] = 50;
         counts[1][153] = 50;
-        // Said with 1, and so.
+        // Predicted with 1, and polyp.
         counts[1][255] = 200;
         let c = Reliability::calibration(&[Reliability::of(&counts); 3]);
         let close = |a: f64, b: f64| (a - b).abs() < 1e-9;

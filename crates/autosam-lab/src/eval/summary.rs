@@ -41,7 +41,7 @@ pub struct Metrics {
     pub mean_specificity: Option<f64>,
     #[serde(rename = "maxSpe")]
     pub max_specificity: Option<f64>,
-    /// Over frames with a polyp.
+    /// Mean over frames with a polyp.
     #[serde(rename = "dice@0.5")]
     pub dice_at_half: Option<f64>,
     #[serde(rename = "iou@0.5")]
@@ -63,8 +63,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of sequences of frames, all of which count. (The VPS toolbox leaves out each sequence's first and last frame: leave
-    /// them out before.) Sequences without frames are passed over.
+    /// Summarises sequences of frames, all of which count. (The VPS toolbox excludes each sequence's first and last
+    /// frame; remove them before.) Empty sequences are skipped.
     pub fn new(sequences: &[Vec<FrameMetrics>]) -> Self {
         let sequences: Vec<&[FrameMetrics]> =
             sequences.iter().map(Vec::as_slice).filter(|s| !s.is_empty()).collect();
@@ -80,7 +80,7 @@ impl Summary {
                 sequences.iter().map(|s| of(s)).sum::<f64>() / sequences.len() as f64
             };
             let values: Curve = (0..length).map(at).collect();
-            // As in NumPy, one undefined value makes the figure undefined.
+            // As in NumPy, one undefined value makes the metric undefined.
             let max = values
                 .iter()
                 .fold(f64::NEG_INFINITY, |m, v| if v.is_nan() || m.is_nan() { f64::NAN } else { m.max(*v) });

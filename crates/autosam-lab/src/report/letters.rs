@@ -2,14 +2,14 @@
 
 use image::{Rgb, RgbImage};
 
-/// Pixels of a letter's dot.
+/// Size of a letter's dot in pixels.
 const DOT: u32 = 2;
 
-/// Width of a letter and the gap behind it, and height of a line.
+/// Width of a letter with its gap, and height of a line.
 pub(super) const ADVANCE: u32 = 4 * DOT;
 pub(super) const LINE: u32 = 7 * DOT;
 
-/// Rows of a letter, top first: an octal digit each, whose bits are its dots.
+/// Rows of a letter from the top, one octal digit each, whose bits are dots.
 fn rows(letter: char) -> u16 {
     match letter.to_ascii_uppercase() {
         ' ' => 0o00000,
@@ -63,7 +63,7 @@ fn rows(letter: char) -> u16 {
     }
 }
 
-/// Writes `text` with its top left corner at (`x`, `y`), as far as the image goes.
+/// Writes `text` with its top left corner at (`x`, `y`), clipped to the image.
 pub(super) fn write(image: &mut RgbImage, text: &str, (x, y): (u32, u32), color: Rgb<u8>) {
     for (i, letter) in (0..).zip(text.chars()) {
         let rows = rows(letter);

@@ -15,7 +15,7 @@ use std::path::Path;
 #[derive(Default)]
 pub struct Report {
     pub title: String,
-    /// How it was made: model, mode, command.
+    /// How the report was produced: model, mode, command.
     pub about: Vec<String>,
     sections: Vec<Section>,
 }
@@ -247,10 +247,10 @@ AutoSAM with SAM's ViT weights, arXiv 2306.06370, in per cent (min-max masks, th
 
 const STYLE: &str = "<style>body{font:15px/1.5 sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:13px;margin:1rem 0}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}</style>";
 
-/// Writes the curves of a run's `log.jsonl` into `out`: `loss.svg` and, where there was validation, `dice.svg`.
+/// Writes the curves of a run's `log.jsonl` to `out`: `loss.svg` and, if the run was validated, `dice.svg`.
 ///
 /// # Errors
-/// A log that is not there or not of a run; a folder that cannot be written.
+/// If the log is missing or not a run's, or the folder cannot be written.
 pub fn training_plots(log: &Path, out: &Path) -> Result<()> {
     let text = std::fs::read_to_string(log).map_err(|e| Error::io(log, e))?;
     let (mut bce, mut dice) = (Vec::new(), Vec::new());
@@ -286,7 +286,7 @@ pub fn training_plots(log: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A running mean over a fiftieth of the points: single batches hide the trend.
+/// A running mean over a fiftieth of the points, because the noise of single batches hides the trend.
 fn averaged(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     let reach = points.len() / 100;
     (0..points.len())

@@ -10,13 +10,13 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// An SVG of `curves` with a legend; axes span the points, the y axis from 0.
+/// Plots `curves` with a legend as SVG. Axes span the points, and the y axis starts at 0.
 pub fn plot(title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<String> {
     let points = || curves.iter().flat_map(|c| &c.points).filter(|p| p.0.is_finite() && p.1.is_finite());
     let right = points().map(|p| p.0).fold(f64::MIN_POSITIVE, f64::max);
     let left = points().map(|p| p.0).fold(right, f64::min);
     let top = points().map(|p| p.1).fold(f64::MIN_POSITIVE, f64::max) * 1.05;
-    // The legend stays out of the curves' way: above where they begin low, else above where they end.
+    // The legend is placed at the top of the side on which the curves are lower.
     let ends: f64 = curves.iter().filter_map(|c| Some(c.points.last()?.1 - c.points.first()?.1)).sum();
     let legend = if ends > 0.0 { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight };
     let mut svg = String::new();

@@ -1,4 +1,4 @@
-//! Images with their masks beside each other.
+//! Contact sheets of images with masks.
 
 use super::letters;
 use crate::Result;
@@ -11,12 +11,12 @@ use image::{GrayImage, RgbImage, imageops};
 /// Width of a cell in pixels; cells are three quarters as high.
 const CELL: u32 = 240;
 
-/// Room between a cell's edge and its image.
+/// Gap between a cell's edge and its image.
 const GAP: u32 = 2;
 
-/// A frame, the truth (255 polyp) and what a model said.
+/// A frame, the truth (255 polyp) and a model's map.
 pub struct Case {
-    /// Written below it, as much of its end as there is room for; nothing if empty.
+    /// Caption below the image, truncated at the start to fit; none if empty.
     pub label: String,
     pub rgb: RgbImage,
     pub truth: GrayImage,
@@ -25,7 +25,7 @@ pub struct Case {
 
 /// A contact sheet in a report.
 pub struct Sheet {
-    /// The file's name up to the number of the report's section.
+    /// The file's name before the number of the report's section.
     pub file: String,
     pub caption: String,
     pub image: RgbImage,
@@ -65,7 +65,7 @@ fn drawn(case: &Case) -> RgbImage {
         data: case.truth.as_raw().clone(),
     };
     let white = Style { color: [255, 255, 255], opacity: 0.0 };
-    // Regions that are nowhere certain have left the map already.
+    // Regions that fail the hysteresis threshold are already removed from the map.
     let settings = MaskSettings { hysteresis: 0.0, ..MaskSettings::default() };
     for (map, mode, style) in
         [(&case.map, OverlayMode::MaskContour, Style::default()), (&truth, OverlayMode::Contour, white)]

@@ -1,4 +1,4 @@
-//! The endoscope: its lens, its path through the tube, and what it looks at.
+//! The endoscope: its lens, its path through the tube, and its view direction.
 
 use super::math::*;
 use super::polyp::Polyp;
@@ -7,7 +7,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use std::f32::consts::{PI, TAU};
 
-/// Where the endoscope's tip is and how it is turned; the three axes are orthonormal.
+/// Position and orientation of the endoscope's tip; the three axes are orthonormal.
 #[derive(Clone, Copy)]
 pub struct Pose {
     pub p: Vec3,
@@ -16,7 +16,7 @@ pub struct Pose {
     pub forward: Vec3,
 }
 
-/// A wide-angle lens: a ray φ radians off axis lands `f·φ·(1 + k·φ²)` pixels from the middle.
+/// A wide-angle lens: a ray φ radians off axis is projected `f·φ·(1 + k·φ²)` pixels from the centre.
 #[derive(Clone, Copy)]
 pub struct Lens {
     pub cx: f32,
@@ -25,9 +25,9 @@ pub struct Lens {
     pub k: f32,
 }
 
-/// Nothing nearer than this is drawn, centimetres.
+/// Near limit of drawing in centimetres.
 const NEAR: f32 = 0.12;
-/// Nothing further off axis than this is drawn, radians.
+/// Maximum angle off axis that is drawn, in radians.
 const WIDEST: f32 = 1.75;
 
 impl Lens {
@@ -46,8 +46,8 @@ impl Lens {
     }
 }
 
-/// One control point: place along the tube (cm), offset from the centre line (cm, two axes), view direction
-/// in the tube's axes (three), roll (radians).
+/// One control point: position along the tube (cm), offset from the centre line (cm, two axes), view direction in the
+/// tube's axes (three), roll (radians).
 struct Key {
     t: f32,
     c: [f32; 7],
@@ -61,17 +61,17 @@ pub struct Path {
 
 /// Properties of the image needed for a path.
 pub struct View {
-    /// Radians from the middle to the nearer edge.
+    /// Angle from the centre to the nearer edge in radians.
     pub edge: f32,
-    /// Pixels a radian.
+    /// Pixels per radian.
     pub f: f32,
-    /// Pixels of the whole image.
+    /// Number of pixels of the whole image.
     pub pixels: f32,
 }
 
-/// Centimetres a camera keeps from the wall.
+/// Minimum distance of the camera from the wall in centimetres.
 const MARGIN: f32 = 0.42;
-/// The most oblique view of a polyp that is planned, radians off its axis: beyond, the wall hides it.
+/// Most oblique planned view of a polyp in radians off its axis; beyond, the wall hides it.
 const STEEPEST: f32 = 1.25;
 
 impl Path {
@@ -88,11 +88,11 @@ impl Path {
         let mut plan = Plan { tube, view, keys: Vec::new(), roll: rng.random_range(0.0..TAU) };
         let mut at = 0usize;
         let mut step = 1isize;
-        // Withdrawal as often as insertion: the same stops from the far end.
+        // Withdrawal is as likely as insertion: the same stops from the far end.
         if rng.random_bool(0.5) {
             (at, step) = (stops.len() - 1, -1);
         }
-        // Most sequences start at a polyp rather than on the way to one: short ones would not arrive.
+        // Most sequences start at a polyp, because short ones would not reach one otherwise.
         let mut t = -rng.random_range(10f32..34.0);
         let far = rng.random_bool(0.35);
         plan.travel(rng, t, stops[at] - if far { 10.5 } else { 5.0 });
@@ -133,7 +133,7 @@ impl Path {
         let x = ((t - a.t) / span).clamp(0.0, 1.0);
         std::array::from_fn(|c| {
             let slope = |p: &Key, q: &Key| if q.t > p.t { (q.c[c] - p.c[c]) / (q.t - p.t) } else { 0.0 };
-            // Damped tangents: a hand moves in starts and stops, and overshoot would leave the lumen.
+            // Damped tangents, because a hand moves in starts and stops, and overshoot would leave the lumen.
             let (ma, mb) = (0.6 * slope(before, b) * span, 0.6 * slope(a, after) * span);
             let (x2, x3) = (x * x, x * x * x);
             (2.0 * x3 - 3.0 * x2 + 1.0) * a.c[c]
@@ -168,7 +168,7 @@ impl Path {
             }
         }
         let forward = (axes.t * c[3] + axes.u * c[4] + axes.v * c[5]).unit();
-        // The tube's across-axis turned with the least rotation that takes the tube's direction to the view's.
+        // The tube's transverse axis, turned by the smallest rotation from the tube's direction to the view's.
         let lift = 1.0 / (1.0 + axes.t.dot(forward)).max(0.05);
         let down = axes.v - (axes.t + forward) * (axes.v.dot(forward) * lift);
         let down = (down - forward * forward.dot(down)).unit();
@@ -189,7 +189,7 @@ impl Plan<'_> {
     fn push(&mut self, t: f32, s: f32, offset: (f32, f32), look: Vec3) {
         let axes = self.tube.axes(s);
         let local = [look.dot(axes.t), look.dot(axes.u), look.dot(axes.v)];
-        // Never quite backwards: the scope does not turn round in the bowel.
+        // Never fully backwards, because the scope does not turn round in the bowel.
         let local = if local[0] < -0.5 { [-0.5, local[1], local[2]] } else { local };
         self.keys.push(Key { t, c: [s, offset.0, offset.1, local[0], local[1], local[2], self.roll] });
     }
@@ -230,7 +230,7 @@ impl Plan<'_> {
             let area = 0.012 * 30f32.powf(rng.random_range(0.0..1.0));
             let seen = ((area * self.view.pixels / PI).sqrt() / self.view.f).min(1.0);
             let distance = (polyp.radius / seen.tan()).clamp(polyp.radius + 0.45, 5.5);
-            // From a distance the camera must stand back along the tube.
+            // From a distance the camera must move back along the tube.
             let back = (1.2 * self.tube.radius / distance).min(1.0).acos();
             let back = rng.random_range(0.0..1.0f32).mul_add((STEEPEST - back).max(0.0), back).min(STEEPEST);
             let sideways = rng.random_range(-0.5..0.5f32);
@@ -244,7 +244,7 @@ impl Plan<'_> {
             let out = out.min((self.tube.room(s, to) - MARGIN).max(0.0));
             let p = here.c + (here.u * to.cos() + here.v * to.sin()) * out;
             let aim = (polyp.centre - p).unit();
-            // Off the middle of the image, sometimes clipped by its edge.
+            // Off the image's centre, sometimes clipped by its edge.
             let miss = self.view.edge * 0.8 * rng.random_range(0f32..1.0).powf(0.8);
             let side = aim.cross(here.t + here.u * 0.3).unit();
             let around = rng.random_range(0.0..TAU);

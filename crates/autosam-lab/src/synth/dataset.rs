@@ -1,4 +1,4 @@
-//! Sequences on disk in SUN-SEG's layout.
+//! Writes synthetic sequences in SUN-SEG's layout.
 
 use super::{Sequence, SequenceConfig};
 use crate::{Error, Result};
@@ -8,19 +8,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What to write.
+/// Configuration of the data set.
 #[derive(Clone, Debug)]
 pub struct DatasetConfig {
     /// Size and number of frames of each sequence (`polyps` is set here for each kind).
     pub sequence: SequenceConfig,
-    /// Sequences with polyps: `SPLIT/{Frame,GT}/caseN_1/`.
+    /// Number of sequences with polyps: `SPLIT/{Frame,GT}/caseN_1/`.
     pub sequences: usize,
-    /// Sequences without: `SUN-Negative/caseN/`, frames only.
+    /// Number of sequences without polyps: `SUN-Negative/caseN/`, frames only.
     pub negatives: usize,
     pub seed: u64,
-    /// Folder under the data set's, such as `TrainDataset` or `TestEasyDataset/Unseen`.
+    /// Folder below the data set's, such as `TrainDataset` or `TestEasyDataset/Unseen`.
     pub split: PathBuf,
-    /// Write into a folder that already holds something; sequences of the same name are replaced.
+    /// Whether to write into a folder that is not empty; sequences of the same name are replaced.
     pub force: bool,
     /// JPEG quality of frames, 1..=100.
     pub quality: u8,
@@ -40,19 +40,19 @@ impl Default for DatasetConfig {
     }
 }
 
-/// What was written.
+/// Summary of the written data.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Summary {
-    /// Sequences, negatives among them.
+    /// Number of sequences, including negatives.
     pub sequences: usize,
     pub frames: usize,
-    /// Frames with polyp in their mask.
+    /// Number of frames with a polyp in their mask.
     pub with_polyp: usize,
 }
 
 /// The seed of a data set's sequence: `number` counts sequences with polyps, or negatives, from 0.
 pub fn sequence_seed(seed: u64, number: usize, polyps: bool) -> u64 {
-    // SplitMix64: neighbouring numbers give unrelated seeds.
+    // SplitMix64, so that consecutive numbers yield unrelated seeds.
     let mut z =
         seed.wrapping_add((2 * number as u64 + u64::from(!polyps) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -60,20 +60,19 @@ pub fn sequence_seed(seed: u64, number: usize, polyps: bool) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A frame's name without its ending. It has the parts SUN-SEG's own tools sort by (before `-`, after `_a`, after
-/// `_image`), and sorts in frame order as text too.
+/// A frame's name without its ending. It has the parts by which SUN-SEG's own tools sort (before `-`, after `_a`, after
+/// `_image`), and its text order is frame order too.
 fn frame_name(sequence: usize, frame: usize) -> String {
     format!("synth_{sequence:04}-1_a1_image{:05}", frame + 1)
 }
 
-/// Renders and writes a data set. `each` is called after each frame, in frame order, with its image and mask (the
-/// mask of a negative is empty).
-/// A sequence appears under its name only when it is complete; an error, or `stop` turning true
-/// ([`Error::Interrupted`]), leaves the complete ones.
+/// Renders and writes a data set. `each` is called after each frame, in frame order, with its image and mask (the mask
+/// of a negative is empty). A sequence appears under its name only when it is complete. After an error, or when `stop`
+/// becomes true ([`Error::Interrupted`]), only complete sequences remain.
 ///
 /// # Errors
 /// [`Error::Invalid`] for values out of range or a folder that is not empty without `force`; [`Error::Io`] and
-/// [`Error::Image`] with the path that could not be written; whatever `each` returns.
+/// [`Error::Image`] with the path that could not be written; errors of `each`.
 pub fn write_dataset(
     dir: &Path,
     config: &DatasetConfig,
@@ -121,12 +120,12 @@ struct Writer<'a, F> {
     summary: Summary,
 }
 
-/// A folder that is deleted unless it has been moved to its place.
+/// A folder that is deleted unless it has been moved to its final place.
 struct Partial(PathBuf);
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // Only clutter is at stake.
+        // A failure only leaves unneeded files.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -143,7 +142,7 @@ impl<F: FnMut(&RgbImage, &GrayImage) -> Result<()>> Writer<'_, F> {
         }
         let total = self.config.sequence.frames;
         let mut with_polyp = 0;
-        // Enough at a time to keep all threads busy, few enough to keep in memory.
+        // Enough to keep all threads busy, few enough to fit in memory.
         let batch = 4 * rayon::current_num_threads();
         for start in (0..total).step_by(batch) {
             if self.stop.load(Ordering::Relaxed) {
@@ -170,7 +169,7 @@ impl<F: FnMut(&RgbImage, &GrayImage) -> Result<()>> Writer<'_, F> {
         if polyps {
             let split = self.dir.join(&self.config.split);
             let case = format!("case{}_1", number + 1);
-            // Masks first: a frame folder never stands without its masks.
+            // Masks first, so that a folder of frames never exists without its masks.
             place(&masks, &split.join("GT").join(&case))?;
             place(&frames, &split.join("Frame").join(&case))?;
         } else {
@@ -187,7 +186,7 @@ fn make(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))
 }
 
-/// Moves a finished folder to its place, instead of what may be there.
+/// Moves a finished folder to its place and replaces an existing one.
 fn place(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         make(parent)?;

@@ -68,7 +68,7 @@ pub fn mix(a: f32, b: f32, t: f32) -> f32 {
     a + (b - a) * t
 }
 
-/// 0 at `a`, 1 at `b`, smooth between; `a > b` runs the other way.
+/// 0 at `a`, 1 at `b`, smooth in between; `a > b` is allowed.
 pub fn smoothstep(a: f32, b: f32, x: f32) -> f32 {
     let t = ((x - a) / (b - a)).clamp(0.0, 1.0);
     t * t * (3.0 - 2.0 * t)
@@ -90,7 +90,7 @@ pub fn unit_hash(seed: u32, x: i32, y: i32, z: i32) -> f32 {
     (hash(seed, x, y, z) >> 8) as f32 / (1 << 24) as f32
 }
 
-/// The whole number below `x` and the rest; much faster than `floor` where that is a library call.
+/// The integer below `x` and the fraction; much faster than `floor` if that is a library call.
 pub fn split(x: f32) -> (i32, f32) {
     let i = x as i32;
     let i = if x < i as f32 { i - 1 } else { i };
@@ -152,7 +152,7 @@ pub fn noise2_tiled(seed: u32, x: f32, y: f32, period: i32) -> f32 {
         let (a, b) = if h & 1 == 0 { (dx, dy) } else { (dy, dx) };
         let a = if h & 2 == 0 { a } else { -a };
         let b = if h & 4 == 0 { b } else { -b };
-        // Eight directions 22.5° off the axes: fewer straight artefacts than the diagonals.
+        // Eight directions 22.5° off the axes have fewer straight artefacts than the diagonals.
         1.2 * (a + 0.414 * b)
     };
     let (u, v) = (fade(fx), fade(fy));

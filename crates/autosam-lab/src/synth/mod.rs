@@ -1,17 +1,17 @@
 //! Labelled synthetic colonoscopy.
 //!
-//! A camera with a wide-angle lens and two lamps moves through a bent tube with semilunar folds; polyps (domes,
-//! heads on stalks, low plateaus) stand on its wall, enter and leave the view. Colour comes from tileable skins
-//! (vessels, mottling, mucus, bubbles, pits), highlights from the unevenness of the wet surface. The result goes
-//! through blur, exposure, sharpening, noise and JPEG, and onto a processor's screen with its black surround and
-//! patient-free text.
+//! A camera with a wide-angle lens and two lamps moves through a bent tube with semilunar folds; polyps (domes, heads
+//! on stalks, low plateaus) stand on its wall, enter and leave the view. Colour comes from tileable skins (vessels,
+//! mottling, mucus, bubbles, pits), highlights from the unevenness of the wet surface. The result passes through blur,
+//! exposure, sharpening, noise and JPEG, and is placed on a processor's screen with a black border and text without
+//! patient data.
 //!
-//! The mask comes from the same geometry as the image: a pixel is polyp exactly where the polyp's surface, its
-//! stalk included, is the nearest thing the lens sees within the screen's aperture. A polyp that shows less than
-//! 0.06 % of the image, or is more than 7 cm away in the dark, is not drawn, so it is not in the mask
-//! either: frames without a polyp in view have an all-black mask.
+//! The mask comes from the same geometry as the image: a pixel is polyp exactly if the polyp's surface, including its
+//! stalk, is the nearest surface seen by the lens within the screen's aperture. A polyp that shows less than 0.06 % of
+//! the image, or is more than 7 cm away in the dark, is not drawn, so it is not in the mask either: frames without a
+//! polyp in view have an all-black mask.
 //!
-//! Everything is a pure function of the seed, the configuration and the frame's number, whatever the number of
+//! Everything is a pure function of the seed, the configuration and the frame's number, independent of the number of
 //! threads. (Sines and logarithms are the platform's, so bytes may differ between operating systems.)
 
 use crate::{Error, Result};
@@ -33,10 +33,10 @@ mod tube;
 
 pub use dataset::{DatasetConfig, Summary, sequence_seed, write_dataset};
 
-/// Frames a second of a sequence's clock and of clips.
+/// Frames per second of a sequence's clock and of clips.
 pub const FRAME_RATE: u32 = 25;
 
-/// What one sequence shows.
+/// Configuration of one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceConfig {
     /// Pixels, 32 to 4096.
@@ -45,7 +45,7 @@ pub struct SequenceConfig {
     pub height: u32,
     /// Number of frames, at least 1.
     pub frames: usize,
-    /// Whether there are polyps. Without, every mask is empty.
+    /// Whether the sequence has polyps. Otherwise every mask is empty.
     pub polyps: bool,
 }
 
@@ -55,7 +55,7 @@ impl Default for SequenceConfig {
     }
 }
 
-/// One sequence: a bowel, its polyps and a camera's way through it.
+/// One sequence: a bowel, its polyps and a camera's path through it.
 pub struct Sequence {
     config: SequenceConfig,
     seed: u32,
@@ -67,18 +67,18 @@ pub struct Sequence {
     /// Rendered pixels per pixel of the image in each direction.
     oversampling: usize,
     aperture: Vec<f32>,
-    /// Rendered pixels that the aperture shows.
+    /// Rendered pixels visible through the aperture.
     inside: Vec<bool>,
 }
 
-/// Polyps (or, without polyps, places to look at) are this far apart at least, centimetres.
+/// Minimum distance between polyps (or, without polyps, between places to look at) in centimetres.
 const STOP_GAP: f32 = 12.0;
 const MOST_STOPS: usize = 6;
 /// Images smaller than this (pixels) are rendered at twice the size.
 const OVERSAMPLE_BELOW: u32 = 180_000;
 
 impl Sequence {
-    /// Builds the bowel of `seed`: a few tenths of a second; frames are rendered by [`Sequence::frame`].
+    /// Builds the bowel of `seed`, which takes a few tenths of a second. Frames are rendered by [`Sequence::frame`].
     ///
     /// # Errors
     /// [`Error::Invalid`] for a size outside 32..=4096 or no frames.
@@ -118,7 +118,7 @@ impl Sequence {
             bend: rng.random_range(0.04..0.16),
             lumps: rng.random_range(0.02..0.06),
         };
-        // Always somewhere else to go, so that polyps leave the view.
+        // At least one more stop, so that polyps leave the view.
         let count = (2 + frames / 80).min(MOST_STOPS);
         let mut stops = vec![16.0];
         while stops.len() < count {
@@ -155,7 +155,7 @@ impl Sequence {
         Ok(Self { config, seed, scene, lens, screen, chain, shutter, oversampling, aperture, inside })
     }
 
-    /// The configuration it was built with.
+    /// The sequence's configuration.
     pub fn config(&self) -> &SequenceConfig {
         &self.config
     }
@@ -190,7 +190,7 @@ impl Sequence {
                 if 2 * hits >= n * n && self.aperture[i] > 0.5 { 255 } else { 0 }
             })
             .collect();
-        (frame, GrayImage::from_raw(w as u32, h as u32, mask).expect("one byte a pixel"))
+        (frame, GrayImage::from_raw(w as u32, h as u32, mask).expect("one byte per pixel"))
     }
 }
 
@@ -207,7 +207,7 @@ fn reduce(light: &[[f32; 3]], w: usize, h: usize, n: usize) -> Vec<[f32; 3]> {
             for j in 0..n * n {
                 let p = light[(y + j / n) * w * n + x + j % n];
                 for c in 0..3 {
-                    // A highlight must not outshine its neighbours by more than the sensor can hold.
+                    // A highlight must not exceed its neighbours by more than the sensor's range.
                     sum[c] += p[c] * share;
                 }
             }

@@ -1,4 +1,4 @@
-//! Polyps: closed surfaces set on the wall, which blend into it at their rim.
+//! Polyps: closed surfaces on the wall, which blend into it at their rim.
 
 use super::math::*;
 use super::texture::{self, Pattern, Skin};
@@ -18,19 +18,19 @@ enum Kind {
     Flat,
 }
 
-/// A point of a surface, wall or polyp, with what its colour depends on.
+/// A point of a wall's or polyp's surface, with the parameters of its colour.
 #[derive(Clone, Copy, Default)]
 pub struct Vertex {
     pub p: Vec3,
     /// Unit normal into the lumen.
     pub n: Vec3,
-    /// Place on the wall: centimetres along the tube, radians around it.
+    /// Position on the wall: centimetres along the tube, radians around it.
     pub wall: [f32; 2],
-    /// Place on the polyp's own skin, centimetres.
+    /// Position on the polyp's own skin in centimetres.
     pub skin: [f32; 2],
-    /// How much of the polyp's skin shows, 0 (wall) to 1.
+    /// Opacity of the polyp's skin, 0 (wall) to 1.
     pub tint: f32,
-    /// The annotation: polyp from 0.5 up.
+    /// The annotation: polyp at 0.5 and above.
     pub cover: f32,
     /// See [`Tube::relief`].
     pub relief: f32,
@@ -39,24 +39,24 @@ pub struct Vertex {
 pub struct Polyp {
     pub vertices: Vec<Vertex>,
     pub triangles: Vec<[u32; 3]>,
-    /// Middle of the head or dome.
+    /// Centre of the head or dome.
     pub centre: Vec3,
-    /// Radius of a ball about `centre` that holds the head or dome, centimetres.
+    /// Radius in centimetres of a ball around `centre` that contains the head or dome.
     pub radius: f32,
-    /// Away from the wall.
+    /// Direction away from the wall.
     pub axis: Vec3,
-    /// Place along the tube, centimetres.
+    /// Position along the tube in centimetres.
     pub s: f32,
     pub skin: Skin,
     /// Factors on the wall's own colour.
     pub tint: [f32; 3],
-    /// How dark pits are.
+    /// Darkness of pits.
     pub pits: f32,
 }
 
 const RINGS: usize = 56;
 const AROUND: usize = 72;
-/// Share of the rings that lie on the polyp; the others run out on the wall.
+/// Fraction of the rings that lie on the polyp; the others fade out on the wall.
 const BODY: f32 = 0.82;
 
 /// A profile from the top (`t` = 0) to the rim: distance from the axis and height, in centimetres.
@@ -64,9 +64,9 @@ struct Profile {
     kind: Kind,
     radius: f32,
     height: f32,
-    /// Where a dome or head ends, radians from its top.
+    /// Angle at which a dome or head ends, in radians from its top.
     end: f32,
-    /// Power of a plateau's edge.
+    /// Exponent of a plateau's edge.
     edge: f32,
     stalk: f32,
     stalk_length: f32,
@@ -173,7 +173,7 @@ impl Polyp {
             4..8 => Pattern::Pits,
             _ => Pattern::Gyri,
         };
-        // Redder, as the wall, or paler.
+        // Redder than the wall, similar, or paler.
         let strength = if kind == Kind::Flat { 0.6 } else { 1.0 };
         let red = strength
             * if rng.random_bool(0.4) {
@@ -201,7 +201,7 @@ struct Place {
     /// Along the tube and around it, in the wall's plane.
     along: Vec3,
     around: Vec3,
-    /// Centimetres of wall to a centimetre of centre line, and to a radian.
+    /// Centimetres of wall per centimetre of centre line, and per radian.
     stretch: [f32; 2],
 }
 
@@ -223,7 +223,7 @@ impl Place {
         (Self { s, angle, p, n, along, around, stretch }, n.dot(axes.t).abs())
     }
 
-    /// The least steep of a few random spots: folds' flanks make poor ground.
+    /// The least steep of a few random spots, because flanks of folds are unsuitable.
     fn find(rng: &mut ChaCha8Rng, tube: &Tube, s: f32, radius: f32) -> Self {
         (0..6)
             .map(|_| Self::at(tube, s + rng.random_range(-1.5..1.5), rng.random_range(0.0..TAU), radius))
@@ -232,7 +232,7 @@ impl Place {
             .expect("six candidates")
     }
 
-    /// Place on the wall under (`x`, `y`) cm of its plane.
+    /// Position on the wall below (`x`, `y`) cm of its plane.
     fn under(&self, x: f32, y: f32) -> [f32; 2] {
         [self.s + x / self.stretch[0], self.angle + y / self.stretch[1]]
     }
@@ -331,7 +331,7 @@ fn mesh(
     (vertices, triangles, centre)
 }
 
-/// Normals from the mesh, turning into the wall's own (already in `n`) towards the rim.
+/// Computes normals from the mesh, blended into the wall's own (already in `n`) towards the rim.
 fn set_normals(vertices: &mut [Vertex], triangles: &[[u32; 3]], axis: Vec3) {
     let mut sums = vec![Vec3::default(); vertices.len()];
     for t in triangles {
@@ -341,7 +341,7 @@ fn set_normals(vertices: &mut [Vertex], triangles: &[[u32; 3]], axis: Vec3) {
             sums[*i as usize] += n;
         }
     }
-    // The first ring is the top: it faces along the axis.
+    // The first ring is the top, which faces along the axis.
     let top = sums[..AROUND].iter().fold(Vec3::default(), |s, n| s + *n);
     let sign = if top.dot(axis) < 0.0 { -1.0 } else { 1.0 };
     let apex = (top * sign).unit();

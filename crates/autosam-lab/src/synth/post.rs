@@ -5,7 +5,7 @@ use image::RgbImage;
 
 /// Image processing of processor and recorder; constant within a sequence.
 pub struct Chain {
-    /// Mean brightness aimed at, 0 to 1, linear.
+    /// Target mean brightness, 0 to 1, linear.
     pub exposure: f32,
     /// Standard deviation of the optics' blur, pixels.
     pub blur: f32,
@@ -16,11 +16,11 @@ pub struct Chain {
     /// Colour strength, 1 as rendered.
     pub saturation: f32,
     pub gamma: f32,
-    /// JPEG quality of the recording, none if uncompressed.
+    /// JPEG quality of the recording; `None` if uncompressed.
     pub quality: Option<u8>,
 }
 
-/// Speeds in pixels a frame on a coarse grid.
+/// Speeds in pixels per frame on a coarse grid.
 pub struct Motion {
     pub cell: usize,
     pub columns: usize,
@@ -213,7 +213,7 @@ pub fn sharpen(image: &mut [[f32; 3]], width: usize, height: usize, amount: f32,
 
 /// Sensor noise, stronger in the dark (the processor lifts it there), little of it coloured.
 pub fn noise(image: &mut [[f32; 3]], seed: u32, amount: f32) {
-    // The sum of four bytes is near enough to a normal distribution; its standard deviation is 148.
+    // The sum of four bytes is close enough to a normal distribution; its standard deviation is 148.
     let normal =
         |h: u32| ((h & 255) + (h >> 8 & 255) + (h >> 16 & 255) + (h >> 24)) as f32 / 148.0 - 510.0 / 148.0;
     for (i, p) in image.iter_mut().enumerate() {
@@ -226,13 +226,13 @@ pub fn noise(image: &mut [[f32; 3]], seed: u32, amount: f32) {
     }
 }
 
-/// Values cut to bytes (noise has been added: no rounding needed); out of range saturates.
+/// Truncates values to bytes, with saturation. The added noise makes rounding unnecessary.
 pub fn to_bytes(image: &[[f32; 3]], width: usize, height: usize) -> RgbImage {
     let mut bytes = Vec::with_capacity(3 * image.len());
     for p in image {
         bytes.extend_from_slice(&[p[0] as u8, p[1] as u8, p[2] as u8]);
     }
-    RgbImage::from_raw(width as u32, height as u32, bytes).expect("three bytes a pixel")
+    RgbImage::from_raw(width as u32, height as u32, bytes).expect("three bytes per pixel")
 }
 
 /// The image after one JPEG compression.
@@ -242,5 +242,5 @@ pub fn compress(image: RgbImage, quality: u8) -> RgbImage {
         .encode_image(&image)
         .and_then(|()| image::load_from_memory_with_format(&bytes, image::ImageFormat::Jpeg))
         .map(|decoded| decoded.into_rgb8())
-        .expect("a JPEG in memory, just written by the same crate")
+        .expect("a JPEG written by the same crate is readable")
 }

@@ -1,6 +1,6 @@
 //! A depth buffer of triangle numbers.
 
-/// For every pixel the nearest triangle. Colours come later, once a pixel.
+/// For every pixel the nearest triangle. Colours are computed later, once per pixel.
 pub struct Buffer {
     pub width: usize,
     pub height: usize,
@@ -29,7 +29,7 @@ impl Buffer {
             return;
         }
         let area = edge(a, b, c[0], c[1]);
-        // Slivers; and triangles that the lens projection has stretched across the image.
+        // Skip slivers, and triangles that the lens projection has stretched across the image.
         if area.abs() < 1e-6 || high(0) - low(0) > 0.4 * w || high(1) - low(1) > 0.4 * w {
             return;
         }

@@ -1,4 +1,4 @@
-//! One frame's geometry and light.
+//! Renders one frame's geometry and light.
 
 use super::camera::{Lens, Path, Pose};
 use super::math::*;
@@ -21,13 +21,13 @@ pub struct Look {
     pub rough: f32,
     /// Wetness below which nothing glistens, 0 to 1.
     pub dry: f32,
-    /// Light that has bounced in the bowel, a share of the direct light.
+    /// Light reflected in the bowel, as a fraction of the direct light.
     pub bounce: f32,
     /// Colour of the lamp.
     pub lamp: [f32; 3],
 }
 
-/// A bowel, what lives on it, and the endoscope in it.
+/// A bowel with its polyps and the endoscope in it.
 pub struct Scene {
     pub tube: Tube,
     pub skin: Skin,
@@ -36,16 +36,16 @@ pub struct Scene {
     pub look: Look,
 }
 
-/// What the lens sees at one moment.
+/// The rendered image at one moment.
 pub struct Rendered {
     /// Linear light.
     pub light: Vec<[f32; 3]>,
-    /// Polyp or not.
+    /// Whether each pixel is polyp.
     pub polyp: Vec<bool>,
     pub motion: Motion,
 }
 
-/// Centimetres of tube drawn behind and ahead of the camera: beyond, it is dark.
+/// Centimetres of tube drawn behind and ahead of the camera; beyond, it is dark.
 const BEHIND: f32 = 11.0;
 const AHEAD: f32 = 30.0;
 /// A polyp farther away than this in centimetres is not drawn, because it could not be seen or annotated.
@@ -54,7 +54,7 @@ const SIGHT: f32 = 7.0;
 const SPECK: f32 = 0.0006;
 
 impl Scene {
-    /// The image at frame time `t`; `inside` says which pixels the screen shows.
+    /// Renders the image at frame time `t`; `inside` marks the pixels visible on the screen.
     pub fn render(&self, t: f32, lens: &Lens, width: usize, height: usize, inside: &[bool]) -> Rendered {
         let pose = self.path.pose(&self.tube, &self.polyps, t);
         let before = self.path.pose(&self.tube, &self.polyps, t - 1.0);
@@ -65,7 +65,7 @@ impl Scene {
         let counts = view.counts(inside);
         if counts.iter().any(|&n| n > 0 && n < least) {
             let mut counts = counts.iter();
-            near.retain(|_| *counts.next().expect("one a polyp") >= least);
+            near.retain(|_| *counts.next().expect("one count per polyp") >= least);
             view = View::new(&self.tube, &near, &pose, lens, width, height);
         }
         self.shade(&view, &pose, &before, lens, inside)
@@ -75,7 +75,7 @@ impl Scene {
         let (width, height) = (view.buffer.width, view.buffer.height);
         let mut light = vec![[0f32; 3]; width * height];
         let mut polyp = vec![false; width * height];
-        // Speeds where cells' middles fall; cells that see nothing take the mean.
+        // Speeds at the cells' centres; cells without a surface get the mean.
         let cell = (width / 24).max(4);
         let (columns, rows) = (width.div_ceil(cell), height.div_ceil(cell));
         let mut speeds = vec![None; columns * rows];
@@ -105,7 +105,7 @@ impl Scene {
         Rendered { light, polyp, motion: Motion { cell, columns, speeds } }
     }
 
-    /// Light from a point of a surface towards the lens.
+    /// Light from a surface point towards the lens.
     fn colour(&self, v: &Vertex, whose: Option<&Polyp>, pose: &Pose, f: f32) -> [f32; 3] {
         let look = &self.look;
         let to_eye = pose.p - v.p;
@@ -129,7 +129,7 @@ impl Scene {
             look.mucosa[2] * (1.0 + m) * (1.0 - 0.7 * look.vessels * vessel),
         ];
         for c in 0..3 {
-            // A film that tints what lies below, thick in places.
+            // A film of varying thickness that tints the surface below.
             skin[c] *= mix(1.0, look.mucus[c], mucus);
             skin[c] = mix(skin[c], 0.6 * look.mucus[c], 0.3 * mucus * mucus);
             skin[c] *= 1.0 - dirt * [0.45, 0.6, 0.8][c];
@@ -158,15 +158,15 @@ impl Scene {
             wet = mix(wet, qwet, v.tint);
         }
 
-        // Slopes tilt the normal: little for shading, much for highlights.
+        // Slopes tilt the normal slightly for shading and strongly for highlights.
         let along = (ahead - v.n * v.n.dot(ahead)).unit();
         let around = v.n.cross(along);
         let tilt = along * -slope[1] + around * -slope[0];
         let soft = (v.n + tilt * 0.9).unit();
         let film = (v.n + tilt * look.rough).unit();
 
-        // Two lamps beside the lens.
-        // Far away the film's unevenness is finer than a pixel: it no longer mirrors.
+        // Two lamps next to the lens. At a distance the film's unevenness is finer than a pixel, so highlights
+        // disappear.
         let sharp = smoothstep(3.0, 0.8, level);
         let mut direct = [0f32; 3];
         let mut shine = 0.0;
@@ -179,7 +179,7 @@ impl Scene {
             let power = 0.5 * beam / (d2 + 0.25);
             let cos = soft.dot(lamp);
             for (c, v) in direct.iter_mut().enumerate() {
-                // Light scatters under the surface, red the furthest.
+                // Light scatters below the surface, red the furthest.
                 let wrap = [0.28, 0.16, 0.12][c];
                 *v += power * ((cos + wrap) / (1.0 + wrap)).max(0.0);
             }
@@ -199,7 +199,7 @@ impl Scene {
     }
 }
 
-/// Geometry as the lens sees it: projected points and the nearest triangle of each pixel.
+/// Projected geometry: image points and the nearest triangle of each pixel.
 struct View<'a> {
     tube: &'a Tube,
     polyps: &'a [&'a Polyp],
@@ -249,8 +249,8 @@ impl<'a> View<'a> {
         (number >= self.starts[0]).then(|| self.starts.partition_point(|&s| s <= number) - 1)
     }
 
-    /// Ring (counted from the first drawn) and segment of a wall triangle's corners; segments run past the end
-    /// of the ring rather than wrap.
+    /// Ring (counted from the first drawn) and segment of a wall triangle's corners. Segments may exceed the ring's end
+    /// instead of wrapping.
     fn wall_corners(number: u32) -> [(usize, usize); 3] {
         let (cell, second) = ((number / 2) as usize, number % 2 == 1);
         let (i, k) = (cell / SEGMENTS, cell % SEGMENTS);

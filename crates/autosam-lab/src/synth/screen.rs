@@ -1,4 +1,4 @@
-//! The processor's screen: the black surround of the image, with text and boxes. No patient data.
+//! The processor's screen: a black border around the image, with text and boxes, without patient data.
 
 use super::math::smoothstep;
 use rand::Rng;
@@ -13,13 +13,13 @@ pub struct Screen {
     /// Half width and half height of the image in pixels.
     pub hx: f32,
     pub hy: f32,
-    /// Corners: |x|/hx + |y|/hy may reach this (1 a diamond, 2 no cut).
+    /// Corners: upper limit of |x|/hx + |y|/hy (1 is a diamond, 2 a rectangle).
     corner: f32,
-    /// Radius of the round aperture, pixels.
+    /// Radius of the round aperture in pixels.
     round: f32,
-    /// Width of the aperture's edge, pixels.
+    /// Width of the aperture's edge in pixels.
     soft: f32,
-    /// Colour of the surround, 0..=255.
+    /// Colour of the border, 0..=255.
     black: [f32; 3],
     panel: Option<Panel>,
     lines: Vec<Line>,
@@ -40,10 +40,10 @@ struct Panel {
 }
 
 struct Line {
-    /// Place in letters from the top left corner.
+    /// Position in letters from the top left corner.
     row: f32,
     text: String,
-    /// The line is a running clock.
+    /// Whether the line is a running clock.
     clock: bool,
 }
 
@@ -77,7 +77,7 @@ impl Screen {
                 screen.hy = h * rng.random_range(0.46..0.49);
                 screen.corner = rng.random_range(1.62..1.8);
             }
-            // A big octagon that the recording has cropped, text over its corners.
+            // A large octagon, cropped by the recording, with text over its corners.
             3..7 => {
                 screen.hx = w * rng.random_range(0.5..0.53);
                 screen.hy = h * rng.random_range(0.5..0.53);
@@ -100,7 +100,7 @@ impl Screen {
                     screen.panel = Some(Panel::new(rng, w, h, 0.0));
                 }
             }
-            // The whole screen, corners barely cut.
+            // The whole screen with barely truncated corners.
             _ => screen.corner = rng.random_range(1.75..1.95),
         }
         if text {
@@ -131,7 +131,7 @@ impl Screen {
         }
     }
 
-    /// Visible fraction of the pixel, 0 (surround) to 1.
+    /// Visible fraction of the pixel, 0 (border) to 1.
     pub fn aperture(&self, x: usize, y: usize) -> f32 {
         let (px, py) = (x as f32 + 0.5, y as f32 + 0.5);
         if self.panel.as_ref().is_some_and(|p| px > p.x0 && px < p.x1 && py > p.y0 && py < p.y1) {
@@ -145,7 +145,7 @@ impl Screen {
         smoothstep(0.5 * self.soft, -0.5 * self.soft, sides.max(corner).max(round))
     }
 
-    /// Draws the surround, the box and the text around the image (`rgb`, 0..=255, `width * height`).
+    /// Draws the border, the box and the text around the image (`rgb`, 0..=255, `width * height`).
     pub fn compose(&self, rgb: &mut [[f32; 3]], aperture: &[f32], seconds: f32) {
         for (i, (pixel, &a)) in rgb.iter_mut().zip(aperture).enumerate() {
             if a >= 1.0 {

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::f32::consts::TAU;
 
-/// A square tileable texture of four channels with its reductions by halves.
+/// A square tileable texture of four channels with its mipmaps.
 pub struct Texture {
     levels: Vec<(usize, Vec<[u8; 4]>)>,
 }
@@ -72,9 +72,9 @@ pub struct Skin {
     pub colour: Texture,
     /// Slope along u and v (0.5 is flat), wetness, bubbles.
     pub relief: Texture,
-    /// Centimetres of one tile.
+    /// Size of a tile in centimetres.
     pub tile: f32,
-    /// Texels of one tile.
+    /// Size of a tile in texels.
     pub size: usize,
 }
 
@@ -93,7 +93,7 @@ fn slopes(height: &[f32], n: usize, gain: f32) -> impl Fn(usize) -> [f32; 2] + S
     }
 }
 
-/// `f` over the unit square, worked out at a quarter of `n` each way and interpolated: for slow features.
+/// `f` over the unit square, computed at a quarter of `n` in each direction and interpolated; for smooth features.
 fn slow_field(n: usize, f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
     let m = n / 4;
     let coarse: Vec<f32> =
@@ -122,13 +122,13 @@ fn texture(n: usize, texel: impl Fn(usize) -> [f32; 4] + Sync) -> Texture {
     Texture::new(n, (0..n * n).into_par_iter().map(|i| texel(i).map(quantise)).collect())
 }
 
-/// How one bowel's wall looks.
+/// Appearance of one bowel's wall.
 pub struct WallLook {
-    /// Number of vessel trees to a tile.
+    /// Number of vessel trees per tile.
     pub trees: u32,
-    /// How much of the wall mucus covers, 0 to 1.
+    /// Fraction of the wall covered by mucus, 0 to 1.
     pub mucus: f32,
-    /// Groups of bubbles to a tile.
+    /// Number of groups of bubbles per tile.
     pub foam: u32,
 }
 
@@ -153,7 +153,7 @@ pub fn wall(seed: u32, rng: &mut ChaCha8Rng, look: &WallLook, tile: f32) -> Skin
     let height: Vec<f32> =
         (0..n * n).map(|i| 0.9 * rough[i] + 0.25 * vessels[i] + 0.5 * mucus[i] + 5.0 * bubbles[i]).collect();
     let slope = slopes(&height, n, 0.55);
-    // Specks only within mucus, so only there worth the noise.
+    // Specks occur only within mucus, so the noise is computed only there.
     let dirt = field(n, |u, v| {
         let i = (v * n as f32) as usize * n + (u * n as f32) as usize;
         if mucus[i] < 0.1 {
@@ -172,13 +172,13 @@ pub fn wall(seed: u32, rng: &mut ChaCha8Rng, look: &WallLook, tile: f32) -> Skin
     }
 }
 
-/// How a polyp's surface is patterned.
+/// Pattern of a polyp's surface.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pattern {
     Smooth,
     /// Round pits.
     Pits,
-    /// Winding ridges, as on adenomas seen close.
+    /// Winding ridges, as on adenomas seen from close.
     Gyri,
 }
 
@@ -239,7 +239,7 @@ fn vessels(seed: u32, rng: &mut ChaCha8Rng, n: usize, trees: u32) -> Vec<f32> {
             width: 0.8 + 2.4 * rng.random_range(0f32..1.0).powi(2),
         })
         .collect();
-    // A bound on the work; trees normally thin out long before.
+    // Limits the work; trees normally thin out long before.
     let mut left = 160 * n;
     while let Some(mut tip) = tips.pop() {
         let mut curl = 0.0;
@@ -250,7 +250,7 @@ fn vessels(seed: u32, rng: &mut ChaCha8Rng, n: usize, trees: u32) -> Vec<f32> {
             tip.x += tip.heading.cos() * 1.2;
             tip.y += tip.heading.sin() * 1.2;
             tip.width *= 0.9985;
-            // Vessels dive under the surface here and there.
+            // Vessels go below the surface in places.
             let depth =
                 0.5 + 0.9 * noise2_tiled(seed ^ 0x31, tip.x * 14.0 / n as f32, tip.y * 14.0 / n as f32, 14);
             stamp(
@@ -277,7 +277,7 @@ fn vessels(seed: u32, rng: &mut ChaCha8Rng, n: usize, trees: u32) -> Vec<f32> {
     map
 }
 
-/// Raises `map` around a point to a bell of standard deviation `width` texels.
+/// Raises `map` around a point to a Gaussian of standard deviation `width` texels.
 fn stamp(map: &mut [f32], n: usize, x: f32, y: f32, width: f32, strength: f32) {
     let reach = (2.2 * width).ceil() as i32;
     let (cx, cy) = (x.floor() as i32, y.floor() as i32);

@@ -11,7 +11,7 @@ pub const SEGMENTS: usize = 224;
 /// Centimetres of centre line between rings.
 pub const STEP: f32 = 0.07;
 
-/// Position and axes of the centre line at one place: `t` along it, `u` and `v` across.
+/// Position and axes of the centre line at one point: `t` along it, `u` and `v` across.
 #[derive(Clone, Copy)]
 pub struct Axes {
     pub c: Vec3,
@@ -29,11 +29,11 @@ struct Fold {
     depth: f32,
     /// Half thickness in centimetres.
     width: f32,
-    /// How far the fold leans along the tube from one end to the other, centimetres.
+    /// Shift of the fold along the tube from one end to the other in centimetres.
     tilt: f32,
 }
 
-/// What sets the shape of one bowel.
+/// Shape parameters of one bowel.
 pub struct Shape {
     /// Mean radius, centimetres.
     pub radius: f32,
@@ -50,11 +50,11 @@ pub struct Shape {
 pub struct Tube {
     pub radius: f32,
     axes: Vec<Axes>,
-    /// Ring-major, [`SEGMENTS`] a ring.
+    /// Ring-major, [`SEGMENTS`] per ring.
     pub points: Vec<Vec3>,
     /// Unit normals into the lumen.
     pub normals: Vec<Vec3>,
-    /// How far a point stands out from its surroundings, about -1 (sac) to 1 (crest of a fold).
+    /// Height of a point above its surroundings, about -1 (sac) to 1 (crest of a fold).
     pub relief: Vec<f32>,
     distances: Vec<f32>,
 }
@@ -104,7 +104,7 @@ impl Tube {
         self.axes.len()
     }
 
-    /// The centre line `s` cm from its start, held at both ends.
+    /// The centre line `s` cm from its start, clamped at both ends.
     pub fn axes(&self, s: f32) -> Axes {
         let x = (s / STEP).clamp(0.0, (self.rings() - 2) as f32);
         let (i, f) = (x as usize, x.fract());
@@ -129,7 +129,7 @@ impl Tube {
         mix(row(i), row(i + 1), fx)
     }
 
-    /// The wall's point and unit normal at a place.
+    /// The wall's point and unit normal at a position.
     pub fn surface(&self, s: f32, angle: f32) -> (Vec3, Vec3) {
         (
             self.bilinear(&self.points, s, angle, Vec3::mix),
@@ -142,8 +142,8 @@ impl Tube {
         self.bilinear(&self.distances, s, angle, mix)
     }
 
-    /// The room a camera has in one direction: the least wall distance within half a centimetre along the
-    /// tube and 20° around it.
+    /// The space for a camera in one direction: the smallest wall distance within half a centimetre along the tube and
+    /// 20° around it.
     pub fn room(&self, s: f32, angle: f32) -> f32 {
         (-4..=4)
             .flat_map(|i| (-2..=2).map(move |j| (i as f32 * 0.125, j as f32 * 0.17)))
@@ -204,7 +204,7 @@ fn wall(seed: u32, shape: &Shape, s: f32, angle: f32, folds: &[&Fold]) -> f32 {
         }
         let wobble = 0.12 * noise1(seed ^ f.s.to_bits(), delta * 3.0);
         let x = (s - f.s - f.tilt * ds - wobble) / f.width;
-        // The chord's depth, with its ends rounded off.
+        // The chord's depth with rounded ends.
         let chord = base - base * (1.0 - f.depth) / dc;
         let soft = 0.5 * (chord + (chord * chord + 0.02 * base * base).sqrt()) * smoothstep(0.15, 0.5, dc);
         cut += soft * (-x.abs().powf(2.4)).exp();

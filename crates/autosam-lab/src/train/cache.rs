@@ -1,9 +1,9 @@
-//! Embeddings of a frozen encoder on disk, so that it runs once for each view of a frame.
+//! Disk cache for the embeddings of a frozen encoder, so that it runs once per augmentation of a frame.
 //!
-//! Two files an encoder: fixed-size f16 records, read through a memory map, and an index. A record is found by the
-//! encoder's hash (in the file's name) and the hash of the augmented image itself, so frame and augmentation are both
-//! in the key and a cache can serve any run. An index entry is appended after its record is written and holds the
-//! record's checksum: what a kill or a crash leaves half done is computed again.
+//! Each encoder has two files: fixed-size f16 records, read through a memory map, and an index. The key of a record is
+//! the encoder's hash (in the file's name) and the hash of the augmented image, so it covers frame and augmentation,
+//! and a cache can serve any run. An index entry is appended after its record is written and contains the record's
+//! checksum. Records that a kill or a crash left incomplete are computed again.
 
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
@@ -26,21 +26,21 @@ pub struct EmbeddingCache {
     index: File,
     path: PathBuf,
     map: Mmap,
-    /// Values of an embedding.
+    /// Number of values of an embedding.
     length: usize,
     /// Slot and checksum by key.
     slots: HashMap<[u8; 32], (usize, u64)>,
-    /// Slots in use, those of lost records too.
+    /// Number of slots in use, including those of lost records.
     used: usize,
     capacity: usize,
 }
 
 impl EmbeddingCache {
-    /// Opens the cache of the encoder with hash `encoder` in `dir`, made where it is missing. It grows to `room` records
-    /// of `length` values more than it has, and never beyond `limit` bytes.
+    /// Opens the cache of the encoder with hash `encoder` in `dir`, creating it if needed. It can grow by `room`
+    /// records of `length` values, but never beyond `limit` bytes.
     ///
     /// # Errors
-    /// A folder that cannot be written; a cache that another run has open.
+    /// If the folder cannot be written, or another run has the cache open.
     pub fn open(dir: &Path, encoder: &str, length: usize, room: usize, limit: u64) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let name = &encoder[..encoder.len().min(16)];
@@ -65,7 +65,7 @@ impl EmbeddingCache {
         let mut bytes = Vec::new();
         index.read_to_end(&mut bytes).map_err(|e| Error::io(&index_path, e))?;
         let used = bytes.len() / ENTRY;
-        // What follows the last whole entry was cut off in the middle.
+        // Remove an incomplete last entry.
         index.set_len((used * ENTRY) as u64).map_err(|e| Error::io(&index_path, e))?;
         let mut slots = HashMap::new();
         for (slot, entry) in bytes.chunks_exact(ENTRY).enumerate() {
@@ -74,7 +74,7 @@ impl EmbeddingCache {
             slots.insert(key, (slot, u64::from_le_bytes(sum)));
         }
         let capacity = (used + room).min((limit / (2 * length as u64)) as usize).max(used);
-        // Sparse: disk is taken as records are written.
+        // The file is sparse: disk space is used as records are written.
         records.set_len((capacity * 2 * length).max(1) as u64).map_err(|e| Error::io(&path, e))?;
         // SAFETY: the index is locked, so no other run shortens the file below the map; writes through `records` are of
         // slots that no slice of the map is held on (a slice never outlives `get`).
@@ -82,12 +82,12 @@ impl EmbeddingCache {
         Ok(Self { records, index, path, map, length, slots, used, capacity })
     }
 
-    /// Embeddings held, and the most there is room for.
+    /// Number of stored embeddings, and capacity.
     pub fn fill(&self) -> (usize, usize) {
         (self.slots.len(), self.capacity)
     }
 
-    /// Bytes of an embedding on disk.
+    /// Size of an embedding on disk in bytes.
     pub fn record_bytes(&self) -> usize {
         2 * self.length
     }
@@ -96,7 +96,7 @@ impl EmbeddingCache {
         &self.path
     }
 
-    /// What `sample` is found by.
+    /// The key of `sample`.
     pub fn key(sample: &ModelInput) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update((sample.width as u64).to_le_bytes());
@@ -105,7 +105,7 @@ impl EmbeddingCache {
         hash.finalize().into()
     }
 
-    /// The embedding under `key`; `None` where there is none, or none whole.
+    /// The embedding of `key`; `None` if it is missing or incomplete.
     pub fn get(&self, key: &[u8; 32]) -> Option<Vec<f16>> {
         let (slot, sum) = *self.slots.get(key)?;
         let bytes = self.map.get(slot * 2 * self.length..(slot + 1) * 2 * self.length)?;
@@ -113,12 +113,12 @@ impl EmbeddingCache {
             .then(|| bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect())
     }
 
-    /// Keeps `values` under `key`; without room nothing happens.
+    /// Stores `values` under `key`; does nothing if the cache is full.
     ///
     /// # Errors
-    /// A full disk, by the cache's path; what was there stays.
+    /// If the disk is full; the message has the cache's path, and existing records stay.
     pub fn put(&mut self, key: [u8; 32], values: &[f16]) -> Result<()> {
-        // A record whose checksum failed is written anew in its place.
+        // A record whose checksum failed is overwritten.
         let known = self.slots.get(&key).map(|s| s.0);
         let slot = known.unwrap_or(self.used);
         if slot >= self.capacity || values.len() != self.length {
@@ -144,7 +144,7 @@ impl EmbeddingCache {
     }
 }
 
-/// FNV-1a over words of eight bytes: fast, and enough against holes and torn writes.
+/// FNV-1a over words of eight bytes: fast, and sufficient to detect holes and torn writes.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.chunks(8).fold(0xCBF2_9CE4_8422_2325, |h, chunk| {
         let mut word = [0; 8];

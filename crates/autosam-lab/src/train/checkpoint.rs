@@ -1,4 +1,4 @@
-//! Everything a run needs to go on where it stopped, in one file that is written aside and renamed.
+//! Training checkpoints: everything that a run needs to continue, in one file that is written atomically.
 
 use super::config::TrainConfig;
 use super::optimizer::Adam;
@@ -15,7 +15,7 @@ const ADAM_STEPS: &str = "autosam.adam_steps";
 const CONFIG: &str = "autosam.train_config";
 const ORIGIN: &str = "autosam.origin";
 
-/// Keys of the configuration that do not matter for the steps that were taken: they may change when a run goes on.
+/// Configuration keys that do not affect steps already taken. They may change when a run is resumed.
 const HARMLESS: [&str; 4] = ["steps", "validate_every", "checkpoint_every", "keep_images"];
 
 /// The checkpoint of the run in `out`.
@@ -23,7 +23,7 @@ pub fn path(out: &Path) -> PathBuf {
     out.join("checkpoint.safetensors")
 }
 
-/// Saves weights, moving average, optimiser and position (every random number follows from seed and step).
+/// Saves weights, moving average, optimiser and step (all random numbers follow from seed and step).
 pub fn save(
     out: &Path,
     config: &TrainConfig,
@@ -47,10 +47,10 @@ pub fn save(
     weights::save_safetensors(&path(out), &tensors, &metadata, Dtype::F32)
 }
 
-/// Loads what [`save`] wrote; returns the number of steps done and the moving average.
+/// Loads a checkpoint of [`save`]; returns the number of completed steps and the moving average.
 ///
-/// An error where the configuration, the data or the frozen weights are others, by name: a resumed run must follow the curve of
-/// an unbroken one. Only what is in [`HARMLESS`] may change.
+/// Fails if the configuration, the data or the frozen weights have changed, and names the difference, because a resumed
+/// run must follow the curve of an uninterrupted one. Only the keys in [`HARMLESS`] may change.
 pub fn restore(
     out: &Path,
     config: &TrainConfig,
@@ -82,7 +82,7 @@ pub fn restore(
     Ok((step, average))
 }
 
-/// Fails if a key that matters differs; logs other differences.
+/// Fails if a relevant key differs; logs other differences.
 fn check_config(path: &Path, saved: &TrainConfig, now: &TrainConfig) -> Result<()> {
     let value = |config: &TrainConfig| {
         let mut keys = BTreeMap::new();
@@ -109,7 +109,7 @@ fn check_config(path: &Path, saved: &TrainConfig, now: &TrainConfig) -> Result<(
         false => Err(Error::weights(
             path,
             format!(
-                "was made with another configuration: {}. Resume with the same one ({} may change), or start in another folder",
+                "was made with another configuration: {}. Resume with the same configuration ({} may change), or start in another folder",
                 changed.join("; "),
                 HARMLESS.join(", ")
             ),

@@ -1,4 +1,4 @@
-//! What a training run is made of; TOML in, unknown keys refused.
+//! Configuration of a training run, read from TOML. Unknown keys are errors.
 
 use super::objects::ObjectMix;
 use super::optimizer::OptimizerConfig;
@@ -10,13 +10,13 @@ use autosam_model::MaskMode;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Which part is fitted.
+/// The part that is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// A small SAM from scratch, as a promptable segmenter.
     Sam,
-    /// The generator, through a frozen SAM (AutoSAM proper).
+    /// The generator, through a frozen SAM (AutoSAM itself).
     Generator,
     /// The paper's ablation: a lightweight decoder on a frozen generator's prompts, without SAM.
     Lightweight,
@@ -26,21 +26,21 @@ pub enum Stage {
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     Constant,
-    /// Down to a hundredth of `learning_rate` along half a cosine.
+    /// Half a cosine down to a hundredth of `learning_rate`.
     Cosine,
 }
 
-/// What masks become at the logits' resolution.
+/// How masks are reduced to the logits' resolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// The share of each cell's pixels that are inside: keeps what a boundary cell knows.
+    /// The fraction of each cell's pixels that are inside, which keeps the information of boundary cells.
     Area,
     /// The cell's first pixel, as published.
     Nearest,
 }
 
-/// Which SAM is begun with at stage sam.
+/// The SAM that stage sam starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SamKind {
@@ -52,11 +52,11 @@ pub enum SamKind {
     Lite2,
 }
 
-/// Which generator is fitted.
+/// The generator that is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GeneratorKind {
-    /// The one of the model that the SAM comes from goes on (fine-tuning); tiny if it has none.
+    /// Continues with the generator of the SAM's file (fine-tuning); tiny if it has none.
     Auto,
     Tiny,
     HarDNet39ds,
@@ -76,16 +76,17 @@ pub enum GeneratorKind {
 pub struct TrainConfig {
     pub stage: Stage,
     pub seed: u64,
-    /// Optimiser steps in all.
+    /// Total number of optimiser steps.
     pub steps: u64,
-    /// Images a forward pass.
+    /// Images per forward pass.
     pub batch: usize,
-    /// Forward passes an optimiser step.
+    /// Forward passes per optimiser step.
     pub accumulate: usize,
     pub learning_rate: f64,
-    /// The backbones' learning rate as a part of [`Self::learning_rate`]: pretrained weights need less.
+    /// The backbones' learning rate as a fraction of [`Self::learning_rate`], because pretrained weights need a lower
+    /// one.
     pub backbone_rate: f64,
-    /// Parameters whose names contain one of these keep their values (statistics of batch norms go on).
+    /// Parameters whose names contain one of these are frozen (batch-norm statistics are still updated).
     pub freeze: Vec<String>,
     /// Steps over which the learning rate rises from 0.
     pub warmup: u64,
@@ -94,26 +95,27 @@ pub struct TrainConfig {
     pub target: Target,
     /// On CUDA, matrix products and convolutions in bf16. A CPU computes in f32 either way.
     pub autocast: bool,
-    /// Weight of the past in the moving average of weights that is validated and saved; 0 turns it off.
+    /// Decay of the exponential moving average of the weights, which is validated and saved; 0 turns it off.
     pub ema: f64,
-    /// The average begins short and lengthens to `ema`, as early weights are far off. False: it is that long from the first
-    /// step on, where training goes on from good weights.
+    /// Whether the decay ramps up to `ema`, because early weights are far off. False, for training that starts from
+    /// good weights: `ema` applies from the first step on.
     pub ema_ramp: bool,
-    /// Weight of the squared error of what SAM's IoU head says of a mask: its overlap with the truth, 0 if nothing is there.
+    /// Weight of the squared error of SAM's IoU head. Its target is the mask's overlap with the truth, 0 if the truth
+    /// is empty.
     pub overlap_weight: f64,
-    /// Weight of the generator's own logits beside SAM's (deep supervision), if it has any.
+    /// Weight of the loss on the generator's own logits (deep supervision), if it has any.
     pub own_weight: f64,
-    /// Weight of a teacher's answer (`--teacher`) beside the mask's one.
+    /// Weight of the loss on a teacher's prediction (`--teacher`), relative to 1 for the mask's.
     pub teacher_weight: f64,
-    /// Stage sam: side of the network's input in pixels, a multiple of 16. 0: as the SAM it begins with (256 where there is
-    /// none). Training begins at a small size, where a step costs little, and goes on at the size that is used.
+    /// Stage sam: side of the network's input in pixels, a multiple of 16. 0: as in the SAM that it starts with (256
+    /// for a fresh one). Training can start at a small size, where steps are cheap, and continue at the final size.
     pub image_size: usize,
-    /// Images fill the network's input, whatever their shape, and so do frames in use: more pixels of the polyp than padding
-    /// leaves. Without, as the SAM that it begins with.
+    /// Whether images, and later frames in use, are stretched to the network's input, so that no pixels are lost to
+    /// padding. Otherwise as in the SAM that it starts with.
     pub stretch: bool,
-    /// The part of each image that is used in training and validation: auto finds the endoscope's image.
+    /// The part of each image that is used in training and validation; auto finds the endoscope's image.
     pub roi: CropMode,
-    /// Stage sam, if it does not go on from a file.
+    /// Stage sam: the network, unless it continues from a file.
     pub sam: SamKind,
     pub generator: GeneratorKind,
     /// Side of the generator's input in pixels (the paper's Idim).
@@ -121,14 +123,14 @@ pub struct TrainConfig {
     /// Steps between validations and between checkpoints.
     pub validate_every: u64,
     pub checkpoint_every: u64,
-    /// Augmented views of each image. 0: a new one every time. More: so many, by turns from epoch to epoch, and the
-    /// frozen encoder's embeddings of them are cached.
+    /// Number of augmentations of each image. 0: a new one every time. Otherwise they alternate from epoch to epoch,
+    /// and the frozen encoder's embeddings are cached.
     pub views: u32,
-    /// Frames of a sequence that come one after another in a batch, under one augmentation.
+    /// Number of consecutive frames of a sequence in a batch, with the same augmentation.
     pub window: usize,
-    /// How many times as often as others an image comes that shows a small polyp, one of less than a 64th of the image.
+    /// How much more often an image with a small polyp (less than a 64th of the image) is drawn than others.
     pub small_polyps: f32,
-    /// MiB of decoded images that are kept in memory; the rest is decoded every time.
+    /// MiB of decoded images kept in memory; others are decoded every time.
     pub keep_images: usize,
     pub optimizer: OptimizerConfig,
     pub augment: Augment,
@@ -178,7 +180,7 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Reads `path` (or the defaults), then applies `key=value` overrides; dots reach into tables
+    /// Reads `path` (or the defaults), then applies `key=value` overrides; dots access tables
     /// (`optimizer.weight_decay=0`). Errors name the file and the key.
     pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let (text, origin) = match path {
@@ -239,7 +241,7 @@ impl TrainConfig {
     }
 }
 
-/// Puts `value`, read as TOML (or as a bare string), at the dotted `key`.
+/// Sets the dotted `key` to `value`, parsed as TOML or taken as a string.
 fn set(table: &mut toml::Table, key: &str, value: &str) -> Result<()> {
     let value = format!("v = {value}")
         .parse::<toml::Table>()
@@ -299,7 +301,7 @@ mod tests {
         assert_eq!(default, TrainConfig::default());
         let text = std::fs::read_to_string(dir.join("default.toml")).unwrap();
         for key in toml::Table::try_from(TrainConfig::default()).unwrap().keys() {
-            assert!(text.contains(key.as_str()), "default.toml says nothing of {key}");
+            assert!(text.contains(key.as_str()), "default.toml does not document {key}");
         }
     }
 

@@ -8,12 +8,12 @@ use candle_core::{DType, Device, Result, Tensor};
 /// Smoothing in numerator and denominator of the Dice loss, as published.
 const DICE_SMOOTH: f64 = 1.0;
 
-/// The two terms, each a scalar that gradients can be taken of.
+/// The two terms, each a differentiable scalar.
 #[derive(Debug, Clone)]
 pub struct Loss {
     pub bce: Tensor,
     pub dice: Tensor,
-    /// What is added to them beside the published loss, weighted.
+    /// Weighted sum of the terms added to the published loss.
     pub auxiliary: Option<Tensor>,
 }
 
@@ -40,8 +40,8 @@ impl Loss {
 
 /// Loss of `logits [N, 1, H, W]` against `target [N, 1, H, W]` in [0, 1].
 ///
-/// [`MaskMode::MinMax`] is the published recipe (logits stretched to [0, 1] per image, then used as
-/// probabilities); [`MaskMode::Sigmoid`] knows an empty mask.
+/// [`MaskMode::MinMax`] is the published recipe (logits stretched to [0, 1] per image, then used as probabilities);
+/// [`MaskMode::Sigmoid`] supports empty masks.
 pub fn segmentation_loss(logits: &Tensor, target: &Tensor, mode: MaskMode) -> Result<Loss> {
     match mode {
         MaskMode::Sigmoid => {
@@ -55,8 +55,9 @@ pub fn segmentation_loss(logits: &Tensor, target: &Tensor, mode: MaskMode) -> Re
     }
 }
 
-/// Mean squared error of `said [N, 1]`, what SAM's IoU head says of the masks `logits [N, 1, H, W]`, as in SAM's own training
-/// (arXiv 2304.02643, appendix A): the truth is the overlap of the mask at threshold 0 with `target`, and 0 if that is empty.
+/// Mean squared error of `said [N, 1]`, the overlaps that SAM's IoU head predicts for the masks `logits [N, 1, H, W]`,
+/// as in SAM's own training (arXiv 2304.02643, appendix A). The truth is the overlap of the mask at threshold 0 with
+/// `target`, or 0 if `target` is empty.
 pub fn overlap_loss(said: &Tensor, logits: &Tensor, target: &Tensor) -> Result<Tensor> {
     let rows = |t: &Tensor| t.detach().to_dtype(DType::F32)?.flatten_from(1)?.to_vec2::<f32>();
     let truth: Vec<f32> = rows(logits)?
@@ -82,9 +83,9 @@ pub fn bce_with_logits(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     (x.relu()? - x.mul(y)?)? + soft
 }
 
-/// Mean cross-entropy of probabilities as `torch.nn.functional.binary_cross_entropy`: logarithms are held
-/// above -100, and the gradient is `(p - y) / max(p (1 - p), 1e-12)`, so that exact 0 and 1 (one pixel each
-/// per image after min-max) give large numbers where autograd through the logarithm gives none.
+/// Mean cross-entropy of probabilities as `torch.nn.functional.binary_cross_entropy`: logarithms are clamped to at
+/// least -100, and the gradient is `(p - y) / max(p (1 - p), 1e-12)`. So exact 0 and 1 (one pixel each per image after
+/// min-max) have large gradients, while autograd through the logarithm gives none.
 fn binary_cross_entropy(p: &Tensor, y: &Tensor) -> Result<Tensor> {
     let count = p.elem_count() as f64;
     let q = p.detach();
@@ -92,7 +93,7 @@ fn binary_cross_entropy(p: &Tensor, y: &Tensor) -> Result<Tensor> {
     let log = |t: &Tensor| t.log()?.maximum(-100.0);
     let value = (y.mul(&log(&q)?)? + y.affine(-1.0, 1.0)?.mul(&log(&not_q)?)?)?.mean_all()?.neg()?;
     let slope = ((&q - y)?.div(&q.mul(&not_q)?.maximum(1e-12)?)? / count)?;
-    // Adds nothing to the value and `slope` to the gradient.
+    // Contributes 0 to the value and `slope` to the gradient.
     let carrier = p.mul(&slope.detach())?.sum_all()?;
     value.detach() + (&carrier - carrier.detach())?
 }

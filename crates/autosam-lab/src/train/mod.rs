@@ -1,4 +1,4 @@
-//! Fits a small SAM, then the generator through it: losses, parameters, the loop, checkpoints.
+//! Trains a small SAM, then the generator through it: losses, parameters, training loop, checkpoints.
 
 #[expect(unsafe_code, reason = "the map of a file in memory, see docs/unsafe.md")]
 pub mod cache;
@@ -37,35 +37,35 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// What to train on and where to put it.
+/// Inputs and outputs of a training run.
 #[derive(Debug)]
 pub struct Job {
     pub config: TrainConfig,
-    /// SAM weights: frozen below the generator, or the start of a SAM.
+    /// SAM weights: frozen for training a generator, or the start of training a SAM.
     pub sam: Option<PathBuf>,
-    /// A backbone pretrained on ImageNet, which a fresh network begins with ([`Trainer::begin_with`]).
+    /// A backbone pretrained on ImageNet for a fresh network ([`Trainer::begin_with`]).
     pub init: Option<PathBuf>,
-    /// A model whose answers are learned beside the masks ([`Trainer::learn_from`]).
+    /// A model whose predictions are learned in addition to the masks ([`Trainer::learn_from`]).
     pub teacher: Option<PathBuf>,
-    /// Each with its weight: how often its images are drawn compared with plain concatenation.
+    /// Data sets with their weights: how often images are drawn compared with plain concatenation.
     pub train: Vec<(Dataset, f32)>,
     pub validation: Vec<Dataset>,
     /// The run's folder: `config.toml`, `data.md`, `views.png`, `log.jsonl`, TensorBoard's events, `loss.svg`, `dice.svg`,
     /// `checkpoint.safetensors`, `model.safetensors`.
     pub out: PathBuf,
-    /// Go on from the checkpoint in `out`.
+    /// Whether to resume from the checkpoint in `out`.
     pub resume: bool,
     pub device: Device,
-    /// Where embeddings are kept where the configuration's `views` asks for it, and the most bytes they may take.
+    /// Folder and maximum size in bytes of the embedding cache, which the configuration's `views` enables.
     pub cache: (PathBuf, u64),
     /// Whether an unreadable image is an error instead of being left out.
     pub strict: bool,
-    /// Which of a run's processes this is, where there are several. All have the same job; `out` is a folder they share
-    /// (each reads the checkpoint there, process 0 writes).
+    /// This process's place in a distributed run. All processes have the same job; `out` is a shared folder (each reads
+    /// the checkpoint there, and process 0 writes).
     pub place: Option<Place>,
 }
 
-/// Hears of a run's progress.
+/// Receives a run's progress.
 pub trait Observer {
     fn started(&mut self, trainer: &Trainer, images: usize);
     fn stepped(&mut self, report: &StepReport);
@@ -99,7 +99,7 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
         },
     )?;
     if config.views > 0 {
-        // A cache has one writer.
+        // A cache can have only one writer.
         let dir = if rank == 0 { job.cache.0.clone() } else { job.cache.0.join(format!("rank-{rank}")) };
         trainer.cache_embeddings(&dir, loader.len() * config.views as usize, job.cache.1)?;
     }
@@ -144,7 +144,7 @@ pub fn fit(job: &Job, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<
     Ok(())
 }
 
-/// The trainer of `job`, new or at the run's checkpoint, and what the run began with.
+/// The trainer of `job`, new or at the run's checkpoint, and the run's origin.
 fn trainer(job: &Job) -> Result<(Trainer, Origin)> {
     let mut trainer = Trainer::new(&job.config, job.sam.as_deref(), &job.device)?;
     if let Some(file) = &job.teacher {
@@ -163,7 +163,7 @@ fn trainer(job: &Job) -> Result<(Trainer, Origin)> {
     Ok((trainer, origin))
 }
 
-/// What process 0 keeps of a run beside its weights.
+/// Records of a run, other than weights, that process 0 writes.
 struct Records {
     out: PathBuf,
     log: Log,
@@ -172,7 +172,7 @@ struct Records {
 }
 
 impl Records {
-    /// Writes what is known before the first step: configuration, data, views.
+    /// Writes the files that are known before the first step: configuration, data, augmented images.
     fn open(job: &Job, trainer: &Trainer, loader: &Loader) -> Result<Self> {
         let out = job.out.clone();
         let text = toml::to_string(&job.config).map_err(|e| Error::invalid(e.to_string()))?;
@@ -215,7 +215,7 @@ impl Records {
     }
 }
 
-/// The first 24 views as the network sees them, polyps outlined.
+/// The first 24 augmented images as the network sees them, with outlined polyps.
 fn views(loader: &Loader) -> Result<RgbImage> {
     let mut cases = Vec::new();
     for batch in loader.batches_from(0, 1) {
@@ -239,7 +239,7 @@ fn views(loader: &Loader) -> Result<RgbImage> {
     report::contact_sheet(&cases, 6)
 }
 
-/// What the run was trained and validated on.
+/// Table of the data for training and validation.
 fn data_table(job: &Job) -> String {
     let mut text =
         String::from("| use | data | weight | frames | left out | masks |\n|---|---|---|---|---|---|\n");
@@ -281,14 +281,14 @@ fn save_offenders(out: &Path, rank: usize, batches: &[Batch], reason: &str) -> E
     }
 }
 
-/// JSON lines, one a step or validation.
+/// JSON lines, one per step or validation.
 struct Log {
     path: PathBuf,
     file: std::fs::File,
 }
 
 impl Log {
-    /// Appends to the log of a resumed run, without the lines of steps after its checkpoint.
+    /// Opens the log for appending, and removes the lines of steps after a resumed run's checkpoint.
     fn open(path: &Path, step: u64) -> Result<Self> {
         let mut kept = String::new();
         if step > 0

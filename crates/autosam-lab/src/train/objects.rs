@@ -1,5 +1,5 @@
-//! What a promptable SAM is asked for, so that it learns objects of every kind and not one: labelled ones, shapes painted into the
-//! image, regions that are found without labels, and nothing.
+//! Target objects for training a promptable SAM, so that it learns objects of every kind: labelled ones, shapes painted
+//! into the image, regions found without labels, and no object.
 
 use autosam_frame::map::ModelInput;
 use autosam_frame::parts::{Neighbours, connected};
@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 
 /// Side of the grid on which regions are grown.
 const COARSE: usize = 48;
-/// The part of the image that a region covers, at least and at most.
+/// Minimum and maximum fraction of the image that a region covers.
 const REGION_SHARE: [f32; 2] = [0.01, 0.4];
-/// Seeds that are tried before a region is given up.
+/// Number of seeds tried before giving up.
 const SEEDS: usize = 6;
 
-/// How often each kind of object is asked for; the numbers are weights, not fractions.
+/// How often each kind of object is used; the numbers are weights, not fractions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectMix {
-    /// The image's mask, or one connected part of it. If it is empty: nothing.
+    /// The image's mask, or one connected component of it. No object if it is empty.
     pub labelled: f32,
     /// A shape painted into the image.
     pub shape: f32,
@@ -42,7 +42,7 @@ enum Kind {
 }
 
 impl ObjectMix {
-    /// True if the numbers can be drawn by.
+    /// Whether the weights are valid.
     pub fn is_usable(&self) -> bool {
         let all = [self.labelled, self.shape, self.region, self.nothing];
         all.iter().all(|w| w.is_finite() && *w >= 0.0) && all.iter().sum::<f32>() > 0.0
@@ -65,8 +65,8 @@ impl ObjectMix {
         Kind::Nothing
     }
 
-    /// Replaces each of `masks` (`size × size`, 0 or 255) by the mask of what is asked for in `samples`, into which shapes are
-    /// painted. `ambiguous`: the prompt will be a single point.
+    /// Replaces each of `masks` (`size × size`, 0 or 255) by the mask of the target object in `samples`, and paints
+    /// shapes into `samples`. `ambiguous`: the prompt will be a single point.
     pub fn choose(
         &self,
         samples: &mut [ModelInput],
@@ -97,7 +97,7 @@ impl ObjectMix {
     }
 }
 
-/// A random shape with a smooth outline: an ellipse whose radius waves.
+/// A random shape with a smooth outline: an ellipse with a wavy radius.
 #[derive(Debug, Clone, Copy)]
 pub struct Blob {
     centre: [f32; 2],
@@ -108,7 +108,7 @@ pub struct Blob {
 }
 
 impl Blob {
-    /// Within `width × height`; its radius is a part of the shorter side, at least and at most `radius`.
+    /// Draws a shape within `width × height`; `radius` has the limits of its radius as a fraction of the shorter side.
     pub fn draw(width: usize, height: usize, radius: [f32; 2], rng: &mut impl Rng) -> Self {
         let side = width.min(height) as f32;
         let radius = side * rng.random_range(radius[0].ln()..=radius[1].ln()).exp();
@@ -124,7 +124,7 @@ impl Blob {
         }
     }
 
-    /// Pixels from (x, y) to the outline, roughly: positive inside.
+    /// Approximate distance in pixels from (x, y) to the outline, positive inside.
     pub fn depth(&self, x: f32, y: f32) -> f32 {
         let (dx, dy) = (x - self.centre[0], y - self.centre[1]);
         let (sin, cos) = self.turn.sin_cos();
@@ -140,7 +140,7 @@ impl Blob {
     }
 }
 
-/// Paints a shape into `sample`, of `texture`'s pixels or of its own in other colours, and returns its mask.
+/// Paints a shape into `sample` with `texture`'s pixels, or with its own pixels recoloured, and returns the mask.
 fn paint(sample: &mut ModelInput, texture: Option<&ModelInput>, size: usize, rng: &mut impl Rng) -> Vec<u8> {
     let (w, h) = (sample.width, sample.height);
     let blob = Blob::draw(w, h, [0.04, 0.3], rng);
@@ -174,7 +174,7 @@ fn paint(sample: &mut ModelInput, texture: Option<&ModelInput>, size: usize, rng
     mask
 }
 
-/// One connected part of `mask` (`size × size`), drawn by its number of pixels' root; empty if it is.
+/// A random connected component of `mask` (`size × size`), weighted by the square root of its size; empty if `mask` is.
 fn component(mask: &[u8], size: usize, rng: &mut impl Rng) -> Vec<u8> {
     let parts = connected((size, size), Neighbours::Four, 0..mask.len(), |i| mask[i] > 127, |_, _| true);
     let roots: Vec<f32> = parts.iter().map(|part| (part.len() as f32).sqrt()).collect();
@@ -184,7 +184,7 @@ fn component(mask: &[u8], size: usize, rng: &mut impl Rng) -> Vec<u8> {
         at < 0.0
     });
     let mut one = vec![0; mask.len()];
-    // Rounding may leave none.
+    // Rounding may select none.
     if let Some(part) = chosen.map_or(parts.last(), |i| parts.get(i)) {
         part.iter().for_each(|i| one[*i] = 255);
     }
@@ -204,7 +204,7 @@ fn neighbours(at: usize, side: usize) -> impl Iterator<Item = usize> {
     .flatten()
 }
 
-/// The mask of a region of similar colour around a random place; `None` if none of a useful size was found.
+/// The mask of a region of similar colour around a random position; `None` if none of a useful size was found.
 fn region(sample: &ModelInput, size: usize, rng: &mut impl Rng) -> Option<Vec<u8>> {
     let (w, h) = (sample.width, sample.height);
     let cells: Vec<[f32; 3]> =
@@ -212,7 +212,7 @@ fn region(sample: &ModelInput, size: usize, rng: &mut impl Rng) -> Option<Vec<u8
     for _ in 0..SEEDS {
         let seed = rng.random_range(0..cells.len());
         let reach = rng.random_range(12.0..40.0f32);
-        // Black is the frame around the image, not an object.
+        // Black is the border around the image, not an object.
         if cells[seed].iter().sum::<f32>() < 60.0 {
             continue;
         }
@@ -257,7 +257,7 @@ fn cell_colour(sample: &ModelInput, x: usize, y: usize) -> [f32; 3] {
     sum.map(|s| s / count)
 }
 
-/// Cells as a mask of `size × size` whose image covers `w × h`, with outlines that are bilinear and not stairs.
+/// Enlarges cells to a mask of `size × size` whose image covers `w × h`, bilinearly, so that outlines are smooth.
 fn enlarged(inside: &[bool], (w, h): (usize, usize), size: usize) -> Vec<u8> {
     let value = |x: usize, y: usize| f32::from(u8::from(inside[y * COARSE + x]));
     let place = |i: usize, side: usize| {

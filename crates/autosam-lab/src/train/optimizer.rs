@@ -1,4 +1,4 @@
-//! Adam with decoupled or coupled weight decay, its state open so that a checkpoint can hold it.
+//! Adam with decoupled or coupled weight decay. Its state is accessible for checkpoints.
 
 use super::parallel::Group;
 use crate::Result;
@@ -15,7 +15,7 @@ pub struct OptimizerConfig {
     pub beta2: f64,
     pub eps: f64,
     pub weight_decay: f64,
-    /// True: AdamW. False: the decay is part of the gradient, as `torch.optim.Adam` (the published recipe).
+    /// True: AdamW. False: the decay is part of the gradient, as in `torch.optim.Adam` (the published recipe).
     pub decoupled: bool,
     /// Gradients are scaled down to this global norm; 0 turns it off.
     pub clip_norm: f64,
@@ -40,8 +40,8 @@ impl Adam {
         Self { config, moments: BTreeMap::new(), steps: 0 }
     }
 
-    /// One step along `grads` (already averaged over micro-batches), at each parameter's `rate`. Returns the gradients' global norm
-    /// before clipping; where that is not finite nothing is changed.
+    /// Takes one step with `grads` (already averaged over micro-batches), with each parameter's `rate`. Returns the
+    /// gradients' global norm before clipping; if that is not finite, nothing is changed.
     pub fn step(
         &mut self,
         vars: &BTreeMap<String, Var>,
@@ -59,7 +59,7 @@ impl Adam {
         let correction2 = 1.0 - c.beta2.powi(self.steps as i32);
         for (name, grad) in &grads.by_name {
             let (var, lr) = (&vars[name], rate(name));
-            // Norm gains, biases and embeddings of one row are not decayed (the custom of ViT training).
+            // Norm gains, biases and embeddings of one row are not decayed, as is usual for ViTs.
             let decay = if var.dims().len() > 1 || !c.decoupled { c.weight_decay } else { 0.0 };
             let (grad, scale) = if c.decoupled {
                 (grad.clone(), scale)
@@ -84,7 +84,7 @@ impl Adam {
         Ok(norm)
     }
 
-    /// State as named tensors, for a checkpoint: `adam.m/NAME`, `adam.v/NAME`.
+    /// The state as named tensors for a checkpoint: `adam.m/NAME`, `adam.v/NAME`.
     pub fn state(&self) -> impl Iterator<Item = (String, Tensor)> + '_ {
         self.moments
             .iter()
@@ -95,7 +95,7 @@ impl Adam {
         self.steps
     }
 
-    /// Takes back what [`Adam::state`] gave.
+    /// Restores the state from [`Adam::state`].
     pub fn restore(&mut self, steps: u64, tensors: &std::collections::HashMap<String, Tensor>) {
         self.steps = steps;
         self.moments = tensors
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    /// Against `torch.optim.Adam`'s formula written out for one number.
+    /// Compares with `torch.optim.Adam`'s formula, written out for one number.
     #[test]
     fn steps_follow_the_published_formula() {
         for decoupled in [false, true] {

@@ -1,4 +1,4 @@
-//! What a run was made from besides its configuration: a run that goes on with other data or another SAM is another run.
+//! Inputs of a run other than its configuration. A run must not be resumed with other data or another SAM.
 
 use super::Job;
 use crate::Result;
@@ -6,7 +6,7 @@ use crate::data::Fingerprint;
 use autosam_model::weights;
 use serde::{Deserialize, Serialize};
 
-/// Fingerprints of what a checkpoint does not hold.
+/// Fingerprints of inputs that a checkpoint does not contain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// SHA-256 of the weights that are not trained.
@@ -18,10 +18,10 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Of `job`, whose frozen weights have the fingerprint `sam`.
+    /// The origin of `job`, whose frozen weights have the fingerprint `sam`.
     ///
     /// # Errors
-    /// A teacher's file that cannot be read.
+    /// If the teacher's file cannot be read.
     pub fn of(job: &Job, sam: String) -> Result<Self> {
         Ok(Self {
             sam,
@@ -30,7 +30,7 @@ impl Origin {
         })
     }
 
-    /// What of it is another than in `now`, for people.
+    /// Describes the differences from `now`.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let mut found = Vec::new();
         if self.sam != now.sam {

@@ -1,8 +1,8 @@
-//! One training run in several processes, as PyTorch's DistributedDataParallel: each process takes its own batches of one
-//! common order, gradients are averaged before every step, so all hold the same weights.
+//! Distributed training, as in PyTorch's DistributedDataParallel. Each process takes its own batches from a common
+//! order, and gradients are averaged before every step, so that all processes have the same weights.
 //!
-//! The processes find each other by torchrun's environment variables. Process 0 listens, the others connect to it, and
-//! numbers travel through this star as f32, and process 0 adds them up. Tensors on a GPU are copied to the CPU for it.
+//! The processes find each other through torchrun's environment variables. Process 0 listens, the others connect to it
+//! and send f32 values, which it adds up. Tensors on a GPU are copied to the CPU.
 
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -10,36 +10,36 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// How long the processes of a run may take to start, one after the other.
+/// Maximum time for all processes of a run to start.
 const GATHERING: Duration = Duration::from_secs(300);
-/// How long one may be silent: process 0 validates while the others wait.
+/// Maximum silence of a process. It is long because process 0 validates while the others wait.
 const SILENCE: Duration = Duration::from_secs(3600);
-/// How long a stranger at the port is listened to.
+/// Maximum time to wait for an unknown client's greeting.
 const GREETING: Duration = Duration::from_secs(10);
 const MAGIC: &[u8; 8] = b"autosam1";
-/// Hexadecimal SHA-256.
+/// Length of a hexadecimal SHA-256.
 const FINGERPRINT: usize = 64;
 
-/// Which process of a run this one is.
+/// Place of this process in a distributed run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// From 0; process 0 writes the run folder.
+    /// Rank from 0; process 0 writes the run folder.
     pub rank: usize,
-    /// Processes in all, 2 or more.
+    /// Number of processes, 2 or more.
     pub size: usize,
-    /// Number among those of the same machine: which GPU is this one's.
+    /// Rank within the same machine, which selects the GPU.
     pub local_rank: usize,
-    /// Where process 0 listens.
+    /// Address at which process 0 listens.
     pub address: (String, u16),
 }
 
 impl Place {
-    /// From `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` (29500 where it is not set), as torchrun
-    /// sets them; the first three from `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` where `srun` alone starts the
-    /// processes. `None` for a run of one process: without `MASTER_ADDR`, or with one process in all.
+    /// Reads `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` (29500 if not set), as set by
+    /// torchrun; the first three from `SLURM_PROCID`, `SLURM_NTASKS` and `SLURM_LOCALID` if `srun` starts the processes
+    /// without torchrun. `None` for a run of one process, that is, without `MASTER_ADDR` or with a size of one.
     ///
     /// # Errors
-    /// A variable that is missing beside the others or is no number, by name.
+    /// If a variable is missing or not a number; the message names it.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let Some(host) = variable("MASTER_ADDR").filter(|h| !h.is_empty()) else {
             return match variable("WORLD_SIZE").as_deref() {
@@ -86,16 +86,16 @@ impl Place {
 pub struct Group {
     rank: usize,
     size: usize,
-    /// For process 0: all others by rank, from 1. For the others: only process 0.
+    /// In process 0 all others by rank, from 1; in the others only process 0.
     links: Vec<(usize, TcpStream)>,
 }
 
 impl Group {
-    /// Waits until all processes of the run are there, each computing on its `device`. `fingerprint` (hexadecimal SHA-256)
-    /// is of what must be the same in all of them: configuration, starting weights, position.
+    /// Waits until all processes of the run are connected, each computing on its `device`. `fingerprint` is the
+    /// hexadecimal SHA-256 of everything that must be equal in all of them: configuration, initial weights, step.
     ///
     /// # Errors
-    /// Processes that do not come within five minutes; one that has another fingerprint or a rank that is taken.
+    /// If a process does not connect within five minutes, or has another fingerprint or a rank that is already taken.
     pub fn gather(place: &Place, fingerprint: &str, device: &Device) -> Result<Self> {
         let deadline = Instant::now() + GATHERING;
         let links = match place.rank {
@@ -111,35 +111,35 @@ impl Group {
         Ok(group)
     }
 
-    /// From 0.
+    /// The process's rank, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// Processes in all.
+    /// Number of processes.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Means of `values` over all processes, the same bits in each.
+    /// Means of `values` over all processes, bit-identical in each.
     ///
     /// # Errors
-    /// [`Error::Peer`] where a process is gone.
+    /// [`Error::Peer`] if a process has ended.
     pub fn mean(&self, values: &mut [f32]) -> Result<()> {
         self.sum(values)?;
         values.iter_mut().for_each(|v| *v /= self.size as f32);
         Ok(())
     }
 
-    /// True in all processes where it is in one.
+    /// Logical OR over all processes.
     pub fn any(&self, here: bool) -> Result<bool> {
         let mut count = [f32::from(u8::from(here))];
         self.sum(&mut count)?;
         Ok(count[0] > 0.0)
     }
 
-    /// Sums over the processes that have a tensor, each divided by the number of all: what the mean of a sum over all
-    /// images gives. A tensor that none has stays `None`. Shapes are those of `like`.
+    /// Sums each tensor over the processes that have it and divides by the number of all processes, which equals the
+    /// mean over all images. A tensor that no process has stays `None`. Shapes are those of `like`.
     pub fn mean_of_tensors(
         &self,
         tensors: Vec<Option<Tensor>>,
@@ -176,7 +176,7 @@ impl Group {
         Ok(Tensor::new(values, tensor.device())?)
     }
 
-    /// Sums over all processes; added in the order of ranks, so runs repeat.
+    /// Sums over all processes, in the order of ranks, so that runs are reproducible.
     fn sum(&self, values: &mut [f32]) -> Result<()> {
         if self.rank == 0 {
             let mut theirs = vec![0.0; values.len()];
@@ -202,7 +202,7 @@ fn gone(rank: usize, cause: &std::io::Error) -> Error {
     ))
 }
 
-/// Their number, then the values, little-endian.
+/// Sends the number of values, then the values, little-endian.
 fn send(mut link: &TcpStream, values: &[f32]) -> std::io::Result<()> {
     let mut bytes = Vec::with_capacity(8 + 4 * values.len());
     bytes.extend((values.len() as u64).to_le_bytes());
@@ -210,7 +210,7 @@ fn send(mut link: &TcpStream, values: &[f32]) -> std::io::Result<()> {
     link.write_all(&bytes)
 }
 
-/// Fills `values` with as many as were sent.
+/// Receives exactly as many values as `values` holds.
 fn receive(mut link: &TcpStream, values: &mut [f32]) -> std::io::Result<()> {
     let mut count = [0; 8];
     link.read_exact(&mut count)?;
@@ -225,7 +225,7 @@ fn receive(mut link: &TcpStream, values: &mut [f32]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Takes the others in; strangers at the port are let go.
+/// Accepts the other processes and rejects unknown clients.
 fn host(place: &Place, fingerprint: &str, deadline: Instant) -> Result<Vec<(usize, TcpStream)>> {
     let (name, port) = &place.address;
     let failed =
@@ -239,7 +239,7 @@ fn host(place: &Place, fingerprint: &str, deadline: Instant) -> Result<Vec<(usiz
                 Ok((rank, size, theirs)) => {
                     let taken = rank == 0 || rank >= place.size || links.iter().any(|(r, _)| *r == rank);
                     if taken || size != place.size || theirs != fingerprint.as_bytes() {
-                        // The other says it too, from its own point of view.
+                        // The other process reports the mismatch as well.
                         let _ = link.write_all(&[0]);
                         return Err(Error::Peer(format!(
                             "process {rank} of {size} at {from} belongs to another run, or its rank is taken: start all {} with the same command, configuration, weights and checkpoint",
@@ -274,7 +274,7 @@ fn host(place: &Place, fingerprint: &str, deadline: Instant) -> Result<Vec<(usiz
     Ok(links)
 }
 
-/// Rank, number of processes and fingerprint of who has connected.
+/// Reads the rank, number of processes and fingerprint of a client.
 fn greeted(link: &mut TcpStream) -> std::io::Result<(usize, usize, Vec<u8>)> {
     link.set_nonblocking(false)?;
     link.set_read_timeout(Some(GREETING))?;
@@ -304,7 +304,7 @@ fn join(place: &Place, fingerprint: &str, deadline: Instant) -> Result<TcpStream
         match connected {
             Ok(mut link) => {
                 let mut answer = [0];
-                // Process 0 answers each in its turn.
+                // Process 0 answers clients one after the other.
                 let asked = link
                     .set_read_timeout(Some(GATHERING))
                     .and_then(|()| link.write_all(&hello))
@@ -356,7 +356,7 @@ mod tests {
             ("SLURM_LOCALID", "1"),
         ];
         assert_eq!(variables(&slurm).unwrap(), Some(place));
-        // A batch script's own variables do not start a run of several processes.
+        // A batch script's own variables do not start a distributed run.
         assert_eq!(variables(&slurm[2..]).unwrap(), None);
         assert_eq!(variables(&[("MASTER_ADDR", "a"), ("WORLD_SIZE", "1")]).unwrap(), None);
         let text = |set: &[(&str, &str)]| variables(set).unwrap_err().to_string();
@@ -368,7 +368,7 @@ mod tests {
         );
     }
 
-    /// Runs `work` in `size` threads, one a process; their answers by rank.
+    /// Runs `work` in one thread per process; returns the results by rank.
     fn processes<T: Send>(fingerprints: &[&str], work: impl Fn(Result<Group>) -> T + Sync) -> Vec<T> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let place = |rank| Place {
@@ -401,7 +401,7 @@ mod tests {
 
             let tensor = |v: f32| Tensor::full(v, (2, 1), &Device::Cpu).unwrap();
             let like = tensor(0.0);
-            // One that all have, one that none has, one that process 1 has.
+            // One tensor that all have, one that none has, one that only process 1 has.
             let own = vec![Some(tensor(rank)), None, (group.rank() == 1).then(|| tensor(6.0))];
             let means = group.mean_of_tensors(own, &[&like, &like, &like]).unwrap();
             means.iter().map(|t| t.as_ref().map(|t| t.to_vec2::<f32>().unwrap())).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! Parameters as training sees them: named, some frozen.
+//! Named parameters of a network in training, some of them frozen.
 
 use super::parallel::Group;
 use crate::{Error, Result};
@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use std::collections::{BTreeMap, HashMap};
 
-/// All parameters of a model by state-dict name: those being trained are variables, the rest plain tensors,
-/// through which gradients pass but into which none flows.
+/// All parameters of a model by state-dict name: trained ones are variables, the rest are plain tensors, which pass
+/// gradients on but receive none.
 #[derive(Debug)]
 pub struct Params {
     tensors: BTreeMap<String, Tensor>,
@@ -16,8 +16,8 @@ pub struct Params {
 }
 
 impl Params {
-    /// Takes `initial`'s tensors; those for which `trains` holds become variables. Running statistics of a
-    /// trained batch norm are variables too (they change), but no gradient reaches them.
+    /// Takes the tensors of `initial`; those for which `trains` is true become variables. Running statistics of a
+    /// trained batch norm are variables too, because they change, but receive no gradient.
     pub fn new(
         initial: HashMap<String, Tensor>,
         trains: impl Fn(&str) -> bool,
@@ -37,7 +37,7 @@ impl Params {
         Ok(Self { tensors, trained, device: device.clone() })
     }
 
-    /// What layers are loaded from; they share the variables' storage.
+    /// A `VarBuilder` for loading layers, which share the variables' storage.
     pub fn var_builder(&self) -> VarBuilder<'static> {
         let map: HashMap<String, Tensor> = self.tensors.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         VarBuilder::from_tensors(map, DType::F32, &self.device)
@@ -48,12 +48,12 @@ impl Params {
         &self.trained
     }
 
-    /// Every tensor, frozen ones too, cut from the graph.
+    /// Every tensor, including frozen ones, detached from the graph.
     pub fn snapshot(&self) -> HashMap<String, Tensor> {
         self.tensors.iter().map(|(k, v)| (k.clone(), v.detach())).collect()
     }
 
-    /// Running statistics become their means over the processes of `group`.
+    /// Replaces running statistics by their means over the processes of `group`.
     pub fn average_buffers(&self, group: &Group) -> Result<()> {
         let buffers = || self.trained.iter().filter(|(name, _)| is_buffer(name)).map(|(_, var)| var);
         let own = buffers().map(|var| Some(var.as_detached_tensor())).collect();
@@ -66,7 +66,7 @@ impl Params {
         Ok(())
     }
 
-    /// Overwrites trained tensors by name; all must be there.
+    /// Overwrites trained tensors by name; fails if one is missing.
     pub fn restore(&self, from: impl Fn(&str) -> Option<Tensor>) -> Result<()> {
         for (name, var) in &self.trained {
             let t =
@@ -77,7 +77,7 @@ impl Params {
     }
 }
 
-/// True of tensors that an optimiser never touches: statistics and SAM's random Fourier matrix.
+/// Whether the optimiser must not change the tensor: statistics and SAM's random Fourier matrix.
 pub fn is_buffer(name: &str) -> bool {
     ["running_mean", "running_var", "num_batches_tracked", "positional_encoding_gaussian_matrix"]
         .iter()

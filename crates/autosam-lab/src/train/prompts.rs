@@ -1,5 +1,5 @@
-//! Prompts simulated from ground truth, as SAM was trained (arXiv 2304.02643, appendix A): points on the object and off it, its box
-//! with jitter, a rough low-resolution mask; and none at all, for which the right answer is nothing.
+//! Prompts simulated from ground truth, as SAM was trained (arXiv 2304.02643, appendix A): points on and off the
+//! object, its box with jitter, a rough low-resolution mask; and no prompt, for which the target is an empty mask.
 
 use super::objects::Blob;
 use crate::Result;
@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// How often each kind is drawn; the numbers are weights, not fractions.
+/// How often each kind of prompt is drawn; the numbers are weights, not fractions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptMix {
@@ -33,7 +33,7 @@ pub enum PromptKind {
 }
 
 impl PromptMix {
-    /// Draws a kind; one for a whole batch, so that all its images have the same number of tokens.
+    /// Draws one kind for a whole batch, so that all its images have the same number of tokens.
     pub fn draw(&self, rng: &mut impl Rng) -> PromptKind {
         let kinds = [
             (PromptKind::None, self.none),
@@ -52,10 +52,10 @@ impl PromptMix {
     }
 }
 
-/// Prompts of one kind for a batch of `masks` (each `size × size`, 0 or 255), of what is asked for.
+/// Simulates prompts of one kind for a batch of target `masks` (each `size × size`, 0 or 255).
 ///
-/// If a mask is empty the prompt points at nothing: an object point, a box or a rough mask at a random place. The right answer is
-/// then an empty mask, worth 0. `low` is the side of SAM's mask prompt, 4 × the embedding grid.
+/// If a mask is empty, the prompt is an object point, a box or a rough mask at a random position. The target is then an
+/// empty mask with overlap 0. `low` is the side of SAM's mask prompt, 4 × the embedding grid.
 pub fn simulate(
     kind: PromptKind,
     masks: &[Vec<u8>],
@@ -83,7 +83,7 @@ pub fn simulate(
     Ok(prompts)
 }
 
-/// `count` points an image, the first on the object, others on it or off it: coordinates `[N, P, 2]` and labels `[N, P]`.
+/// `count` points per image, the first on the object, others on or off it: coordinates `[N, P, 2]` and labels `[N, P]`.
 fn points(
     masks: &[Vec<u8>],
     size: usize,
@@ -117,7 +117,7 @@ fn boxes(masks: &[Vec<u8>], size: usize, rng: &mut impl Rng, device: &Device) ->
             let (x, y) = (rng.random_range(0..size / 2), rng.random_range(0..size / 2));
             (x, y, x + rng.random_range(8..size / 2), y + rng.random_range(8..size / 2))
         });
-        // Jitter of a tenth of the side, at most 20 px, as SAM.
+        // Jitter of a tenth of the side, at most 20 px, as in SAM.
         let mut jitter = |v: usize, side: usize| {
             let d = (side as f32 * 0.1).min(20.0);
             (v as f32 + rng.random_range(-1.0..1.0) * d).clamp(0.0, size as f32 - 1.0)
@@ -128,8 +128,8 @@ fn boxes(masks: &[Vec<u8>], size: usize, rng: &mut impl Rng, device: &Device) ->
     Ok(Tensor::from_vec(boxes, (masks.len(), 4), device)?)
 }
 
-/// Logits `low × low` of a rough idea of the object: moved, blurred, grown or shrunk, with a part missing or one too many, more or
-/// less sure. Of an empty mask, a shape where nothing is.
+/// Logits `low × low` of a rough mask of the object: shifted, blurred, grown or shrunk, with a missing or additional
+/// part, and more or less confident. For an empty mask, a shape at a random position.
 fn rough(mask: &[u8], size: usize, low: usize, rng: &mut impl Rng) -> Vec<f32> {
     let step = size / low;
     let reach = (low / 48).max(1) as i64;
@@ -147,7 +147,7 @@ fn rough(mask: &[u8], size: usize, low: usize, rng: &mut impl Rng) -> Vec<f32> {
         }
     };
     if share.iter().all(|v| *v == 0.0) {
-        // Sometimes a mask prompt says that there is nothing.
+        // Sometimes the mask prompt is empty.
         if rng.random_bool(0.6) {
             add(&mut share, rng);
         }
@@ -177,7 +177,7 @@ fn rough(mask: &[u8], size: usize, low: usize, rng: &mut impl Rng) -> Vec<f32> {
         .collect()
 }
 
-/// Mean over `2 · reach + 1` values along the axis whose neighbours are `step` apart; lines are `line` apart.
+/// Mean over `2 · reach + 1` values along the axis with stride `step`; lines have stride `line`.
 fn box_mean(from: &[f32], side: usize, reach: usize, step: usize, line: usize) -> Vec<f32> {
     let mut to = vec![0f32; from.len()];
     for l in 0..side {
@@ -230,7 +230,7 @@ mod tests {
             let p = simulate(PromptKind::Point, &masks, SIZE, 16, &mut rng, &Device::Cpu).unwrap();
             let (coords, labels) = p.points.unwrap();
             let (c, l) = (coords.to_vec3::<f32>().unwrap(), labels.to_vec2::<f32>().unwrap());
-            // The first is labelled as the object, even if there is none.
+            // The first point is labelled as object even if the mask is empty.
             assert!(l[0][0] == 1.0 && l[1][0] == 1.0);
             for (point, label) in c[0].iter().zip(&l[0]) {
                 let on = (20.0..30.0).contains(&point[0]) && (20.0..30.0).contains(&point[1]);
@@ -262,9 +262,9 @@ mod tests {
             outside += usize::from(v[0] > 0.0);
             nowhere += usize::from(v[256..].iter().any(|v| *v > 0.5));
         }
-        // Rough, not wrong: most are right in the middle and in the corner.
+        // Rough but not wrong: most are correct in the middle and in the corner.
         assert!(inside > 45 && outside < 10, "{inside}, {outside}");
-        // A mask of nothing is a shape somewhere, most of the time.
+        // For an empty mask the prompt is usually a shape somewhere.
         assert!((15..60).contains(&nowhere), "{nowhere}");
     }
 

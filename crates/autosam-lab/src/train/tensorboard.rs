@@ -1,4 +1,4 @@
-//! Scalars as TensorBoard event files: TFRecords of `Event` protocol buffers (tensorflow/core/util/event.proto).
+//! Writes scalars as TensorBoard event files: TFRecords of `Event` protocol buffers (tensorflow/core/util/event.proto).
 
 use crate::{Error, Result};
 use std::fs::File;
@@ -8,14 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 
-/// Appends events to a file of its own; TensorBoard joins the files of a resumed run.
+/// Writes events to a new file; TensorBoard joins the files of a resumed run.
 pub struct EventWriter {
     path: PathBuf,
     file: File,
 }
 
 impl EventWriter {
-    /// A new `events.out.tfevents.*` in `dir`.
+    /// Creates an `events.out.tfevents.*` in `dir`.
     pub fn new(dir: &Path) -> Result<Self> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let path = dir.join(format!("events.out.tfevents.{}.{:09}", since.as_secs(), since.subsec_nanos()));
@@ -27,7 +27,7 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// `values` of one step, by tag.
+    /// Writes the `values` of one step by tag.
     pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
         let mut summary = Vec::new();
         for (tag, value) in values {
@@ -53,7 +53,7 @@ impl EventWriter {
     }
 }
 
-/// An event that holds its wall time (field 1, double).
+/// An event with its wall time (field 1, double).
 fn time() -> Vec<u8> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let mut event = vec![1 << 3 | 1];
@@ -61,7 +61,7 @@ fn time() -> Vec<u8> {
     event
 }
 
-/// Field `number` of bytes.
+/// Appends bytes as field `number`.
 fn field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     out.push(number << 3 | 2);
     varint(out, bytes.len() as u64);

@@ -1,4 +1,4 @@
-//! One optimiser step after another, for every stage.
+//! The training loop's state and steps, for every stage.
 
 use super::cache::EmbeddingCache;
 use super::checkpoint;
@@ -23,20 +23,20 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 
-/// What one step did.
+/// Report of one step.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct StepReport {
-    /// Steps done, this one included.
+    /// Number of completed steps, including this one.
     pub step: u64,
     pub bce: f64,
     pub dice_loss: f64,
-    /// The auxiliary terms' sum, weighted.
+    /// Weighted sum of the auxiliary terms.
     pub auxiliary: f64,
     pub gradient_norm: f64,
     pub learning_rate: f64,
 }
 
-/// Weights, optimiser, moving average and position of a run.
+/// Weights, optimiser, moving average and step of a run.
 pub struct Trainer {
     config: TrainConfig,
     model: ModelConfig,
@@ -52,9 +52,9 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Stage [`Stage::Sam`]: a fresh small SAM, or the one in `sam` to go on from. Stage
-    /// [`Stage::Generator`]: a generator before the frozen SAM in `sam`, fresh or the one of that file to go on from. Stage [`Stage::Lightweight`]: a fresh
-    /// decoder behind the frozen generator of the AutoSAM in `sam`. Without `sam` the last two take the shipped model.
+    /// Stage [`Stage::Sam`]: a fresh small SAM, or the one in `sam`. Stage [`Stage::Generator`]: a generator for the
+    /// frozen SAM in `sam`, fresh or from that file. Stage [`Stage::Lightweight`]: a fresh decoder for the frozen
+    /// generator of the AutoSAM in `sam`. Without `sam` the last two use the shipped model.
     pub fn new(config: &TrainConfig, sam: Option<&Path>, device: &Device) -> Result<Self> {
         let file = match (sam, config.stage) {
             (None, Stage::Sam) => None,
@@ -82,10 +82,10 @@ impl Trainer {
         })
     }
 
-    /// Takes the backbone's weights from `file`, pretrained on ImageNet, in place of random ones.
+    /// Replaces the backbone's random weights by those in `file`, pretrained on ImageNet.
     ///
     /// # Errors
-    /// A file that has no tensor of the backbone, or lacks one, or has one of another shape.
+    /// If the file lacks a tensor of the backbone or has one of another shape.
     pub fn begin_with(&mut self, file: &Path) -> Result<()> {
         let prefix = self.net.backbone()?;
         let known = weights::load(file)?.tensors;
@@ -109,7 +109,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Size of the network's input, and how images are laid into it.
+    /// Size of the network's input, and how images are fitted into it.
     pub fn input_size(&self) -> InputSize {
         self.model.sam.input_size()
     }
@@ -123,18 +123,19 @@ impl Trainer {
         &self.config
     }
 
-    /// Steps done.
+    /// Number of completed steps.
     pub fn step_count(&self) -> u64 {
         self.step
     }
 
-    /// Trained parameters, buffers left out.
+    /// Number of trained parameters, without buffers.
     pub fn parameter_count(&self) -> usize {
         let trained = self.params.trained().iter();
         trained.filter(|(n, _)| !params::is_buffer(n)).map(|(_, v)| v.elem_count()).sum()
     }
 
-    /// What must be the same in all processes of a run: configuration, position and trained weights, as hexadecimal SHA-256.
+    /// Hexadecimal SHA-256 of everything that must be equal in all processes of a run: configuration, step and trained
+    /// weights.
     pub fn fingerprint(&self) -> Result<String> {
         let mut bytes = format!("{:?} {:?} {}", self.config, self.model, self.step).into_bytes();
         for var in self.params.trained().values() {
@@ -144,7 +145,7 @@ impl Trainer {
         Ok(weights::sha256(&bytes))
     }
 
-    /// SHA-256 of the weights that are not trained, as hexadecimal.
+    /// Hexadecimal SHA-256 of the frozen weights.
     pub(super) fn frozen_fingerprint(&self) -> Result<String> {
         let mut frozen: Vec<(String, Tensor)> = self.params.snapshot().into_iter().collect();
         frozen.retain(|(name, _)| !self.params.trained().contains_key(name));
@@ -159,30 +160,31 @@ impl Trainer {
         Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
     }
 
-    /// From now on every step is one of all processes of `group`, with the mean of their gradients.
+    /// Makes every further step a common step of all processes of `group`, with the mean of their gradients.
     pub fn join(&mut self, group: Group) {
         self.group = Some(group);
     }
 
-    /// True in every process of the run where `here` is true in one.
+    /// Logical OR of `here` over all processes of the run.
     pub fn in_any_process(&self, here: bool) -> Result<bool> {
         self.group.as_ref().map_or(Ok(here), |group| group.any(here))
     }
 
-    /// This process's rank and the number of all.
+    /// This process's rank and the number of processes.
     pub fn place(&self) -> (usize, usize) {
         self.group.as_ref().map_or((0, 1), |group| (group.rank(), group.size()))
     }
 
-    /// Images that a step takes, in all processes together.
+    /// Number of images per step, over all processes.
     pub fn images_per_step(&self) -> usize {
         self.config.batch * self.config.accumulate * self.place().1
     }
 
-    /// From now on the frozen encoder's embeddings are kept in `dir`: room for `views` of them, `limit` bytes at most.
+    /// Enables the cache of the frozen encoder's embeddings in `dir`, with room for `views` of them and at most `limit`
+    /// bytes.
     ///
     /// # Errors
-    /// Stage sam, whose encoder changes; a cache that cannot be opened.
+    /// For stage sam, whose encoder changes, and if the cache cannot be opened.
     pub fn cache_embeddings(&mut self, dir: &Path, views: usize, limit: u64) -> Result<()> {
         if self.config.stage != Stage::Generator {
             return Err(Error::invalid(
@@ -203,11 +205,11 @@ impl Trainer {
         Ok(())
     }
 
-    /// From now on the mean of what the model in `file` makes of four mirror images of each image is learned beside the mask
-    /// (distillation, arXiv 1503.02531; cross-entropy of its probabilities).
+    /// Adds distillation (arXiv 1503.02531): the cross-entropy against the probabilities of the model in `file`,
+    /// averaged over four flips of each image, is added to the loss.
     ///
     /// # Errors
-    /// Stage sam; a file that is no AutoSAM, or one of another input size.
+    /// For stage sam, and if the file is not an AutoSAM or has another input size.
     pub fn learn_from(&mut self, file: &Path) -> Result<()> {
         if self.config.stage == Stage::Sam {
             return Err(Error::invalid(
@@ -229,7 +231,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Embeddings held, the most there is room for, and bytes of one; `None` without a cache.
+    /// Number of cached embeddings, capacity, and size of one in bytes; `None` without a cache.
     pub fn cache_fill(&self) -> Option<(usize, usize, usize)> {
         let cache = self.cache.as_ref()?.borrow();
         let (held, room) = cache.fill();
@@ -239,7 +241,7 @@ impl Trainer {
     /// One optimiser step over `batches` (the micro-batches of gradient accumulation).
     ///
     /// # Errors
-    /// Where loss or gradient is not finite; no weight is changed then.
+    /// If the loss or a gradient is not finite; no weight is changed then.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         let learning_rate = self.config.learning_rate_at(self.step);
         let share = 1.0 / batches.len() as f64;
@@ -278,7 +280,7 @@ impl Trainer {
     /// BCE, Dice and auxiliary loss of `batch`, and the gradients of their sum.
     fn backward(&mut self, batch: &Batch, micro: usize) -> Result<([f64; 3], GradStore)> {
         let device = self.device.clone();
-        // Nothing inside waits for other processes.
+        // Allowed because nothing inside waits for other processes.
         ops::in_pool_of(&device, || self.backward_here(batch, micro))
     }
 
@@ -296,7 +298,7 @@ impl Trainer {
         Ok(([bce, dice, auxiliary], loss.total()?.backward()?))
     }
 
-    /// What products and convolutions of a step are computed in, where that is not f32.
+    /// The type of a step's products and convolutions; `None` for f32.
     fn autocast(&self) -> Option<DType> {
         (self.config.autocast && self.device.is_cuda()).then_some(DType::BF16)
     }
@@ -328,11 +330,11 @@ impl Trainer {
         Ok(())
     }
 
-    /// The averaged weights in a network of their own, for validation. A SAM answers without a prompt.
+    /// A separate network with the averaged weights, for validation. A SAM is used without a prompt.
     pub fn averaged(&self) -> Result<Predictor<Box<dyn Network>>> {
         let mut tensors = self.params.snapshot();
         for (name, average) in &self.average {
-            // A copy: the average goes on in place.
+            // A copy, because the average is updated in place.
             tensors.insert(name.clone(), average.copy()?);
         }
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &self.device);
@@ -340,8 +342,8 @@ impl Trainer {
         Ok(Predictor::new(net, PredictorOptions::default()))
     }
 
-    /// Writes the averaged model as the stage's [`Trainable::file`]: an AutoSAM, a SAM with Meta's tensor names, or only the
-    /// lightweight decoder.
+    /// Writes the averaged model in the stage's file format ([`Trainable::file`]): an AutoSAM, a SAM with Meta's tensor
+    /// names, or only the lightweight decoder.
     pub fn save_model(&self, path: &Path, dtype: Dtype) -> Result<()> {
         let mut tensors = self.params.snapshot();
         tensors.extend(self.average.clone());
@@ -350,12 +352,12 @@ impl Trainer {
         weights::save_safetensors(path, &file.tensors, &metadata, dtype)
     }
 
-    /// Writes the checkpoint of the run in `out`, which began with `origin`.
+    /// Writes the checkpoint of the run in `out` with its `origin`.
     pub(super) fn save_checkpoint(&self, out: &Path, origin: &Origin) -> Result<()> {
         checkpoint::save(out, &self.config, origin, self.step, &self.params, &self.average, &self.adam)
     }
 
-    /// Goes back to the checkpoint in `out`, of a run that began with `origin`.
+    /// Restores the checkpoint in `out`, which must have the same `origin`.
     pub(super) fn resume(&mut self, out: &Path, origin: &Origin) -> Result<()> {
         let (step, average) = checkpoint::restore(out, &self.config, origin, &self.params, &mut self.adam)?;
         self.step = step;

@@ -1,4 +1,4 @@
-//! Tests of [`super::Trainer`] that look inside of it.
+//! Tests of [`super::Trainer`] that access its internals.
 
 use super::*;
 use crate::train::config::SamKind;
@@ -6,7 +6,7 @@ use crate::train::objects::ObjectMix;
 use crate::train::prompts::PromptMix;
 use autosam_frame::map::ModelInput;
 
-/// A disc at a place of its own in each of two images.
+/// Two images, each with a disc at a different position.
 fn batch(size: usize) -> Batch {
     let (mut samples, mut masks) = (Vec::new(), Vec::new());
     for (cx, cy) in [(0.3, 0.6), (0.7, 0.4)] {
@@ -30,7 +30,7 @@ fn only(kind: &str) -> PromptMix {
     PromptMix { none: one("none"), point: one("point"), bbox: one("bbox"), mask: one("mask") }
 }
 
-/// In f16, which a CPU has too; a GPU takes bf16 through the same casts.
+/// In f16, which a CPU supports too; a GPU uses bf16 through the same casts.
 #[test]
 fn a_step_in_16_bits_has_the_loss_and_gradient_of_one_in_32() {
     let (stage, sam) = (Stage::Sam, SamKind::Tiny);
@@ -40,7 +40,7 @@ fn a_step_in_16_bits_has_the_loss_and_gradient_of_one_in_32() {
     let name = "image_encoder.layers.1.blocks.0.mlp.fc1.weight";
     let step = |dtype| {
         let loss = ops::autocast(dtype, || trainer.loss(&batch, 0)).unwrap().total().unwrap();
-        // Scaled, or f16, unlike bf16, would lose small gradients.
+        // Scaled, because f16, unlike bf16, would lose small gradients.
         let grads = (&loss * 4096.0).unwrap().backward().unwrap();
         let grad = grads.get(&trainer.params.trained()[name]).unwrap().flatten_all().unwrap();
         (loss.to_scalar::<f32>().unwrap(), grad.to_vec1::<f32>().unwrap())
@@ -53,20 +53,21 @@ fn a_step_in_16_bits_has_the_loss_and_gradient_of_one_in_32() {
     assert!(difference < 0.05 * size, "{difference} of {size}");
 }
 
-/// Weights of a SAM: the slope of the loss along its gradient is the gradient's length. (A frozen SAM's goldens
-/// see no weight's gradient.)
+/// For a SAM's weights the slope of the loss along the gradient equals the gradient's norm. (The goldens of a frozen
+/// SAM do not cover gradients of weights.)
 #[test]
 fn sams_gradients_are_the_slopes_of_its_loss() {
     for kind in ["none", "mask"] {
         let (stage, sam) = (Stage::Sam, SamKind::Tiny);
         let prompts = only(kind);
-        // What the IoU head is asked for jumps where a pixel's mask does: it has no slope.
+        // The IoU head's target jumps with each pixel of the mask, so its loss has no slope.
         let overlap_weight = 0.0;
         let objects = ObjectMix { labelled: 1.0, shape: 0.0, region: 0.0, nothing: 0.0 };
         let rest = TrainConfig { objects, overlap_weight, batch: 2, ..TrainConfig::default() };
         let config = TrainConfig { stage, sam, prompts, ..rest };
         let trainer = Trainer::new(&config, None, &Device::Cpu).unwrap();
-        // Training begins with small masks, hence small gradients; ten times larger ones stand clear of rounding.
+        // Training starts with small masks and therefore small gradients; ten times larger ones exceed the rounding
+        // error.
         let last = &trainer.params.trained()["mask_decoder.output_hypernetworks_mlps.0.layers.2.weight"];
         last.set(&(last.as_detached_tensor() * 10.0).unwrap()).unwrap();
         let batch = batch(trainer.image_size());
@@ -76,11 +77,11 @@ fn sams_gradients_are_the_slopes_of_its_loss() {
         };
         let grads = total().1.backward().unwrap();
         let mut checked = 0;
-        // A prime stride reaches every kind of layer at a fraction of the time.
+        // A prime stride covers every kind of layer in a fraction of the time.
         for (name, var) in trainer.params.trained().iter().step_by(17) {
             let Some(grad) = grads.get(var) else { continue };
             let norm = f64::from(grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
-            // What is smaller drowns in the loss's last digits.
+            // Smaller gradients are lost in the loss's rounding error.
             if norm < 0.02 {
                 continue;
             }

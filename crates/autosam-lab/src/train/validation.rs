@@ -1,4 +1,4 @@
-//! Quick figures during training: Dice at 0.5 on frames with a polyp, alarms on frames without.
+//! Fast metrics during training: Dice at 0.5 on frames with a polyp, alarms on frames without.
 
 use crate::Result;
 use crate::data::Dataset;
@@ -8,18 +8,18 @@ use autosam_frame::region::CropMode;
 use autosam_frame::resize::{InputSize, Resizer};
 use autosam_model::{Network, Predictor};
 
-/// Images a forward pass.
+/// Images per forward pass.
 const BATCH: usize = 8;
 
-/// One data set's figures, at the network's size (`eval` measures at the frame's).
+/// Metrics of one data set at the network's size (`eval` uses the frame's size).
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Validation {
     pub name: String,
-    /// Mean over frames with a polyp; `None` where there are none.
+    /// Mean over frames with a polyp; `None` without such frames.
     pub dice: Option<f64>,
     pub positives: usize,
     pub negatives: usize,
-    /// Frames without a polyp in which any pixel is marked.
+    /// Number of frames without a polyp in which any pixel is above the threshold.
     pub alarms: usize,
 }
 

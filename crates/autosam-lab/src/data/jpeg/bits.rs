@@ -1,20 +1,20 @@
-//! A scan's bits and the Huffman codes in them.
+//! Reads a scan's bits and the Huffman codes in them.
 
-/// Codes of so many bits or fewer are looked up at once.
+/// Codes of up to this many bits are decoded by table lookup.
 const FAST: u32 = 9;
 
-/// Bytes behind a scan's last block that are not worth mentioning.
+/// Bytes after a scan's last block that are accepted as padding.
 const MOST_PADDING: usize = 16;
 
 /// Why reading stopped.
 pub enum Stop {
-    /// The scan's data end, by a marker or the file's end.
+    /// The scan's data end at a marker or the file's end.
     Short,
-    /// A code or marker that may not be there.
+    /// An invalid code or marker.
     Damaged,
 }
 
-/// The bits of a scan, stuffed bytes taken out; they end at a marker.
+/// The bits of a scan without stuffed bytes, up to a marker.
 pub struct Bits<'a> {
     bytes: &'a [u8],
     pub at: usize,
@@ -28,7 +28,7 @@ impl<'a> Bits<'a> {
         Self { bytes, at, buffer: 0, count: 0 }
     }
 
-    /// At least 32 bits, or all that are left.
+    /// Buffers at least 32 bits, or all remaining ones.
     fn fill(&mut self) {
         while self.count <= 56 {
             let byte = match self.bytes.get(self.at..) {
@@ -62,12 +62,12 @@ impl<'a> Bits<'a> {
         (bits & 0xFFFF) as u32
     }
 
-    /// Passes over `count` bits, 16 at most.
+    /// Skips `count` bits, at most 16.
     pub fn skip(&mut self, count: u8) -> Result<(), Stop> {
         self.read(count).map(|_| ())
     }
 
-    /// The next `count` bits, 16 at most.
+    /// Reads `count` bits, at most 16.
     pub fn read(&mut self, count: u8) -> Result<u32, Stop> {
         let next = self.peek();
         let count = u32::from(count);
@@ -78,14 +78,14 @@ impl<'a> Bits<'a> {
         Ok(next >> (16 - count))
     }
 
-    /// The symbol of the next code.
+    /// Decodes the symbol of the next code.
     pub fn code(&mut self, table: &Huffman) -> Result<u8, Stop> {
         let next = self.peek();
         let (length, symbol) = match table.fast.get((next >> (16 - FAST)) as usize) {
             Some((length, symbol)) if *length > 0 => (u32::from(*length), *symbol),
             _ => match table.slow(next) {
                 Some(found) => found,
-                // Zeros after the last bit may be no code.
+                // The zeros appended after the last bit may not form a code.
                 None if self.count < 16 => return Err(Stop::Short),
                 None => return Err(Stop::Damaged),
             },
@@ -94,7 +94,7 @@ impl<'a> Bits<'a> {
         Ok(symbol)
     }
 
-    /// True if more is left before the next marker than an encoder pads with.
+    /// Whether more data is left before the next marker than an encoder's padding.
     pub fn left_over(&self) -> bool {
         let from = self.at.saturating_sub(self.count as usize / 8).min(self.bytes.len());
         let rest = &self.bytes[from..];
@@ -102,7 +102,7 @@ impl<'a> Bits<'a> {
         end > MOST_PADDING && rest[..end].iter().any(|b| !matches!(b, 0 | 0xFF))
     }
 
-    /// Moves behind restart marker `number`, counted from 1.
+    /// Advances past restart marker `number`, counted from 1.
     pub fn restart(&mut self, number: usize) -> Result<(), Stop> {
         self.fill();
         (self.buffer, self.count) = (0, 0);
@@ -117,7 +117,7 @@ impl<'a> Bits<'a> {
     }
 }
 
-/// The Huffman tables in force.
+/// The current Huffman tables.
 #[derive(Default)]
 pub struct Tables {
     pub dc: [Huffman; 4],
@@ -125,7 +125,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Takes in the tables of a segment.
+    /// Reads the tables of a segment.
     pub fn define(&mut self, mut segment: &[u8]) {
         while let [kind, rest @ ..] = segment {
             let Some((lengths, rest)) = rest.split_first_chunk::<16>() else { return };
@@ -143,7 +143,7 @@ impl Tables {
 pub struct Huffman {
     /// Length (0: longer) and symbol by the first [`FAST`] bits.
     fast: Vec<(u8, u8)>,
-    /// Of each length, 1 to 16: the first code, how many, and where their symbols begin.
+    /// For each length, 1 to 16: the first code, the number of codes, and the index of their first symbol.
     lengths: [(u32, u32, usize); 17],
     symbols: Vec<u8>,
 }
@@ -169,7 +169,7 @@ impl Huffman {
         table
     }
 
-    /// Length and symbol of the code that 16 bits begin with.
+    /// Length and symbol of the code at the start of 16 bits.
     fn slow(&self, bits: u32) -> Option<(u32, u8)> {
         (1..=16).find_map(|length| {
             let (code, count, first) = self.lengths[length as usize];

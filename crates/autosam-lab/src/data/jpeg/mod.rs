@@ -1,17 +1,17 @@
-//! Whether a JPEG file is whole. Decoders fill what is missing with grey and report nothing, so its entropy-coded data are
-//! read here without making pixels: all blocks that the header promises must be there.
+//! Checks whether a JPEG file is complete. Decoders silently fill missing parts with grey. Therefore the entropy-coded
+//! data are parsed here without computing pixels; all blocks that the header announces must be present.
 
 mod bits;
 
 use bits::{Bits, Huffman, Stop, Tables};
 
-/// Most blocks that a frame may have; larger ones are left to the decoder's own limits.
+/// Maximum number of blocks of a checked frame; larger ones are left to the decoder's own limits.
 const MOST_BLOCKS: usize = 1 << 23;
 
 /// Checks sequential and progressive Huffman-coded files (others are left to the decoder, which refuses them).
 ///
 /// # Errors
-/// What is missing or damaged, for people.
+/// A description of the missing or damaged part.
 pub fn check(bytes: &[u8]) -> Result<(), String> {
     let mut at = 0;
     let mut frame: Option<Frame> = None;
@@ -52,7 +52,7 @@ pub fn check(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Moves `at` behind the next marker.
+/// Advances `at` past the next marker.
 fn next_marker(bytes: &[u8], at: &mut usize) -> Option<u8> {
     let rest = bytes.get(*at..)?;
     let found = rest.windows(2).position(|w| w[0] == 0xFF && !matches!(w[1], 0 | 0xFF))?;
@@ -60,7 +60,7 @@ fn next_marker(bytes: &[u8], at: &mut usize) -> Option<u8> {
     Some(bytes[*at - 1])
 }
 
-/// Moves `at` behind the segment that begins there; returns what follows its length.
+/// Advances `at` past the segment that begins there; returns the segment's content after its length.
 fn segment<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
     let length = usize::from(*bytes.get(*at)?) << 8 | usize::from(*bytes.get(*at + 1)?);
     let segment = bytes.get(*at + 2..*at + length.max(2))?;
@@ -71,42 +71,42 @@ fn segment<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
 /// A colour component of the frame.
 struct Component {
     id: u8,
-    /// Blocks of an MCU, across and down.
+    /// Blocks per MCU, horizontally and vertically.
     across: usize,
     down: usize,
-    /// Blocks of a scan of this component only, across and down.
+    /// Blocks in a scan of only this component, horizontally and vertically.
     own: (usize, usize),
-    /// Blocks a row, those of incomplete MCUs included.
+    /// Blocks per row, including those of incomplete MCUs.
     stride: usize,
-    /// Of each block, which coefficients are not zero (progressive only).
+    /// For each block a bit set of its nonzero coefficients (progressive only).
     nonzero: Vec<u64>,
-    /// Of each coefficient, the lowest bit that a scan brought (progressive only).
+    /// For each coefficient the lowest bit received so far (progressive only).
     lowest: [Option<u8>; 64],
     scanned: bool,
 }
 
-/// What the frame header says, and what of it was found.
+/// The frame header, and the data found so far.
 struct Frame {
     progressive: bool,
-    /// Across and down.
+    /// Horizontally and vertically.
     mcus: (usize, usize),
     components: Vec<Component>,
 }
 
-/// What a scan's header says.
+/// A scan's header.
 struct Scan {
     /// Component, DC table and AC table.
     parts: Vec<(usize, usize, usize)>,
     /// First and last coefficient.
     spectrum: (usize, usize),
-    /// True if bits are added to coefficients of an earlier scan.
+    /// Whether the scan refines coefficients of an earlier one.
     refines: bool,
-    /// The lowest bit that it brings.
+    /// The lowest bit that the scan contains.
     low: u8,
 }
 
 impl Frame {
-    /// `None` for a header that is not understood.
+    /// Parses the header; `None` if it is not supported.
     fn parse(segment: &[u8], progressive: bool) -> Option<Self> {
         let number =
             |at: usize| Some(usize::from(*segment.get(at)?) << 8 | usize::from(*segment.get(at + 1)?));
@@ -123,7 +123,7 @@ impl Frame {
             |pick: fn((usize, usize)) -> usize| parts.iter().map(|p| pick(factor(p))).max().unwrap_or(1);
         let (most_across, most_down) = (most(|f| f.0), most(|f| f.1));
         let mcus = (width.div_ceil(8 * most_across), height.div_ceil(8 * most_down));
-        // A height of 0 means that the height follows after the first scan.
+        // A height of 0 means that it follows after the first scan.
         if mcus.0 * mcus.1 == 0 || mcus.0 * mcus.1 * most_across * most_down > MOST_BLOCKS {
             return None;
         }
@@ -145,7 +145,7 @@ impl Frame {
         Some(Self { progressive, mcus, components: components.collect() })
     }
 
-    /// `None` for a header that does not fit the frame.
+    /// Parses a scan's header; `None` if it does not fit the frame.
     fn scan(&self, segment: &[u8]) -> Option<Scan> {
         let count = usize::from(*segment.first()?);
         let rest = segment.get(1 + 2 * count..)?;
@@ -194,7 +194,7 @@ impl Frame {
         Ok(())
     }
 
-    /// Reads an MCU, or the one block of a scan of one component.
+    /// Reads an MCU, or a single block if the scan has one component.
     fn unit(
         &mut self,
         scan: &Scan,
@@ -221,7 +221,7 @@ impl Frame {
         Ok(())
     }
 
-    /// What is said of a scan that ends at unit `done` of `all`.
+    /// The message for a scan that ends at unit `done` of `all`.
     fn lost(&self, stop: &Stop, done: usize, all: usize) -> String {
         let share = 100 * done / all.max(1);
         match stop {
@@ -240,7 +240,7 @@ impl Frame {
         }
     }
 
-    /// True bits of every coefficient were sent.
+    /// Fails unless all bits of every coefficient were received.
     fn all_bits(&self) -> Result<(), String> {
         let whole = |c: &Component| c.lowest.iter().all(|low| *low == Some(0));
         match !self.progressive || self.components.iter().all(whole) {
@@ -274,7 +274,7 @@ fn sequential_block(bits: &mut Bits, dc: &Huffman, ac: &Huffman) -> Result<(), S
     Ok(())
 }
 
-/// What a scan of a progressive frame brings for a block. `run` counts the blocks that are still without a new coefficient.
+/// Reads a block of a progressive scan. `run` counts the remaining blocks without a new coefficient.
 fn progressive_block(
     bits: &mut Bits,
     scan: &Scan,
@@ -296,7 +296,7 @@ fn progressive_block(
                 *run = (1 << zeros) + bits.read(zeros)?;
                 break;
             }
-            // A new coefficient's sign, or all of it.
+            // A new coefficient's sign, or its whole value.
             bits.skip(size)?;
             while k <= last {
                 if scan.refines && *nonzero >> k & 1 == 1 {
@@ -352,7 +352,7 @@ mod tests {
                 let bytes = jpeg(&photo(w, h), quality);
                 assert_eq!(check(&bytes), Ok(()), "{w}x{h} at {quality}");
                 assert_eq!(check(&jpeg(&photo(w, h).into_luma8().into(), quality)), Ok(()));
-                // Without its end marker all blocks are still there; what follows the marker does not matter.
+                // Without its end marker all blocks are still present. Data after the marker is ignored.
                 assert_eq!(check(&bytes[..bytes.len() - 2]), Ok(()));
                 assert_eq!(check(&[&bytes[..], &[0; 9]].concat()), Ok(()));
             }
@@ -363,7 +363,7 @@ mod tests {
     fn every_cut_is_found_and_its_fraction_reported() {
         let bytes = jpeg(&photo(160, 120), 80);
         for length in (0..bytes.len() - 2).rev().step_by(97) {
-            // Up to the last byte of data, whose bits may be padding only.
+            // Up to the last byte of data, which may contain only padding.
             assert!(
                 check(&bytes[..length]).is_err() || length + 1 >= bytes.len() - 2,
                 "{length} of {}",

@@ -1,4 +1,4 @@
-//! Stage generator: the prompt generator before a frozen SAM.
+//! Stage generator: trains the prompt generator through a frozen SAM.
 
 use super::start::{Start, frozen, generator_config, sam_of};
 use super::trainable::{LossContext, ModelFile, Trainable};
@@ -26,7 +26,7 @@ impl PromptGenerator {
         Ok(Self(AutoSam::load(model, vb)?))
     }
 
-    /// The encoder's embeddings of `x`, the preprocessed `samples`; from the cache if they are there.
+    /// The encoder's embeddings of `x`, the preprocessed `samples`, from the cache if available.
     fn embeddings(&self, context: &LossContext, samples: &[ModelInput], x: &Tensor) -> Result<Tensor> {
         let Some(cache) = context.cache else { return self.0.embed(x) };
         let mut cache = cache.borrow_mut();
@@ -62,8 +62,8 @@ impl Network for PromptGenerator {
 }
 
 impl Trainable for PromptGenerator {
-    /// Of the mask that the frozen SAM decodes from the generator's prompt, of its IoU head's estimate, and of the generator's own
-    /// logits.
+    /// Loss of the mask that the frozen SAM decodes from the generator's prompt, of its IoU head's prediction, and of
+    /// the generator's own logits.
     fn loss(&self, context: &LossContext, batch: &Batch) -> Result<Loss> {
         let x = context.input(&batch.samples)?;
         let generated = self.0.generate(&x)?;
@@ -86,13 +86,13 @@ impl Trainable for PromptGenerator {
         Ok("generator.backbone.")
     }
 
-    /// An AutoSAM, which every command opens.
+    /// The file of an AutoSAM, which every command can open.
     fn file(&self, model: &ModelConfig, tensors: HashMap<String, Tensor>) -> serde_json::Result<ModelFile> {
         Ok(ModelFile { tensors, key: CONFIG_KEY, config: serde_json::to_string(model)? })
     }
 }
 
-/// A generator, fresh or that of `file`, before the file's frozen SAM.
+/// A generator, fresh or from `file`, with the file's frozen SAM.
 pub fn begin(config: &TrainConfig, file: Checkpoint, device: &Device) -> Result<Start> {
     let before = match config.generator {
         GeneratorKind::Auto => generator_of(&file)?,
@@ -121,7 +121,7 @@ pub fn begin(config: &TrainConfig, file: Checkpoint, device: &Device) -> Result<
     Ok(Start { model, params, net: Box::new(net) })
 }
 
-/// The generator of an AutoSAM file and its tensors; `None` of another file.
+/// The generator of an AutoSAM file and its tensors; `None` for other files.
 fn generator_of(file: &Checkpoint) -> Result<Option<(GeneratorConfig, HashMap<String, Tensor>)>> {
     if !file.metadata.contains_key(CONFIG_KEY) {
         return Ok(None);
@@ -131,8 +131,8 @@ fn generator_of(file: &Checkpoint) -> Result<Option<(GeneratorConfig, HashMap<St
     Ok(Some((ModelConfig::of(file)?.generator, tensors)))
 }
 
-/// What the prompt's tanh makes SAM's own dense prompt of, `[1, C]` → `[C]`: a fresh generator begins with the answer
-/// that SAM gives without a mask, not with a prompt it never saw.
+/// The inverse tanh of SAM's own dense prompt without a mask, `[1, C]` → `[C]`. A fresh generator starts with that
+/// prompt instead of one that SAM never saw.
 fn inverse_tanh(no_mask: &Tensor) -> Result<Tensor> {
     let values = no_mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let values: Vec<f32> = values.iter().map(|v| v.clamp(-0.95, 0.95).atanh()).collect();

@@ -1,4 +1,4 @@
-//! Stage lightweight: a small decoder of a frozen generator's prompt, instead of SAM.
+//! Stage lightweight: trains a small decoder of a frozen generator's prompt, without SAM.
 
 use super::start::Start;
 use super::trainable::{LossContext, ModelFile, Trainable};
@@ -59,7 +59,7 @@ impl Trainable for DecodedPrompt {
         Err(Error::invalid("--init: stage lightweight trains no backbone"))
     }
 
-    /// Only the decoder.
+    /// The file contains only the decoder.
     fn file(&self, model: &ModelConfig, tensors: HashMap<String, Tensor>) -> serde_json::Result<ModelFile> {
         let own = |(n, t): (String, Tensor)| Some((n.strip_prefix("lightweight.")?.to_owned(), t));
         let tensors = tensors.into_iter().filter_map(own).collect();
@@ -67,7 +67,7 @@ impl Trainable for DecodedPrompt {
     }
 }
 
-/// A fresh lightweight decoder behind the frozen generator of `file`.
+/// A fresh lightweight decoder for the frozen generator of `file`.
 pub fn begin(config: &TrainConfig, file: Checkpoint, device: &Device) -> Result<Start> {
     let model = ModelConfig::of(&file)?;
     file.check(&model.parameter_shapes()?)?;

@@ -1,4 +1,4 @@
-//! The networks that training fits, one for each stage.
+//! The networks of the training stages.
 
 mod generator;
 mod lightweight;
@@ -19,7 +19,7 @@ use candle_nn::VarBuilder;
 /// The network of `config`'s stage at its first step; `file` as in [`super::Trainer::new`].
 ///
 /// # Errors
-/// Weights of another kind than the stage needs.
+/// If the stage needs weights of another kind.
 pub fn begin(config: &TrainConfig, file: Option<Checkpoint>, device: &Device) -> Result<Start> {
     match (config.stage, file) {
         (Stage::Sam, file) => sam::begin(config, file, device),

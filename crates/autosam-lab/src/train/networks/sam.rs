@@ -1,4 +1,4 @@
-//! Stage sam: a small SAM that learns objects of every kind by prompts.
+//! Stage sam: trains a small promptable SAM on objects of every kind.
 
 use super::start::{Start, fresh_sam, frozen, generator_config, sam_of};
 use super::trainable::{LossContext, ModelFile, Trainable};
@@ -17,7 +17,7 @@ use candle_nn::VarBuilder;
 use rand::SeedableRng;
 use std::collections::HashMap;
 
-/// A SAM, all of which is trained.
+/// A SAM whose parameters are all trained.
 pub struct PromptedSam {
     sam: Sam,
     dense_pe: Tensor,
@@ -41,7 +41,7 @@ impl Network for PromptedSam {
         self.dense_pe.device()
     }
 
-    /// Without a prompt.
+    /// Logits without a prompt.
     fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let (sparse, dense) = self.sam.prompt_encoder.forward(&Prompts::default(), x.dim(0)?)?;
         let embeddings = self.sam.encode_image(x, false)?;
@@ -50,7 +50,7 @@ impl Network for PromptedSam {
 }
 
 impl Trainable for PromptedSam {
-    /// Of the mask that SAM gives for simulated prompts, and of its IoU head's estimate.
+    /// Loss of SAM's mask for simulated prompts, and of its IoU head's prediction.
     fn loss(&self, context: &LossContext, batch: &Batch) -> Result<Loss> {
         let (config, size, dense_pe) = (context.config, context.image_size(), &self.dense_pe);
         let seed = config.seed ^ context.step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ context.micro as u64;
@@ -79,13 +79,13 @@ impl Trainable for PromptedSam {
         Ok("image_encoder.backbone.")
     }
 
-    /// A SAM with Meta's tensor names.
+    /// The file of a SAM with Meta's tensor names.
     fn file(&self, model: &ModelConfig, tensors: HashMap<String, Tensor>) -> serde_json::Result<ModelFile> {
         Ok(ModelFile { tensors, key: SAM_CONFIG_KEY, config: serde_json::to_string(&model.sam)? })
     }
 }
 
-/// A fresh small SAM, or that of `file`.
+/// A fresh small SAM, or the one in `file`.
 pub fn begin(config: &TrainConfig, file: Option<Checkpoint>, device: &Device) -> Result<Start> {
     let (mut sam_config, mut known) = match file {
         Some(file) => sam_of(file)?,

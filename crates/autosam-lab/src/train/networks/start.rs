@@ -1,4 +1,4 @@
-//! What a network's weights begin with.
+//! Initial weights of the networks.
 
 use super::trainable::Trainable;
 use crate::Result;
@@ -11,15 +11,15 @@ use autosam_model::{self as model, CONFIG_KEY, ModelConfig};
 use candle_core::Tensor;
 use std::collections::HashMap;
 
-/// A network at its first step: its configuration, its weights, and itself.
+/// A network at its first step, with its configuration and weights.
 pub struct Start {
     pub model: ModelConfig,
     pub params: Params,
     pub net: Box<dyn Trainable>,
 }
 
-/// A SAM's configuration and tensors (Meta's names) from a file of ours, of Meta's or of MobileSAM's, or
-/// from inside an AutoSAM file.
+/// A SAM's configuration and tensors (Meta's names) from a file of this project, Meta or MobileSAM, or from inside an
+/// AutoSAM file.
 pub fn sam_of(file: Checkpoint) -> Result<(SamConfig, HashMap<String, Tensor>)> {
     if file.metadata.contains_key(CONFIG_KEY) {
         let config = ModelConfig::of(&file)?;
@@ -33,12 +33,12 @@ pub fn sam_of(file: Checkpoint) -> Result<(SamConfig, HashMap<String, Tensor>)> 
     Ok((config, file.tensors))
 }
 
-/// True of parameters that the configuration keeps as they are; statistics of batch norms go on.
+/// Whether the configuration freezes the parameter; batch-norm statistics are still updated.
 pub fn frozen(config: &TrainConfig, name: &str) -> bool {
     !params::is_buffer(name) && config.freeze.iter().any(|part| name.contains(part.as_str()))
 }
 
-/// A SAM of `kind`, not trained.
+/// An untrained SAM of `kind`.
 pub fn fresh_sam(kind: SamKind) -> SamConfig {
     match kind {
         SamKind::Tiny => SamConfig::tiny(),
@@ -48,7 +48,7 @@ pub fn fresh_sam(kind: SamKind) -> SamConfig {
     }
 }
 
-/// The generator that `config` asks for, before `sam`.
+/// The configuration of the generator that `config` requests for `sam`.
 pub fn generator_config(config: &TrainConfig, sam: &SamConfig) -> GeneratorConfig {
     let size = config.generator_input;
     match config.generator {

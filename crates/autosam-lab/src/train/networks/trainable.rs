@@ -1,4 +1,4 @@
-//! What training needs of a network.
+//! Interface of trainable networks.
 
 use crate::Result;
 use crate::data::loader::Batch;
@@ -12,18 +12,19 @@ use candle_core::{Device, Tensor};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// A network that training fits. [`Network::logits`] is what validation sees.
+/// A trainable network. Validation uses [`Network::logits`].
 pub trait Trainable: Network {
-    /// The loss of `batch`. To add a term, add it here: [`Loss::add`].
+    /// The loss of `batch`. Additional terms are added with [`Loss::add`].
     fn loss(&self, context: &LossContext, batch: &Batch) -> Result<Loss>;
 
-    /// Prefix of the names of its trained backbone's tensors, which `--init` replaces.
+    /// Name prefix of the trained backbone's tensors, which `--init` replaces.
     ///
     /// # Errors
-    /// A stage that trains no backbone.
+    /// If the stage trains no backbone.
     fn backbone(&self) -> Result<&'static str>;
 
-    /// The file that later stages and inference open; `tensors` are all weights by name, averaged where they are trained.
+    /// The file for later stages and inference; `tensors` are all weights by name, with moving averages for trained
+    /// ones.
     fn file(&self, model: &ModelConfig, tensors: HashMap<String, Tensor>) -> serde_json::Result<ModelFile>;
 }
 
@@ -36,14 +37,14 @@ pub struct ModelFile {
     pub config: String,
 }
 
-/// What a loss depends on besides network and batch.
+/// Inputs of a loss in addition to network and batch.
 pub struct LossContext<'a> {
     pub config: &'a TrainConfig,
     pub model: &'a ModelConfig,
     pub device: &'a Device,
-    /// Steps done.
+    /// Number of completed steps.
     pub step: u64,
-    /// Number of the batch among those of the step, of all processes.
+    /// Number of the batch within the step, over all processes.
     pub micro: usize,
     pub teacher: Option<&'a Predictor<AutoSam>>,
     /// Embeddings of the frozen encoder.
@@ -56,17 +57,17 @@ impl LossContext<'_> {
         self.model.sam.image_size
     }
 
-    /// `samples` preprocessed, `[N, 3, S, S]`.
+    /// Preprocesses `samples`, `[N, 3, S, S]`.
     pub fn input(&self, samples: &[ModelInput]) -> Result<Tensor> {
         model::preprocess(samples, self.image_size(), self.device)
     }
 
-    /// Masks at `low × low`, `[N, 1, low, low]`.
+    /// Reduces masks to `low × low`, `[N, 1, low, low]`.
     pub fn target(&self, masks: &[Vec<u8>], low: usize, kind: Target) -> Result<Tensor> {
         Ok(low_resolution_target(masks, self.image_size(), low, kind, self.device)?)
     }
 
-    /// Adds the difference to the teacher's maps of the samples, if there is a teacher.
+    /// Adds the distillation loss against the teacher's maps, if the run has a teacher.
     pub fn taught(&self, mut loss: Loss, logits: &Tensor, batch: &Batch) -> Result<Loss> {
         let Some(teacher) = self.teacher else { return Ok(loss) };
         let size = self.image_size();
