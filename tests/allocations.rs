@@ -2,7 +2,7 @@
 
 use autosam::engine::segmenter::{ModelInput, ProbMap};
 use autosam::model::{
-    self, AutoSam, DeviceChoice, ModelConfig, ModelOptions, Precision, Quantisation, Trunk, Views,
+    self, AutoSam, DeviceChoice, ModelConfig, ModelOptions, Precision, Quantisation, Trunk, Flips,
 };
 use autosam::process::{self, Allocator};
 use autosam::weights::Checkpoint;
@@ -49,13 +49,13 @@ fn inference_allocates_nothing_in_the_steady_state() {
         return eprintln!("SKIPPED: matrix products allocate on this processor (no x86 with FMA)");
     }
     let file = quantised();
-    for (views, precision, frames) in [
-        (Views::One, Precision::F32, 100),
-        (Views::Four, Precision::F32, 10),
+    for (flips, precision, frames) in [
+        (Flips::One, Precision::F32, 100),
+        (Flips::Four, Precision::F32, 10),
         // Int8 is slow on processors without instructions for it.
-        (Views::One, Precision::Int8, 10),
+        (Flips::One, Precision::Int8, 10),
     ] {
-        let options = ModelOptions { device: DeviceChoice::Cpu, views, precision, ..ModelOptions::default() };
+        let options = ModelOptions { device: DeviceChoice::Cpu, flips, precision, ..ModelOptions::default() };
         let mut segmenter = model::open_checkpoint(&file, &options).unwrap();
         let samples: Vec<ModelInput> = (0..4).map(|at| sample(segmenter.input_size().side, at)).collect();
         let mut map = ProbMap::default();
@@ -69,6 +69,6 @@ fn inference_allocates_nothing_in_the_steady_state() {
         asked_by(8);
         // The buffers that a thread needs depend on the work it steals; after a few more inferences all exist.
         let asked: Vec<u64> = (0..5).map(|_| asked_by(frames)).collect();
-        assert!(asked.contains(&0), "in {frames} inferences of {views:?} each, {precision:?}: {asked:?}");
+        assert!(asked.contains(&0), "in {frames} inferences of {flips:?} each, {precision:?}: {asked:?}");
     }
 }

@@ -8,8 +8,8 @@ use crate::frame::Frame;
 use crate::frame::resize::Resizer;
 use crate::generator::GeneratorConfig;
 use crate::model::{
-    self, Arithmetic, AutoSam, Calibration, DeviceChoice, MaskMode, ModelConfig, ModelOptions, Precision,
-    Views,
+    self, Arithmetic, AutoSam, Calibration, DeviceChoice, Flips, MaskMode, ModelConfig, ModelOptions,
+    Precision,
 };
 use crate::ops;
 use crate::overlay::{Overlay, OverlayMode};
@@ -36,7 +36,7 @@ pub struct ModelBench {
     pub untrained: Option<String>,
     pub device: DeviceChoice,
     pub precision: Precision,
-    pub views: Views,
+    pub views: Flips,
     /// Number of timed frames, after a few untimed ones.
     pub frames: usize,
     /// Size of the frames in pixels.
@@ -119,7 +119,7 @@ pub fn run(bench: &ModelBench) -> Result<ModelReport> {
         device: bench.device,
         precision: bench.precision,
         mask_mode: MaskMode::Sigmoid,
-        views: bench.views,
+        flips: bench.views,
     };
     let checkpoint = Arc::new(match &bench.untrained {
         Some(sam) => untrained(sam)?,
@@ -277,7 +277,7 @@ mod tests {
             untrained: None,
             device: DeviceChoice::Cpu,
             precision: Precision::F32,
-            views: Views::One,
+            views: Flips::One,
             frames: 2,
             size: (320, 240),
             input: None,

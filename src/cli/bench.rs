@@ -4,7 +4,7 @@ use super::run::{PrecisionArg, parse_device};
 use autosam::bench::live::{self, LiveBench};
 use autosam::bench::model::{self, ModelBench, STAGES};
 use autosam::bench::{Percentiles, distribution};
-use autosam::model::{DeviceChoice, Views};
+use autosam::model::{DeviceChoice, Flips};
 use autosam::report::plot;
 use autosam::write_atomically;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ struct ModelArgs {
     /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
     /// cost
     #[arg(long, value_name = "N", default_value = "1")]
-    views: Views,
+    views: Flips,
     /// Number of timed frames
     #[arg(long, value_name = "N", default_value_t = 100)]
     frames: usize,

@@ -8,7 +8,7 @@ use autosam::eval::maps;
 use autosam::eval::measure::{self, Evaluation, Sequence};
 use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
 use autosam::frame::region::CropMode;
-use autosam::model::{DeviceChoice, Views};
+use autosam::model::{DeviceChoice, Flips};
 use autosam::report::{self, Case, Report, Sheet};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ pub struct Args {
     /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
     /// cost
     #[arg(long, value_name = "N", default_value = "1", conflicts_with = "pred")]
-    views: Views,
+    views: Flips,
     /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
     roi: CropMode,
@@ -298,7 +298,7 @@ fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
                     mask_mode: args.mask_mode.mode(),
                     roi: args.roi,
                     hysteresis: args.mask_mode.hysteresis(args.hysteresis),
-                    views: args.views,
+                    flips: args.views,
                     precision: args.precision.precision(),
                 },
                 &device,

@@ -10,7 +10,7 @@ use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Pending, Settings};
 use autosam::frame::region::CropMode;
 use autosam::frame::{Frame, FrameMut};
-use autosam::model::{self, DeviceChoice, MaskMode, ModelOptions, Precision, Views};
+use autosam::model::{self, DeviceChoice, Flips, MaskMode, ModelOptions, Precision};
 use autosam::overlay::{OverlayMode, Style};
 use autosam::{archive, eval, weights, write_png};
 use image::{DynamicImage, GrayImage};
@@ -63,7 +63,7 @@ pub struct Args {
     /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
     /// cost
     #[arg(long, value_name = "N", default_value = "1")]
-    views: Views,
+    views: Flips,
     /// Minimum probability of a polyp pixel, 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = parse_part)]
     threshold: f32,
@@ -181,7 +181,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         device: args.device,
         precision: args.precision.precision(),
         mask_mode: args.mask_mode.mode(),
-        views: args.views,
+        flips: args.views,
     };
     let location = args.model.clone();
     let settings = Settings {

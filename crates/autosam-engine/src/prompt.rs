@@ -433,14 +433,14 @@ impl Tracker {
         self.events.push(PromptEvent::Refused { reason });
     }
 
-    /// Publishes the object's mask to the streaming thread and passes the events since the last call to `tell`.
-    pub fn publish(&mut self, shared: &Shared, mut tell: impl FnMut(Event)) {
+    /// Publishes the object's mask to the streaming thread and passes the events since the last call to `notify`.
+    pub fn publish(&mut self, shared: &Shared, mut notify: impl FnMut(Event)) {
         let object = self.object.as_ref();
         shared.prompting.store(object.is_some(), Ordering::Release);
         let pointed = object.and_then(|o| Some(Pointed { detection: o.latest.clone()?, epoch: o.epoch }));
         if pointed.is_some() || shared.pointed.load().is_some() {
             shared.pointed.store(pointed.map(Arc::new));
         }
-        self.events.drain(..).for_each(|event| tell(Event::Prompted(event)));
+        self.events.drain(..).for_each(|event| notify(Event::Prompted(event)));
     }
 }

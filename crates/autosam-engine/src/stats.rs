@@ -20,8 +20,7 @@ pub struct Stats {
     pub frames: u64,
     /// Frames for which the network computed a mask.
     pub inferred: u64,
-    /// Frames passed without inference: the worker was busy with another, or was not ready, or
-    /// the caller asked for it.
+    /// Frames passed without inference: the worker was busy with another, or was not ready, or the caller requested it.
     pub skipped: u64,
     /// Frames whose inference failed or panicked.
     pub errors: u64,

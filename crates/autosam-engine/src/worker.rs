@@ -197,7 +197,7 @@ impl Worker {
         match result {
             Ok(detection) => {
                 if job.generation == self.shared.generation.load(Ordering::Acquire) {
-                    self.tell(Event::Detected(detection.clone()));
+                    self.notify(Event::Detected(detection.clone()));
                     self.shared.latest.store(Some(detection.clone()));
                 }
                 Ok(detection)
@@ -220,7 +220,7 @@ impl Worker {
                 // A mask that no longer follows the video is worse than none.
                 self.shared.latest.store(None);
                 let text = e.to_string();
-                self.tell(Event::Failed(e));
+                self.notify(Event::Failed(e));
                 Err(Refusal::Failed(Error::engine(text)))
             }
         }
@@ -271,7 +271,7 @@ impl Worker {
                 return Err(Failure::New(e));
             }
             self.shared.counters.restarts.add_one();
-            self.tell(Event::Recovered);
+            self.notify(Event::Recovered);
         }
         let Some(segmenter) = &mut self.segmenter else { return Err(Failure::Resting) };
         let input = &job.input;
@@ -329,7 +329,7 @@ impl Worker {
     /// Publishes the object's mask and reports the outcome of prompts.
     fn publish_object(&mut self) {
         let Self { tracker, shared, handler, .. } = self;
-        tracker.publish(shared, |event| tell(handler, event));
+        tracker.publish(shared, |event| notify(handler, event));
     }
 
     fn rest(&mut self) {
@@ -337,12 +337,12 @@ impl Worker {
         self.pause = (2 * self.pause).min(LONGEST_PAUSE);
     }
 
-    fn tell(&self, event: Event) {
-        tell(&self.handler, event);
+    fn notify(&self, event: Event) {
+        notify(&self.handler, event);
     }
 }
 
-fn tell(handler: &EventHandler, event: Event) {
+fn notify(handler: &EventHandler, event: Event) {
     if catch_unwind(AssertUnwindSafe(|| handler(event))).is_err() {
         tracing::error!("the engine's event handler panicked");
     }

@@ -1,8 +1,8 @@
 //! The error type shared by these crates. Every message names the file or value at fault and how to fix it.
 //!
-//! A variant says what a caller can do. [`Error::Io`], [`Error::Image`], [`Error::Weights`], [`Error::Data`]: replace the file.
-//! [`Error::Invalid`]: change the value. [`Error::Engine`]: try again later, or start the engine again. [`Error::Device`]: choose another
-//! device, or have the machine set up.
+//! Each variant implies what a caller can do. [`Error::Io`], [`Error::Image`], [`Error::Weights`], [`Error::Data`]:
+//! replace the file. [`Error::Invalid`]: change the value. [`Error::Engine`]: try again later, or start the engine
+//! again. [`Error::Device`]: choose another device, or have the machine set up.
 
 use std::path::{Path, PathBuf};
 

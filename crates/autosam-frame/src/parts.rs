@@ -3,7 +3,7 @@
 /// Which pixels count as neighbours of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Neighbours {
-    /// Those beside, above and below it.
+    /// Those to the left, right, above and below.
     Four,
     /// Those at its corners as well.
     Eight,
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn similar_neighbours_are_connected() {
-        // 3 x 3: two pixels that touch at a corner, and one of another value beside the second.
+        // 3 x 3: two pixels that touch at a corner, and one of another value next to the second.
         let pixels = [5, 0, 0, 0, 5, 9, 0, 0, 0];
         let parts = |neighbours, starts: &[usize], alike: bool| {
             let joins = |a: usize, b: usize| !alike || pixels[a] == pixels[b];

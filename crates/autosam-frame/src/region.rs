@@ -1,5 +1,5 @@
 //! Locates the endoscope's image in the frame. Processors show it as an octagon, circle or square on black, with text
-//! and small images beside it.
+//! and small images next to it.
 
 use super::resize::Resizer;
 use super::{Frame, Luma};
@@ -159,8 +159,8 @@ const SPREAD: u32 = 10;
 const LEAST_PANEL: f32 = 0.01;
 const FLAT: f32 = 0.7;
 
-/// The brightest channel, which [`find`] works on: mucosa in the shade is dark red, a border is dark grey. Panels
-/// beside the endoscope's image, such as those that show the shape of the endoscope, are set to black.
+/// The brightest channel, which [`find`] works on: mucosa in the shade is dark red, a border is dark grey. Panels next
+/// to the endoscope's image, such as those that show the shape of the endoscope, are set to black.
 fn brightness(copy: &ModelInput) -> Luma {
     let brightest = |p: &[u8]| p.iter().copied().max().unwrap_or(0);
     let data = copy.rgb.chunks_exact(3).map(brightest).collect();
@@ -218,7 +218,7 @@ fn bounds(part: &[usize], w: usize) -> Option<Rect> {
 }
 
 /// The bounding rectangle of the endoscope's image in the brightness of a small copy of the frame. It is the largest
-/// connected component of bright pixels, which excludes text and small images beside it. `None` if no component stands
+/// connected component of bright pixels, which excludes text and small images next to it. `None` if no component stands
 /// out.
 fn find(luma: &Luma) -> Option<Rect> {
     let (w, h) = (luma.width, luma.height);

@@ -135,7 +135,7 @@ impl AutoSam {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Predictor, PredictorOptions, Views, checkpoint};
+    use crate::{Flips, Predictor, PredictorOptions, checkpoint};
     use autosam_frame::map::ProbMap;
     use std::sync::Arc;
 
@@ -165,15 +165,15 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_replayed_and_give_nearly_the_masks_of_f32() {
+    fn int8_is_replayed_and_approximates_f32_masks() {
         let file = quantised();
         let (exact, _) = AutoSam::with_precision(&file, &Device::Cpu, Precision::F32).unwrap();
         let (model, arithmetic) = AutoSam::with_precision(&file, &Device::Cpu, Precision::Int8).unwrap();
         assert_eq!(arithmetic.name(), "int8");
         let (width, height) = (model.image_size(), model.image_size() - 61);
         let (exact, model) = (Arc::new(exact), Arc::new(model));
-        for views in [Views::One, Views::Two] {
-            let options = PredictorOptions { views, ..PredictorOptions::default() };
+        for flips in [Flips::One, Flips::Two] {
+            let options = PredictorOptions { flips, ..PredictorOptions::default() };
             let mut predictor = Predictor::replaying(model.clone(), options);
             let mut map = ProbMap::default();
             for centre in [90.0, 130.0, 170.0, 110.0] {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn int8_of_a_model_that_was_not_quantised_says_what_to_do() {
+    fn int8_without_quantisation_is_an_error_that_names_the_command() {
         let mut file = checkpoint(None).unwrap();
         let config = ModelConfig { quantisation: None, ..ModelConfig::of(&file).unwrap() };
         config.note(&mut file).unwrap();

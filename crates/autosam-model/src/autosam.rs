@@ -210,7 +210,7 @@ mod tests {
 
     /// Emulates a GPU's 16-bit products with the same casts on a CPU. Masks differ only at their edges.
     #[test]
-    fn masks_in_16_bits_are_those_in_f32() {
+    fn masks_in_16_bits_equal_f32_masks_up_to_edges() {
         let model = AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap();
         let side = model.image_size();
         let x = model.preprocess(&[lesion(side, side, [140.0, 120.0, 50.0])]).unwrap();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_calibration_is_a_map_of_the_logits() {
+    fn a_calibration_scales_and_shifts_the_logits() {
         let mut checkpoint = checkpoint(None).unwrap();
         let side = ModelConfig::of(&checkpoint).unwrap().sam.image_size;
         let sample = ModelInput {

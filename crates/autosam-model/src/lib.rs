@@ -29,7 +29,7 @@ pub use config::{
     sam_config,
 };
 pub use network::{Network, PromptSource, Prompted};
-pub use options::{MaskMode, ModelOptions, Views};
+pub use options::{Flips, MaskMode, ModelOptions};
 pub use pixels::{preprocess, probabilities};
 pub use predictor::{Predictor, PredictorOptions};
 pub use segmenter::{open, open_checkpoint};

@@ -66,7 +66,7 @@ impl AutoSam {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Predictor, PredictorOptions, Views, checkpoint};
+    use crate::{Flips, Predictor, PredictorOptions, checkpoint};
     use autosam_engine::segmenter::ObjectPoint;
     use candle_core::Device;
     use std::sync::Arc;
@@ -83,29 +83,29 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_found_by_point_box_and_earlier_mask_and_the_automatic_mask_stays() {
+    fn an_object_is_segmented_by_point_box_and_mask_without_changing_the_automatic_mask() {
         let model = Arc::new(AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap());
         let predictor =
-            |views| Predictor::new(model.clone(), PredictorOptions { views, ..PredictorOptions::default() });
+            |flips| Predictor::new(model.clone(), PredictorOptions { flips, ..PredictorOptions::default() });
         let (width, height, disc) = (model.image_size(), model.image_size() - 60, [120.0, 90.0, 45.0]);
         let sample = crate::testing::lesion(width, height, disc);
-        let ask = |prompt: &ObjectPrompt, views| predictor(views).segment_object(&sample, prompt).unwrap();
+        let ask = |prompt: &ObjectPrompt, flips| predictor(flips).segment_object(&sample, prompt).unwrap();
         let centre = ObjectPrompt {
             points: vec![ObjectPoint { x: 120.0, y: 90.0, foreground: true }],
             ..Default::default()
         };
         let bounds = ObjectPrompt { bounds: Some([75.0, 45.0, 165.0, 135.0]), ..Default::default() };
-        let (_, first) = ask(&centre, Views::One);
+        let (_, first) = ask(&centre, Flips::One);
         let again = ObjectPrompt { mask: Some(first), ..centre.clone() };
         for (name, prompt) in [("point", &centre), ("box", &bounds), ("mask and point", &again)] {
-            let (_, map) = ask(prompt, Views::One);
+            let (_, map) = ask(prompt, Flips::One);
             let found = iou(&map, disc);
             println!("{name}: IoU {found:.3}");
             assert!((map.width, map.height) == (width, height) && found >= 0.5, "{name}: {found:.3}");
         }
-        for views in [Views::One, Views::Two] {
-            let automatic = predictor(views).maps(std::slice::from_ref(&sample)).unwrap();
-            assert_eq!(ask(&centre, views).0, automatic[0], "{views:?}");
+        for flips in [Flips::One, Flips::Two] {
+            let automatic = predictor(flips).maps(std::slice::from_ref(&sample)).unwrap();
+            assert_eq!(ask(&centre, flips).0, automatic[0], "{flips:?}");
         }
     }
 }

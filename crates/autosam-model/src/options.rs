@@ -19,7 +19,7 @@ pub enum MaskMode {
 /// Test-time augmentation: the number of flipped copies of a frame whose probabilities are averaged. Each costs as much as
 /// the frame itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Views {
+pub enum Flips {
     /// Only the frame itself.
     #[default]
     One,
@@ -29,7 +29,7 @@ pub enum Views {
     Four,
 }
 
-impl FromStr for Views {
+impl FromStr for Flips {
     type Err = Error;
 
     /// `1`, `2` or `4`.
@@ -43,7 +43,7 @@ impl FromStr for Views {
     }
 }
 
-impl Views {
+impl Flips {
     /// 1, 2 or 4.
     pub fn count(self) -> u32 {
         self.mirrors().len() as u32
@@ -71,5 +71,5 @@ pub struct ModelOptions {
     pub device: DeviceChoice,
     pub precision: Precision,
     pub mask_mode: MaskMode,
-    pub views: Views,
+    pub flips: Flips,
 }

@@ -1,7 +1,7 @@
 //! Converts model inputs (bytes) to the network's input tensors, and logits to probability maps.
 
 use crate::backbone::{PIXEL_MEAN, PIXEL_STD};
-use crate::options::{MaskMode, Views};
+use crate::options::{Flips, MaskMode};
 use crate::{Error, Result};
 use autosam_frame::map::{Mirror, ModelInput, ProbMap};
 use autosam_ops as ops;
@@ -104,7 +104,7 @@ pub fn probabilities(
     size: usize,
     mode: MaskMode,
 ) -> Result<Vec<ProbMap>> {
-    mean_probabilities(logits, samples, size, mode, Views::One.mirrors())
+    mean_probabilities(logits, samples, size, mode, Flips::One.mirrors())
 }
 
 /// The mean of [`probabilities`] over `mirrors`; `logits` has an entry for each flip of each input.
@@ -165,8 +165,8 @@ pub(super) fn map_of<T: Copy>(
             continue;
         }
         out.data.extend((0..width).map(|x| {
-            let views = p.chunks_exact(size * size).zip(mirrors);
-            let bytes = views.map(|(p, m)| byte(p[at(m.down, y, height) * size + at(m.across, x, width)]));
+            let copies = p.chunks_exact(size * size).zip(mirrors);
+            let bytes = copies.map(|(p, m)| byte(p[at(m.down, y, height) * size + at(m.across, x, width)]));
             let n = mirrors.len() as u16;
             ((bytes.map(u16::from).sum::<u16>() + n / 2) / n) as u8
         }));
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_gpu_makes_of_bytes_is_what_the_cpu_makes() {
+    fn both_preprocessing_paths_agree() {
         let sample = |width: usize, height: usize| {
             let rgb = (0..3 * width * height).map(|i| (i * 7 % 256) as u8).collect();
             ModelInput { width, height, rgb }

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::exec::{Executor, Inference, on_device};
 use crate::network::{Network, PromptSource, Prompted};
-use crate::options::{MaskMode, Views};
+use crate::options::{Flips, MaskMode};
 use autosam_engine::segmenter::ObjectPrompt;
 use autosam_frame::map::{ModelInput, ProbMap};
 use candle_core::DType;
@@ -13,7 +13,7 @@ use candle_core::DType;
 pub struct PredictorOptions {
     pub mask_mode: MaskMode,
     /// Test-time augmentation.
-    pub views: Views,
+    pub flips: Flips,
     /// The type of matrix products ([`crate::Arithmetic::products`]); `None` for f32.
     pub products: Option<DType>,
 }
@@ -34,7 +34,7 @@ impl<N: Network> Predictor<N> {
     /// A predictor whose [`Self::segment`] replays a captured inference after a few calls, if the device supports it.
     /// For live video.
     pub fn replaying(network: N, options: PredictorOptions) -> Self {
-        let executor = Executor::fastest(network.device(), options.views.count());
+        let executor = Executor::fastest(network.device(), options.flips.count());
         Self { network, options, executor }
     }
 
@@ -90,8 +90,8 @@ impl Predictor<Prompted> {
 }
 
 fn inference<'a>(network: &'a dyn Network, options: PredictorOptions) -> Inference<'a> {
-    let PredictorOptions { mask_mode, views, products } = options;
-    Inference { network, mode: mask_mode, views, products }
+    let PredictorOptions { mask_mode, flips, products } = options;
+    Inference { network, mode: mask_mode, flips, products }
 }
 
 #[cfg(test)]
@@ -105,51 +105,51 @@ mod tests {
 
     /// Tests the shipped model in every mask mode and with every number of flips.
     #[test]
-    fn inferences_are_replayed_and_give_what_they_gave() {
+    fn replayed_inferences_equal_eager_ones() {
         let model = Arc::new(AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap());
         let (width, height) = (model.image_size(), model.image_size() - 61);
         let sample = |centre: f32| lesion(width, height, [centre, 80.0, 45.0]);
         let cases = [
-            (MaskMode::Sigmoid, Views::One),
-            (MaskMode::Sigmoid, Views::Four),
-            (MaskMode::MinMax, Views::One),
-            (MaskMode::MinMax, Views::Two),
+            (MaskMode::Sigmoid, Flips::One),
+            (MaskMode::Sigmoid, Flips::Four),
+            (MaskMode::MinMax, Flips::One),
+            (MaskMode::MinMax, Flips::Two),
         ];
-        for (mode, views) in cases {
-            let options = PredictorOptions { mask_mode: mode, views, products: None };
+        for (mode, flips) in cases {
+            let options = PredictorOptions { mask_mode: mode, flips, products: None };
             let mut predictor = Predictor::replaying(model.clone(), options);
             let mut map = ProbMap::default();
             for (i, centre) in [90.0, 130.0, 170.0, 110.0, 90.0].into_iter().enumerate() {
                 let sample = sample(centre);
                 predictor.segment(&sample, &mut map).unwrap();
-                assert_eq!(predictor.replays(), i >= 2, "{mode:?}, {views:?}");
+                assert_eq!(predictor.replays(), i >= 2, "{mode:?}, {flips:?}");
                 let expected = predictor.maps(&[sample]).unwrap().remove(0);
-                assert_eq!(map, expected, "{mode:?}, {views:?}, frame {i}");
+                assert_eq!(map, expected, "{mode:?}, {flips:?}, frame {i}");
                 assert!(map.data.iter().any(|p| *p > 127));
             }
         }
     }
 
     #[test]
-    fn flips_give_the_same_mask_as_the_image_flipped() {
+    fn a_flipped_image_has_the_flipped_mask() {
         let model = Arc::new(AutoSam::from_checkpoint(&checkpoint(None).unwrap(), &Device::Cpu).unwrap());
         let (width, height) = (model.image_size(), model.image_size() - 60);
         let rgb = lesion(width, height, [90.0, 80.0, 45.0]).rgb;
         let pixels = rgb.as_chunks::<3>().0.to_vec();
         let across = Mirror { across: true, down: false };
-        let map = |pixels: &[[u8; 3]], views| {
+        let map = |pixels: &[[u8; 3]], flips| {
             let sample = ModelInput { width, height, rgb: pixels.as_flattened().to_vec() };
-            let options = PredictorOptions { views, ..PredictorOptions::default() };
+            let options = PredictorOptions { flips, ..PredictorOptions::default() };
             Predictor::new(model.clone(), options).maps(&[sample]).unwrap().remove(0).data
         };
         let turned = across.of(&pixels, width);
-        for views in [Views::Two, Views::Four] {
-            let (one, other) = (map(&pixels, views), across.of(&map(&turned, views), width));
-            assert!(one.iter().any(|p| *p > 127), "{views:?}");
-            assert!(one.iter().zip(&other).all(|(a, b)| a.abs_diff(*b) <= 1), "{views:?}");
+        for flips in [Flips::Two, Flips::Four] {
+            let (one, other) = (map(&pixels, flips), across.of(&map(&turned, flips), width));
+            assert!(one.iter().any(|p| *p > 127), "{flips:?}");
+            assert!(one.iter().zip(&other).all(|(a, b)| a.abs_diff(*b) <= 1), "{flips:?}");
         }
-        assert_ne!(map(&pixels, Views::One), across.of(&map(&turned, Views::One), width));
-        assert!("3".parse::<Views>().unwrap_err().to_string().contains("1, 2 or 4"));
+        assert_ne!(map(&pixels, Flips::One), across.of(&map(&turned, Flips::One), width));
+        assert!("3".parse::<Flips>().unwrap_err().to_string().contains("1, 2 or 4"));
     }
 
     #[test]

@@ -102,9 +102,9 @@ struct AutoSamSegmenter(Predictor<Arc<Opened>>);
 
 impl AutoSamSegmenter {
     fn new(model: Arc<Opened>, options: &ModelOptions) -> Self {
-        let ModelOptions { mask_mode, views, .. } = *options;
+        let ModelOptions { mask_mode, flips, .. } = *options;
         let products = model.arithmetic.products;
-        Self(Predictor::replaying(model, PredictorOptions { mask_mode, views, products }))
+        Self(Predictor::replaying(model, PredictorOptions { mask_mode, flips, products }))
     }
 }
 
@@ -146,17 +146,17 @@ mod tests {
     use super::*;
     use crate::SHIPPED;
     #[cfg(feature = "cuda")]
-    use crate::{DeviceChoice, ModelConfig, Views};
+    use crate::{DeviceChoice, Flips, ModelConfig};
 
     /// Eager and replayed, in f32 and in 16 bits.
     #[cfg(feature = "cuda")]
     #[test]
-    fn a_gpu_answers_as_the_cpu() {
+    fn gpu_masks_equal_cpu_masks() {
         let side = ModelConfig::of(&checkpoint(None).unwrap()).unwrap().sam.image_size;
         let (width, height) = (side, side - 60);
         let sample = |centre: f32| crate::testing::lesion(width, height, [centre, 80.0, 45.0]);
-        let answer = |device, precision, views, centres: &[f32]| -> Result<Vec<Vec<u8>>> {
-            let options = ModelOptions { device, precision, views, ..ModelOptions::default() };
+        let answer = |device, precision, flips, centres: &[f32]| -> Result<Vec<Vec<u8>>> {
+            let options = ModelOptions { device, precision, flips, ..ModelOptions::default() };
             let mut segmenter = open(None, &options)?;
             let mut map = ProbMap::default();
             let mut of =
@@ -173,10 +173,10 @@ mod tests {
             segmenter.0.replays()
         };
         let centres = [90.0, 120.0, 150.0, 180.0, 90.0];
-        for views in [Views::One, Views::Two] {
-            let expected = answer(DeviceChoice::Cpu, Precision::F32, views, &centres).unwrap();
+        for flips in [Flips::One, Flips::Two] {
+            let expected = answer(DeviceChoice::Cpu, Precision::F32, flips, &centres).unwrap();
             for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
-                let found = match answer(DeviceChoice::Cuda(0), precision, views, &centres) {
+                let found = match answer(DeviceChoice::Cuda(0), precision, flips, &centres) {
                     Ok(found) => found,
                     Err(e) => return eprintln!("SKIPPED: {e}"),
                 };
@@ -185,19 +185,19 @@ mod tests {
                     for (a, b) in a.iter().zip(b) {
                         both += usize::from(*a > 127 && *b > 127);
                         sum += usize::from(*a > 127) + usize::from(*b > 127);
-                        assert!(precision != Precision::F32 || a.abs_diff(*b) <= 2, "{views:?}: {a}, {b}");
+                        assert!(precision != Precision::F32 || a.abs_diff(*b) <= 2, "{flips:?}: {a}, {b}");
                     }
                     let dice = 2.0 * both as f64 / sum as f64;
-                    assert!(sum > 1000 && dice >= 0.995, "{precision:?}, {views:?}: Dice {dice:.4}");
+                    assert!(sum > 1000 && dice >= 0.995, "{precision:?}, {flips:?}: Dice {dice:.4}");
                 }
                 assert_eq!(found[0], found[4], "{precision:?}: eager and replayed");
-                assert!(views != Views::One || recorded(precision), "{precision:?}: not recorded");
+                assert!(flips != Flips::One || recorded(precision), "{precision:?}: not recorded");
             }
         }
     }
 
     #[test]
-    fn the_same_weights_are_in_memory_once() {
+    fn open_models_share_weights() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         std::fs::write(&path, SHIPPED).unwrap();

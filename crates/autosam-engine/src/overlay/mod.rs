@@ -11,7 +11,7 @@ use autosam_frame::mask::{Enlarged, Mask};
 use autosam_frame::{FrameMut, PlaneMut};
 use layer::Layer;
 
-/// What the overlay shows.
+/// Appearance of the overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum OverlayMode {
     None,

@@ -42,7 +42,7 @@ fn blended(
         for (c, color) in color.into_iter().enumerate() {
             let Some(mut place) = Place::of(info.format, c, x, y / fields) else { continue };
             place.row = place.row * fields + y % fields;
-            // If the height is not a multiple of 4, the lower field's last line has no chroma of its own.
+            // If the height is not a multiple of 4, the lower field's last line has no separate chroma.
             if place.row >= planes[place.plane].len() / strides[place.plane] {
                 continue;
             }

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn images_beside_annotations_are_not_taken_for_polyp_free() {
+    fn images_next_to_annotations_are_not_taken_for_polyp_free() {
         let polygon = r#"{"annotations": [{"segmentation": [[1, 2, 3, 4, 5, 6], [7, 8, 9, 9, 8, 7]]}]}"#;
         for (image, file, text, kind) in [
             ("images/a.png", "annotations/instances.json", polygon, "COCO"),

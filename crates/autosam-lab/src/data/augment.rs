@@ -119,15 +119,15 @@ impl Augment {
     }
 
     /// Randomly augments `pair` for a network of `size`. Pixels outside the image are black and not polyp.
-    pub fn view(&self, pair: &Pair, size: impl Into<InputSize>, rng: &mut impl Rng) -> Result<View> {
+    pub fn apply(&self, pair: &Pair, size: impl Into<InputSize>, rng: &mut impl Rng) -> Result<Augmented> {
         let size = size.into();
         match (self.mucosa > 0.0 && rng.random_bool(self.mucosa)).then(|| polyp_free(pair, rng)).flatten() {
-            Some(part) => self.whole_view(&pair.part(part), size, rng),
-            None => self.whole_view(pair, size, rng),
+            Some(part) => self.apply_whole(&pair.part(part), size, rng),
+            None => self.apply_whole(pair, size, rng),
         }
     }
 
-    fn whole_view(&self, pair: &Pair, input: InputSize, rng: &mut impl Rng) -> Result<View> {
+    fn apply_whole(&self, pair: &Pair, input: InputSize, rng: &mut impl Rng) -> Result<Augmented> {
         let spread = |rng: &mut dyn rand::RngCore, by: f32| 1.0 + by * rng.random_range(-1.0..=1.0f32);
         let (full_w, full_h) = (pair.rgb.width() as usize, pair.rgb.height() as usize);
         let size = input.side;
@@ -188,7 +188,7 @@ impl Augment {
         if rng.random_bool(self.jpeg) {
             corruption::jpeg(&mut out, rng.random_range(25..=75))?;
         }
-        Ok(View { sample: out, mask })
+        Ok(Augmented { sample: out, mask })
     }
 
     /// Draws whether to mix in another image, and how.
@@ -206,7 +206,7 @@ impl Augment {
 
 /// An augmented model input, and its mask on the padded square (`size × size`, 0 or 255).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct View {
+pub struct Augmented {
     pub sample: ModelInput,
     pub mask: Vec<u8>,
 }
@@ -220,9 +220,9 @@ pub enum Mix {
     Paste,
 }
 
-impl View {
+impl Augmented {
     /// Mixes a part of `other`, augmented for the same network, into this one.
-    pub fn mix(&mut self, other: &View, how: Mix, rng: &mut impl Rng) {
+    pub fn mix(&mut self, other: &Augmented, how: Mix, rng: &mut impl Rng) {
         let size = (self.mask.len() as f64).sqrt() as usize;
         let (w, h) = (self.sample.width.min(other.sample.width), self.sample.height.min(other.sample.height));
         let [(left, wide), (top, high)] = [w, h].map(|side| {
@@ -369,15 +369,15 @@ mod tests {
     }
 
     #[test]
-    fn without_change_it_is_the_live_sample() {
+    fn without_augmentation_it_equals_the_live_input() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-        let View { sample, .. } = Augment::none().view(&disc(), 64, &mut rng).unwrap();
+        let Augmented { sample, .. } = Augment::none().apply(&disc(), 64, &mut rng).unwrap();
         let mut live = ModelInput::default();
         Resizer::new(64).resize(&Frame::rgb_image(&disc().rgb), &mut live).unwrap();
         assert_eq!((sample.width, sample.height), (64, 48));
         assert_eq!(sample, live);
         let stretched = InputSize { side: 64, stretch: true };
-        let View { sample, mask } = Augment::none().view(&disc(), stretched, &mut rng).unwrap();
+        let Augmented { sample, mask } = Augment::none().apply(&disc(), stretched, &mut rng).unwrap();
         Resizer::new(stretched).resize(&Frame::rgb_image(&disc().rgb), &mut live).unwrap();
         assert_eq!((sample.width, sample.height), (64, 64));
         assert_eq!(sample, live);
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_is_stretched_is_turned_in_its_own_shape() {
+    fn a_stretched_image_is_rotated_at_its_own_aspect_ratio() {
         let augment = Augment { rotation: 180.0, flip: 0.0, ..Augment::none() };
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
         // A disc in the middle becomes the same ellipse at any rotation.
@@ -396,8 +396,8 @@ mod tests {
             mask: GrayImage::from_fn(120, 60, |x, y| Luma([if inside(x, y) { 255 } else { 0 }])),
         };
         for _ in 0..10 {
-            let View { mask, .. } =
-                augment.view(&pair, InputSize { side: 60, stretch: true }, &mut rng).unwrap();
+            let Augmented { mask, .. } =
+                augment.apply(&pair, InputSize { side: 60, stretch: true }, &mut rng).unwrap();
             let across = mask[30 * 60..][..60].iter().filter(|v| **v > 0).count();
             let down = mask.iter().skip(30).step_by(60).filter(|v| **v > 0).count();
             assert!(across.abs_diff(20) <= 1 && down.abs_diff(40) <= 1, "{across} by {down}");
@@ -405,12 +405,12 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_follows_the_frame() {
+    fn training_masks_follow_the_augmented_image() {
         let augment =
             Augment { aspect: 0.3, shift: 0.1, brightness: 0.1, contrast: 0.1, ..Augment::default() };
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
         for _ in 0..20 {
-            let View { sample, mask } = augment.view(&disc(), 96, &mut rng).unwrap();
+            let Augmented { sample, mask } = augment.apply(&disc(), 96, &mut rng).unwrap();
             let (mut agree, mut lit) = (0, 0);
             for (i, pixel) in sample.rgb.chunks_exact(3).enumerate() {
                 let bright = pixel[1] > 110;
@@ -424,66 +424,69 @@ mod tests {
     }
 
     #[test]
-    fn the_same_random_numbers_give_the_same_view() {
-        let view = || {
+    fn augmentation_is_deterministic_by_seed() {
+        let augmented = || {
             let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-            Augment::default().view(&disc(), 64, &mut rng).unwrap()
+            Augment::default().apply(&disc(), 64, &mut rng).unwrap()
         };
-        assert_eq!(view(), view());
+        assert_eq!(augmented(), augmented());
     }
 
     #[test]
-    fn a_polyp_is_pasted_on_another_image_with_its_mask() {
+    fn a_polyp_is_pasted_into_another_image_with_its_mask() {
         let (disc, mut rng) = (disc(), rand_chacha::ChaCha8Rng::seed_from_u64(4));
-        let other = Augment::none().view(&disc, 64, &mut rng).unwrap();
+        let other = Augment::none().apply(&disc, 64, &mut rng).unwrap();
         let dark = Pair { rgb: RgbImage::new(80, 60), mask: GrayImage::new(80, 60) };
-        let mut view = Augment::none().view(&dark, 64, &mut rng).unwrap();
-        view.mix(&other, Mix::Paste, &mut rng);
-        assert_eq!(view.mask, other.mask);
+        let mut augmented = Augment::none().apply(&dark, 64, &mut rng).unwrap();
+        augmented.mix(&other, Mix::Paste, &mut rng);
+        assert_eq!(augmented.mask, other.mask);
         // The input is as wide as the mask. Outlines are soft where they bend.
-        let inside: Vec<u8> = view
+        let inside: Vec<u8> = augmented
             .sample
             .rgb
             .chunks_exact(3)
-            .zip(&view.mask)
+            .zip(&augmented.mask)
             .filter(|(_, m)| **m > 0)
             .map(|(p, _)| p[0])
             .collect();
         let bright = inside.iter().filter(|v| **v > 200).count();
         assert!(bright * 10 > inside.len() * 8, "{bright} of {}", inside.len());
-        assert_eq!(view.sample.rgb[0], 0, "far from it nothing changes");
+        assert_eq!(augmented.sample.rgb[0], 0, "far from it nothing changes");
     }
 
     #[test]
-    fn a_rectangle_comes_with_its_mask() {
+    fn cutmix_pastes_a_rectangle_with_its_mask() {
         let (disc, mut rng) = (disc(), rand_chacha::ChaCha8Rng::seed_from_u64(5));
         let full = Pair { mask: GrayImage::from_pixel(80, 60, Luma([255])), ..disc.clone() };
-        let other = Augment::none().view(&full, 64, &mut rng).unwrap();
-        let mut view =
-            Augment::none().view(&Pair { mask: GrayImage::new(80, 60), ..disc }, 64, &mut rng).unwrap();
-        view.mix(&other, Mix::Cut, &mut rng);
-        let marked = view.mask.iter().filter(|v| **v > 0).count() as f32 / (64.0 * 48.0);
+        let other = Augment::none().apply(&full, 64, &mut rng).unwrap();
+        let mut augmented =
+            Augment::none().apply(&Pair { mask: GrayImage::new(80, 60), ..disc }, 64, &mut rng).unwrap();
+        augmented.mix(&other, Mix::Cut, &mut rng);
+        let marked = augmented.mask.iter().filter(|v| **v > 0).count() as f32 / (64.0 * 48.0);
         assert!((0.03..=0.37).contains(&marked), "{marked}");
     }
 
     #[test]
-    fn a_view_of_mucosa_has_no_polyp() {
+    fn a_mucosa_crop_has_no_polyp() {
         let augment = Augment { mucosa: 1.0, ..Augment::none() };
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
         let empty =
-            (0..20).filter(|_| augment.view(&disc(), 64, &mut rng).unwrap().mask.iter().all(|v| *v == 0));
+            (0..20).filter(|_| augment.apply(&disc(), 64, &mut rng).unwrap().mask.iter().all(|v| *v == 0));
         assert!(empty.count() >= 10, "the whole image is used if ten tries find no polyp-free part");
         let full = Pair { mask: GrayImage::from_pixel(80, 60, Luma([255])), ..disc() };
-        assert!(augment.view(&full, 64, &mut rng).unwrap().mask.contains(&255), "no part without it: whole");
+        assert!(
+            augment.apply(&full, 64, &mut rng).unwrap().mask.contains(&255),
+            "without a polyp-free part the whole image is used"
+        );
     }
 
     #[test]
-    fn disturbances_keep_the_mask() {
+    fn corruptions_keep_the_mask() {
         let loud = Augment { cast: 0.2, light: 0.4, blur: 1.0, jpeg: 1.0, ..Augment::none() };
-        let view = |augment: &Augment| {
-            augment.view(&disc(), 64, &mut rand_chacha::ChaCha8Rng::seed_from_u64(7)).unwrap()
+        let augmented = |augment: &Augment| {
+            augment.apply(&disc(), 64, &mut rand_chacha::ChaCha8Rng::seed_from_u64(7)).unwrap()
         };
-        let (plain, loud) = (view(&Augment::none()), view(&loud));
+        let (plain, loud) = (augmented(&Augment::none()), augmented(&loud));
         assert_eq!(plain.mask, loud.mask);
         assert_ne!(plain.sample, loud.sample);
         assert_eq!((loud.sample.width, loud.sample.height), (64, 48));

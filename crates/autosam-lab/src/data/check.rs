@@ -184,7 +184,7 @@ mod tests {
     use image::{GrayImage, Luma};
 
     #[test]
-    fn what_cannot_be_used_is_counted_and_named() {
+    fn unusable_files_are_counted_and_named() {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["images", "masks"] {
             std::fs::create_dir(dir.path().join(folder)).unwrap();

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn files_cut_short_are_errors_that_name_them() {
+    fn truncated_files_are_errors_that_name_the_file() {
         let rgb = DynamicImage::ImageRgb8(photo());
         let grey = DynamicImage::ImageLuma8(GrayImage::from_fn(90, 70, |x, y| Luma([(x * y) as u8])));
         for image in [rgb, grey] {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn exif_orientation_turns_the_image() {
+    fn exif_orientation_is_applied() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.jpg");
         RgbImage::from_fn(32, 16, |x, _| image::Rgb([if x < 16 { 250 } else { 5 }; 3])).save(&path).unwrap();

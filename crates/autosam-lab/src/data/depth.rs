@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_say_how_many_of_16_bits_are_used() {
+    fn the_bit_depth_is_read_from_tags() {
         for (bits, white) in [(10, 1023), (12, 4095), (14, 16383)] {
             let (ends, note) = seen(|dir| tif(&dir.join("a.tif"), &ramp(white), false, &[(281, white)]));
             assert_eq!(ends, [0, 255]);
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn without_tags_a_set_s_largest_value_decides_and_is_reported() {
+    fn without_tags_the_set_s_largest_value_determines_the_bit_depth() {
         for (bits, white) in [(10, 1023), (12, 4095), (14, 16383)] {
             let (ends, note) = seen(|dir| {
                 png(&dir.join("a.png"), &ramp(white / 2), None);

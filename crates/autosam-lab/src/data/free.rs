@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_free_square_keeps_its_distance_from_polyps() {
+    fn the_free_square_keeps_a_distance_from_polyps() {
         let mask = GrayImage::from_fn(120, 80, |x, _| image::Luma([if x < 30 { 255 } else { 0 }]));
         let square = free_square(&mask).unwrap();
         assert!(square.x >= 31 && square.x + square.width <= 120, "{square:?}");
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn polyp_free_parts_are_images_without_a_polyp() {
+    fn polyp_free_crops_contain_no_polyp() {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["images", "masks"] {
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();

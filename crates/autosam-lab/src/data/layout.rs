@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_beside_a_set_are_reported() {
+    fn unused_folders_next_to_a_set_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         for file in ["images/a.png", "masks/a.png", "SUN-Negative/case1/b.png", "masks/note.gif"] {
             let path = dir.path().join(file);

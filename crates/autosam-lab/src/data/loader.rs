@@ -1,6 +1,6 @@
 //! Batches for training in an endless, seeded order with random access.
 
-use super::augment::{Augment, View};
+use super::augment::{Augment, Augmented};
 use super::{Dataset, Item, Pair};
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
@@ -153,19 +153,21 @@ impl Loader {
                         order.shuffle(&mut stream(self.config.seed, 2 * epoch));
                     }
                     let at = order[(position % count) as usize];
-                    let view = match u64::from(self.config.views) {
+                    let round = match u64::from(self.config.views) {
                         0 => position,
                         views => at as u64 * views + epoch % views,
                     };
-                    self.window(at).into_iter().map(move |i| (i, 2 * view + 1))
+                    self.window(at).into_iter().map(move |i| (i, 2 * round + 1))
                 })
                 .collect();
-            let views =
-                picks.par_iter().map(|(at, number)| self.view(*at, *number)).collect::<Result<Vec<_>>>()?;
+            let drawn = picks
+                .par_iter()
+                .map(|(at, number)| self.augmented(*at, *number))
+                .collect::<Result<Vec<_>>>()?;
             let mut batch = Batch { samples: Vec::new(), masks: Vec::new(), ids: Vec::new() };
-            for (view, id) in views {
-                batch.samples.push(view.sample);
-                batch.masks.push(view.mask);
+            for (augmented, id) in drawn {
+                batch.samples.push(augmented.sample);
+                batch.masks.push(augmented.mask);
                 batch.ids.push(id);
             }
             Ok(batch)
@@ -186,16 +188,16 @@ impl Loader {
     }
 
     /// Item `at`, or the next readable one, augmented with random stream `number`.
-    fn view(&self, at: usize, number: u64) -> Result<(View, String)> {
+    fn augmented(&self, at: usize, number: u64) -> Result<(Augmented, String)> {
         let (item, pair) = self.pair(at)?;
         let mut rng = stream(self.config.seed, number);
-        let mut view = self.config.augment.view(&pair, self.config.input, &mut rng)?;
+        let mut augmented = self.config.augment.apply(&pair, self.config.input, &mut rng)?;
         if let Some(mix) = self.config.augment.draw_mix(&mut rng) {
             let (_, other) = self.pair(rng.random_range(0..self.items.len()))?;
-            let other = self.config.augment.view(&other, self.config.input, &mut rng)?;
-            view.mix(&other, mix, &mut rng);
+            let other = self.config.augment.apply(&other, self.config.input, &mut rng)?;
+            augmented.mix(&other, mix, &mut rng);
         }
-        Ok((view, item.image.display().to_string()))
+        Ok((augmented, item.image.display().to_string()))
     }
 
     /// Item `at`, or the next readable one, and its cropped image.
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn views_come_again_by_turns() {
+    fn augmentations_alternate_between_epochs() {
         let dir = tempfile::tempdir().unwrap();
         let sets = [(set(dir.path(), 3), 1.0)];
         let config = LoaderConfig { views: 2, ..LoaderConfig::new(16, 3, 5, Augment::default()) };
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_neighbours_under_one_augmentation() {
+    fn a_window_has_consecutive_frames_with_one_augmentation() {
         let dir = tempfile::tempdir().unwrap();
         for (sequence, frames) in [("case1_1", 4), ("case2_1", 2)] {
             for kind in ["Frame", "GT"] {
@@ -338,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_image_gives_way_to_the_next() {
+    fn an_unreadable_image_is_replaced_by_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let sets = [(set(dir.path(), 3), 1.0)];
         let bad = dir.path().join("images/1.png");
@@ -374,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn views_of_two_images_come_again() {
+    fn mixed_images_are_reproducible() {
         let dir = tempfile::tempdir().unwrap();
         let sets = [(set(dir.path(), 5), 1.0)];
         let augment = Augment { cutmix: 0.5, paste: 0.5, mucosa: 0.3, ..Augment::default() };
@@ -388,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_has_each_image_as_often_as_weighted() {
+    fn an_epoch_contains_each_image_by_its_weight() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let loader = loader(&[(set(a.path(), 4), 2.0), (set(b.path(), 8), 0.5)]);
         assert_eq!(loader.len(), 12);
@@ -401,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn images_with_a_small_polyp_come_more_often() {
+    fn images_with_a_small_polyp_are_drawn_more_often() {
         let dir = tempfile::tempdir().unwrap();
         let set = set(dir.path(), 4);
         // The second image has a large polyp and a small one, the third a large one, the first a speck.
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn any_batch_can_be_had_without_those_before() {
+    fn batches_have_random_access() {
         let dir = tempfile::tempdir().unwrap();
         let loader = loader(&[(set(dir.path(), 5), 1.0)]);
         let from_start = loader.batches_from(0, 1).nth(7).unwrap().unwrap();

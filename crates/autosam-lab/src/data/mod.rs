@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_masks_and_images_are_named() {
         let dir = folder(&["images/a.png", "images/b.png", "masks/b.png", "masks/c.png"]);
         let set = Dataset::open(dir.path()).unwrap();
         assert_eq!(set.items.len(), 1);
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn several_sets_side_by_side_are_all_opened() {
+    fn all_sets_in_a_folder_are_opened() {
         let dir = folder(&[
             "Kvasir/images/a.png",
             "Kvasir/masks/a.png",

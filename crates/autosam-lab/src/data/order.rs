@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn sun_names_follow_their_three_numbers() {
+    fn sun_names_are_sorted_by_their_three_numbers() {
         let name = |a: u32, b: u32, c: u32| format!("case_M_2018_0U6_1_005_{a:03}-1_a{b}_image{c:04}.jpg");
         let names = [name(1, 13, 2), name(1, 2, 30), name(2, 1, 1), name(1, 13, 1)];
         let want = [&names[1], &names[3], &names[0], &names[2]];
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_sort_by_their_numbers() {
+    fn other_names_are_sorted_naturally() {
         assert_eq!(
             sorted(vec!["frame10.png", "frame9.png", "1.jpg"]),
             ["1.jpg", "frame9.png", "frame10.png"]

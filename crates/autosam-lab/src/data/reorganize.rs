@@ -119,7 +119,7 @@ mod tests {
     use crate::data::Dataset;
 
     #[test]
-    fn frames_join_their_masks() {
+    fn frames_are_placed_next_to_their_masks() {
         let dir = tempfile::tempdir().unwrap();
         let save_image = |name: &str| {
             let path = dir.path().join(name);

@@ -8,15 +8,15 @@ use std::path::Path;
 const SAMPLED: usize = 24;
 
 impl Dataset {
-    /// Determines which values of the masks are foreground, unless `told` specifies it, and adds warnings about doubts.
-    pub(super) fn settle(&mut self, told: Option<Reading>) {
+    /// Determines which values of the masks are foreground, unless `given` specifies it, and adds warnings about doubts.
+    pub(super) fn settle(&mut self, given: Option<Reading>) {
         let masks: Vec<&Path> = self.items.iter().filter_map(|i| i.mask.as_deref()).collect();
         if masks.is_empty() {
             self.masks = "none, polyp-free".to_owned();
             return;
         }
         let seen = Seen::of(&masks);
-        let reading = told.unwrap_or_else(|| seen.reading());
+        let reading = given.unwrap_or_else(|| seen.reading());
         self.masks = seen.describe(&reading);
         let name = &self.name;
         self.warnings.extend(seen.doubts(&reading).into_iter().map(|doubt| format!("{name}: {doubt}")));

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn look_alikes_stay_together_and_away_from_what_is_kept_apart() {
+    fn look_alikes_stay_together_and_resembling_images_are_left_out() {
         let dir = tempfile::tempdir().unwrap();
         let mut images: Vec<(String, RgbImage)> = (0..24).map(|i| (format!("p{i}"), blobs(i, 0))).collect();
         images.push(("brighter".into(), blobs(3, 20)));

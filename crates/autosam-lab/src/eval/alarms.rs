@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alarm_is_shown_by_its_largest_overlay() {
+    fn an_alarm_is_represented_by_its_largest_overlay() {
         let mut collector = Collector::default();
         for (i, lit) in [0, 2, 6, 4, 0, 0, 5, 5].into_iter().enumerate() {
             collector.observe(lit > 0, &format!("f{i}"), 10 + i, &map(lit, 200));
@@ -262,7 +262,7 @@ mod tests {
     /// A frame has weight 0.6: 255 is smoothed to 153, 214, 239 and 249, of which only the last is above 0.95 · 255.
     /// One frame without a detection leaves 0.4 of it, which is below the threshold.
     #[test]
-    fn the_live_filter_draws_late_and_stops_at_once() {
+    fn the_live_filter_delays_the_start_of_an_alarm_but_not_its_end() {
         let luma = || Luma { width: 16, height: 16, data: vec![90; 256] };
         let mut filter = LiveFilter::default();
         let shown: String = [0, 255, 255, 255, 255, 255, 0, 255]

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_map_that_made_the_labels_is_found() {
+    fn the_true_calibration_is_recovered() {
         // Expected labels of an overconfident model that predicts too many polyps.
         let truth = Calibration { scale: 0.4, bias: -1.2 };
         let mut bins = Bins::new();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_a_threshold_parts_do_not_run_away() {
+    fn calibration_of_separable_labels_stays_finite() {
         let mut bins = Bins::new();
         (-200..200).for_each(|i| bins.add(i as f32 / 10.0, i > 3, 1.0));
         let found = bins.fit();

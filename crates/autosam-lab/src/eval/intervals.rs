@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_interval_holds_the_mean_and_narrows_with_cases() {
+    fn the_interval_contains_the_mean_and_narrows_with_more_cases() {
         let cases = |n: usize| -> Vec<(f64, usize)> { (0..n).map(|i| ((i % 10) as f64, 10)).collect() };
         let (few, many) = (bootstrap(&cases(10)).unwrap(), bootstrap(&cases(1000)).unwrap());
         for i in [few, many] {
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn cases_weigh_by_their_counts() {
+    fn cases_are_weighted_by_their_counts() {
         assert_eq!(bootstrap(&[(1.0, 1), (0.0, 3), (5.0, 0)]).unwrap().mean, 0.25);
         assert_eq!(bootstrap(&[(0.0, 0)]), None);
     }

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn alarms_are_events_that_last() {
+    fn alarms_must_last_a_minimum_duration() {
         let live = Live::new(&[seen("nNnNNNnnppHHN"), seen("NNNNNNNNNNNNNn")], 10.0);
         let events: Vec<usize> = live.false_alarms.iter().map(|f| f.events).collect();
         assert_eq!(events, [4, 2, 1, 1]);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn detections_count_from_the_appearance() {
+    fn time_to_detection_starts_at_the_appearance() {
         let live = Live::new(&[seen("nppPHpHn"), seen("pppp"), seen("H")], 10.0);
         assert_eq!(live.appearances, 3);
         assert!((live.recall.unwrap() - 2.0 / 3.0).abs() < 1e-12);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_are_watched() {
+    fn overlay_stability_is_measured() {
         let (w, h) = (32usize, 24usize);
         let disc = |cx: usize| -> Vec<u8> {
             (0..w * h)

@@ -400,7 +400,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_nearest_pixel_is_as_near_as_any(w in 1usize..12, h in 1usize..12, seed in any::<u64>()) {
+        fn the_nearest_pixel_has_the_smallest_distance(w in 1usize..12, h in 1usize..12, seed in any::<u64>()) {
             let mut gt: Vec<bool> = (0..w * h).map(|i| (seed >> (i % 61)) % 5 == 0).collect();
             gt[seed as usize % (w * h)] = true;
             for (i, at) in nearest(&gt, w, h).into_iter().enumerate() {

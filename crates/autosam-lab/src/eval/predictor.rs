@@ -12,8 +12,8 @@ use autosam_model::generator::LightweightDecoder;
 use autosam_model::sam::{Prompts, SamConfig};
 use autosam_model::weights;
 use autosam_model::{
-    self as model, AutoSam, MaskMode, ModelConfig, Network, Precision, Predictor, PredictorOptions,
-    PromptSource, Prompted, Views,
+    self as model, AutoSam, Flips, MaskMode, ModelConfig, Network, Precision, Predictor, PredictorOptions,
+    PromptSource, Prompted,
 };
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -60,7 +60,7 @@ pub struct EvalOptions {
     /// See [`MaskSettings::hysteresis`]; 0 leaves maps unchanged.
     pub hysteresis: f32,
     /// For [`Mode::AutoSam`].
-    pub views: Views,
+    pub flips: Flips,
     pub precision: Precision,
 }
 
@@ -108,7 +108,7 @@ impl LabelledPredictor {
         let plain = PredictorOptions { mask_mode: options.mask_mode, ..PredictorOptions::default() };
         let how = match options.mode {
             Mode::AutoSam => {
-                PredictorOptions { views: options.views, products: arithmetic.products, ..plain }
+                PredictorOptions { flips: options.flips, products: arithmetic.products, ..plain }
             }
             _ => plain,
         };
@@ -245,7 +245,7 @@ mod tests {
     use super::deepest;
 
     #[test]
-    fn the_deepest_point_is_the_middle_of_the_largest_part() {
+    fn the_deepest_point_is_in_the_middle_of_the_largest_component() {
         let mut mask = vec![0u8; 20 * 12];
         for y in 2..9 {
             for x in 3..10 {

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_polyp_free_frames_keep_an_overlay_as_are_allowed() {
+    fn the_allowed_fraction_of_polyp_free_frames_keeps_an_overlay() {
         let mut frames: Vec<_> = (0..10).map(|i| frame(i as f32 / 10.0, 4.0, false)).collect();
         // No overlay in any case, whatever overlap is predicted.
         frames.extend([frame(0.95, -3.0, false), frame(0.99, -3.0, false)]);

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_range_leaves_out_the_few_that_lie_far_away() {
+    fn the_best_range_excludes_outliers() {
         // A bell-shaped distribution and one outlier.
         let part = |i: usize, by: usize| (i * by % 1000) as f32 / 1000.0 - 0.5;
         let mut values: Vec<f32> = (0..1_000_000)
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn activations_that_begin_at_zero_keep_their_zero() {
+    fn ranges_that_begin_at_zero_keep_zero() {
         let mut histogram = Histogram::default();
         let values: Vec<f32> = (0..1000).map(|i| (i as f32 / 100.0 - 2.0).clamp(0.0, 6.0)).collect();
         histogram.add(&values).unwrap();

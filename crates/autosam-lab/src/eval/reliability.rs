@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_held_against_what_is() {
+    fn predicted_probabilities_are_compared_with_true_fractions() {
         let mut counts = [[0; 256]; 2];
         counts[0][0] = 700;
         // Predicted with 0.6, and polyp in half the cases.

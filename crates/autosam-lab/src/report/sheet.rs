@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mark_and_truth_are_drawn_in_every_cell() {
+    fn overlay_and_truth_are_drawn_in_every_cell() {
         let case = || Case {
             label: String::new(),
             rgb: RgbImage::from_pixel(80, 60, image::Rgb([90, 40, 40])),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_written_below_its_cell_and_keeps_its_end() {
+    fn a_label_is_written_below_its_cell_and_truncated_at_the_start() {
         let case = |label: &str| Case {
             label: label.to_owned(),
             rgb: RgbImage::from_pixel(80, 60, image::Rgb([90, 40, 40])),

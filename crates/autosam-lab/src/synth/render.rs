@@ -54,7 +54,7 @@ const SIGHT: f32 = 7.0;
 const SPECK: f32 = 0.0006;
 
 impl Scene {
-    /// Renders the image at frame time `t`; `inside` marks the pixels visible on the screen.
+    /// Renders the image at frame time `t`; `inside` flags the pixels visible on the screen.
     pub fn render(&self, t: f32, lens: &Lens, width: usize, height: usize, inside: &[bool]) -> Rendered {
         let pose = self.path.pose(&self.tube, &self.polyps, t);
         let before = self.path.pose(&self.tube, &self.polyps, t - 1.0);
@@ -205,7 +205,7 @@ struct View<'a> {
     polyps: &'a [&'a Polyp],
     /// First ring drawn.
     first: usize,
-    /// Corners in the image; distance 0 where the lens cannot see them.
+    /// Corners in the image; distance 0 if the lens cannot see them.
     wall: Vec<[f32; 3]>,
     bumps: Vec<Vec<[f32; 3]>>,
     /// First triangle number of each polyp, and one past the last.

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_is_there_again_up_to_the_room() {
+    fn stored_embeddings_are_found_up_to_the_capacity() {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = open(dir.path(), 2);
         for (key, v) in [(1, 0.5), (2, 1.5), (3, 2.5)] {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn half_written_records_are_not_believed() {
+    fn incomplete_records_are_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = open(dir.path(), 2);
         cache.put([1; 32], &values(0.5)).unwrap();

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn overrides_reach_into_tables() {
+    fn overrides_set_keys_in_tables() {
         let c = load(&["steps=7", "optimizer.weight_decay=0.5", "stage=sam", "prompts.none=1.0"]).unwrap();
         assert_eq!((c.steps, c.stage), (7, Stage::Sam));
         assert_eq!((c.optimizer.weight_decay, c.prompts.none), (0.5, 1.0));

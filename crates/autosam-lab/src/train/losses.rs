@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_perfect_mask_costs_almost_nothing_and_its_opposite_much() {
+    fn a_perfect_mask_has_a_low_loss_and_its_inverse_a_high_one() {
         let target = image(&[1.0, 0.0, 1.0, 0.0]);
         let good =
             segmentation_loss(&image(&[20.0, -20.0, 20.0, -20.0]), &target, MaskMode::Sigmoid).unwrap();
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_target_rewards_an_empty_mask() {
+    fn an_empty_mask_minimises_the_loss_of_an_empty_target() {
         let empty = image(&[0.0; 4]);
         let dice = |logit: f32| {
             let l = segmentation_loss(&image(&[logit; 4]), &empty, MaskMode::Sigmoid).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_of_the_target_is_its_share_or_its_first_pixel() {
+    fn a_target_cell_is_its_foreground_fraction_or_its_first_pixel() {
         // 4 x 4 pixels for 2 x 2 cells.
         let mask = vec![255, 0, 0, 255, 255, 255, 0, 0, 0, 0, 255, 255, 0, 255, 255, 255];
         let target = |kind| {

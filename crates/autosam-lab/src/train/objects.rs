@@ -191,7 +191,7 @@ fn component(mask: &[u8], size: usize, rng: &mut impl Rng) -> Vec<u8> {
     one
 }
 
-/// The cells beside, above and below `at` on a grid of `side × side`.
+/// The cells left, right, above and below `at` on a grid of `side × side`.
 fn neighbours(at: usize, side: usize) -> impl Iterator<Item = usize> {
     let (x, y) = (at % side, at / side);
     [
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_component_is_one_of_the_connected_parts() {
+    fn a_component_is_a_connected_part_of_the_mask() {
         let mut mask = vec![0; SIZE * SIZE];
         for (i, pixel) in mask.iter_mut().enumerate() {
             let (x, y) = (i % SIZE, i / SIZE);
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_unlabelled_images_have_an_empty_answer() {
+    fn no_object_and_unlabelled_images_have_an_empty_target() {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         for (kind, mask) in [(Kind::Nothing, disc().1), (Kind::Labelled, vec![0; SIZE * SIZE])] {
             let (mut samples, mut masks) = (vec![disc().0], vec![mask]);

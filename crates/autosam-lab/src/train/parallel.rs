@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_comes_from_torchruns_variables_or_slurms() {
+    fn a_place_is_read_from_torchrun_s_or_slurm_s_variables() {
         let place = Place { rank: 3, size: 8, local_rank: 1, address: ("node0".into(), 29501) };
         let torchrun = [
             ("RANK", "3"),
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn means_are_the_same_everywhere_and_missing_tensors_count_as_nothing() {
+    fn means_are_equal_in_all_processes_and_missing_tensors_count_as_zero() {
         let answers = processes(&["a"; 3], |group| {
             let group = group.unwrap();
             let rank = group.rank() as f32;
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_of_another_run_is_refused_in_both() {
+    fn a_process_of_another_run_is_refused_by_both_sides() {
         let errors = processes(&["a", "b"], |group| group.unwrap_err().to_string());
         assert!(errors[0].contains("process 1 of 2") && errors[0].contains("another run"), "{}", errors[0]);
         assert!(
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_is_named_and_strangers_do_not_matter() {
+    fn an_ended_process_is_named_and_unknown_clients_are_ignored() {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let place = move |rank| Place { rank, size: 2, local_rank: 0, address: ("127.0.0.1".into(), port) };
         let gather = move |rank: usize| Group::gather(&place(rank), &"c".repeat(FINGERPRINT), &Device::Cpu);

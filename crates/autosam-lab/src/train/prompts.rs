@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn points_lie_on_the_object_and_background_points_are_labelled_so() {
+    fn point_prompts_match_their_labels() {
         let masks = vec![square(20, 10), vec![0; SIZE * SIZE]];
         let mut rng = rng();
         for _ in 0..40 {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn boxes_hold_the_object_within_their_jitter() {
+    fn boxes_contain_the_object_up_to_jitter() {
         let p = simulate(PromptKind::Box, &[square(20, 20)], SIZE, 16, &mut rng(), &Device::Cpu).unwrap();
         let b = p.boxes.unwrap().to_vec2::<f32>().unwrap()[0].clone();
         for (got, want) in b.iter().zip([20.0, 20.0, 39.0, 39.0]) {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mix_is_followed() {
+    fn prompt_kinds_are_drawn_by_their_weights() {
         let mix = PromptMix { none: 0.0, point: 1.0, bbox: 0.0, mask: 3.0 };
         let mut rng = rng();
         let masks = (0..400).filter(|_| mix.draw(&mut rng) == PromptKind::Mask).count();

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_whole_and_hold_tag_and_value() {
+    fn event_records_contain_tag_and_value() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::new(dir.path()).unwrap();
         writer.scalars(300, &[("loss/dice", 0.25)]).unwrap();

@@ -13,7 +13,7 @@ use crate::data::loader::Batch;
 use crate::{Error, Result};
 use autosam_frame::resize::InputSize;
 use autosam_model::weights::{self, Dtype};
-use autosam_model::{self as model, AutoSam, ModelConfig, Network, Predictor, PredictorOptions, Views};
+use autosam_model::{self as model, AutoSam, Flips, ModelConfig, Network, Predictor, PredictorOptions};
 use autosam_ops as ops;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
@@ -226,7 +226,7 @@ impl Trainer {
             )));
         }
         let options =
-            PredictorOptions { views: Views::Four, products: self.autocast(), ..Default::default() };
+            PredictorOptions { flips: Flips::Four, products: self.autocast(), ..Default::default() };
         self.teacher = Some(Predictor::new(teacher, options));
         Ok(())
     }

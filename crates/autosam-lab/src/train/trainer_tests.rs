@@ -32,7 +32,7 @@ fn only(kind: &str) -> PromptMix {
 
 /// In f16, which a CPU supports too; a GPU uses bf16 through the same casts.
 #[test]
-fn a_step_in_16_bits_has_the_loss_and_gradient_of_one_in_32() {
+fn a_16_bit_step_has_the_loss_and_gradients_of_an_f32_step() {
     let (stage, sam) = (Stage::Sam, SamKind::Tiny);
     let config = TrainConfig { stage, sam, prompts: only("point"), ..TrainConfig::default() };
     let trainer = Trainer::new(&config, None, &Device::Cpu).unwrap();
@@ -56,7 +56,7 @@ fn a_step_in_16_bits_has_the_loss_and_gradient_of_one_in_32() {
 /// For a SAM's weights the slope of the loss along the gradient equals the gradient's norm. (The goldens of a frozen
 /// SAM do not cover gradients of weights.)
 #[test]
-fn sams_gradients_are_the_slopes_of_its_loss() {
+fn sam_s_gradients_equal_the_slopes_of_the_loss() {
     for kind in ["none", "mask"] {
         let (stage, sam) = (Stage::Sam, SamKind::Tiny);
         let prompts = only(kind);

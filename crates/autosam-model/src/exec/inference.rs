@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::network::Network;
-use crate::options::{MaskMode, Views};
+use crate::options::{Flips, MaskMode};
 use crate::pixels::{mean_probabilities, preprocess_mirrored, probabilities};
 use autosam_engine::segmenter::ObjectPrompt;
 use autosam_frame::map::{Mirror, ModelInput, ProbMap};
@@ -15,7 +15,7 @@ use std::slice;
 pub(crate) struct Inference<'a> {
     pub network: &'a dyn Network,
     pub mode: MaskMode,
-    pub views: Views,
+    pub flips: Flips,
     /// The type of matrix products ([`ops::autocast`]).
     pub products: Option<DType>,
 }
@@ -28,7 +28,7 @@ impl Inference<'_> {
 
     /// The flips whose probabilities are averaged.
     pub fn mirrors(&self) -> &'static [Mirror] {
-        self.views.mirrors()
+        self.flips.mirrors()
     }
 
     /// [`Network::logits`] with the chosen type of products.

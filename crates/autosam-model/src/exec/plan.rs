@@ -62,7 +62,7 @@ mod tests {
     /// SAM's ViT with windowed and global attention and the published generators; EfficientNet-Lite in encoder and
     /// generator, with presence.
     #[test]
-    fn networks_of_other_kinds_are_replayed() {
+    fn all_kinds_of_networks_are_replayed() {
         let encoder = EncoderConfig::Vit(VitConfig {
             embed_dim: 32,
             depth: 2,

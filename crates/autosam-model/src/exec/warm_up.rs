@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_capture_that_failed_is_not_tried_again() {
+    fn a_failed_capture_is_not_repeated() {
         let (mut warm_up, mut tries) = (WarmUp::<u32>::default(), 0);
         for _ in 0..5 {
             let mut fail = || {

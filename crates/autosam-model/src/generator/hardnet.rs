@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_are_harmonic() {
+    fn links_follow_the_harmonic_rule() {
         assert_eq!(link(8, 64, 14, 1.7), (68, vec![7, 6, 4, 0]));
         assert_eq!(link(3, 64, 14, 1.7), (14, vec![2]));
     }

@@ -48,7 +48,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     #[test]
-    fn a_prompt_becomes_one_channel_of_four_times_the_side() {
+    fn the_lightweight_decoder_upsamples_the_prompt_to_one_channel() {
         let shapes = shapes_of(|vb| LightweightDecoder::load(256, vb)).unwrap();
         assert_eq!(shapes.len(), 10);
         let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_over_the_whole_grid_stay_so_at_another_size() {
+    fn windows_over_the_whole_grid_still_cover_it_at_another_size() {
         let small = SamConfig::tiny().at(128).unwrap();
         assert_eq!((small.grid(), windows(&small)), (8, [8, 8, 8, 8]));
         assert_eq!(windows(&SamConfig::tiny().at(192).unwrap()), [8, 8, 12, 12]);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn biases_follow_the_windows() {
+    fn attention_biases_are_resized_with_the_windows() {
         let small = SamConfig::tiny().at(128).unwrap();
         let name = |stage: usize| format!("image_encoder.layers.{stage}.blocks.0.attn.attention_biases");
         // Biases that decrease with the distance along x, equal at both sizes for the same part of the image.

@@ -35,7 +35,7 @@ fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f64> {
 const PLAIN: [&str; 2] = ["image_encoder.pos_embed", "mask_decoder.a.weight"];
 
 #[test]
-fn the_file_kind_of_pytorch_before_1_6_is_read() {
+fn the_pytorch_format_before_1_6_is_read() {
     let mut storages = Storages::default();
     let momentum = storages.floats(&[5], 70.0);
     let weight = storages.floats(&[2, 3], 0.0);
@@ -84,7 +84,7 @@ fn the_file_kind_of_pytorch_before_1_6_is_read() {
 }
 
 #[test]
-fn whole_modules_are_read_in_both_kinds() {
+fn whole_modules_are_read_in_both_formats() {
     let mut storages = Storages::default();
     let weight = storages.floats(&[2], 4.0);
     let module = Object::Module(vec![("weight".into(), weight), ("bias".into(), Object::None)]);
@@ -95,7 +95,7 @@ fn whole_modules_are_read_in_both_kinds() {
 }
 
 #[test]
-fn a_wheel_or_another_archive_is_read_by_the_one_weight_file_in_it() {
+fn the_only_weight_file_of_a_wheel_or_archive_is_read() {
     let mut storages = Storages::default();
     let state = storages.state("", 1.0);
     let stored = Method::Stored;
@@ -137,7 +137,7 @@ fn compressed_files_are_read() {
 }
 
 #[test]
-fn a_training_scripts_model_comes_before_loose_tensors_and_is_reported() {
+fn a_training_script_s_model_is_preferred_to_loose_tensors() {
     let mut storages = Storages::default();
     let accuracy = storages.floats(&[], 71.0);
     let state = storages.state("module.", 1.0);
@@ -157,7 +157,7 @@ fn a_training_scripts_model_comes_before_loose_tensors_and_is_reported() {
 }
 
 #[test]
-fn models_are_found_under_every_usual_key_and_without_their_wrappers_prefix() {
+fn models_are_found_under_usual_keys_and_wrapper_prefixes_are_removed() {
     for (key, prefix) in [
         ("state_dict", "model."),
         ("model", ""),
@@ -188,7 +188,7 @@ fn models_are_found_under_every_usual_key_and_without_their_wrappers_prefix() {
 
 /// As written by PyTorch's `DataParallel` and `compile`, with this project's metadata or, from PyTorch, without.
 #[test]
-fn the_built_in_model_opens_under_a_wrappers_prefix_and_without_its_metadata() {
+fn the_built_in_model_opens_with_a_wrapper_s_prefix_and_without_metadata() {
     let shipped = load_bytes(Path::new("shipped"), autosam_model::SHIPPED).unwrap();
     let expected = shipped.shapes();
     let dir = tempfile::tempdir().unwrap();
@@ -224,7 +224,7 @@ fn a_prefix_that_belongs_to_the_model_stays() {
 }
 
 #[test]
-fn the_counter_of_an_averaged_model_does_not_keep_its_prefix() {
+fn a_counter_of_averaging_does_not_keep_the_wrapper_s_prefix() {
     let mut storages = Storages::default();
     let count = storages.tensor("LongStorage", &[], 9i64.to_le_bytes().to_vec());
     let Object::Dict(mut entries) = storages.state("module.", 1.0) else { panic!() };
@@ -295,7 +295,7 @@ fn a_file_without_a_model_lists_what_it_has() {
 }
 
 #[test]
-fn an_optimizers_moments_are_no_model() {
+fn an_optimizer_s_moments_are_not_taken_for_a_model() {
     let mut storages = Storages::default();
     let moments = storages.state("", 1.0);
     let state = dict(&[("state", dict(&[("0", moments)]))]);
@@ -311,7 +311,7 @@ fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn notes_of_any_type_in_a_safetensors_header_are_kept() {
+fn metadata_of_any_type_in_a_safetensors_header_is_kept() {
     let tensor = r#""w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
     let notes = r#"{"epoch":3,"args":{"lr":0.1},"format":"pt"}"#;
     let file = read(&safetensors(&format!(r#"{{"__metadata__":{notes},{tensor}}}"#), &[0; 8])).unwrap();
@@ -340,7 +340,7 @@ fn a_file_without_tensors_and_values_that_do_not_fit_are_errors() {
 }
 
 #[test]
-fn numbers_of_the_other_byte_order_are_not_called_cut_short() {
+fn big_endian_files_are_not_reported_as_truncated() {
     let members = [("a/byteorder", b"big".to_vec()), ("a/data.pkl", b"\x80\x02}.".to_vec())];
     let bytes = zip_of(&members.map(|(name, data)| (name.to_owned(), data)), Method::Stored);
     let error = read(&bytes).unwrap_err().to_string();
@@ -390,7 +390,7 @@ fn masks_indices_and_other_buffers_are_converted_or_left_out_by_name() {
 
 /// Its length in little-endian bytes looks like the start of a pickle.
 #[test]
-fn a_safetensors_header_of_640_bytes_is_no_pickle() {
+fn a_safetensors_header_of_640_bytes_is_not_mistaken_for_a_pickle() {
     let mut header = br#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#.to_vec();
     header.resize(640, b' ');
     let mut bytes = 640u64.to_le_bytes().to_vec();
@@ -402,7 +402,7 @@ fn a_safetensors_header_of_640_bytes_is_no_pickle() {
 }
 
 #[test]
-fn a_hostile_file_of_the_old_kind_is_an_error() {
+fn a_malicious_file_in_the_old_format_is_an_error() {
     let said = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
     assert!(said(b"\x80\x02}.").contains("torch.save did not write"));
     let mut storages = Storages::default();
@@ -462,7 +462,7 @@ proptest! {
 }
 
 #[test]
-fn a_checkpoint_in_several_files_is_not_taken_for_one_of_its_parts() {
+fn a_part_of_a_checkpoint_in_several_files_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes, told) in [
         ("model-00001-of-00002.safetensors", &b"{}"[..], "part 1 of 2 of a checkpoint"),

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_candles() {
+    fn gradients_equal_candle_s() {
         let vars = [numbers(&[2, 4, 6, 6], 1), numbers(&[4, 4, 3, 3], 2), numbers(&[4], 3), numbers(&[4], 4)]
             .map(|t| Var::from_tensor(&t).unwrap());
         let without = loss(&vars);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn records_only_inside_and_leaves_nothing() {
+    fn operations_are_recorded_only_inside_taped_and_freed_after() {
         let x = Var::from_tensor(&numbers(&[2, 3], 1)).unwrap();
         assert!(!records(&[&x]));
         taped(|| {

@@ -75,7 +75,7 @@ mod tests {
     /// At strides 1 and 2, with padding on one and on both sides, at widths that are not a multiple of the register
     /// block.
     #[test]
-    fn a_stem_gives_the_bytes_of_its_convolutions_in_f32() {
+    fn a_byte_stem_equals_the_quantised_f32_convolution() {
         let (scale, shift) = ([0.5f32, 0.4, 0.3], [0.1f32, -0.2, 0.3]);
         let mut diagonal = [0f32; 9];
         (0..3).for_each(|c| diagonal[4 * c] = scale[c]);

@@ -161,7 +161,7 @@ pub(crate) mod tests {
 
     /// TensorFlow's padding at strides 1 and 2, with and without a residual, two images.
     #[test]
-    fn blocks_of_bytes_are_near_those_of_floats_and_alike_everywhere() {
+    fn int8_blocks_approximate_f32_and_are_equal_on_every_instruction_set() {
         for (kernel, stride, from, to, wide) in
             [(3, 1, 8, 8, 6), (5, 1, 24, 24, 6), (3, 2, 16, 24, 6), (5, 2, 8, 40, 3), (3, 1, 32, 16, 1)]
         {
@@ -217,7 +217,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn scales_that_do_not_fit_are_refused() {
+    fn unsuitable_scales_are_refused() {
         let depthwise = conv_norm([8, 1, 3, 3], Conv2d { padding: 1, groups: 8, ..Conv2d::default() }, 2);
         let project = conv_norm([8, 8, 1, 1], Conv2d::default(), 3);
         let convolutions =

@@ -11,7 +11,7 @@ thread_local! {
 /// Runs `f` with its products and convolutions on this thread in `dtype`. Meant for a GPU. On a CPU candle's operations
 /// replace this crate's kernels, and 16-bit products are emulated in f32 with rounded operands and results.
 pub fn autocast<R>(dtype: Option<DType>, f: impl FnOnce() -> R) -> R {
-    /// Puts back what was, also after a panic.
+    /// Restores the previous type, also after a panic.
     struct Before(Option<DType>);
     impl Drop for Before {
         fn drop(&mut self) {

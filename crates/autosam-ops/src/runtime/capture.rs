@@ -389,7 +389,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
-        fn a_replay_gives_what_the_network_gives(makes in makes()) {
+        fn a_replay_equals_the_network(makes in makes()) {
             let weights = Tensor::from_vec(noise(18, 7), (1, 2, 3, 3), &Device::Cpu).unwrap();
             let network = |x: &Tensor| {
                 let all = made(&makes, vec![x.clone()], &weights)?;
@@ -407,14 +407,14 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_used_again() {
+    fn captured_graphs_reuse_memory() {
         let network = |x: &Tensor| (0..50).try_fold(x.clone(), |x, _| ops::gelu(&x));
         let graph = CapturedGraph::capture((1, 1000), network).unwrap();
         assert_eq!(graph.memory(), 2 * 4000);
     }
 
     #[test]
-    fn what_is_not_traced_is_found_out() {
+    fn untraced_operations_are_detected() {
         let network = |x: &Tensor| ops::add(&ops::gelu(x)?, &(ops::gelu(x)? * 2.0)?);
         let text = CapturedGraph::capture((1, 8), network).err().unwrap().to_string();
         assert!(text.contains("not every operation was traced"), "{text}");

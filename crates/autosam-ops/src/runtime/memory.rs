@@ -95,8 +95,8 @@ impl Shared {
     /// The pointer to element `at`.
     ///
     /// # Safety
-    /// `at` lies inside the slice it was made of, which outlives the use, and no other task touches what is
-    /// reached through the pointer.
+    /// `at` is inside the slice from which the pointer was created. The slice outlives the use, and no other task
+    /// accesses the memory reached through the pointer.
     pub unsafe fn at(self, at: usize) -> *mut f32 {
         unsafe { self.0.add(at) }
     }

@@ -191,7 +191,7 @@ mod tests {
     use rayon::prelude::*;
 
     #[test]
-    fn a_loop_inside_runs_on_the_pools_threads_and_ends() {
+    fn a_nested_loop_runs_on_the_pool_s_threads() {
         for _ in 0..200 {
             let sums: Vec<usize> = in_pool(|| {
                 assert!(std::thread::current().name().is_some_and(|name| name.starts_with("autosam-pool-")));
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_inside_one_another_and_side_by_side_end() {
+    fn nested_and_concurrent_calls_finish() {
         let sum = |n: usize| in_pool(|| (0..n).into_par_iter().map(|i| in_pool(|| i)).sum::<usize>());
         std::thread::scope(|scope| {
             let calls: Vec<_> = (0..8).map(|_| scope.spawn(move || sum(1000))).collect();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_inside_is_the_callers_and_the_pool_goes_on() {
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
         let caught =
             std::panic::catch_unwind(|| in_pool(|| (0..100).into_par_iter().for_each(|i| assert!(i != 57))));
         assert!(caught.is_err());

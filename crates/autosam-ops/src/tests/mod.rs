@@ -116,7 +116,7 @@ proptest! {
     }
 
     #[test]
-    fn windows_and_joined_channels(n in 1usize..3, c in 1usize..6, h in 1usize..12, w in 1usize..12, side in 1usize..6) {
+    fn windows_and_concatenation(n in 1usize..3, c in 1usize..6, h in 1usize..12, w in 1usize..12, side in 1usize..6) {
         let x = [noise(&[n, h, w, c], 48)];
         agrees("partition", &x, |t| partition(&t[0], side));
         agrees("and back", &x, |t| unpartition(&(partition(&t[0], side)? * 2.0)?, side, h, w));
@@ -367,7 +367,7 @@ fn frozen_weights_get_no_gradient() {
 }
 
 #[test]
-fn tails_are_nothing_rather_than_subnormal() {
+fn negligible_tails_become_zero_instead_of_subnormal() {
     let reach: Vec<f32> = (0..400).map(|i| -0.5 * i as f32).collect();
     let x = Var::new(reach.as_slice(), &Device::Cpu).unwrap();
     let small = Tensor::full(1e-24f32, 400, &Device::Cpu).unwrap();
@@ -390,7 +390,7 @@ fn tails_are_nothing_rather_than_subnormal() {
 
 /// Splitting the weights between threads gives the same result as each thread reading all of them.
 #[test]
-fn few_rows_of_many_weights() {
+fn few_rows_and_many_weights_are_split_by_weights() {
     let (x, w, bias) = (noise(&[3, 700], 60), noise(&[501, 700], 61), noise(&[501], 62));
     let many = Tensor::cat(&[&x; 20], 0).unwrap();
     let plain = Linear::new(w, Some(bias));

@@ -5,7 +5,7 @@ use autosam_engine::overlay;
 use autosam_frame::mask::MaskSettings;
 use autosam_frame::region::CropMode;
 use autosam_frame::temporal::TemporalSettings;
-use autosam_model::{self as model, DeviceChoice, MaskMode, ModelOptions, Views};
+use autosam_model::{self as model, DeviceChoice, Flips, MaskMode, ModelOptions};
 use gst::glib;
 use std::path::Path;
 use std::sync::Arc;
@@ -119,7 +119,7 @@ pub struct Settings {
     pub device: Device,
     pub device_id: u32,
     pub precision: Precision,
-    pub views: Views,
+    pub views: Flips,
     pub sync_mode: SyncMode,
     pub threshold: f32,
     pub hysteresis: f32,
@@ -161,7 +161,7 @@ impl Default for Settings {
             device: Device::default(),
             device_id: 0,
             precision: Precision::default(),
-            views: Views::default(),
+            views: Flips::default(),
             sync_mode: SyncMode::default(),
             threshold: mask.threshold,
             hysteresis: live.hysteresis,
@@ -245,7 +245,7 @@ impl Settings {
             Precision::Int8 => model::Precision::Int8,
             Precision::Auto => model::Precision::Auto,
         };
-        ModelOptions { device, precision, mask_mode: MaskMode::Sigmoid, views: self.views }
+        ModelOptions { device, precision, mask_mode: MaskMode::Sigmoid, flips: self.views }
     }
 
     /// Age above which a mask is not drawn, and inference time above which the worker is overloaded.

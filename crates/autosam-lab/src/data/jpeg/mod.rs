@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_files_are_whole_at_any_size_and_quality() {
+    fn complete_files_pass_at_any_size_and_quality() {
         for (w, h) in [(1, 1), (8, 8), (17, 9), (160, 120)] {
             for quality in [5, 50, 100] {
                 let bytes = jpeg(&photo(w, h), quality);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_is_found_and_its_fraction_reported() {
+    fn every_truncation_is_found_with_its_fraction() {
         let bytes = jpeg(&photo(160, 120), 80);
         for length in (0..bytes.len() - 2).rev().step_by(97) {
             // Up to the last byte of data, which may contain only padding.
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn data_overwritten_in_the_middle_are_damage() {
+    fn overwritten_data_in_the_middle_is_reported_as_damage() {
         let mut bytes = jpeg(&photo(160, 120), 80);
         let middle = bytes.len() / 2;
         bytes[middle..middle + 2000].fill(0);
@@ -391,7 +391,7 @@ mod tests {
     const PROGRESSIVE: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySUBMS0dARkVQWnNiUFVtVkVGZIhlbXd7gYKBTmCNl4x9lnN+gXz/2wBDARUXFx4aHjshITt8U0ZTfHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHz/wgARCAAYACgDASIAAhEBAxEB/8QAGAABAQEBAQAAAAAAAAAAAAAAAAEEAwL/xAAXAQEBAQEAAAAAAAAAAAAAAAADBAIB/9oADAMBAAIQAxAAAAG3NTf2zkDazs0dKHjlRJ+g5R//xAAYEAEAAwEAAAAAAAAAAAAAAAAAARESEP/aAAgBAQABBQKJWta0dhDLLLLL/8QAGREAAwEBAQAAAAAAAAAAAAAAAAEhERIC/9oACAEDAQE/AeYc0Xk2G0TZ/8QAFhEBAQEAAAAAAAAAAAAAAAAAABES/9oACAECAQE/Acssqqv/xAAUEAEAAAAAAAAAAAAAAAAAAAAw/9oACAEBAAY/An//xAAVEAEBAAAAAAAAAAAAAAAAAAABAP/aAAgBAQABPyGWtKVMrLJkxGMIT//aAAwDAQACAAMAAAAQhUC+j9//xAAWEQEBAQAAAAAAAAAAAAAAAAAAEQH/2gAIAQMBAT8QkkxjNlkT/8QAFxEBAQEBAAAAAAAAAAAAAAAAAQARIf/aAAgBAgEBPxAGxxIhbCy1f//EABwQAAICAgMAAAAAAAAAAAAAAAABESExURBBYf/aAAgBAQABPxBAiBWxUi6IBEHdHoIGeaVOLLtlR//Z";
 
     #[test]
-    fn progressive_files_are_read_scan_by_scan() {
+    fn progressive_files_are_checked_scan_by_scan() {
         use base64::Engine;
         let bytes = base64::engine::general_purpose::STANDARD.decode(PROGRESSIVE).unwrap();
         assert_eq!(check(&bytes), Ok(()));

@@ -135,7 +135,7 @@ struct Parameters {
     columns: u32,
 }
 
-// SAFETY: plain numbers, laid out as in attention.cuh.
+// SAFETY: plain numbers in the layout of attention.cuh.
 unsafe impl DeviceRepr for Parameters {}
 
 impl Attention {

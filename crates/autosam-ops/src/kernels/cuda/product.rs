@@ -319,7 +319,7 @@ impl Plan {
         let preference = lt::create_matmul_pref()?;
         let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(CANDIDATES);
         let mut count = 0;
-        // SAFETY: descriptions made above, and room for as many results as are asked for.
+        // SAFETY: the descriptions were created above, and there is room for the requested number of results.
         unsafe {
             lt::set_matmul_pref_attribute(
                 preference,

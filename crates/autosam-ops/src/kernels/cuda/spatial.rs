@@ -26,7 +26,7 @@ struct Spatial {
     last: u32,
 }
 
-// SAFETY: plain numbers, laid out as in kernels.cu.
+// SAFETY: plain numbers in the layout of kernels.cu.
 unsafe impl DeviceRepr for Spatial {}
 
 impl Spatial {

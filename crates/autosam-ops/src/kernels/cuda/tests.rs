@@ -158,7 +158,7 @@ fn attention() {
 }
 
 #[test]
-fn arrangements() {
+fn layout_conversions() {
     let inputs = [noise(&[2, 11, 9, 16], 1)];
     agrees("windows", &inputs, |t| partition(&t[0], 4));
     agrees("windows and back", &inputs, |t| unpartition(&partition(&t[0], 4)?, 4, 11, 9));

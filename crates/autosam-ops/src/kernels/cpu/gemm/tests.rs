@@ -58,7 +58,7 @@ fn theirs(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn products_are_the_crates_to_the_bit(
+    fn products_equal_the_gemm_crate_s_bit_for_bit(
         (m, n, k) in prop_oneof![(1..40usize, 1..200usize, 1..70usize), (1..300usize, 1..900usize, 500..1100usize)],
         turned_a: bool,
         turned_b: bool,
@@ -77,7 +77,7 @@ proptest! {
 
     /// Tests every kind of kernel that this machine can run, not only its preferred one.
     #[test]
-    fn kernels_of_every_kind_make_the_product(
+    fn every_kind_of_kernel_computes_the_product(
         (m, n, k) in (1..60usize, 1..200usize, 1..700usize),
         turned_a: bool,
         turned_b: bool,
@@ -100,7 +100,7 @@ proptest! {
     }
 
     #[test]
-    fn weights_are_laid_out_and_unpack_rhs((m, n, k) in (1..60usize, 1..300usize, 3..90usize)) {
+    fn weights_are_packed_and_unpacked((m, n, k) in (1..60usize, 1..300usize, 3..90usize)) {
         let (x, w) = (noise(m * k, 1), noise(n * k, 2));
         let a = strided(&x, m, k, false, 0);
         let b = MatRef { data: w.as_ptr(), row_stride: 1, col_stride: k as isize };

@@ -44,7 +44,7 @@ proptest! {
 
     /// On every available instruction set.
     #[test]
-    fn products_of_bytes_are_what_f64_gives(
+    fn int8_products_agree_with_f64(
         (m, quads, n) in (1..20usize, 1..20usize, 1..70usize),
         (from, to, other) in (range(), range(), range()),
         residual: bool,
@@ -82,7 +82,7 @@ proptest! {
 
     /// On every available instruction set.
     #[test]
-    fn depth_wise_convolutions_of_bytes_are_what_f64_gives(
+    fn int8_depth_wise_convolutions_agree_with_f64(
         (c, outputs, more) in (1..150usize, 1..12usize, 0..3usize),
         (k, stride) in (prop::sample::select(vec![1usize, 3, 5, 7]), 1..3usize),
         (high, to) in (0.1f32..6.0, range()),
@@ -117,7 +117,7 @@ proptest! {
 }
 
 #[test]
-fn channels_of_zeros_are_their_bias() {
+fn a_channel_with_zero_weights_yields_its_bias() {
     let scale = ByteScale::of([0.0, 2.55]);
     for isa in Isa::available() {
         let product = Product::new(isa, &[0.0; 8], &[1.0, 2.0], scale, scale);
