@@ -2,7 +2,7 @@
 
 use autosam::engine::segmenter::{ModelInput, ProbMap};
 use autosam::model::{
-    self, AutoSam, DeviceChoice, ModelConfig, ModelOptions, Precision, Quantisation, Trunk, Flips,
+    self, AutoSam, DeviceChoice, Flips, ModelConfig, ModelOptions, Precision, Quantisation, Trunk,
 };
 use autosam::process::{self, Allocator};
 use autosam::weights::Checkpoint;
