@@ -76,7 +76,7 @@ pub struct Detection {
     /// The frame's timestamp, in the caller's clock.
     pub pts: Option<u64>,
     /// When the frame was resized.
-    pub sampled: Instant,
+    pub resized_at: Instant,
     /// Id of the object that a person pointed at, counted from 1; `None` for the automatic mask.
     pub prompt: Option<u32>,
     /// The scene of the mask, if the mask follows motion.
@@ -339,7 +339,7 @@ impl Engine {
     #[tracing::instrument(level = "trace", skip_all, name = "sample")]
     fn job(&mut self, frame: &Frame, pts: Option<u64>) -> Result<Job> {
         let (width, height) = (frame.info.width, frame.info.height);
-        let sampled = Instant::now();
+        let resized_at = Instant::now();
         let settings = **self.control.shared.settings.load();
         if settings.motion != Motion::Off
             || settings.temporal != TemporalSettings::default()
@@ -373,7 +373,7 @@ impl Engine {
         let part = frame.crop(area);
         let made = match &mut input {
             Input::RowsResized(rows) => self.resizer.resize_rows(&part, rows),
-            Input::Whole(sample) => self.resizer.resize(&part, sample),
+            Input::Whole(whole) => self.resizer.resize(&part, whole),
         };
         if let Err(e) = made {
             let _ = self.control.recycle.try_send(input);
@@ -386,7 +386,7 @@ impl Engine {
             luma: self.luma.clone(),
             pts,
             index: self.index,
-            sampled,
+            resized_at,
             generation: self.generation,
             reply: None,
         })

@@ -28,7 +28,7 @@ const MASK: MaskSettings = MaskSettings { threshold: 0.5, min_area: 0.0, hystere
 /// Minimum IoU of an object's mask with its previous mask after motion compensation. Below, it is considered another
 /// object.
 const LEAST_AGREEMENT: f32 = 0.3;
-/// Minimum IoU of an object's mask with the automatic mask for both to show the same object.
+/// Minimum IoU of an object's mask and the automatic mask to count as the same object.
 const SAME: f32 = 0.6;
 /// Maximum distance between a point and the object it refers to, in pixels of the model's input.
 const REACH: f32 = 3.0;
@@ -162,7 +162,7 @@ impl View {
     }
 }
 
-/// IoU of two masks of one size; 1 if both are empty.
+/// IoU of two masks of the same size; 1 if both are empty.
 fn agreement(a: &ProbMap, b: &ProbMap) -> f32 {
     let level = MASK.level();
     let pairs = || a.data.iter().zip(&b.data).map(|(a, b)| (*a >= level, *b >= level));
@@ -210,8 +210,8 @@ impl Object {
             let extent = Extent::of(&latest.mask.regions);
             let shift = match self.follower.shift(scene, latest.index, extent, luma, index) {
                 Some(shift) => shift,
-                // The tissue was not found again, but the scene is the same: the object may still be near its last place,
-                // which [`Self::jumped`] decides by the model's answer.
+                // The tissue was not found, but the scene is the same. The object may still be near its last position;
+                // [`Self::jumped`] checks that with the model's mask.
                 None if scene.continues(luma) => (0.0, 0.0),
                 None => return Err("scene-change"),
             };
@@ -276,8 +276,9 @@ impl Object {
         map
     }
 
-    /// Replaces `map` by its mean with the part of the `automatic` map that shows the same object, if one does: a mask that
-    /// is only prompted with its predecessor drifts. An object with background points is what the person says, and no more.
+    /// Averages `map` with the part of the `automatic` map that shows the same object, if any, because a mask that is
+    /// prompted only with its predecessor drifts. An object with background points is left unchanged, since the person
+    /// has delimited it.
     fn confirm(&self, map: &mut ProbMap, automatic: &ProbMap) {
         let corrected = !self.background.is_empty() || self.points.iter().any(|p| !p.foreground);
         if corrected || automatic.data.len() != map.data.len() {
@@ -408,7 +409,7 @@ impl Tracker {
             mask,
             overlay,
             pts: job.pts,
-            sampled: job.sampled,
+            resized_at: job.resized_at,
             prompt: Some(object.id),
             scene: job.luma.clone().map(|luma| Arc::new(Scene::new(luma))),
             index: job.index,

@@ -33,7 +33,7 @@ pub trait Segmenter: Send {
     /// Runs `f` on each of the model's compute threads; the engine uses it to lower their priority.
     fn on_each_thread(&self, _f: &(dyn Fn() + Sync)) {}
     /// Computes the probabilities of one input; `out` is reused between calls.
-    fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> Result<()>;
+    fn segment(&mut self, input: &ModelInput, out: &mut ProbMap) -> Result<()>;
     /// Whether [`Self::segment_object`] works.
     fn takes_prompts(&self) -> bool {
         false
@@ -44,7 +44,7 @@ pub trait Segmenter: Send {
     /// The network's errors, and if the model does not support prompts.
     fn segment_object(
         &mut self,
-        _sample: &ModelInput,
+        _input: &ModelInput,
         _prompt: &ObjectPrompt,
         _out: &mut ProbMap,
         _object: &mut ProbMap,

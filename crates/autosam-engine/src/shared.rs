@@ -56,7 +56,7 @@ pub(super) struct Job {
     pub pts: Option<u64>,
     /// Index of the frame, including skipped ones.
     pub index: u64,
-    pub sampled: Instant,
+    pub resized_at: Instant,
     pub generation: u64,
     pub reply: Option<Sender<std::result::Result<Arc<Detection>, Refusal>>>,
 }

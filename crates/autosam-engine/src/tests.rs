@@ -13,12 +13,12 @@ impl Segmenter for Scripted {
     fn input_size(&self) -> InputSize {
         16.into()
     }
-    fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> Result<()> {
-        let value = (self.0)(sample)?;
+    fn segment(&mut self, input: &ModelInput, out: &mut ProbMap) -> Result<()> {
+        let value = (self.0)(input)?;
         *out = ProbMap {
-            width: sample.width,
-            height: sample.height,
-            data: vec![value; sample.width * sample.height],
+            width: input.width,
+            height: input.height,
+            data: vec![value; input.width * input.height],
         };
         Ok(())
     }
@@ -221,10 +221,10 @@ fn flat(size: usize, value: u8) -> Box<dyn Segmenter> {
         fn input_size(&self) -> InputSize {
             self.0.into()
         }
-        fn segment(&mut self, sample: &ModelInput, out: &mut ProbMap) -> Result<()> {
-            assert_eq!(sample.width.max(sample.height), self.0, "an input for another model");
-            let data = vec![self.1; sample.width * sample.height];
-            *out = ProbMap { width: sample.width, height: sample.height, data };
+        fn segment(&mut self, input: &ModelInput, out: &mut ProbMap) -> Result<()> {
+            assert_eq!(input.width.max(input.height), self.0, "an input for another model");
+            let data = vec![self.1; input.width * input.height];
+            *out = ProbMap { width: input.width, height: input.height, data };
             Ok(())
         }
     }

@@ -36,7 +36,7 @@ pub(super) struct Worker {
     segmenter: Option<Box<dyn Segmenter>>,
     /// Completes the resizing that the streaming thread began.
     columns: ColumnResizer,
-    sample: ModelInput,
+    model_input: ModelInput,
     /// Pause before the next attempt to load a failing model, and before the first one.
     pause: Duration,
     first_pause: Duration,
@@ -85,7 +85,7 @@ impl Worker {
             handler,
             segmenter: None,
             columns: ColumnResizer::default(),
-            sample: ModelInput::default(),
+            model_input: ModelInput::default(),
             pause: first_pause,
             first_pause,
             retry_at: None,
@@ -252,7 +252,7 @@ impl Worker {
             mask,
             overlay,
             pts: job.pts,
-            sampled: job.sampled,
+            resized_at: job.resized_at,
             prompt: None,
             scene,
             index: job.index,
@@ -277,29 +277,30 @@ impl Worker {
         let input = &job.input;
         let size = match input {
             Input::RowsResized(rows) => rows.size(),
-            Input::Whole(sample) => (sample.width, sample.height),
+            Input::Whole(model_input) => (model_input.width, model_input.height),
         };
         if !segmenter.input_size().takes(size.0, size.1) {
             return Err(Failure::OtherSize);
         }
         let (mut map, mut object) = (ProbMap::default(), None);
         let begin = Instant::now();
-        let (columns, own, tracker) = (&mut self.columns, &mut self.sample, &mut self.tracker);
+        let (columns, own, tracker) = (&mut self.columns, &mut self.model_input, &mut self.tracker);
         let shared = &self.shared;
         let segment = || {
-            let sample = match input {
+            let model_input = match input {
                 Input::RowsResized(rows) => {
                     columns.resize(rows, own);
                     &*own
                 }
-                Input::Whole(sample) => sample,
+                Input::Whole(model_input) => model_input,
             };
-            match tracker.ask(job, shared, (sample.width, sample.height), segmenter.takes_prompts()) {
+            match tracker.ask(job, shared, (model_input.width, model_input.height), segmenter.takes_prompts())
+            {
                 Some(prompt) => {
                     let found = object.insert(ProbMap::default());
-                    segmenter.segment_object(sample, &prompt, &mut map, found)
+                    segmenter.segment_object(model_input, &prompt, &mut map, found)
                 }
-                None => segmenter.segment(sample, &mut map),
+                None => segmenter.segment(model_input, &mut map),
             }
         };
         match guarded(segment) {

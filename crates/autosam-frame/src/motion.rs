@@ -141,7 +141,7 @@ impl Scene {
         refined(&self.full, &now, window, (2 * dx, 2 * dy), lost)
     }
 
-    /// Whether `now` is of the same scene, shifted at most by the search range of [`shift`].
+    /// Whether `now` shows the same scene, shifted by at most the search range of [`shift`].
     pub fn continues(&self, now: &Luma) -> bool {
         shift(&self.full, now, Extent::WHOLE).is_some()
     }

@@ -264,10 +264,10 @@ impl Resizer {
         out.rgb.resize(3 * t.width * t.height, 0);
         let band = t.height.div_ceil(self.scratch.len());
         if let [scratch] = &mut self.scratch[..] {
-            scratch.sample(frame, t, 0, &mut out.rgb);
+            scratch.resize_lines(frame, t, 0, &mut out.rgb);
         } else {
             let bands = out.rgb.par_chunks_mut(3 * t.width * band).zip(&mut self.scratch);
-            bands.enumerate().for_each(|(i, (rows, scratch))| scratch.sample(frame, t, i * band, rows));
+            bands.enumerate().for_each(|(i, (rows, scratch))| scratch.resize_lines(frame, t, i * band, rows));
         }
         Ok(())
     }
@@ -301,7 +301,7 @@ impl RowsResized {
 
 impl Scratch {
     /// Writes the output lines from `first` on to `rows` as packed RGB.
-    fn sample(&mut self, frame: &Frame, t: &Tables, first: usize, rows: &mut [u8]) {
+    fn resize_lines(&mut self, frame: &Frame, t: &Tables, first: usize, rows: &mut [u8]) {
         self.line.resize(t.line(), 0);
         self.of = [None; 3];
         let convert = YuvToRgb::new(&frame.info);

@@ -13,7 +13,7 @@ fn framed<'a>(info: FrameInfo, planes: &'a [Vec<u8>], strides: &[usize]) -> Fram
     Frame::new(info, [plane(0), plane(1), plane(2)]).unwrap()
 }
 
-fn sampled(frame: &Frame, size: usize) -> ModelInput {
+fn resized(frame: &Frame, size: usize) -> ModelInput {
     let mut out = ModelInput::default();
     Resizer::new(size).resize(frame, &mut out).unwrap();
     out
@@ -74,7 +74,7 @@ proptest! {
     ) {
         let info = info(PixelFormat::ALL[which], w, h, full);
         let (planes, strides) = flat(info, rgb);
-        let out = sampled(&framed(info, &planes, &strides), size);
+        let out = resized(&framed(info, &planes, &strides), size);
         prop_assert_eq!(out.width.max(out.height), size);
         // Of greyscale frames only the brightness remains.
         let want = if info.format == PixelFormat::Gray8 {
@@ -100,9 +100,9 @@ proptest! {
         let (deep, deep_strides) = noise(format, w, h, 4);
         let (short, short_strides) = transcoded((&deep, &deep_strides), (w, h), format, twin);
         let (same, same_strides) = transcoded((&short, &short_strides), (w, h), twin, format);
-        let want = sampled(&framed(info(twin, w, h, full), &short, &short_strides), size);
-        prop_assert_eq!(&sampled(&framed(info(format, w, h, full), &same, &same_strides), size), &want);
-        let rounded = sampled(&framed(info(format, w, h, full), &deep, &deep_strides), size);
+        let want = resized(&framed(info(twin, w, h, full), &short, &short_strides), size);
+        prop_assert_eq!(&resized(&framed(info(format, w, h, full), &same, &same_strides), size), &want);
+        let rounded = resized(&framed(info(format, w, h, full), &deep, &deep_strides), size);
         for (a, b) in rounded.rgb.iter().zip(&want.rgb) {
             prop_assert!(a.abs_diff(*b) <= 5, "{format:?}: {a} for {b}");
         }
@@ -149,10 +149,10 @@ fn a_crop_is_resized_like_a_frame_with_its_content() {
         let (planes, strides) = noise(format, w, h, 0);
         let frame = framed(info(format, w, h, false), &planes, &strides);
         let read = |frame: &Frame| {
-            let (mut sample, mut luma) = (ModelInput::default(), Luma::default());
-            Resizer::new(frame.info.width.max(frame.info.height)).resize(frame, &mut sample).unwrap();
+            let (mut input, mut luma) = (ModelInput::default(), Luma::default());
+            Resizer::new(frame.info.width.max(frame.info.height)).resize(frame, &mut input).unwrap();
             Resizer::new(frame.info.width.max(frame.info.height)).luma(frame, &mut luma).unwrap();
-            (sample, luma)
+            (input, luma)
         };
         let (whole, part) =
             (read(&frame), read(&frame.crop(Rect { left: 6, top: 4, width: 36, height: 22 })));
@@ -254,14 +254,14 @@ fn a_field_is_resized_to_the_frame_s_aspect_ratio() {
         for (w, h) in [(48, 36), (33, 27), (7, 1)] {
             let info = info(format, w, h, false);
             let (mut planes, strides) = flat(info, [200, 90, 60]);
-            let want = sampled(&framed(info, &planes, &strides), 24);
+            let want = resized(&framed(info, &planes, &strides), 24);
             // The lower field must not be read.
             for (plane, stride) in planes.iter_mut().zip(&strides) {
                 plane.chunks_exact_mut(*stride).skip(1).step_by(2).for_each(|row| row.fill(0x11));
             }
             let field = framed(info, &planes, &strides).top_field();
             assert_eq!(field.info.height, h.div_ceil(2));
-            let got = sampled(&field, 24);
+            let got = resized(&field, 24);
             if h > 1 && h % 2 == 0 {
                 assert_eq!((got.width, got.height), (want.width, want.height), "{format:?}");
             }

@@ -154,7 +154,7 @@ impl Item {
     ///
     /// # Errors
     /// As for [`Self::load`].
-    pub fn sampled(&self, roi: CropMode, resizer: &mut Resizer) -> Result<(ModelInput, Vec<u8>)> {
+    pub fn model_input(&self, roi: CropMode, resizer: &mut Resizer) -> Result<(ModelInput, Vec<u8>)> {
         let pair = self.load()?.trained(roi)?;
         let mut sample = ModelInput::default();
         resizer.resize(&Frame::rgb_image(&pair.rgb), &mut sample)?;

@@ -112,7 +112,7 @@ pub fn calibrate(
     let mut resizer = Resizer::new(model.input_size());
     for set in sets {
         for item in &set.items {
-            let (sample, mask) = item.sampled(roi, &mut resizer)?;
+            let (sample, mask) = item.model_input(roi, &mut resizer)?;
             let (width, height) = (sample.width, sample.height);
             let logits = model.forward(&model.preprocess(&[sample])?)?;
             let logits = ops::resize_bilinear(&logits, size, size, false)?.flatten_all()?.to_vec1::<f32>()?;

@@ -63,7 +63,7 @@ pub fn fit(
     let mut resizer = Resizer::new(model.input_size());
     let mut frames = Vec::new();
     for item in sets.iter().flat_map(|set| &set.items) {
-        let (sample, mask) = item.sampled(roi, &mut resizer)?;
+        let (sample, mask) = item.model_input(roi, &mut resizer)?;
         let x = model.preprocess(&[sample])?;
         let (embeddings, prompt) = (model.embed(&x)?, model.dense_prompt(&x, false)?);
         let (_, overlap) = model.decode_with_overlap(&embeddings, &prompt)?;

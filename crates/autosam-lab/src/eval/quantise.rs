@@ -119,7 +119,7 @@ pub fn quantise(
     let mut seen: Vec<Vec<Histogram>> = vec![Vec::new(); trunks.len()];
     let mut resizer = Resizer::new(model.input_size());
     for item in sets.iter().flat_map(|set| &set.items) {
-        let (sample, _) = item.sampled(roi, &mut resizer)?;
+        let (sample, _) = item.model_input(roi, &mut resizer)?;
         let x = model.preprocess(&[sample])?;
         for (trunk, seen) in trunks.iter().zip(&mut seen) {
             let mut activations = Vec::new();

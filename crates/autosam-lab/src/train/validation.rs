@@ -36,7 +36,7 @@ impl Sets {
         for set in sets {
             let mut items = Vec::new();
             for item in &set.items {
-                items.push(item.sampled(roi, &mut resizer)?);
+                items.push(item.model_input(roi, &mut resizer)?);
             }
             all.push((set.name.clone(), items));
         }

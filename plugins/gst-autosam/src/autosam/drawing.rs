@@ -64,7 +64,7 @@ pub fn draw(
             } else {
                 overlay.draw_at(&mut canvas, &style, shown.shift);
             }
-            engine.record_annotation_delay(shown.detection.sampled.elapsed());
+            engine.record_annotation_delay(shown.detection.resized_at.elapsed());
         }
         if fields {
             // From field lines to frame lines.
@@ -105,5 +105,5 @@ fn shown(
 fn lasting(settings: &Settings, shown: &Shown) -> bool {
     settings.sync_mode == SyncMode::FrameAccurate
         || settings.expire_overlay.is_zero()
-        || shown.detection.sampled.elapsed() <= settings.mask_max_age()
+        || shown.detection.resized_at.elapsed() <= settings.mask_max_age()
 }

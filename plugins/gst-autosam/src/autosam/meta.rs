@@ -63,7 +63,7 @@ impl Attacher {
             s.set("height", mask.map.height as i32);
             s.set("x-shift", shown.shift.0 as i32);
             s.set("y-shift", shown.shift.1 as i32);
-            s.set("age", shown.detection.sampled.elapsed().as_nanos() as u64);
+            s.set("age", shown.detection.resized_at.elapsed().as_nanos() as u64);
         }
     }
 }
