@@ -1,5 +1,5 @@
 #!/bin/sh
-# Type-checks the code behind the feature `cuda` on any machine, in about three minutes. A stand-in for nvcc compiles no kernel.
+# Type-checks the code behind the feature `cuda` on any machine, in a few minutes. A stand-in for nvcc compiles no kernel.
 #   packaging/cuda-check.sh
 # packaging/cuda.sh builds it.
 set -eu
