@@ -236,7 +236,7 @@ impl Worker {
         let (width, height) = job.size;
         let mut map = map.embedded(job.area, width, height);
         let scene_change = match (&self.luma, &job.luma) {
-            (Some(before), Some(now)) => motion::shift(before, now, motion::Extent::WHOLE).is_none(),
+            (Some(before), Some(now)) => !motion::same_scene(before, now),
             _ => false,
         };
         if scene_change || self.generation != job.generation {

@@ -70,6 +70,11 @@ pub fn shift(before: &Luma, now: &Luma, extent: Extent) -> Option<(f32, f32)> {
     refined(before, now, window, (2 * dx, 2 * dy), |part, all| part > SCENE_CHANGE && all > SCENE_CHANGE)
 }
 
+/// Whether `now` shows the scene of `before`, shifted at most by the search range of [`shift`].
+pub fn same_scene(before: &Luma, now: &Luma) -> bool {
+    shift(before, now, Extent::WHOLE).is_some()
+}
+
 /// The subpixel shift of `window` within [`FINE`] of `start`; `None` if `wrong` rejects it by the [`unlikeness`] of the
 /// window and of the whole frame there.
 fn refined(
@@ -141,9 +146,9 @@ impl Scene {
         refined(&self.full, &now, window, (2 * dx, 2 * dy), lost)
     }
 
-    /// Whether `now` shows the same scene, shifted by at most the search range of [`shift`].
+    /// [`same_scene`] with this copy as the earlier frame.
     pub fn continues(&self, now: &Luma) -> bool {
-        shift(&self.full, now, Extent::WHOLE).is_some()
+        same_scene(&self.full, now)
     }
 
     /// Whether `extent` and the frame as a whole still look the same in `now` without motion. Costs much less than

@@ -80,7 +80,7 @@ fn asf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
     const OF_DATA: [u8; 4] = [0x36, 0x26, 0xb2, 0x75];
     /// A header larger than this is not read.
     const LARGEST: u64 = 1 << 24;
-    let (mut packet, mut silent) = (None, false);
+    let (mut packet, mut plain_sound) = (None, false);
     while let Some(head) = chain.next::<24>()? {
         let size = head[16..].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         // The size is unknown in live recordings.
@@ -92,10 +92,10 @@ fn asf(chain: &mut Chain<impl Read + Seek>) -> std::io::Result<Vec<String>> {
             let mut header = vec![0; inner as usize];
             chain.file.read_exact(&mut header)?;
             packet = packet_size(&header);
-            silent = has_plain_sound(&header);
+            plain_sound = has_plain_sound(&header);
             chain.at += inner;
         } else if let Some(packet) = packet.filter(|_| head[..4] == OF_DATA) {
-            let damaged = damaged_packets(chain, inner, packet, silent)?;
+            let damaged = damaged_packets(chain, inner, packet, plain_sound)?;
             if damaged > 0 {
                 return Ok(vec![format!("{damaged} packets are damaged: frames may be missing")]);
             }
@@ -134,7 +134,7 @@ fn damaged_packets(
     chain: &mut Chain<impl Read + Seek>,
     inner: u64,
     packet: u64,
-    silent: bool,
+    plain_sound: bool,
 ) -> std::io::Result<u64> {
     /// Number of bytes before the packets.
     const BEFORE: u64 = 26;
@@ -153,7 +153,7 @@ fn damaged_packets(
             let begin = [data[0], data[1], data[2]];
             let first: [u8; 3] = *first.get_or_insert(begin);
             let same = if first[0] & CORRECTION > 0 { first == begin } else { first[1] == begin[1] };
-            damaged += u64::from(!same || !silent && has_hole(&data));
+            damaged += u64::from(!same || !plain_sound && has_hole(&data));
         }
     }
     chain.skip(end - chain.at)?;

@@ -5,7 +5,7 @@ use crate::video::source::decoder;
 use crate::video::{FrameRate, rgb_buffer};
 use gst::prelude::*;
 use image::RgbImage;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Properties shared by all images.
 pub(super) struct RawFrames {
@@ -55,11 +55,11 @@ pub(super) fn fed_frames(
     next: impl FnMut() -> Option<(usize, RgbImage)> + Send + 'static,
 ) -> Result<gst::Element> {
     let element = decoder("appsrc://")?;
-    let next = Mutex::new(Some(next));
-    let times = Arc::new(raw.times);
+    let feed = Mutex::new(Some((raw, next)));
     element.connect("source-setup", false, move |values| {
         let source = values.get(1)?.get::<gst_app::AppSrc>().ok()?;
-        let mut next = next.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let (raw, mut next) = feed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let times = raw.times;
         let caps = gst_video::VideoCapsBuilder::new()
             .format(gst_video::VideoFormat::Rgb)
             .width(raw.width.cast_signed())
@@ -69,7 +69,6 @@ pub(super) fn fed_frames(
             .build();
         source.set_caps(Some(&caps));
         source.set_format(gst::Format::Time);
-        let times = times.clone();
         let callbacks = gst_app::AppSrcCallbacks::builder().need_data(move |source, _| {
             let Some((index, image)) = next() else {
                 // Fails only if the pipeline has stopped.
