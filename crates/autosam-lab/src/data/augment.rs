@@ -40,7 +40,7 @@ pub struct Augment {
     pub jpeg: f64,
     /// Probability that a rectangle of another image replaces a part (CutMix, arXiv 1905.04899).
     pub cutmix: f64,
-    /// Probability that another image's polyps are pasted in (copy-paste, arXiv 2012.07177).
+    /// Probability that another image's polyps are pasted in, smaller and in the colours of where they land (copy-paste, arXiv 2012.07177).
     pub paste: f64,
     /// Probability that only a polyp-free part of the image is used, if it has one.
     pub mucosa: f64,
@@ -190,18 +190,6 @@ impl Augment {
         }
         Ok(Augmented { sample: out, mask })
     }
-
-    /// Draws whether to mix in another image, and how.
-    pub fn draw_mix(&self, rng: &mut impl Rng) -> Option<Mix> {
-        let at = rng.random::<f64>();
-        if at < self.cutmix {
-            Some(Mix::Cut)
-        } else if at < self.cutmix + self.paste {
-            Some(Mix::Paste)
-        } else {
-            None
-        }
-    }
 }
 
 /// An augmented model input, and its mask on the padded square (`size × size`, 0 or 255).
@@ -209,75 +197,6 @@ impl Augment {
 pub struct Augmented {
     pub sample: ModelInput,
     pub mask: Vec<u8>,
-}
-
-/// The part of another image that is mixed in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mix {
-    /// A rectangle of a fifth to three fifths of each side.
-    Cut,
-    /// The polyps, with softened edges.
-    Paste,
-}
-
-impl Augmented {
-    /// Mixes a part of `other`, augmented for the same network, into this one.
-    pub fn mix(&mut self, other: &Augmented, how: Mix, rng: &mut impl Rng) {
-        let size = (self.mask.len() as f64).sqrt() as usize;
-        let (w, h) = (self.sample.width.min(other.sample.width), self.sample.height.min(other.sample.height));
-        let [(left, wide), (top, high)] = [w, h].map(|side| {
-            let length = (side as f32 * rng.random_range(0.2..=0.6f32)) as usize;
-            (rng.random_range(0..=side - length), length)
-        });
-        let soft = match how {
-            Mix::Cut => Vec::new(),
-            Mix::Paste => softened(&other.mask, size),
-        };
-        for y in 0..h {
-            for x in 0..w {
-                let at = y * size + x;
-                let share = match how {
-                    Mix::Cut => u8::from(x.wrapping_sub(left) < wide && y.wrapping_sub(top) < high) * 255,
-                    Mix::Paste => soft[at],
-                };
-                if share == 0 {
-                    continue;
-                }
-                let (to, from) = (3 * (y * self.sample.width + x), 3 * (y * other.sample.width + x));
-                for c in 0..3 {
-                    let (a, b) = (u32::from(self.sample.rgb[to + c]), u32::from(other.sample.rgb[from + c]));
-                    let share = u32::from(share);
-                    self.sample.rgb[to + c] = ((a * (255 - share) + b * share + 127) / 255) as u8;
-                }
-                match how {
-                    Mix::Cut => self.mask[at] = other.mask[at],
-                    Mix::Paste => self.mask[at] |= other.mask[at],
-                }
-            }
-        }
-    }
-}
-
-/// A mask (`size × size`) with a soft edge of a few pixels, so that a polyp is pasted with its surroundings.
-fn softened(mask: &[u8], size: usize) -> Vec<u8> {
-    let reach = (size / 32).max(1);
-    // A box mean along each axis, doubled: full inside and at a straight outline, decreasing outside.
-    let mean = |from: &[u32], stride: usize, step: usize| -> Vec<u32> {
-        let mut to = vec![0; from.len()];
-        for line in 0..size {
-            let at = |i: usize| from[line * stride + i * step];
-            let mut sum: u32 = (0..reach.min(size)).map(at).sum();
-            for i in 0..size {
-                sum += if i + reach < size { at(i + reach) } else { 0 };
-                sum -= if i > reach { at(i - reach - 1) } else { 0 };
-                to[line * stride + i * step] = sum / (2 * reach + 1) as u32;
-            }
-        }
-        to
-    };
-    let wide: Vec<u32> = mask.iter().map(|v| u32::from(*v)).collect();
-    let mean = mean(&mean(&wide, size, 1), 1, size);
-    mean.into_iter().map(|v| (2 * v).min(255) as u8).collect()
 }
 
 /// A square of the image, 0.35 to 0.75 of its shorter side, without a polyp in or near it.
@@ -430,40 +349,6 @@ mod tests {
             Augment::default().apply(&disc(), 64, &mut rng).unwrap()
         };
         assert_eq!(augmented(), augmented());
-    }
-
-    #[test]
-    fn a_polyp_is_pasted_into_another_image_with_its_mask() {
-        let (disc, mut rng) = (disc(), rand_chacha::ChaCha8Rng::seed_from_u64(4));
-        let other = Augment::none().apply(&disc, 64, &mut rng).unwrap();
-        let dark = Pair { rgb: RgbImage::new(80, 60), mask: GrayImage::new(80, 60) };
-        let mut augmented = Augment::none().apply(&dark, 64, &mut rng).unwrap();
-        augmented.mix(&other, Mix::Paste, &mut rng);
-        assert_eq!(augmented.mask, other.mask);
-        // The input is as wide as the mask. Outlines are soft where they bend.
-        let inside: Vec<u8> = augmented
-            .sample
-            .rgb
-            .chunks_exact(3)
-            .zip(&augmented.mask)
-            .filter(|(_, m)| **m > 0)
-            .map(|(p, _)| p[0])
-            .collect();
-        let bright = inside.iter().filter(|v| **v > 200).count();
-        assert!(bright * 10 > inside.len() * 8, "{bright} of {}", inside.len());
-        assert_eq!(augmented.sample.rgb[0], 0, "far from it nothing changes");
-    }
-
-    #[test]
-    fn cutmix_pastes_a_rectangle_with_its_mask() {
-        let (disc, mut rng) = (disc(), rand_chacha::ChaCha8Rng::seed_from_u64(5));
-        let full = Pair { mask: GrayImage::from_pixel(80, 60, Luma([255])), ..disc.clone() };
-        let other = Augment::none().apply(&full, 64, &mut rng).unwrap();
-        let mut augmented =
-            Augment::none().apply(&Pair { mask: GrayImage::new(80, 60), ..disc }, 64, &mut rng).unwrap();
-        augmented.mix(&other, Mix::Cut, &mut rng);
-        let marked = augmented.mask.iter().filter(|v| **v > 0).count() as f32 / (64.0 * 48.0);
-        assert!((0.03..=0.37).contains(&marked), "{marked}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Batches for training in an endless, seeded order with random access.
 
 use super::augment::{Augment, Augmented};
+use super::mix::Mix;
 use super::{Dataset, Item, Pair};
 use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
@@ -192,10 +193,10 @@ impl Loader {
         let (item, pair) = self.pair(at)?;
         let mut rng = stream(self.config.seed, number);
         let mut augmented = self.config.augment.apply(&pair, self.config.input, &mut rng)?;
-        if let Some(mix) = self.config.augment.draw_mix(&mut rng) {
+        if let Some(mix) = Mix::draw(&self.config.augment, &mut rng) {
             let (_, other) = self.pair(rng.random_range(0..self.items.len()))?;
-            let other = self.config.augment.apply(&other, self.config.input, &mut rng)?;
-            augmented.mix(&other, mix, &mut rng);
+            let other = mix.augment(&self.config.augment).apply(&other, self.config.input, &mut rng)?;
+            mix.apply(&mut augmented, &other, &mut rng);
         }
         Ok((augmented, item.image.display().to_string()))
     }

@@ -14,6 +14,7 @@ mod jpeg;
 pub mod layout;
 pub mod loader;
 mod mask;
+mod mix;
 mod nearest;
 mod order;
 mod pairing;
