@@ -238,6 +238,141 @@ impl Place {
     }
 }
 
+/// One ring of the mesh around the axis, by the profile.
+struct Ring {
+    /// Distance from the axis and height, in centimetres.
+    r: f32,
+    h: f32,
+    /// Distance from the top along the profile in centimetres.
+    arc: f32,
+    /// Position between the top (0) and the rim of the polyp (1); beyond it on the wall.
+    body: f32,
+    /// 1 on a head or dome, 0 on a stalk.
+    on_head: f32,
+}
+
+impl Profile {
+    /// The mesh's rings from the top to the wall.
+    fn rings(&self) -> Vec<Ring> {
+        let mut arc = 0.0;
+        let mut last = self.at(0.0);
+        let ring = |i: usize| {
+            // Never quite 0, so that the first ring has a direction.
+            let t = (i as f32 / (RINGS - 1) as f32).max(1e-3);
+            let (r, h) = self.at(t);
+            arc += ((r - last.0).powi(2) + (h - last.1).powi(2)).sqrt();
+            last = (r, h);
+            let body = t / BODY;
+            let on_head = match self.kind {
+                Kind::Pedunculated => smoothstep(0.72, 0.5, body),
+                _ => 1.0,
+            };
+            Ring { r, h, arc, body, on_head }
+        };
+        (0..RINGS).map(ring).collect()
+    }
+}
+
+/// Random deviations of a polyp from a solid of revolution.
+#[derive(Clone, Copy)]
+struct Deviation {
+    /// Depth of lobes as a fraction of the radius, and the strength of finer bumps on them.
+    lobes: f32,
+    uneven: f32,
+    /// Ratio of the outline's axes, and the angle of the longer one in radians.
+    oval: f32,
+    turned: f32,
+    /// How far the top leans to a side as a fraction of its height, and in which direction in radians.
+    lean: f32,
+    lean_to: f32,
+}
+
+impl Deviation {
+    fn new(rng: &mut ChaCha8Rng, kind: Kind) -> Self {
+        let lobes = match kind {
+            Kind::Flat => rng.random_range(0.05..0.3),
+            _ if rng.random_bool(0.3) => rng.random_range(0.2..0.4),
+            _ => rng.random_range(0.03..0.15),
+        };
+        let uneven = rng.random_range(0.0..0.25f32);
+        let oval = rng.random_range(0.75f32..1.0);
+        let turned = rng.random_range(0.0..PI);
+        let lean = match kind {
+            Kind::Sessile => rng.random_range(0.0..0.35),
+            Kind::Flat => 0.0,
+            Kind::Pedunculated => rng.random_range(0.1..1.0),
+        };
+        let lean_to = rng.random_range(0.0..TAU);
+        Self { lobes, uneven, oval, turned, lean, lean_to }
+    }
+}
+
+/// The surface of one polyp on its spot of the wall.
+struct Surface<'a> {
+    seed: u32,
+    tube: &'a Tube,
+    place: &'a Place,
+    profile: &'a Profile,
+    deviation: Deviation,
+    /// Height of the top in centimetres.
+    top: f32,
+}
+
+impl Surface<'_> {
+    /// Distance from the axis and height, in centimetres, of a ring's point at `angle` radians, with lobes and an oval
+    /// outline.
+    fn deviated(&self, ring: &Ring, angle: f32) -> (f32, f32) {
+        let &Ring { r, h, body, on_head, .. } = ring;
+        let Deviation { lobes, uneven, oval, turned, .. } = self.deviation;
+        let (seed, profile) = (self.seed, self.profile);
+        let (sin, cos) = angle.sin_cos();
+        let (st, ct) = (angle - turned).sin_cos();
+        let outline = 1.0 / (ct * ct + (st / oval).powi(2)).sqrt();
+        let bump = noise3(seed, vec3(cos * r, sin * r, h) * (0.95 / profile.radius) + vec3(3.7, 1.1, 8.3))
+            + uneven * noise3(seed ^ 1, vec3(cos * r, sin * r, h) * (2.6 / profile.radius));
+        // Lobes fade out on the skirt, so that it stays on the wall.
+        let swell = 1.0 + on_head * lobes * bump * smoothstep(1.2, 0.95, body);
+        let edge = if profile.kind == Kind::Flat {
+            1.0 + 0.22 * noise3(seed ^ 2, vec3(cos * 1.4, sin * 1.4, 0.0))
+        } else {
+            1.0
+        };
+        let r = r * mix(1.0, outline, on_head) * edge * swell;
+        let h = if h > profile.foot() { h * mix(1.0, swell, 0.6) } else { h };
+        (r, h)
+    }
+
+    /// The vertex of a ring at `angle` radians. Its normal is the wall's.
+    fn vertex(&self, ring: &Ring, angle: f32) -> Vertex {
+        let &Ring { arc, body, on_head, .. } = ring;
+        let Deviation { lean, lean_to, .. } = self.deviation;
+        let (place, top) = (self.place, self.top);
+        let (sin, cos) = angle.sin_cos();
+        let (r, h) = self.deviated(ring, angle);
+        let up = ring.h / top.max(1e-3);
+        let shift = lean * top * up.max(0.0).powf(1.6);
+        let (x, y) = (r * cos + shift * lean_to.cos(), r * sin + shift * lean_to.sin());
+        let ground = place.under(x, y);
+        let (foot, normal) = self.tube.surface(ground[0], ground[1]);
+        let free = match self.profile.kind {
+            Kind::Flat => 0.0,
+            _ => smoothstep(0.0, 0.55 * top, h),
+        };
+        let planar = place.p + place.along * x + place.around * y + place.n * h;
+        let tint = smoothstep(1.14, 0.93, body);
+        Vertex {
+            p: (foot + normal.mix(place.n, 0.5).unit() * h).mix(planar, free),
+            n: normal,
+            wall: ground,
+            skin: [arc * cos, arc * sin],
+            tint: tint * mix(0.25, 1.0, on_head),
+            cover: smoothstep(1.13, 0.99, body),
+            relief: mix(-0.3, 0.35, smoothstep(0.0, 0.5, up)) * smoothstep(1.2, 1.0, body),
+        }
+    }
+}
+
+/// A polyp's vertices ring by ring, triangles, and the centre of its head or dome.
 fn mesh(
     seed: u32,
     rng: &mut ChaCha8Rng,
@@ -245,74 +380,25 @@ fn mesh(
     place: &Place,
     profile: &Profile,
 ) -> (Vec<Vertex>, Vec<[u32; 3]>, Vec3) {
-    let lobes = match profile.kind {
-        Kind::Flat => rng.random_range(0.05..0.3),
-        _ if rng.random_bool(0.3) => rng.random_range(0.2..0.4),
-        _ => rng.random_range(0.03..0.15),
-    };
-    let uneven = rng.random_range(0.0..0.25f32);
-    let oval = rng.random_range(0.75f32..1.0);
-    let turned = rng.random_range(0.0..PI);
-    let lean = match profile.kind {
-        Kind::Sessile => rng.random_range(0.0..0.35),
-        Kind::Flat => 0.0,
-        Kind::Pedunculated => rng.random_range(0.1..1.0),
-    };
-    let lean_to = rng.random_range(0.0..TAU);
-    let top = profile.top();
+    let deviation = Deviation::new(rng, profile.kind);
+    let surface = Surface { seed, tube, place, profile, deviation, top: profile.top() };
     let mut vertices = Vec::with_capacity(RINGS * AROUND);
-    let mut arc = 0.0;
-    let mut last = profile.at(0.0);
-    for i in 0..RINGS {
-        // Never quite 0, so that the first ring has a direction.
-        let t = (i as f32 / (RINGS - 1) as f32).max(1e-3);
-        let (r, h) = profile.at(t);
-        arc += ((r - last.0).powi(2) + (h - last.1).powi(2)).sqrt();
-        last = (r, h);
-        let body = t / BODY;
-        let on_head = match profile.kind {
-            Kind::Pedunculated => smoothstep(0.72, 0.5, body),
-            _ => 1.0,
-        };
+    for ring in profile.rings() {
         for k in 0..AROUND {
-            let a = k as f32 * TAU / AROUND as f32;
-            let (sin, cos) = a.sin_cos();
-            let (st, ct) = (a - turned).sin_cos();
-            let outline = 1.0 / (ct * ct + (st / oval).powi(2)).sqrt();
-            let up = h / top.max(1e-3);
-            let bump =
-                noise3(seed, vec3(cos * r, sin * r, h) * (0.95 / profile.radius) + vec3(3.7, 1.1, 8.3))
-                    + uneven * noise3(seed ^ 1, vec3(cos * r, sin * r, h) * (2.6 / profile.radius));
-            // Lobes fade out on the skirt, so that it stays on the wall.
-            let swell = 1.0 + on_head * lobes * bump * smoothstep(1.2, 0.95, body);
-            let edge = if profile.kind == Kind::Flat {
-                1.0 + 0.22 * noise3(seed ^ 2, vec3(cos * 1.4, sin * 1.4, 0.0))
-            } else {
-                1.0
-            };
-            let r = r * mix(1.0, outline, on_head) * edge * swell;
-            let h = if h > profile.foot() { h * mix(1.0, swell, 0.6) } else { h };
-            let shift = lean * top * up.max(0.0).powf(1.6);
-            let (x, y) = (r * cos + shift * lean_to.cos(), r * sin + shift * lean_to.sin());
-            let ground = place.under(x, y);
-            let (foot, normal) = tube.surface(ground[0], ground[1]);
-            let free = match profile.kind {
-                Kind::Flat => 0.0,
-                _ => smoothstep(0.0, 0.55 * top, h),
-            };
-            let planar = place.p + place.along * x + place.around * y + place.n * h;
-            let tint = smoothstep(1.14, 0.93, body);
-            vertices.push(Vertex {
-                p: (foot + normal.mix(place.n, 0.5).unit() * h).mix(planar, free),
-                n: normal,
-                wall: ground,
-                skin: [arc * cos, arc * sin],
-                tint: tint * mix(0.25, 1.0, on_head),
-                cover: smoothstep(1.13, 0.99, body),
-                relief: mix(-0.3, 0.35, smoothstep(0.0, 0.5, up)) * smoothstep(1.2, 1.0, body),
-            });
+            vertices.push(surface.vertex(&ring, k as f32 * TAU / AROUND as f32));
         }
     }
+    let triangles = triangles();
+    set_normals(&mut vertices, &triangles, place.n);
+    let head = &vertices[..(RINGS as f32 * BODY * if profile.kind == Kind::Pedunculated { 0.6 } else { 1.0 })
+        as usize
+        * AROUND];
+    let centre = head.iter().fold(Vec3::default(), |sum, v| sum + v.p) * (1.0 / head.len() as f32);
+    (vertices, triangles, centre)
+}
+
+/// Two triangles for each cell between neighbouring rings.
+fn triangles() -> Vec<[u32; 3]> {
     let mut triangles = Vec::with_capacity(2 * RINGS * AROUND);
     for i in 0..RINGS as u32 - 1 {
         for k in 0..AROUND as u32 {
@@ -323,12 +409,7 @@ fn mesh(
             triangles.push([b, c, d]);
         }
     }
-    set_normals(&mut vertices, &triangles, place.n);
-    let head = &vertices[..(RINGS as f32 * BODY * if profile.kind == Kind::Pedunculated { 0.6 } else { 1.0 })
-        as usize
-        * AROUND];
-    let centre = head.iter().fold(Vec3::default(), |sum, v| sum + v.p) * (1.0 / head.len() as f32);
-    (vertices, triangles, centre)
+    triangles
 }
 
 /// Computes normals from the mesh, blended into the wall's own (already in `n`) towards the rim.

@@ -108,66 +108,84 @@ impl Scene {
     /// Light from a surface point towards the lens.
     fn colour(&self, v: &Vertex, whose: Option<&Polyp>, pose: &Pose, f: f32) -> [f32; 3] {
         let look = &self.look;
-        let to_eye = pose.p - v.p;
-        let distance = to_eye.length();
-        let eye = to_eye * (1.0 / distance);
-        let facing = v.n.dot(eye).max(0.05);
-        let ahead = self.tube.ahead(v.wall[0]);
-        let lod =
-            |skin: &Skin| (distance / f * skin.size as f32 / skin.tile / facing.sqrt()).max(1e-3).log2();
+        let seen = Seen::new(v, pose, f);
+        let level = seen.lod(&self.skin);
+        let mut material = self.wall(v, level);
+        if let Some(polyp) = whose
+            && v.tint > 0.0
+        {
+            self.add_polyp(&mut material, polyp, &seen);
+        }
+        // At a distance the film's unevenness is finer than a pixel, so highlights disappear.
+        let sharp = smoothstep(3.0, 0.8, level);
+        let (direct, shine) = self.lamps(&material, &seen, pose, sharp);
+        let (skin, distance) = (material.colour, seen.distance);
+        let around = look.bounce / ((0.7 + distance) * (0.7 + distance).sqrt());
+        let light = |c: usize| {
+            let bounced = around * (0.4 + 0.6 * skin[c] / look.mucosa[0]) * (1.0 + 0.3 * v.relief);
+            look.lamp[c] * (skin[c] * (direct[c] + bounced) + look.gloss * shine)
+        };
+        [light(0), light(1), light(2)]
+    }
 
-        // Colour and unevenness of the wall, then of the polyp on top.
+    /// The wall's material at a point; `level` is the textures' level of detail.
+    fn wall(&self, v: &Vertex, level: f32) -> Material {
+        let look = &self.look;
         let u = v.wall[1] / TAU + 0.13 * v.wall[0] / self.skin.tile;
         let w = v.wall[0] / self.skin.tile;
-        let level = lod(&self.skin);
         let [vessel, mottle, mucus, dirt] = self.skin.colour.sample(u, w, level);
         let [su, sv, wet, foam] = self.skin.relief.sample(u, w, level);
         let m = 2.0 * look.mottle * (mottle - 0.5) + 0.16 * v.relief;
-        let mut skin = [
+        let mut colour = [
             look.mucosa[0] * (1.0 + 0.35 * m) * (1.0 - 0.3 * look.vessels * vessel),
             look.mucosa[1] * (1.0 + m) * (1.0 - 0.75 * look.vessels * vessel),
             look.mucosa[2] * (1.0 + m) * (1.0 - 0.7 * look.vessels * vessel),
         ];
         for c in 0..3 {
             // A film of varying thickness that tints the surface below.
-            skin[c] *= mix(1.0, look.mucus[c], mucus);
-            skin[c] = mix(skin[c], 0.6 * look.mucus[c], 0.3 * mucus * mucus);
-            skin[c] *= 1.0 - dirt * [0.45, 0.6, 0.8][c];
-            skin[c] *= 1.0 + 0.35 * foam;
+            colour[c] *= mix(1.0, look.mucus[c], mucus);
+            colour[c] = mix(colour[c], 0.6 * look.mucus[c], 0.3 * mucus * mucus);
+            colour[c] *= 1.0 - dirt * [0.45, 0.6, 0.8][c];
+            colour[c] *= 1.0 + 0.35 * foam;
         }
-        let (mut slope, mut wet) = ([su - 0.5, sv - 0.5], wet + 0.4 * mucus + 0.5 * foam);
-        if let Some(polyp) = whose
-            && v.tint > 0.0
-        {
-            let (pu, pv) = (v.skin[0] / polyp.skin.tile, v.skin[1] / polyp.skin.tile);
-            let level = lod(&polyp.skin);
-            let [pits, mottle, patch, vessel] = polyp.skin.colour.sample(pu, pv, level);
-            let [qu, qv, qwet, _] = polyp.skin.relief.sample(pu, pv, level);
-            let m = 2.0 * look.mottle * (mottle - 0.5) + 0.16 * v.relief;
-            for c in 0..3 {
-                let dark = [0.35, 0.8, 0.75][c];
-                let own = look.mucosa[c]
-                    * polyp.tint[c]
-                    * (1.0 + m * [0.35, 1.0, 1.0][c])
-                    * (1.0 - dark * polyp.pits * pits)
-                    * (1.0 - 0.5 * dark * look.vessels * vessel);
-                let own = mix(own, [0.62, 0.45, 0.34][c], 0.3 * patch);
-                skin[c] = mix(skin[c], own, v.tint);
-            }
-            slope = [mix(slope[0], qu - 0.5, v.tint), mix(slope[1], qv - 0.5, v.tint)];
-            wet = mix(wet, qwet, v.tint);
-        }
+        Material { colour, slope: [su - 0.5, sv - 0.5], wet: wet + 0.4 * mucus + 0.5 * foam }
+    }
 
+    /// Blends a polyp's own skin over the wall's material.
+    fn add_polyp(&self, material: &mut Material, polyp: &Polyp, seen: &Seen) {
+        let (look, v) = (&self.look, seen.v);
+        let (pu, pv) = (v.skin[0] / polyp.skin.tile, v.skin[1] / polyp.skin.tile);
+        let level = seen.lod(&polyp.skin);
+        let [pits, mottle, patch, vessel] = polyp.skin.colour.sample(pu, pv, level);
+        let [qu, qv, qwet, _] = polyp.skin.relief.sample(pu, pv, level);
+        let m = 2.0 * look.mottle * (mottle - 0.5) + 0.16 * v.relief;
+        for c in 0..3 {
+            let dark = [0.35, 0.8, 0.75][c];
+            let own = look.mucosa[c]
+                * polyp.tint[c]
+                * (1.0 + m * [0.35, 1.0, 1.0][c])
+                * (1.0 - dark * polyp.pits * pits)
+                * (1.0 - 0.5 * dark * look.vessels * vessel);
+            let own = mix(own, [0.62, 0.45, 0.34][c], 0.3 * patch);
+            material.colour[c] = mix(material.colour[c], own, v.tint);
+        }
+        let slope = material.slope;
+        material.slope = [mix(slope[0], qu - 0.5, v.tint), mix(slope[1], qv - 0.5, v.tint)];
+        material.wet = mix(material.wet, qwet, v.tint);
+    }
+
+    /// Direct light of the two lamps next to the lens on a point, and the strength of its highlights, which `sharp` (0
+    /// to 1) weakens.
+    fn lamps(&self, material: &Material, seen: &Seen, pose: &Pose, sharp: f32) -> ([f32; 3], f32) {
+        let (look, v) = (&self.look, seen.v);
         // Slopes tilt the normal slightly for shading and strongly for highlights.
+        let ahead = self.tube.ahead(v.wall[0]);
         let along = (ahead - v.n * v.n.dot(ahead)).unit();
         let around = v.n.cross(along);
-        let tilt = along * -slope[1] + around * -slope[0];
+        let tilt = along * -material.slope[1] + around * -material.slope[0];
         let soft = (v.n + tilt * 0.9).unit();
         let film = (v.n + tilt * look.rough).unit();
 
-        // Two lamps next to the lens. At a distance the film's unevenness is finer than a pixel, so highlights
-        // disappear.
-        let sharp = smoothstep(3.0, 0.8, level);
         let mut direct = [0f32; 3];
         let mut shine = 0.0;
         for side in [-1.0, 1.0] {
@@ -183,20 +201,51 @@ impl Scene {
                 let wrap = [0.28, 0.16, 0.12][c];
                 *v += power * ((cos + wrap) / (1.0 + wrap)).max(0.0);
             }
-            let half = (lamp + eye).unit();
+            let half = (lamp + seen.eye).unit();
             let x = film.dot(half).max(0.0);
-            let gate = smoothstep(look.dry, look.dry + 0.2, wet) * sharp;
+            let gate = smoothstep(look.dry, look.dry + 0.2, material.wet) * sharp;
             shine += power.sqrt()
                 * power.sqrt().sqrt()
                 * (smoothstep(0.986, 0.995, x) * gate * 3.0 + 0.12 * x.powi(24));
         }
-        let around = look.bounce / ((0.7 + distance) * (0.7 + distance).sqrt());
-        let light = |c: usize| {
-            let bounced = around * (0.4 + 0.6 * skin[c] / look.mucosa[0]) * (1.0 + 0.3 * v.relief);
-            look.lamp[c] * (skin[c] * (direct[c] + bounced) + look.gloss * shine)
-        };
-        [light(0), light(1), light(2)]
+        (direct, shine)
     }
+}
+
+/// A surface point in relation to the lens.
+struct Seen<'a> {
+    v: &'a Vertex,
+    /// Distance to the lens in centimetres, and the direction to it.
+    distance: f32,
+    eye: Vec3,
+    /// Cosine between that direction and the normal, at least 0.05.
+    facing: f32,
+    /// See [`Lens::f`].
+    f: f32,
+}
+
+impl<'a> Seen<'a> {
+    fn new(v: &'a Vertex, pose: &Pose, f: f32) -> Self {
+        let to_eye = pose.p - v.p;
+        let distance = to_eye.length();
+        let eye = to_eye * (1.0 / distance);
+        Self { v, distance, eye, facing: v.n.dot(eye).max(0.05), f }
+    }
+
+    /// Level of detail of a skin's textures, log2 of the texels that a pixel spans.
+    fn lod(&self, skin: &Skin) -> f32 {
+        (self.distance / self.f * skin.size as f32 / skin.tile / self.facing.sqrt()).max(1e-3).log2()
+    }
+}
+
+/// Colour and film of a surface point.
+struct Material {
+    /// Reflected fraction of red, green and blue.
+    colour: [f32; 3],
+    /// Unevenness along u and v; 0 is flat.
+    slope: [f32; 2],
+    /// Wetness, which glistens above [`Look::dry`].
+    wet: f32,
 }
 
 /// Projected geometry: image points and the nearest triangle of each pixel.

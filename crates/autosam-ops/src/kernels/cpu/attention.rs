@@ -71,14 +71,26 @@ pub(crate) enum Bias<'a> {
     None,
     /// `[heads, T, S]`.
     Full(&'a [f32]),
-    /// SAM's relative positions: a query's inner product with the row of a table that its distance to the key chooses,
-    /// for the distance down, `[2h - 1, d]`, and the distance across, `[2w - 1, d]`.
-    Relative {
-        rows: &'a [f32],
-        cols: &'a [f32],
-        h: usize,
-        w: usize,
-    },
+    Relative(Positions<'a>),
+}
+
+/// SAM's relative positions in a grid of `h × w` tokens: a query's inner product with the row of a table that its
+/// distance to the key chooses, for the distance down, `[2h - 1, d]`, and the distance across, `[2w - 1, d]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Positions<'a> {
+    rows: &'a [f32],
+    cols: &'a [f32],
+    h: usize,
+    w: usize,
+}
+
+/// A block of queries of one head: `first..first + rows`.
+#[derive(Clone, Copy)]
+struct Block {
+    image: usize,
+    head: usize,
+    first: usize,
+    rows: usize,
 }
 
 /// Sizes and operand layouts of one attention.
@@ -129,90 +141,62 @@ impl Problem {
         Ok(Self { batch, heads, d, tokens, keys, scale, q, k, v: k })
     }
 
-    /// Writes the probabilities of queries `first..first + rows` of one head to `scores [rows, keys]`.
+    /// Writes the probabilities of a block of queries to `scores [rows, keys]`.
     ///
     /// # Safety
     /// The operands are as large as the problem says.
-    unsafe fn probabilities(
-        &self,
-        x: Operands,
-        bias: Bias,
-        at: (usize, usize, usize, usize),
-        scores: &mut [f32],
-    ) {
-        let (image, head, first, rows) = at;
+    unsafe fn probabilities(&self, x: Operands, bias: Bias, block: Block, scores: &mut [f32]) {
+        let Block { image, head, first, rows } = block;
+        let (keys, d) = (self.keys, self.d);
         let (q, k) = (self.q.matrix(x.q, image, head, first), self.k.matrix(x.k, image, head, 0));
-        unsafe {
-            gemm(
-                rows,
-                self.keys,
-                self.d,
-                scores.as_mut_ptr(),
-                self.keys as isize,
-                false,
-                self.scale,
-                q,
-                transposed(k),
-            )
-        };
+        let dst = scores.as_mut_ptr();
+        unsafe { gemm(rows, keys, d, dst, keys as isize, false, self.scale, q, transposed(k)) };
         match bias {
-            Bias::None => {}
+            Bias::None => softmax_rows(scores, keys),
             Bias::Full(bias) => {
-                let bias = &bias[(head * self.tokens + first) * self.keys..][..scores.len()];
-                // Row by row, so that the softmax finds the sums in the first-level cache.
-                return simd(
-                    #[inline(always)]
-                    || {
-                        let rows = scores.chunks_exact_mut(self.keys).zip(bias.chunks_exact(self.keys));
-                        for (row, bias) in rows {
-                            for (s, b) in row.iter_mut().zip(bias) {
-                                *s += b;
-                            }
-                            softmax_row(row);
-                        }
-                    },
-                );
+                let bias = &bias[(head * self.tokens + first) * keys..][..scores.len()];
+                biased_softmax_rows(scores, bias, keys);
             }
-            Bias::Relative { rows: down, cols: across, h, w } => {
-                let (down_width, across_width) = (2 * h - 1, 2 * w - 1);
-                scratch(rows * (down_width + across_width), |distances| {
-                    let (by_row, by_col) = distances.split_at_mut(rows * down_width);
-                    for (table, width, out) in
-                        [(down, down_width, &mut *by_row), (across, across_width, &mut *by_col)]
-                    {
-                        let table =
-                            MatRef { data: table.as_ptr(), row_stride: 1, col_stride: self.d as isize };
-                        unsafe {
-                            gemm(rows, width, self.d, out.as_mut_ptr(), width as isize, false, 1.0, q, table)
-                        };
-                    }
-                    simd(
-                        #[inline(always)]
-                        || {
-                            for (i, scores) in scores.chunks_exact_mut(self.keys).enumerate() {
-                                let (y, x) = ((first + i) / w, (first + i) % w);
-                                // A key at (ky, kx) is y - ky + h - 1 down and x - kx + w - 1 across in the tables.
-                                let down = &by_row[i * down_width + y..][..h];
-                                let across = &by_col[i * across_width + x..][..w];
-                                for (line, down) in scores.chunks_exact_mut(w).zip(down.iter().rev()) {
-                                    for (s, across) in line.iter_mut().zip(across.iter().rev()) {
-                                        *s += down + across;
-                                    }
-                                }
-                            }
-                        },
-                    );
-                });
+            Bias::Relative(positions) => {
+                // SAFETY: guaranteed by the caller.
+                unsafe { self.add_positions(positions, q, block, scores) };
+                softmax_rows(scores, keys);
             }
         }
-        simd(
-            #[inline(always)]
-            || {
-                for row in scores.chunks_exact_mut(self.keys) {
-                    softmax_row(row);
-                }
-            },
-        );
+    }
+
+    /// Adds the relative positions to the scores of a block of queries `q [rows, d]`.
+    ///
+    /// # Safety
+    /// As for [`Self::probabilities`].
+    unsafe fn add_positions(&self, positions: Positions, q: MatRef, block: Block, scores: &mut [f32]) {
+        let (Positions { rows: down, cols: across, h, w }, Block { first, rows, .. }) = (positions, block);
+        let (down_width, across_width) = (2 * h - 1, 2 * w - 1);
+        scratch(rows * (down_width + across_width), |distances| {
+            let (by_row, by_col) = distances.split_at_mut(rows * down_width);
+            for (table, width, out) in
+                [(down, down_width, &mut *by_row), (across, across_width, &mut *by_col)]
+            {
+                let table = MatRef { data: table.as_ptr(), row_stride: 1, col_stride: self.d as isize };
+                unsafe { gemm(rows, width, self.d, out.as_mut_ptr(), width as isize, false, 1.0, q, table) };
+            }
+            simd(
+                #[inline(always)]
+                || {
+                    for (i, scores) in scores.chunks_exact_mut(self.keys).enumerate() {
+                        let (y, x) = ((first + i) / w, (first + i) % w);
+                        // A key at (ky, kx) is y - ky + h - 1 down and x - kx + w - 1 across in the tables.
+                        let down = &by_row[i * down_width + y..][..h];
+                        let across = &by_col[i * across_width + x..][..w];
+                        for (line, down) in scores.chunks_exact_mut(w).zip(down.iter().rev()) {
+                            for (s, across) in line.iter_mut().zip(across.iter().rev()) {
+                                *s += down + across;
+                            }
+                        }
+                    }
+                },
+            );
+        });
     }
 
     /// Shape of the result.
@@ -235,7 +219,7 @@ impl Problem {
             scratch(rows * self.keys, |scores| {
                 // SAFETY: a task writes its own rows of its own head.
                 unsafe {
-                    self.probabilities(x, bias, (image, head, first, rows), scores);
+                    self.probabilities(x, bias, Block { image, head, first, rows }, scores);
                     let p = MatRef { data: scores.as_ptr(), row_stride: self.keys as isize, col_stride: 1 };
                     let (dst, v) =
                         (shared.at(out_rows.first(image, head, first)), self.v.matrix(x.v, image, head, 0));
@@ -260,90 +244,21 @@ impl Problem {
         grad: &[f32],
         into: [Shared; 3],
     ) -> Option<Vec<f32>> {
-        let Self { heads, d, tokens, keys, scale, .. } = *self;
-        let grad_rows = Rows::unpacked(tokens, heads, d);
+        let Self { heads, tokens, keys, .. } = *self;
         let parts = PARTS.min(self.batch);
         let share = self.batch.div_ceil(parts);
         let square = if bias.is_some() { tokens * keys } else { 0 };
+        let size = queries(keys);
         let sums: Vec<Vec<f32>> = (0..parts * heads)
             .into_par_iter()
             .map(|task| {
                 let (part, head) = (task / heads, task % heads);
                 let mut bias_grad = vec![0f32; square];
                 for image in part * share..((part + 1) * share).min(self.batch) {
-                    let block = queries(self.keys);
-                    for first in (0..tokens).step_by(block) {
-                        let rows = block.min(tokens - first);
-                        scratch(2 * rows * keys, |buffer| {
-                            let (p, ds) = buffer.split_at_mut(rows * keys);
-                            let g = grad_rows.matrix(grad, image, head, first);
-                            let score = |data: &[f32]| MatRef {
-                                data: data.as_ptr(),
-                                row_stride: keys as isize,
-                                col_stride: 1,
-                            };
-                            let by_full = bias.map_or(Bias::None, Bias::Full);
-                            // SAFETY: a task writes the rows of its own head of its own images.
-                            unsafe {
-                                self.probabilities(x, by_full, (image, head, first, rows), p);
-                                let v = self.v.matrix(x.v, image, head, 0);
-                                gemm(
-                                    rows,
-                                    keys,
-                                    d,
-                                    ds.as_mut_ptr(),
-                                    keys as isize,
-                                    false,
-                                    1.0,
-                                    g,
-                                    transposed(v),
-                                );
-                                simd(
-                                    #[inline(always)]
-                                    || {
-                                        for (ds, p) in ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
-                                            softmax_grad_row(p, ds);
-                                        }
-                                        if let Some(sum) =
-                                            bias_grad.get_mut(first * keys..(first + rows) * keys)
-                                        {
-                                            for (a, b) in sum.iter_mut().zip(ds.iter()) {
-                                                *a += b;
-                                            }
-                                        }
-                                    },
-                                );
-                                let dq = into[0].at(self.q.first(image, head, first));
-                                let k = self.k.matrix(x.k, image, head, 0);
-                                gemm(rows, d, keys, dq, self.q.token as isize, false, scale, score(ds), k);
-                                let dk = into[1].at(self.k.first(image, head, 0));
-                                let q = self.q.matrix(x.q, image, head, first);
-                                let add = first > 0;
-                                gemm(
-                                    keys,
-                                    d,
-                                    rows,
-                                    dk,
-                                    self.k.token as isize,
-                                    add,
-                                    scale,
-                                    transposed(score(ds)),
-                                    q,
-                                );
-                                let dv = into[2].at(self.v.first(image, head, 0));
-                                gemm(
-                                    keys,
-                                    d,
-                                    rows,
-                                    dv,
-                                    self.v.token as isize,
-                                    add,
-                                    1.0,
-                                    transposed(score(p)),
-                                    g,
-                                );
-                            }
-                        });
+                    for first in (0..tokens).step_by(size) {
+                        let block = Block { image, head, first, rows: size.min(tokens - first) };
+                        // SAFETY: a task writes the rows of its own head of its own images.
+                        unsafe { self.backward_block(x, bias, grad, into, block, &mut bias_grad) };
                     }
                 }
                 bias_grad
@@ -358,6 +273,94 @@ impl Problem {
             total
         })
     }
+
+    /// Writes a block's gradient of q, adds to its head's gradients of k and v, which the first block writes, and adds to
+    /// `bias_grad [T, S]`, which is empty without a bias.
+    ///
+    /// # Safety
+    /// The operands are as large as the problem says, and no other task accesses the gradients of this image and head.
+    unsafe fn backward_block(
+        &self,
+        x: Operands,
+        bias: Option<&[f32]>,
+        grad: &[f32],
+        into: [Shared; 3],
+        block: Block,
+        bias_grad: &mut [f32],
+    ) {
+        let Self { d, keys, scale, .. } = *self;
+        let Block { image, head, first, rows } = block;
+        let bias = bias.map_or(Bias::None, Bias::Full);
+        let g = Rows::unpacked(self.tokens, self.heads, d).matrix(grad, image, head, first);
+        let (q, k) = (self.q.matrix(x.q, image, head, first), self.k.matrix(x.k, image, head, 0));
+        let v = self.v.matrix(x.v, image, head, 0);
+        scratch(2 * rows * keys, |buffer| {
+            let (p, ds) = buffer.split_at_mut(rows * keys);
+            // SAFETY: guaranteed by the caller.
+            unsafe {
+                self.probabilities(x, bias, block, p);
+                gemm(rows, keys, d, ds.as_mut_ptr(), keys as isize, false, 1.0, g, transposed(v));
+            }
+            score_gradients(p, ds, keys, bias_grad.get_mut(first * keys..(first + rows) * keys));
+            let of = |data: &[f32]| MatRef { data: data.as_ptr(), row_stride: keys as isize, col_stride: 1 };
+            let (p, ds) = (of(p), of(ds));
+            let [q_step, k_step, v_step] = [self.q, self.k, self.v].map(|rows| rows.token as isize);
+            let add = first > 0;
+            // SAFETY: as above.
+            unsafe {
+                let dq = into[0].at(self.q.first(image, head, first));
+                gemm(rows, d, keys, dq, q_step, false, scale, ds, k);
+                let dk = into[1].at(self.k.first(image, head, 0));
+                gemm(keys, d, rows, dk, k_step, add, scale, transposed(ds), q);
+                let dv = into[2].at(self.v.first(image, head, 0));
+                gemm(keys, d, rows, dv, v_step, add, 1.0, transposed(p), g);
+            }
+        });
+    }
+}
+
+/// Softmax of rows of `keys` scores, in place.
+fn softmax_rows(scores: &mut [f32], keys: usize) {
+    simd(
+        #[inline(always)]
+        || {
+            for row in scores.chunks_exact_mut(keys) {
+                softmax_row(row);
+            }
+        },
+    );
+}
+
+/// Softmax of the sums of scores and bias, row by row, so that it finds the sums in the first-level cache.
+fn biased_softmax_rows(scores: &mut [f32], bias: &[f32], keys: usize) {
+    simd(
+        #[inline(always)]
+        || {
+            for (row, bias) in scores.chunks_exact_mut(keys).zip(bias.chunks_exact(keys)) {
+                for (s, b) in row.iter_mut().zip(bias) {
+                    *s += b;
+                }
+                softmax_row(row);
+            }
+        },
+    );
+}
+
+/// Replaces the gradients `ds` of the probabilities `p` by those of the scores, and adds them to `sum`, if given.
+fn score_gradients(p: &[f32], ds: &mut [f32], keys: usize, sum: Option<&mut [f32]>) {
+    simd(
+        #[inline(always)]
+        || {
+            for (ds, p) in ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
+                softmax_grad_row(p, ds);
+            }
+            if let Some(sum) = sum {
+                for (a, b) in sum.iter_mut().zip(ds.iter()) {
+                    *a += b;
+                }
+            }
+        },
+    );
 }
 
 /// Attention of packed `[B, T, 3 · heads · d]`, with or without a bias `[heads, T, T]`.
@@ -436,7 +439,7 @@ unsafe impl Kernel for Relative {
 
     fn compute(&self, args: Args, out: &mut [MaybeUninit<f32>]) -> Result<()> {
         let (x, rows, cols) = (args.get(0)?, args.get(1)?, args.get(2)?);
-        let bias = Bias::Relative { rows: &rows, cols: &cols, h: self.h, w: self.w };
+        let bias = Bias::Relative(Positions { rows: &rows, cols: &cols, h: self.h, w: self.w });
         self.packed.problem(args.dims(0))?.forward(Operands { q: &x, k: &x, v: &x }, bias, out);
         Ok(())
     }

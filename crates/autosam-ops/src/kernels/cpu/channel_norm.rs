@@ -197,110 +197,146 @@ impl ChannelLayout {
         channels: &Channels,
         activation: Option<Activation>,
     ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let c = self.channels();
         let (scale, shift) = channels.affine();
-        let (mean, inverse) = (&channels.mean, &channels.inverse);
-        // h = grad · activation'(norm(x)), then dx = scale · (h - mean(h) - x̂ · mean(h · x̂)) in place.
+        let pass = Backward { x, grad, channels, scale, shift, activation };
         let mut h = uninit(x.len());
         let shared = Shared::uninit(&mut h);
-        let (bias_grad, gain_grad): (Vec<f32>, Vec<f32>) = match self {
-            Self::Planes { n, pixels, .. } => (0..c)
-                .into_par_iter()
-                .map(|channel| {
-                    let (mut total, mut product) = (0f64, 0f64);
-                    let (scale, shift, mean) = (scale[channel], shift[channel], mean[channel]);
-                    for image in 0..n {
-                        let at = (image * c + channel) * pixels;
-                        let (x, g) = (&x[at..][..pixels], &grad[at..][..pixels]);
-                        // SAFETY: every plane belongs to one task.
-                        let h = unsafe { std::slice::from_raw_parts_mut(shared.at(at), pixels) };
-                        simd(
-                            #[inline(always)]
-                            || {
-                                Activation::mul_grad_of_affine(activation, x, g, scale, shift, h);
-                                total += plane_sum(
-                                    pixels,
-                                    #[inline(always)]
-                                    |i| h[i],
-                                );
-                                product += plane_sum(
-                                    pixels,
-                                    #[inline(always)]
-                                    |i| h[i] * (x[i] - mean),
-                                );
-                            },
-                        );
-                    }
-                    (total as f32, (product * f64::from(inverse[channel])) as f32)
-                })
-                .unzip(),
-            Self::Rows { rows, .. } => {
-                let sums = sum_over_rows(rows, 2 * c, |range, sums| {
-                    let mut few = vec![0f32; 2 * c];
-                    for first in range.clone().step_by(ROWS) {
-                        let at = first * c;
-                        let len = ROWS.min(range.end - first) * c;
-                        // SAFETY: every row belongs to one part.
-                        let h = unsafe { std::slice::from_raw_parts_mut(shared.at(at), len) };
-                        let (x, g) = (&x[at..][..len], &grad[at..][..len]);
-                        simd(
-                            #[inline(always)]
-                            || {
-                                match activation {
-                                    None => h.copy_from_slice(g),
-                                    Some(activation) => {
-                                        let mut before = [0f32; 1024];
-                                        for ((h, x), g) in h
-                                            .chunks_exact_mut(c)
-                                            .zip(x.chunks_exact(c))
-                                            .zip(g.chunks_exact(c))
-                                        {
-                                            for from in (0..c).step_by(before.len()) {
-                                                let to = c.min(from + before.len());
-                                                let before = &mut before[..to - from];
-                                                let lines = before.iter_mut().zip(&x[from..to]);
-                                                for (((b, x), s), t) in
-                                                    lines.zip(&scale[from..to]).zip(&shift[from..to])
-                                                {
-                                                    *b = x * s + t;
-                                                }
-                                                activation.apply_slope(
-                                                    before,
-                                                    &g[from..to],
-                                                    &mut h[from..to],
-                                                );
-                                            }
-                                        }
-                                    }
-                                }
-                                few.fill(0.0);
-                                let (total, product) = few.split_at_mut(c);
-                                for (h, x) in h.chunks_exact(c).zip(x.chunks_exact(c)) {
-                                    let lines =
-                                        total.iter_mut().zip(product.iter_mut()).zip(h).zip(x).zip(mean);
-                                    for ((((t, p), h), x), m) in lines {
-                                        *t += h;
-                                        *p += h * (x - m);
-                                    }
-                                }
-                                for (s, v) in sums.iter_mut().zip(&few) {
-                                    *s += f64::from(*v);
-                                }
-                            },
-                        );
-                    }
-                });
-                let product = sums[c..].iter().zip(inverse).map(|(s, i)| (s * f64::from(*i)) as f32);
-                (sums[..c].iter().map(|s| *s as f32).collect(), product.collect())
-            }
+        let (bias_grad, gain_grad) = match self {
+            Self::Planes { n, c, pixels } => pass.before_activation_in_planes((n, c, pixels), shared),
+            Self::Rows { rows, c } => pass.before_activation_in_rows((rows, c), shared),
         };
         // SAFETY: every plane or row was written.
         let mut h = unsafe { assume_init(h) };
-        let count = self.count() as f32;
+        pass.through_statistics(self, &bias_grad, &gain_grad, &mut h);
+        (h, gain_grad, bias_grad)
+    }
+}
+
+/// The backward pass of a norm followed by an activation. It computes `h = grad · activation'(norm(x))`, then
+/// `dx = scale · (h - mean(h) - x̂ · mean(h · x̂))` in place.
+struct Backward<'a> {
+    x: &'a [f32],
+    /// Gradient of the activation's result.
+    grad: &'a [f32],
+    channels: &'a Channels,
+    /// The norm as `x · scale + shift`, by [`Channels::affine`].
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+    activation: Option<Activation>,
+}
+
+impl Backward<'_> {
+    /// Writes all of `h [n, c, pixels]` and returns its sums per channel, the gradients of bias (Σ h) and gain (Σ h · x̂).
+    fn before_activation_in_planes(
+        &self,
+        (n, c, pixels): (usize, usize, usize),
+        shared: Shared,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let plane = |channel: usize| {
+            let (mut total, mut product) = (0f64, 0f64);
+            let (scale, shift) = (self.scale[channel], self.shift[channel]);
+            let (mean, inverse) = (self.channels.mean[channel], self.channels.inverse[channel]);
+            for image in 0..n {
+                let at = (image * c + channel) * pixels;
+                let (x, g) = (&self.x[at..][..pixels], &self.grad[at..][..pixels]);
+                // SAFETY: every plane belongs to one task.
+                let h = unsafe { std::slice::from_raw_parts_mut(shared.at(at), pixels) };
+                simd(
+                    #[inline(always)]
+                    || {
+                        Activation::mul_grad_of_affine(self.activation, x, g, scale, shift, h);
+                        total += plane_sum(
+                            pixels,
+                            #[inline(always)]
+                            |i| h[i],
+                        );
+                        product += plane_sum(
+                            pixels,
+                            #[inline(always)]
+                            |i| h[i] * (x[i] - mean),
+                        );
+                    },
+                );
+            }
+            (total as f32, (product * f64::from(inverse)) as f32)
+        };
+        (0..c).into_par_iter().map(plane).unzip()
+    }
+
+    /// The same for `h [rows, c]`.
+    fn before_activation_in_rows(&self, (rows, c): (usize, usize), shared: Shared) -> (Vec<f32>, Vec<f32>) {
+        let sums = sum_over_rows(rows, 2 * c, |range, sums| {
+            let mut few = vec![0f32; 2 * c];
+            for first in range.clone().step_by(ROWS) {
+                let at = first * c;
+                let len = ROWS.min(range.end - first) * c;
+                // SAFETY: every row belongs to one part.
+                let h = unsafe { std::slice::from_raw_parts_mut(shared.at(at), len) };
+                let (x, g) = (&self.x[at..][..len], &self.grad[at..][..len]);
+                simd(
+                    #[inline(always)]
+                    || {
+                        match self.activation {
+                            None => h.copy_from_slice(g),
+                            Some(activation) => self.mul_slopes(activation, x, g, h),
+                        }
+                        few.fill(0.0);
+                        self.add_rows(h, x, &mut few);
+                        for (s, v) in sums.iter_mut().zip(&few) {
+                            *s += f64::from(*v);
+                        }
+                    },
+                );
+            }
+        });
+        let inverse = &self.channels.inverse;
+        let product = sums[c..].iter().zip(inverse).map(|(s, i)| (s * f64::from(*i)) as f32);
+        (sums[..c].iter().map(|s| *s as f32).collect(), product.collect())
+    }
+
+    /// `h ← grad · activation'(norm(x))` of a few rows; part of a [`simd`] loop.
+    #[inline(always)]
+    fn mul_slopes(&self, activation: Activation, x: &[f32], grad: &[f32], h: &mut [f32]) {
+        let (scale, shift) = (&self.scale[..], &self.shift[..]);
+        let c = scale.len();
+        let mut before = [0f32; 1024];
+        for ((h, x), g) in h.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(grad.chunks_exact(c)) {
+            for from in (0..c).step_by(before.len()) {
+                let to = c.min(from + before.len());
+                let before = &mut before[..to - from];
+                let lines = before.iter_mut().zip(&x[from..to]);
+                for (((b, x), s), t) in lines.zip(&scale[from..to]).zip(&shift[from..to]) {
+                    *b = x * s + t;
+                }
+                activation.apply_slope(before, &g[from..to], &mut h[from..to]);
+            }
+        }
+    }
+
+    /// Adds Σ h and Σ h · (x - mean) of a few rows to the two halves of `few [2 · C]`; part of a [`simd`] loop.
+    #[inline(always)]
+    fn add_rows(&self, h: &[f32], x: &[f32], few: &mut [f32]) {
+        let mean = &self.channels.mean;
+        let c = few.len() / 2;
+        let (total, product) = few.split_at_mut(c);
+        for (h, x) in h.chunks_exact(c).zip(x.chunks_exact(c)) {
+            let lines = total.iter_mut().zip(product.iter_mut()).zip(h).zip(x).zip(mean);
+            for ((((t, p), h), x), m) in lines {
+                *t += h;
+                *p += h * (x - m);
+            }
+        }
+    }
+
+    /// Turns `h` into the gradient of x, through the batch's own statistics, in place.
+    fn through_statistics(&self, layout: ChannelLayout, bias_grad: &[f32], gain_grad: &[f32], h: &mut [f32]) {
+        let (x, scale, mean) = (self.x, &self.scale, &self.channels.mean);
+        let count = layout.count() as f32;
         let flat: Vec<f32> = bias_grad.iter().map(|s| s / count).collect();
-        let slope: Vec<f32> = gain_grad.iter().zip(inverse).map(|(s, i)| s / count * i).collect();
-        match self {
-            Self::Planes { pixels, .. } => {
+        let slope: Vec<f32> =
+            gain_grad.iter().zip(&self.channels.inverse).map(|(s, i)| s / count * i).collect();
+        match layout {
+            ChannelLayout::Planes { c, pixels, .. } => {
                 h.par_chunks_mut(pixels).zip(x.par_chunks(pixels)).enumerate().with_min_len(4).for_each(
                     |(i, (h, x))| {
                         let i = i % c;
@@ -316,7 +352,7 @@ impl ChannelLayout {
                     },
                 );
             }
-            Self::Rows { .. } => {
+            ChannelLayout::Rows { c, .. } => {
                 h.par_chunks_mut(ROWS * c).zip(x.par_chunks(ROWS * c)).with_min_len(8).for_each(|(h, x)| {
                     simd(
                         #[inline(always)]
@@ -333,6 +369,5 @@ impl ChannelLayout {
                 });
             }
         }
-        (h, gain_grad, bias_grad)
     }
 }
