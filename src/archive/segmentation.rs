@@ -152,20 +152,40 @@ impl Writer {
         Ok(())
     }
 
+    /// The buffered frames as an object.
     fn object(&mut self) -> Result<Object> {
+        let mut o = self.header();
+        self.put_image(&mut o)?;
+        sequence(&mut o, tags::SEGMENT_SEQUENCE, vec![segment()]);
+        self.put_dimensions(&mut o);
+        self.put_references(&mut o);
+
+        let mut identification = Object::new_empty();
+        put(&mut identification, tags::REFERENCED_SEGMENT_NUMBER, VR::US, 1u16);
+        let mut shared = Object::new_empty();
+        sequence(&mut shared, tags::SEGMENT_IDENTIFICATION_SEQUENCE, vec![identification]);
+        sequence(&mut o, tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared]);
+        let groups = (1u32..).zip(&self.frames).map(|(position, frame)| self.frame_group(position, *frame));
+        let per_frame = groups.collect();
+        sequence(&mut o, tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, per_frame);
+
+        let mut pixels = std::mem::take(&mut self.bits.bytes);
+        if !pixels.len().is_multiple_of(2) {
+            pixels.push(0);
+        }
+        put(&mut o, tags::PIXEL_DATA, VR::OB, PrimitiveValue::U8(pixels.into()));
+        Ok(o)
+    }
+
+    /// The object's text elements.
+    fn header(&self) -> Object {
         let now = Utc::now();
         let (date, time) = (now.format("%Y%m%d").to_string(), now.format("%H%M%S").to_string());
         let part = self.parts.to_string();
-        let number = |n: u32| {
-            u16::try_from(n)
-                .map_err(|_| Error::invalid(format!("DICOM does not support frames {n} pixels wide or high")))
-        };
         let study = uid(&[&self.video, "study"]);
         let series = uid(&[&self.video, &self.model, "series"]);
-        let (source_series, source) = (uid(&[&self.video, "video series"]), uid(&[&self.video, "video"]));
-        let dimensions = uid(&[&self.video, &self.model, "dimensions", &part]);
         let instance = uid(&[&self.video, &self.model, "instance", &part]);
-        let mut o = item(&[
+        item(&[
             (tags::SPECIFIC_CHARACTER_SET, VR::CS, "ISO_IR 192"),
             (tags::IMAGE_TYPE, VR::CS, "DERIVED\\PRIMARY"),
             (tags::SOP_CLASS_UID, VR::UI, uids::SEGMENTATION_STORAGE),
@@ -198,7 +218,18 @@ impl Writer {
             (tags::CONTENT_LABEL, VR::CS, "POLYP"),
             (tags::CONTENT_DESCRIPTION, VR::LO, "Polyps by AutoSAM; for research only"),
             (tags::CONTENT_CREATOR_NAME, VR::PN, ""),
-        ]);
+        ])
+    }
+
+    /// Adds the size and format of the pixels.
+    ///
+    /// # Errors
+    /// If the frames are larger than DICOM allows.
+    fn put_image(&self, o: &mut Object) -> Result<()> {
+        let number = |n: u32| {
+            u16::try_from(n)
+                .map_err(|_| Error::invalid(format!("DICOM does not support frames {n} pixels wide or high")))
+        };
         for (tag, value) in [
             (tags::SAMPLES_PER_PIXEL, 1),
             (tags::ROWS, number(self.size.1)?),
@@ -208,30 +239,21 @@ impl Writer {
             (tags::HIGH_BIT, 0),
             (tags::PIXEL_REPRESENTATION, 0),
         ] {
-            put(&mut o, tag, VR::US, value);
+            put(o, tag, VR::US, value);
         }
         if self.pixel_aspect.0 != self.pixel_aspect.1 {
             // Vertical first.
             let aspect = format!("{}\\{}", self.pixel_aspect.1, self.pixel_aspect.0);
-            put(&mut o, tags::PIXEL_ASPECT_RATIO, VR::IS, aspect);
+            put(o, tags::PIXEL_ASPECT_RATIO, VR::IS, aspect);
         }
+        Ok(())
+    }
 
-        let mut segment = item(&[
-            (tags::SEGMENT_LABEL, VR::LO, "Polyp"),
-            (tags::SEGMENT_ALGORITHM_TYPE, VR::CS, "AUTOMATIC"),
-            (tags::SEGMENT_ALGORITHM_NAME, VR::LO, "AutoSAM"),
-        ]);
-        put(&mut segment, tags::SEGMENT_NUMBER, VR::US, 1u16);
-        sequence(
-            &mut segment,
-            tags::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE,
-            code("49755003", "SCT", "Morphologically Abnormal Structure"),
-        );
-        sequence(&mut segment, tags::SEGMENTED_PROPERTY_TYPE_CODE_SEQUENCE, code("41329004", "SCT", "Polyp"));
-        sequence(&mut o, tags::SEGMENT_SEQUENCE, vec![segment]);
-
+    /// Adds what distinguishes the object's frames: their segment and their number in the video.
+    fn put_dimensions(&self, o: &mut Object) {
+        let dimensions = uid(&[&self.video, &self.model, "dimensions", &self.parts.to_string()]);
         let organization = || item(&[(tags::DIMENSION_ORGANIZATION_UID, VR::UI, &dimensions)]);
-        sequence(&mut o, tags::DIMENSION_ORGANIZATION_SEQUENCE, vec![organization()]);
+        sequence(o, tags::DIMENSION_ORGANIZATION_SEQUENCE, vec![organization()]);
         let dimension = |pointer: Tag, group: Tag| {
             let mut d = organization();
             put(&mut d, tags::DIMENSION_INDEX_POINTER, VR::AT, pointer);
@@ -239,63 +261,70 @@ impl Writer {
             d
         };
         sequence(
-            &mut o,
+            o,
             tags::DIMENSION_INDEX_SEQUENCE,
             vec![
                 dimension(tags::REFERENCED_SEGMENT_NUMBER, tags::SEGMENT_IDENTIFICATION_SEQUENCE),
                 dimension(tags::TEMPORAL_POSITION_INDEX, tags::FRAME_CONTENT_SEQUENCE),
             ],
         );
-
-        let reference = || {
-            item(&[
-                (tags::REFERENCED_SOP_CLASS_UID, VR::UI, uids::VIDEO_ENDOSCOPIC_IMAGE_STORAGE),
-                (tags::REFERENCED_SOP_INSTANCE_UID, VR::UI, &source),
-            ])
-        };
-        let mut referenced = item(&[(tags::SERIES_INSTANCE_UID, VR::UI, &source_series)]);
-        sequence(&mut referenced, tags::REFERENCED_INSTANCE_SEQUENCE, vec![reference()]);
-        sequence(&mut o, tags::REFERENCED_SERIES_SEQUENCE, vec![referenced]);
-
-        let mut identification = Object::new_empty();
-        put(&mut identification, tags::REFERENCED_SEGMENT_NUMBER, VR::US, 1u16);
-        let mut shared = Object::new_empty();
-        sequence(&mut shared, tags::SEGMENT_IDENTIFICATION_SEQUENCE, vec![identification]);
-        sequence(&mut o, tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared]);
-
-        let per_frame = (1u32..).zip(&self.frames).map(|(position, (frame, time))| {
-            // DICOM counts a video's frames from 1.
-            let nth = u32::try_from(frame + 1).unwrap_or(u32::MAX);
-            let mut content = Object::new_empty();
-            let indices = PrimitiveValue::U32(dicom_core::smallvec::smallvec![1, position]);
-            put(&mut content, tags::DIMENSION_INDEX_VALUES, VR::UL, indices);
-            put(&mut content, tags::TEMPORAL_POSITION_INDEX, VR::UL, nth);
-            let mut of = reference();
-            put(&mut of, tags::SPATIAL_LOCATIONS_PRESERVED, VR::CS, "YES");
-            put(&mut of, tags::REFERENCED_FRAME_NUMBER, VR::IS, nth.to_string());
-            let purpose = code("121322", "DCM", "Source image for image processing operation");
-            sequence(&mut of, tags::PURPOSE_OF_REFERENCE_CODE_SEQUENCE, purpose);
-            let mut derivation = Object::new_empty();
-            sequence(&mut derivation, tags::SOURCE_IMAGE_SEQUENCE, vec![of]);
-            sequence(&mut derivation, tags::DERIVATION_CODE_SEQUENCE, code("113076", "DCM", "Segmentation"));
-            let mut group = Object::new_empty();
-            sequence(&mut group, tags::FRAME_CONTENT_SEQUENCE, vec![content]);
-            let mut offset = Object::new_empty();
-            put(&mut offset, tags::TEMPORAL_POSITION_TIME_OFFSET, VR::FD, super::seconds(*time));
-            sequence(&mut group, tags::TEMPORAL_POSITION_SEQUENCE, vec![offset]);
-            sequence(&mut group, tags::DERIVATION_IMAGE_SEQUENCE, vec![derivation]);
-            group
-        });
-        let per_frame = per_frame.collect();
-        sequence(&mut o, tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, per_frame);
-
-        let mut pixels = std::mem::take(&mut self.bits.bytes);
-        if !pixels.len().is_multiple_of(2) {
-            pixels.push(0);
-        }
-        put(&mut o, tags::PIXEL_DATA, VR::OB, PrimitiveValue::U8(pixels.into()));
-        Ok(o)
     }
+
+    /// Adds a reference to the video's series.
+    fn put_references(&self, o: &mut Object) {
+        let series = uid(&[&self.video, "video series"]);
+        let mut referenced = item(&[(tags::SERIES_INSTANCE_UID, VR::UI, &series)]);
+        sequence(&mut referenced, tags::REFERENCED_INSTANCE_SEQUENCE, vec![self.reference()]);
+        sequence(o, tags::REFERENCED_SERIES_SEQUENCE, vec![referenced]);
+    }
+
+    /// A reference to the video.
+    fn reference(&self) -> Object {
+        let source = uid(&[&self.video, "video"]);
+        item(&[
+            (tags::REFERENCED_SOP_CLASS_UID, VR::UI, uids::VIDEO_ENDOSCOPIC_IMAGE_STORAGE),
+            (tags::REFERENCED_SOP_INSTANCE_UID, VR::UI, &source),
+        ])
+    }
+
+    /// The functional groups of the object's frame at `position`, from 1: its frame in the video, and its time.
+    fn frame_group(&self, position: u32, (frame, time): (u64, u64)) -> Object {
+        // DICOM counts a video's frames from 1.
+        let nth = u32::try_from(frame + 1).unwrap_or(u32::MAX);
+        let mut content = Object::new_empty();
+        let indices = PrimitiveValue::U32(dicom_core::smallvec::smallvec![1, position]);
+        put(&mut content, tags::DIMENSION_INDEX_VALUES, VR::UL, indices);
+        put(&mut content, tags::TEMPORAL_POSITION_INDEX, VR::UL, nth);
+        let mut of = self.reference();
+        put(&mut of, tags::SPATIAL_LOCATIONS_PRESERVED, VR::CS, "YES");
+        put(&mut of, tags::REFERENCED_FRAME_NUMBER, VR::IS, nth.to_string());
+        let purpose = code("121322", "DCM", "Source image for image processing operation");
+        sequence(&mut of, tags::PURPOSE_OF_REFERENCE_CODE_SEQUENCE, purpose);
+        let mut derivation = Object::new_empty();
+        sequence(&mut derivation, tags::SOURCE_IMAGE_SEQUENCE, vec![of]);
+        sequence(&mut derivation, tags::DERIVATION_CODE_SEQUENCE, code("113076", "DCM", "Segmentation"));
+        let mut group = Object::new_empty();
+        sequence(&mut group, tags::FRAME_CONTENT_SEQUENCE, vec![content]);
+        let mut offset = Object::new_empty();
+        put(&mut offset, tags::TEMPORAL_POSITION_TIME_OFFSET, VR::FD, super::seconds(time));
+        sequence(&mut group, tags::TEMPORAL_POSITION_SEQUENCE, vec![offset]);
+        sequence(&mut group, tags::DERIVATION_IMAGE_SEQUENCE, vec![derivation]);
+        group
+    }
+}
+
+/// The description of the only segment.
+fn segment() -> Object {
+    let mut segment = item(&[
+        (tags::SEGMENT_LABEL, VR::LO, "Polyp"),
+        (tags::SEGMENT_ALGORITHM_TYPE, VR::CS, "AUTOMATIC"),
+        (tags::SEGMENT_ALGORITHM_NAME, VR::LO, "AutoSAM"),
+    ]);
+    put(&mut segment, tags::SEGMENT_NUMBER, VR::US, 1u16);
+    let category = code("49755003", "SCT", "Morphologically Abnormal Structure");
+    sequence(&mut segment, tags::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE, category);
+    sequence(&mut segment, tags::SEGMENTED_PROPERTY_TYPE_CODE_SEQUENCE, code("41329004", "SCT", "Polyp"));
+    segment
 }
 
 #[cfg(test)]

@@ -298,7 +298,7 @@ impl Backward<'_> {
     #[inline(always)]
     fn mul_slopes(&self, activation: Activation, x: &[f32], grad: &[f32], h: &mut [f32]) {
         let (scale, shift) = (&self.scale[..], &self.shift[..]);
-        let c = scale.len();
+        let c = self.channels.mean.len();
         let mut before = [0f32; 1024];
         for ((h, x), g) in h.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(grad.chunks_exact(c)) {
             for from in (0..c).step_by(before.len()) {
