@@ -1,7 +1,8 @@
-//! Checks that modules depend one way. The compiler checks it between crates, this test within each crate.
+//! Checks that modules depend one way, which the compiler checks only between crates, and the length of files and
+//! functions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A module's path inside its crate; the crate root has an empty path.
 type Module = Vec<String>;
@@ -157,4 +158,132 @@ fn a_circle_is_found_through_grouped_imports_and_submodules() {
     let mut back = all;
     back.insert(vec!["c".to_owned()], "use super::a::{self, Other};".to_owned());
     assert_eq!(circles(&siblings(&Vec::new(), &back)), ["a", "b", "c"]);
+}
+
+/// Most lines of a function from its signature to its closing brace, and of a file.
+const FUNCTION: usize = 80;
+const FILE: usize = 500;
+
+/// The source files below `dir`, without hidden folders and build outputs.
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Whether a function's signature starts in `line`.
+fn starts_function(line: &str) -> bool {
+    let modifier = |word: &&str| {
+        ["default", "const", "async", "unsafe", "extern"].contains(word)
+            || word.starts_with("pub")
+            || word.starts_with('"')
+    };
+    line.split_whitespace().find(|word| !modifier(word)) == Some("fn")
+}
+
+/// The functions of a formatted file, tests and nested functions included: number of their first line, and of lines.
+/// Declarations without a body are omitted.
+fn functions(text: &str) -> Vec<(usize, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let code = |i: usize| lines[i].split(" // ").next().unwrap_or_default().trim_end();
+    let mut found = Vec::new();
+    for first in (0..lines.len()).filter(|&i| starts_function(lines[i])) {
+        // A signature ends before a body, with an empty or one-line body, or without one.
+        let signature = (first..lines.len()).find(|&i| code(i).ends_with(['{', '}', ';']));
+        let last = match signature {
+            Some(i) if code(i).ends_with(';') => continue,
+            Some(i) if code(i).ends_with('}') => Some(i),
+            Some(i) => {
+                let indent = lines[first].len() - lines[first].trim_start().len();
+                let close = format!("{}}}", " ".repeat(indent));
+                (i + 1..lines.len()).find(|&i| code(i) == close)
+            }
+            None => None,
+        };
+        // Without an end it counts to the end of the file, so that a mistake of this scanner is seen.
+        found.push((first + 1, last.map_or(lines.len(), |last| last + 1) - first));
+    }
+    found
+}
+
+/// Whether a file's header gives a reason for its length: a line of `//!` that names the limit.
+fn explains_length(text: &str) -> bool {
+    let limit = format!("{FILE} lines");
+    text.lines().take_while(|line| line.starts_with("//!")).any(|line| line.contains(&limit))
+}
+
+#[test]
+fn functions_and_files_are_short() {
+    let mut files = Vec::new();
+    sources(Path::new(env!("CARGO_MANIFEST_DIR")), &mut files);
+    let (mut checked, mut long) = (0, Vec::new());
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines = text.lines().count();
+        if lines > FILE && !explains_length(&text) {
+            long.push(format!("{}: {lines} lines", file.display()));
+        }
+        for (first, lines) in functions(&text) {
+            checked += 1;
+            if lines > FUNCTION {
+                long.push(format!("{}:{first}: a function of {lines} lines", file.display()));
+            }
+        }
+    }
+    assert!(checked > 2000, "only {checked} functions were found");
+    assert!(
+        long.is_empty(),
+        "more than {FUNCTION} lines a function or {FILE} a file (a file may give the reason in its header, naming \
+         \"{FILE} lines\"):\n{}",
+        long.join("\n")
+    );
+}
+
+#[test]
+fn functions_are_found_with_their_lines() {
+    let text = "\
+//! fn in_a_comment() {
+pub(crate) const fn one_line() -> usize { 1 }
+trait Thing {
+    fn declared(&self);
+    fn declared_at_length(
+        &self,
+        numbers: [f32; 3],
+    ) -> usize
+    where
+        Self: Sized;
+    unsafe fn with_body(&self) {} // nothing to do
+}
+pub async unsafe extern \"C\" fn generic<T>(
+    value: T,
+) -> T
+where
+    T: Clone,
+{
+    fn inner() {
+        let table: fn(usize) = outer;
+    }
+    if true {
+        inner();
+    }
+    value
+}
+fn without_end() {
+    open(
+";
+    assert_eq!(functions(text), [(2, 1), (11, 1), (13, 14), (19, 3), (27, 2)]);
+}
+
+#[test]
+fn a_long_file_explains_itself_in_its_header() {
+    assert!(explains_length(
+        "//! A table.\n//!\n//! More than 500 lines: one entry per code.\n\nfn f() {}\n"
+    ));
+    assert!(!explains_length("//! A table.\n\n// More than 500 lines: this is not the header.\n"));
 }
