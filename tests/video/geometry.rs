@@ -141,13 +141,15 @@ fn interlaced(size: (u32, u32), fields: &str, chain: &str, ending: &str) -> Path
     make(&format!("{source} ! {chain} ! filesink location={}", input.display()));
     let stored = decoded(&input);
     assert!(!stored[0].progressive, "the input is not interlaced");
-    let read = frames(&input);
-    assert_eq!((read.len(), read[0].rgb.dimensions()), (8, size));
-    for frame in &read[2..7] {
-        assert!(combing(&frame.rgb) < 2.0, "combed: {}", combing(&frame.rgb));
-    }
     let output = dir.join("o.mp4");
     good(&input, &output, &[]);
+    for path in [&input, &output] {
+        let read = frames(path);
+        assert_eq!((read.len(), read[0].rgb.dimensions()), (8, size));
+        for frame in &read[2..7] {
+            assert!(combing(&frame.rgb) < 2.0, "{}: combed: {}", path.display(), combing(&frame.rgb));
+        }
+    }
     let written = decoded(&output);
     assert!(written.iter().all(|f| f.progressive) && written.len() == 8);
     assert!(same_times(&times(&input), &times(&output)));
