@@ -11,8 +11,12 @@
 #[cfg(feature = "archive")]
 pub mod archive;
 pub mod bench;
+#[cfg(all(feature = "serve", feature = "archive"))]
+pub mod label;
 #[cfg(all(feature = "serve", feature = "video"))]
 pub mod monitor;
+#[cfg(feature = "serve")]
+pub mod pointing;
 #[cfg(feature = "video")]
 pub mod video;
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const SECRET: &str = "a-token-of-this-test-0123";
-const ROUTES: [&str; 5] = ["/", "/page.js", "/page.css", "/state.json", "/live.mjpeg"];
+const ROUTES: [&str; 6] = ["/", "/pointer.js", "/page.js", "/page.css", "/state.json", "/live.mjpeg"];
 
 /// A page on which one image is shown repeatedly, as by a pipeline.
 struct Page {

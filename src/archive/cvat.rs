@@ -2,7 +2,7 @@
 //!
 //! CVAT has no tracks of masks. Each mask becomes a track of one frame, as in CVAT's own exports.
 
-use super::Summary;
+use super::Header;
 use super::coco::bounds;
 use crate::{Error, Result};
 use std::fmt::Write as _;
@@ -13,7 +13,14 @@ use std::path::{Path, PathBuf};
 /// Digits reserved for the number of frames in the header, which is written before they are counted.
 const ROOM: usize = 12;
 
-pub(super) struct Writer {
+/// Who made a mask; CVAT shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MadeBy {
+    Program,
+    Person,
+}
+
+pub(crate) struct Writer {
     file: BufWriter<File>,
     path: PathBuf,
     /// Position of the number of frames in the file.
@@ -23,9 +30,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn create(path: &Path, summary: &Summary) -> Result<Self> {
+    pub fn create(path: &Path, header: &Header) -> Result<Self> {
         let file = BufWriter::new(File::create(path).map_err(|e| Error::io(path, e))?);
-        let name = super::page::escaped(&summary.video);
+        let name = super::page::escaped(&header.video);
         let head = format!(
             "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<annotations>\n  <version>1.1</version>\n  <meta>\n    <task>\n      \
              <name>{name}</name>\n      <size>"
@@ -34,7 +41,7 @@ impl Writer {
             "</size>\n      <mode>interpolation</mode>\n      <start_frame>0</start_frame>\n      <frame_filter></frame_filter>\n      \
              <labels><label><name>polyp</name><type>mask</type><attributes></attributes></label></labels>\n      \
              <original_size><width>{}</width><height>{}</height></original_size>\n    </task>\n    <source>{name}</source>\n  </meta>\n",
-            summary.width, summary.height
+            header.width, header.height
         );
         let mut writer =
             Self { file, path: path.to_owned(), count_at: head.len() as u64, frames: 0, tracks: 0 };
@@ -47,15 +54,25 @@ impl Writer {
     }
 
     /// Writes the frame's whole mask (`width × height` bytes, above 0 polyp), or nothing if it is empty.
-    pub fn write(&mut self, frame: u64, (w, _): (u32, u32), mask: &[u8]) -> Result<()> {
+    pub fn write(
+        &mut self,
+        frame: u64,
+        (w, _): (u32, u32),
+        mask: &[u8],
+        made: MadeBy,
+    ) -> Result<()> {
         self.frames = frame + 1;
         let Some([left, top, right, bottom]) = bounds(mask, w as usize) else { return Ok(()) };
         let inside = (top..bottom).flat_map(|y| &mask[y * w as usize + left..y * w as usize + right]);
         let text = format!(
-            "  <track id=\"{}\" label=\"polyp\" source=\"auto\">\n    <mask frame=\"{frame}\" keyframe=\"1\" outside=\"0\" \
+            "  <track id=\"{}\" label=\"polyp\" source=\"{}\">\n    <mask frame=\"{frame}\" keyframe=\"1\" outside=\"0\" \
              occluded=\"0\" rle=\"{}\" left=\"{left}\" top=\"{top}\" width=\"{}\" height=\"{}\" z_order=\"0\"></mask>\n  \
              </track>\n",
             self.tracks,
+            match made {
+                MadeBy::Program => "auto",
+                MadeBy::Person => "manual",
+            },
             runs(inside.map(|v| *v > 0)),
             right - left,
             bottom - top

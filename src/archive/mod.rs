@@ -15,10 +15,11 @@
 //! OUT/.autosam                        locks, unfinished work, reasons of failures; may be deleted when no process runs
 //! ```
 
-mod coco;
-mod cvat;
+pub(crate) mod coco;
+pub(crate) mod cvat;
 mod find;
 mod page;
+pub(crate) mod rle;
 mod segmentation;
 mod summary;
 
@@ -39,6 +40,7 @@ use std::time::Instant;
 
 pub use find::{Found, LeftOut, find};
 pub use page::{State, write_pages};
+pub(crate) use summary::{Header, program};
 pub use summary::Summary;
 use summary::seconds;
 
@@ -375,11 +377,11 @@ impl Outputs {
             csv_path,
             masks: wants(Format::Png).then(|| work.join("masks")),
             coco: wants(Format::Coco)
-                .then(|| coco::Writer::create(&work.join("coco.json"), summary, first_id))
+                .then(|| coco::Writer::create(&work.join("coco.json"), &summary.header(), first_id))
                 .transpose()?,
             seg: wants(Format::DicomSeg).then(|| segmentation::Writer::new(work, summary)),
             cvat: wants(Format::Cvat)
-                .then(|| cvat::Writer::create(&work.join("cvat.xml"), summary))
+                .then(|| cvat::Writer::create(&work.join("cvat.xml"), &summary.header()))
                 .transpose()?,
         })
     }
@@ -404,7 +406,7 @@ impl Outputs {
             seg.write(frame, time, size, &mask)?;
         }
         if let Some(cvat) = &mut self.cvat {
-            cvat.write(frame, size, &mask)?;
+            cvat.write(frame, size, &mask, cvat::MadeBy::Program)?;
         }
         if let Some(dir) = &self.masks {
             let image = GrayImage::from_raw(size.0, size.1, mask)

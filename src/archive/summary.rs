@@ -58,6 +58,23 @@ pub struct Summary {
     pub provenance: Provenance,
 }
 
+/// What files with masks say about their video.
+#[derive(Debug, Clone)]
+pub(crate) struct Header {
+    /// Its name.
+    pub video: String,
+    /// This program and its version.
+    pub program: String,
+    /// Size of the first frame.
+    pub width: u32,
+    pub height: u32,
+}
+
+/// This program's name and version.
+pub(crate) fn program() -> String {
+    format!("autosam-video {}", env!("CARGO_PKG_VERSION"))
+}
+
 fn square() -> (u32, u32) {
     (1, 1)
 }
@@ -87,9 +104,14 @@ impl Summary {
             stretches_s: Vec::new(),
             largest_area: 0.0,
             seconds_taken: 0.0,
-            program: format!("autosam-video {}", env!("CARGO_PKG_VERSION")),
+            program: program(),
             provenance: provenance.clone(),
         })
+    }
+
+    pub(super) fn header(&self) -> Header {
+        let (video, program) = (self.video.clone(), self.program.clone());
+        Header { video, program, width: self.width, height: self.height }
     }
 
     /// Counts another frame, shown at `time`.

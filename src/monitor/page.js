@@ -109,21 +109,7 @@ function draw(canvas, values, color, least, digits) {
   c.stroke();
 }
 
-// Prompts: a click is a point (with shift or the right button a background point), a drag is a box, Escape clears.
 const live = $("live");
-const MIN_DRAG = 1 / 64; // fraction of the frame's longer side; shorter is a click
-let press = null;
-
-// The position under the pointer as fractions of the frame, which is letterboxed (object-fit: contain); null outside the frame.
-function place(event) {
-  const area = live.getBoundingClientRect();
-  const [w, h] = [live.naturalWidth, live.naturalHeight];
-  if (!w || !h) return null;
-  const scale = Math.min(area.width / w, area.height / h);
-  const x = (event.clientX - area.left - (area.width - w * scale) / 2) / (w * scale);
-  const y = (event.clientY - area.top - (area.height - h * scale) / 2) / (h * scale);
-  return x >= 0 && x <= 1 && y >= 0 && y <= 1 ? { x, y, w, h } : null;
-}
 
 async function prompt(query) {
   try {
@@ -134,24 +120,7 @@ async function prompt(query) {
   }
 }
 
-live.addEventListener("pointerdown", (event) => {
-  const at = place(event);
-  press = at && event.button !== 1 ? { ...at, background: event.shiftKey || event.button === 2 } : null;
-  if (press) live.setPointerCapture(event.pointerId);
-});
-live.addEventListener("pointerup", (event) => {
-  const [from, to] = [press, place(event)];
-  press = null;
-  if (!from || !to) return;
-  const moved = Math.max(Math.abs(to.x - from.x) * from.w, Math.abs(to.y - from.y) * from.h);
-  const text = (...values) => values.map((v) => v.toFixed(5)).join(",");
-  if (from.background) prompt(`background=${text(from.x, from.y)}`);
-  else if (moved < MIN_DRAG * Math.max(from.w, from.h)) prompt(`point=${text(from.x, from.y)}`);
-  else prompt(`box=${text(Math.min(from.x, to.x), Math.min(from.y, to.y), Math.max(from.x, to.x), Math.max(from.y, to.y))}`);
-});
-live.addEventListener("pointercancel", () => { press = null; });
-live.addEventListener("contextmenu", (event) => event.preventDefault());
-addEventListener("keydown", (event) => { if (event.key === "Escape") prompt("clear"); });
+promptByPointer(live, () => [live.naturalWidth, live.naturalHeight], prompt);
 
 // Reconnects to an interrupted stream.
 live.addEventListener("error", () => setTimeout(() => { live.src = `/live.mjpeg?${Date.now()}`; }, 2000));

@@ -1,6 +1,8 @@
 //! The monitor's page: built-in documents, the latest frame, statistics as JSON, and prompts by pointer.
 
 use crate::Result;
+use crate::pointing;
+pub use crate::pointing::Pointing;
 use crate::serve::access::Access;
 use crate::serve::{Answer, Client, Method, Request, Server};
 use serde::Serialize;
@@ -42,46 +44,6 @@ pub struct Found {
     pub confidence: f64,
     /// Number of detections so far.
     pub detections: u64,
-}
-
-/// A viewer's prompt. Positions are fractions of the frame, 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Pointing {
-    Point {
-        x: f64,
-        y: f64,
-        foreground: bool,
-    },
-    Box {
-        left: f64,
-        top: f64,
-        right: f64,
-        bottom: f64,
-    },
-    /// Removes all prompts.
-    Clear,
-}
-
-impl Pointing {
-    /// Parses `point=X,Y`, `background=X,Y`, `box=LEFT,TOP,RIGHT,BOTTOM` or `clear`; `None` for anything else, including
-    /// positions outside the frame.
-    fn parse(query: &str) -> Option<Self> {
-        if query == "clear" {
-            return Some(Self::Clear);
-        }
-        let (kind, places) = query.split_once('=')?;
-        let places: Vec<f64> = places.split(',').map(|place| place.parse().ok()).collect::<Option<_>>()?;
-        if !places.iter().all(|place| (0.0..=1.0).contains(place)) {
-            return None;
-        }
-        match (kind, &places[..]) {
-            ("point" | "background", &[x, y]) => Some(Self::Point { x, y, foreground: kind == "point" }),
-            ("box", &[left, top, right, bottom]) if left < right && top < bottom => {
-                Some(Self::Box { left, top, right, bottom })
-            }
-            _ => None,
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -213,6 +175,7 @@ pub fn serve(
         (Method::Post, _) => Answer::GetOnly,
         (Method::Get, "/") => text("text/html; charset=utf-8", include_str!("page.html")),
         (Method::Get, "/page.js") => text("text/javascript; charset=utf-8", include_str!("page.js")),
+        (Method::Get, "/pointer.js") => text("text/javascript; charset=utf-8", pointing::SCRIPT),
         (Method::Get, "/page.css") => text("text/css; charset=utf-8", include_str!("page.css")),
         (Method::Get, "/state.json") => match board.document() {
             Ok(json) => Answer::Document("application/json", json.into()),
@@ -248,36 +211,4 @@ fn frames(board: &Board, client: &mut Client) -> std::io::Result<()> {
         client.write_all(&part)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_positions_within_the_frame_are_parsed_as_prompts() {
-        let point = |foreground| Some(Pointing::Point { x: 0.5, y: 0.25, foreground });
-        assert_eq!(Pointing::parse("point=0.5,0.25"), point(true));
-        assert_eq!(Pointing::parse("background=0.5,0.25"), point(false));
-        let bounds = Pointing::Box { left: 0.0, top: 0.1, right: 1.0, bottom: 0.2 };
-        assert_eq!(Pointing::parse("box=0,0.1,1,0.2"), Some(bounds));
-        assert_eq!(Pointing::parse("clear"), Some(Pointing::Clear));
-        for bad in [
-            "",
-            "point",
-            "point=",
-            "point=1",
-            "point=0.5,0.5,0.5",
-            "point=1.5,0",
-            "point=-1,0",
-            "point=NaN,0",
-            "point=inf,0",
-            "box=0,0,0,1",
-            "box=0.5,0.5,0.4,0.9",
-            "clear=1",
-            "name=0,0",
-        ] {
-            assert_eq!(Pointing::parse(bad), None, "{bad}");
-        }
-    }
 }

@@ -1,9 +1,10 @@
 //! The engine's handle for other threads.
 
-use super::prompt::{Prompt, Queued};
+use super::prompt::{Asked, KnownObject, Prompt, Queued};
 use super::reload::{Done, Reloader};
 use super::shared::{Input, Job, Shared};
 use super::{Error, ModelFactory, Result, Settings, Stats};
+use autosam_frame::map::ProbMap;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,12 +68,29 @@ impl Control {
         if !prompt.is_valid() {
             return Err(Error::invalid("the prompt is outside the frame, or its box is empty"));
         }
+        self.queue(Asked::Prompt(prompt))
+    }
+
+    /// Follows `object` from the next frame that is inferred, on which its mask is known, instead of the current object. Prompts that
+    /// are queued after it correct the mask; without one it is taken as it is. Never waits.
+    ///
+    /// # Errors
+    /// If the mask has not as many values as pixels, no model is loaded, or too many prompts are waiting.
+    pub fn follow_object(&self, object: KnownObject) -> Result<()> {
+        let ProbMap { width, height, data } = &object.mask;
+        if data.is_empty() || width * height != data.len() {
+            return Err(Error::invalid("the object's mask is empty, or its size is wrong"));
+        }
+        self.queue(Asked::Known(object))
+    }
+
+    fn queue(&self, asked: Asked) -> Result<()> {
         if self.shared.input_size().is_none() {
             return Err(Error::engine("no model is loaded"));
         }
         let generation = self.shared.generation.load(Ordering::Acquire);
         let epoch = self.shared.prompt_epoch.load(Ordering::Acquire);
-        self.prompts.try_send(Queued { prompt, generation, epoch }).map_err(|e| match e {
+        self.prompts.try_send(Queued { asked, generation, epoch }).map_err(|e| match e {
             TrySendError::Full(_) => {
                 Error::engine("too many prompts are waiting: frames arrive or are inferred too slowly")
             }

@@ -28,7 +28,7 @@ mod worker;
 pub use autosam_frame::{Error, Result};
 pub use control::Control;
 pub use follow::Motion;
-pub use prompt::{Prompt, PromptEvent};
+pub use prompt::{KnownObject, Prompt, PromptEvent};
 pub use reload::Done;
 pub use stats::{Latency, Stats};
 

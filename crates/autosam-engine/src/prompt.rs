@@ -65,6 +65,15 @@ impl Prompt {
     }
 }
 
+/// An object whose mask on a frame is known, for example from an earlier session.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct KnownObject {
+    /// Its mask on the whole frame, at any size: probabilities, at least 128 inside.
+    pub mask: ProbMap,
+    /// Points on the background that delimit it, in fractions of the frame (0 to 1).
+    pub background: Vec<(f32, f32)>,
+}
+
 /// Outcome of prompts.
 #[derive(Debug, Clone)]
 pub enum PromptEvent {
@@ -76,9 +85,15 @@ pub enum PromptEvent {
     Refused { reason: &'static str },
 }
 
+/// What waits for the worker.
+pub(super) enum Asked {
+    Prompt(Prompt),
+    Known(KnownObject),
+}
+
 /// A prompt on its way to the worker.
 pub(super) struct Queued {
-    pub prompt: Prompt,
+    pub asked: Asked,
     pub generation: u64,
     /// See [`Shared::prompt_epoch`].
     pub epoch: u64,
@@ -98,6 +113,8 @@ struct Object {
     bounds: Option<[f32; 4]>,
     /// Earlier points on the background, moved along with the tissue.
     background: Vec<(f32, f32)>,
+    /// Its mask on the current frame before the first inference, of a [`KnownObject`].
+    known: Option<ProbMap>,
     latest: Option<Arc<Detection>>,
     follower: Follower,
     /// The expected mask in the model's current input, if a previous mask exists.
@@ -179,6 +196,7 @@ impl Object {
             points: Vec::new(),
             bounds: None,
             background: Vec::new(),
+            known: None,
             latest: None,
             follower: Follower::default(),
             expected: None,
@@ -205,21 +223,7 @@ impl Object {
     ) -> std::result::Result<ObjectPrompt, &'static str> {
         let mut prompt = ObjectPrompt::default();
         self.expected = None;
-        if let Some(latest) = &self.latest {
-            let scene = latest.scene.as_ref().ok_or("lost")?;
-            let extent = Extent::of(&latest.mask.regions);
-            let shift = match self.follower.shift(scene, latest.index, extent, luma, index) {
-                Some(shift) => shift,
-                // The tissue was not found, but the scene is the same. The object may still be near its last position;
-                // [`Self::jumped`] checks that with the model's mask.
-                None if scene.continues(luma) => (0.0, 0.0),
-                None => return Err("scene-change"),
-            };
-            for (x, y) in &mut self.background {
-                (*x, *y) = (*x + shift.0, *y + shift.1);
-            }
-            self.background.retain(|place| view.holds(*place));
-            let expected = view.crop(&latest.mask.map, shift);
+        if let Some(expected) = self.expect(luma, index, view)? {
             let (x, y) = self.inner(&expected, view).ok_or("left-frame")?;
             prompt.points.push(ObjectPoint { x: x as f32, y: y as f32, foreground: true });
             prompt.mask = Some(expected.clone());
@@ -241,6 +245,36 @@ impl Object {
             ]
         });
         Ok(prompt)
+    }
+
+    /// The object's mask in the model's input as expected from its previous or known mask, if any. Moves the background points along.
+    ///
+    /// # Errors
+    /// The reason if the object can no longer be followed.
+    fn expect(
+        &mut self,
+        luma: &Luma,
+        index: u64,
+        view: &View,
+    ) -> std::result::Result<Option<ProbMap>, &'static str> {
+        if let Some(known) = &self.known {
+            return Ok(Some(view.crop(known, (0.0, 0.0))));
+        }
+        let Some(latest) = &self.latest else { return Ok(None) };
+        let scene = latest.scene.as_ref().ok_or("lost")?;
+        let extent = Extent::of(&latest.mask.regions);
+        let shift = match self.follower.shift(scene, latest.index, extent, luma, index) {
+            Some(shift) => shift,
+            // The tissue was not found, but the scene is the same. The object may still be near its last position;
+            // [`Self::jumped`] checks that with the model's mask.
+            None if scene.continues(luma) => (0.0, 0.0),
+            None => return Err("scene-change"),
+        };
+        for (x, y) in &mut self.background {
+            (*x, *y) = (*x + shift.0, *y + shift.1);
+        }
+        self.background.retain(|place| view.holds(*place));
+        Ok(Some(view.crop(&latest.mask.map, shift)))
     }
 
     /// A point deep inside the object and far from background points.
@@ -364,10 +398,18 @@ impl Tracker {
         if !takes_prompts {
             return self.refuse("unsupported");
         }
-        if !view.holds(queued.prompt.place()) {
+        let prompt = match &queued.asked {
+            Asked::Prompt(prompt) => *prompt,
+            Asked::Known(known) => {
+                let object = self.begin(queued);
+                (object.known, object.background) = (Some(known.mask.clone()), known.background.clone());
+                return;
+            }
+        };
+        if !view.holds(prompt.place()) {
             return self.refuse("outside-region");
         }
-        match queued.prompt {
+        match prompt {
             Prompt::Point { x, y, foreground } => {
                 let mine = self.object.as_ref().is_some_and(|o| !foreground || o.is_near(x, y));
                 if !mine && !foreground {
@@ -395,7 +437,11 @@ impl Tracker {
         let Some(object) = &mut self.object else { return };
         let view = View::of(job, (map.width, map.height));
         let mut map = object.parts(map, &view);
-        object.confirm(&mut map, automatic);
+        match &object.expected {
+            // A known mask without a new prompt is taken as it is.
+            Some(known) if object.known.is_some() && object.points.is_empty() => map = known.clone(),
+            _ => object.confirm(&mut map, automatic),
+        }
         let jumped = object.jumped(&map);
         let (width, height) = job.size;
         let mask = Mask::new(map.embedded(job.area, width, height), &MASK);
@@ -404,6 +450,7 @@ impl Tracker {
             return self.end(reason);
         }
         object.seen();
+        object.known = None;
         let overlay = Overlay::new(&mask, width, height, settings.overlay, settings.line);
         let detection = Arc::new(Detection {
             mask,
