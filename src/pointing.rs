@@ -49,9 +49,7 @@ impl Pointing {
     /// The engine's prompt; `None` for [`Self::Clear`].
     pub fn prompt(self) -> Option<Prompt> {
         match self {
-            Self::Point { x, y, foreground } => {
-                Some(Prompt::Point { x: x as f32, y: y as f32, foreground })
-            }
+            Self::Point { x, y, foreground } => Some(Prompt::Point { x: x as f32, y: y as f32, foreground }),
             Self::Box { left, top, right, bottom } => Some(Prompt::Box {
                 left: left as f32,
                 top: top as f32,

@@ -81,8 +81,7 @@ impl Writer {
         for (first, end, size) in std::mem::take(&mut self.stretches) {
             for frame in first..end {
                 let (id, name) = (self.first_id + frame + 1, (self.name)(frame));
-                let image =
-                    json!({"id": id, "file_name": name, "width": size.0, "height": size.1, "video": self.video});
+                let image = json!({"id": id, "file_name": name, "width": size.0, "height": size.1, "video": self.video});
                 self.put(&format!("{comma}{image}"))?;
                 comma = ",\n";
             }

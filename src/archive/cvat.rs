@@ -54,13 +54,7 @@ impl Writer {
     }
 
     /// Writes the frame's whole mask (`width × height` bytes, above 0 polyp), or nothing if it is empty.
-    pub fn write(
-        &mut self,
-        frame: u64,
-        (w, _): (u32, u32),
-        mask: &[u8],
-        made: MadeBy,
-    ) -> Result<()> {
+    pub fn write(&mut self, frame: u64, (w, _): (u32, u32), mask: &[u8], made: MadeBy) -> Result<()> {
         self.frames = frame + 1;
         let Some([left, top, right, bottom]) = bounds(mask, w as usize) else { return Ok(()) };
         let inside = (top..bottom).flat_map(|y| &mask[y * w as usize + left..y * w as usize + right]);

@@ -40,9 +40,9 @@ use std::time::Instant;
 
 pub use find::{Found, LeftOut, find};
 pub use page::{State, write_pages};
-pub(crate) use summary::{Header, program};
 pub use summary::Summary;
 use summary::seconds;
+pub(crate) use summary::{Header, program};
 
 /// Files written for each video in addition to `frames.csv` and `summary.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -94,7 +94,13 @@ mod tests {
         for original in [original, vec![0; w * h], vec![255; w * h]] {
             let text = compressed(&runs(&original, w, h));
             assert_eq!(mask(&text, w, h), Some(original));
-            for (text, w, h) in [(&text[..text.len() - 1], w, h), (&text, w, h + 1), ("ooooooooo", w, h), ("é", w, h), (" ", w, h)] {
+            for (text, w, h) in [
+                (&text[..text.len() - 1], w, h),
+                (&text, w, h + 1),
+                ("ooooooooo", w, h),
+                ("é", w, h),
+                (" ", w, h),
+            ] {
                 assert_eq!(mask(text, w, h), None, "{text:.20}");
             }
         }

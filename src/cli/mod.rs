@@ -14,6 +14,7 @@ mod archive;
 mod bench;
 mod data;
 mod eval;
+mod label;
 mod models;
 mod monitor;
 mod run;
@@ -55,6 +56,7 @@ enum Command {
     Eval(eval::Args),
     Bench(bench::Args),
     Monitor(monitor::Args),
+    Label(label::Args),
     Config(settings::Args),
     Completions(shipping::Completions),
     Manual(shipping::Manual),
@@ -109,6 +111,7 @@ fn command() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Monitor(args) => monitor::run(args),
+        Command::Label(args) => label::run(args),
         Command::Config(args) => settings::run(args, cli.settings),
         Command::Completions(args) => shipping::completions(args),
         Command::Manual(args) => shipping::manual(args),

@@ -164,12 +164,14 @@ pub fn serve(
     board: Arc<Board>,
     point: impl Fn(Pointing) -> bool + Send + Sync + 'static,
 ) -> Result<Server> {
-    Server::start(address, access, move |request: Request| match (request.method, request.path) {
+    Server::start(address, access, move |request: Request| {
+        match (request.method, request.path) {
         (Method::Post, "/prompt") => match Pointing::parse(request.query) {
             Some(pointing) if point(pointing) => Answer::Done,
-            Some(_) => Answer::Refused("no frame yet, or too many prompts wait\n"),
+            Some(_) => Answer::Refused("no frame yet, or too many prompts wait\n".into()),
             None => Answer::Mistaken(
-                "expected point=X,Y, background=X,Y, box=LEFT,TOP,RIGHT,BOTTOM or clear; positions from 0 to 1\n",
+                "expected point=X,Y, background=X,Y, box=LEFT,TOP,RIGHT,BOTTOM or clear; positions from 0 to 1\n"
+                    .into(),
             ),
         },
         (Method::Post, _) => Answer::GetOnly,
@@ -189,6 +191,7 @@ pub fn serve(
             None => Answer::NotFound,
         },
         (Method::Get, _) => Answer::NotFound,
+    }
     })
 }
 

@@ -65,9 +65,9 @@ pub enum Answer {
     /// The change is made; nothing is returned.
     Done,
     /// The request has a mistake: 400 and why.
-    Mistaken(&'static str),
+    Mistaken(Cow<'static, str>),
     /// The change cannot be made at present: 409 and why.
-    Refused(&'static str),
+    Refused(Cow<'static, str>),
 }
 
 /// The output of a [`Answer::Stream`].
@@ -233,8 +233,8 @@ where
         Answer::NotFound => write_plain(stream, "404 Not Found", "nothing here\n"),
         Answer::GetOnly => write_plain(stream, "405 Method Not Allowed\r\nAllow: GET", "GET only\n"),
         Answer::Done => write_plain(stream, &ok, ""),
-        Answer::Mistaken(why) => write_plain(stream, "400 Bad Request", why),
-        Answer::Refused(why) => write_plain(stream, "409 Conflict", why),
+        Answer::Mistaken(why) => write_plain(stream, "400 Bad Request", &why),
+        Answer::Refused(why) => write_plain(stream, "409 Conflict", &why),
         Answer::Stream(kind, body) => {
             let mut client = Client { stream, stop };
             write!(client, "HTTP/1.1 {ok}\r\n{HEADERS}Content-Type: {kind}\r\n\r\n")?;
@@ -303,8 +303,8 @@ mod tests {
         let answer = |request: Request| match request.path {
             "/change" if request.method == Method::Post => match request.query {
                 "now" => Answer::Done,
-                "later" => Answer::Refused("not yet\n"),
-                _ => Answer::Mistaken("now or later\n"),
+                "later" => Answer::Refused("not yet\n".into()),
+                _ => Answer::Mistaken("now or later\n".into()),
             },
             _ if request.method == Method::Post => Answer::GetOnly,
             "/" => Answer::Document("text/html; charset=utf-8", b"<p>hello".as_slice().into()),
