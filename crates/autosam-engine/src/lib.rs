@@ -17,6 +17,8 @@ mod pacing;
 #[expect(unsafe_code, reason = "calls of the scheduler, see docs/unsafe.md")]
 pub mod priority;
 mod prompt;
+#[cfg(test)]
+mod prompt_tests;
 mod reload;
 pub mod segmenter;
 mod shared;
