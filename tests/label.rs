@@ -242,7 +242,7 @@ fn a_clip_is_labelled_over_http_survives_a_kill_and_becomes_a_data_set() {
     let state = program.propagated();
     assert_eq!(letters(&state), ".mpppppppppppp", "{state}");
     for label in &state["labels"].as_array().unwrap()[1..] {
-        assert!((0.5..=1.0).contains(&label[2].as_f64().unwrap()), "{label}");
+        assert!((0.0..=1.0).contains(&label[2].as_f64().unwrap()), "{label}");
     }
     program.post("/empty?frame=0").unwrap();
     let in_use = refused(&["--http", "127.0.0.1:0"], &path, &out);

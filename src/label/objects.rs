@@ -1,5 +1,6 @@
 //! Masks of an object that a person points at, on single frames and from frame to frame, by the engine.
 
+use crate::engine::mask::Mask;
 use crate::engine::segmenter::ProbMap;
 use crate::engine::{Engine, Event, KnownObject, PromptEvent, Settings};
 use crate::frame::Frame;
@@ -31,7 +32,8 @@ pub struct ObjectOptions {
 pub struct Found {
     /// `width × height` of the frame, 255 on the object, 0 elsewhere.
     pub mask: Vec<u8>,
-    /// Mean probability within the largest region, 0 to 1.
+    /// The smaller of the mean probability within the largest region and the IoU with the automatic mask of the same frame, 0 to 1. The
+    /// probability only says how sure the model is of a shape that it continues, also if it continues a wrong one.
     pub confidence: f32,
 }
 
@@ -120,7 +122,7 @@ impl Objects {
     ) -> Result<std::result::Result<Found, Reason>> {
         while self.events.try_recv().is_ok() {}
         let frame = Frame::rgb_image(rgb).with_pixel_aspect(pixel_aspect);
-        self.engine.segment(&frame, None)?;
+        let automatic = self.engine.segment(&frame, None)?;
         let Some(object) = self.engine.current_object(&frame) else {
             // The object of an earlier call ends with the flush, which says nothing about this one.
             let reason = self.events.try_iter().filter(|reason| *reason != "flush").last();
@@ -131,8 +133,24 @@ impl Objects {
         let Some(largest) = mask.regions.first().filter(|_| found.iter().any(|v| *v > 0)) else {
             return Ok(Err("lost"));
         };
-        Ok(Ok(Found { mask: found, confidence: largest.confidence }))
+        let confidence = largest.confidence.min(agreement(mask, &automatic.mask));
+        Ok(Ok(Found { mask: found, confidence }))
     }
+}
+
+/// IoU of the object's mask with the parts of the automatic mask that touch it; 0 if none does.
+fn agreement(object: &Mask, automatic: &Mask) -> f32 {
+    if object.map.data.len() != automatic.map.data.len() {
+        return 0.0;
+    }
+    let mut same = automatic.map.clone();
+    same.keep(automatic.level, |at| object.map.data[at] >= object.level);
+    let pairs = object.map.data.iter().zip(&same.data);
+    let (both, any) = pairs.fold((0u32, 0u32), |(both, any), (a, b)| {
+        let (a, b) = (*a >= object.level, *b >= automatic.level);
+        (both + u32::from(a && b), any + u32::from(a || b))
+    });
+    both as f32 / any.max(1) as f32
 }
 
 /// The latest background points among `prompts`.
@@ -158,4 +176,40 @@ pub fn explain(reason: Reason, frame: u64) -> Result<String> {
         "unsupported" => return Err(Error::invalid("this model takes no prompts; choose another --model")),
         other => format!("no mask on frame {frame}: {other}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::mask::MaskSettings;
+
+    fn mask(rows: &[&str]) -> Mask {
+        let data = rows.iter().flat_map(|r| r.bytes().map(|b| if b == b'#' { 240 } else { 0 })).collect();
+        Mask::new(ProbMap { width: rows[0].len(), height: rows.len(), data }, &MaskSettings::default())
+    }
+
+    #[test]
+    fn only_the_part_of_the_automatic_mask_at_the_object_counts() {
+        let object = mask(&["##......", "##......"]);
+        assert_eq!(agreement(&object, &object), 1.0);
+        assert_eq!(agreement(&object, &mask(&["####..##", "####..##"])), 0.5);
+        assert_eq!(agreement(&object, &mask(&["......##", "......##"])), 0.0);
+        assert_eq!(agreement(&object, &mask(&["........", "........"])), 0.0);
+    }
+
+    #[test]
+    fn the_latest_background_points_delimit_an_object() {
+        let point = |i: u32, foreground| Pointing::Point { x: f64::from(i) / 100.0, y: 0.5, foreground };
+        let prompts: Vec<Pointing> = (0..30).map(|i| point(i, i % 2 == 0)).collect();
+        let kept = background(&prompts);
+        assert_eq!((kept.len(), kept[0], kept[7]), (MOST_BACKGROUND, (0.29, 0.5), (0.15, 0.5)));
+    }
+
+    #[test]
+    fn reasons_name_the_frame_or_the_remedy() {
+        assert!(explain("lost", 7).unwrap().contains("frame 7"));
+        assert!(explain("nothing-found", 7).unwrap().contains("click"));
+        assert!(explain("something-new", 7).unwrap().contains("something-new"));
+        assert!(explain("unsupported", 7).unwrap_err().to_string().contains("--model"));
+    }
 }

@@ -32,7 +32,7 @@ pub struct Label {
     /// COCO's compressed run lengths; `None` if the frame shows no polyp.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
-    /// Mean probability within the mask, 0 to 1.
+    /// How sure the model is, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f32>,
 }
