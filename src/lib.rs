@@ -15,7 +15,7 @@ pub mod bench;
 pub mod label;
 #[cfg(all(feature = "serve", feature = "video"))]
 pub mod monitor;
-#[cfg(feature = "serve")]
+#[cfg(all(feature = "serve", feature = "video"))]
 pub mod pointing;
 #[cfg(feature = "video")]
 pub mod video;

@@ -42,6 +42,7 @@ impl Writer {
     }
 
     /// Names the images of frames by `name` instead of CVAT's rule.
+    #[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "labelling uses it"))]
     pub fn named(self, name: impl Fn(u64) -> String + Send + 'static) -> Self {
         Self { name: Box::new(name), ..self }
     }

@@ -15,6 +15,7 @@ const ROOM: usize = 12;
 
 /// Who made a mask; CVAT shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "labelling uses it"))]
 pub(crate) enum MadeBy {
     Program,
     Person,

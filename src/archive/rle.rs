@@ -1,6 +1,7 @@
 //! COCO's run lengths of masks (`maskApi.c`): column by column, differences to the run two before, five bits per character.
 
 /// The most characters of one number: 32 bits at five bits each.
+#[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "labelling uses it"))]
 const LONGEST: u32 = 7;
 
 /// Lengths of the alternating runs of 0 and of other values, column by column, starting with 0.
@@ -40,6 +41,7 @@ pub(crate) fn compressed(runs: &[u32]) -> String {
 }
 
 /// The mask of `width × height` bytes, 255 or 0, of [`compressed`] runs; `None` if they are damaged or of another size.
+#[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "labelling uses it"))]
 pub(crate) fn mask(compressed: &str, width: usize, height: usize) -> Option<Vec<u8>> {
     let total = width.checked_mul(height)?;
     let (mut mask, mut at, mut inside) = (vec![0; total], 0, false);

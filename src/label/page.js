@@ -267,4 +267,15 @@ strip.addEventListener("pointerdown", (event) => { strip.setPointerCapture(event
 strip.addEventListener("pointermove", seek);
 addEventListener("resize", drawStrip);
 
-refresh().then(() => show(at)).then(() => { if (state.running) follow(); }).catch((error) => link(false, error.message));
+// Tries again until the program answers.
+async function start() {
+  try {
+    await refresh();
+    await show(at);
+    if (state.running) follow();
+  } catch (error) {
+    link(false, error.message);
+    setTimeout(start, 2000);
+  }
+}
+start();
