@@ -39,10 +39,12 @@ pub struct LabelOptions {
 /// # Errors
 /// If the clip cannot be read or does not fit into memory, the session belongs to another clip, or the model cannot be loaded.
 pub fn open(options: &LabelOptions, progress: impl FnMut(u64)) -> Result<Labeller> {
+    // What can fail at once does so before the clip is decoded, which may take minutes.
+    Store::check(&options.output, &options.input)?;
+    let objects = Objects::open(&options.objects)?;
     let frames = Frames::read(&options.input, &options.part, progress)?;
     let clip = Clip::of(&options.input, frames.size())?;
     let (store, labels) = Store::open(&options.output, &clip)?;
-    let objects = Objects::open(&options.objects)?;
     Ok(Labeller::new(frames, objects, store, labels))
 }
 

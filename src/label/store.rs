@@ -77,21 +77,27 @@ pub struct Store {
 }
 
 impl Store {
+    /// Whether [`Self::open`] would accept the video file `input` for `dir`, as far as that is known before it is decoded.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn check(dir: &Path, input: &Path) -> Result<()> {
+        check_folder(dir)?;
+        let file = dir.join(FILE);
+        if !file.exists() {
+            return Ok(());
+        }
+        let stored = parse(&file)?.clip;
+        check_clip(&file, &stored, &Clip::of(input, (stored.width, stored.height))?)
+    }
+
     /// Opens `dir`, creating it if needed, and returns the labels of its session.
     ///
     /// # Errors
     /// If the folder has files but no session, its session belongs to another clip or is damaged, or another program uses it.
     pub fn open(dir: &Path, clip: &Clip) -> Result<(Self, Labels)> {
+        check_folder(dir)?;
         let file = dir.join(FILE);
-        if !file.exists() && dir.exists() {
-            let mut entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
-            if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != LOCK)) {
-                return Err(Error::data(
-                    dir,
-                    format!("has files but no {FILE}; choose a new or empty folder"),
-                ));
-            }
-        }
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let path = dir.join(LOCK);
         let lock =
@@ -130,26 +136,52 @@ impl Store {
     }
 }
 
-/// The clip, under its first name, and the labels of the session in `file`, which must belong to `clip`.
-fn read(file: &Path, clip: &Clip) -> Result<(Clip, Labels)> {
+/// # Errors
+/// If `dir` has files but no session.
+fn check_folder(dir: &Path) -> Result<()> {
+    if dir.join(FILE).exists() || !dir.exists() {
+        return Ok(());
+    }
+    let mut entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
+    // The program may have been killed while it wrote its first session.
+    let own = |name: &std::ffi::OsStr| name == LOCK || name == "label.json.partial";
+    match entries.any(|entry| entry.is_ok_and(|entry| !own(&entry.file_name()))) {
+        true => Err(Error::data(dir, format!("has files but no {FILE}; choose a new or empty folder"))),
+        false => Ok(()),
+    }
+}
+
+/// # Errors
+/// If the session in `file` belongs to another clip.
+fn check_clip(file: &Path, stored: &Clip, clip: &Clip) -> Result<()> {
+    if stored.is_same(clip) {
+        return Ok(());
+    }
+    let text = format!(
+        "a session of another clip ({}, {} bytes, not {}, {} bytes); choose another --output",
+        stored.name, stored.bytes, clip.name, clip.bytes
+    );
+    Err(Error::data(file, text))
+}
+
+fn damaged(file: &Path, reason: &str) -> Error {
+    Error::data(file, format!("the session cannot be read: {reason}; move the file away to begin again"))
+}
+
+fn parse(file: &Path) -> Result<Stored> {
     let text = std::fs::read(file).map_err(|e| Error::io(file, e))?;
-    let damaged = |reason: String| {
-        Error::data(file, format!("the session cannot be read: {reason}; move the file away to begin again"))
-    };
-    let read: Stored = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-    if read.version != VERSION {
-        let reason = format!("a session of version {}; this program reads version {VERSION}", read.version);
+    let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(file, &e.to_string()))?;
+    if stored.version != VERSION {
+        let reason = format!("a session of version {}; this program reads version {VERSION}", stored.version);
         return Err(Error::data(file, reason));
     }
-    if !read.clip.is_same(clip) {
-        return Err(Error::data(
-            file,
-            format!(
-                "a session of another clip ({}, {} bytes, not {}, {} bytes); choose another --output",
-                read.clip.name, read.clip.bytes, clip.name, clip.bytes
-            ),
-        ));
-    }
+    Ok(stored)
+}
+
+/// The clip, under its first name, and the labels of the session in `file`, which must belong to `clip`.
+fn read(file: &Path, clip: &Clip) -> Result<(Clip, Labels)> {
+    let read = parse(file)?;
+    check_clip(file, &read.clip, clip)?;
     for (frame, label) in &read.labels {
         let (w, h) = (clip.width as usize, clip.height as usize);
         let whole = match &label.mask {
@@ -157,7 +189,7 @@ fn read(file: &Path, clip: &Clip) -> Result<(Clip, Labels)> {
             None => label.status == Status::Empty,
         };
         if !whole {
-            return Err(damaged(format!("the mask of frame {frame} is damaged")));
+            return Err(damaged(file, &format!("the mask of frame {frame} is damaged")));
         }
     }
     Ok((read.clip, read.labels))
