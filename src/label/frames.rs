@@ -77,6 +77,15 @@ impl Frames {
         })?;
         let frames: Vec<Stored> =
             stored.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect();
+        // The last frames were compressed after the reader had looked.
+        let bytes = used.into_inner();
+        if bytes > part.memory {
+            let seconds = frames
+                .last()
+                .zip(frames.first())
+                .map_or(0.0, |(last, first)| (last.0 - first.0) as f64 / 1e9);
+            return Err(too_large(input, part, seconds * part.memory as f64 / bytes as f64));
+        }
         let Found { first, size, pixel_aspect, whole } = found;
         let problems = [reader.notes(), if whole { reader.problems() } else { Vec::new() }].concat();
         Ok(Self { first, frames, size, pixel_aspect, problems })
@@ -174,14 +183,7 @@ fn feed(
             return Err(Error::data(input, text));
         }
         if used.load(Ordering::Relaxed) > part.memory {
-            let fits = (frame.time - from) as f64 / 1e9;
-            return Err(Error::invalid(format!(
-                "{}: only {fits:.0} s of it fit into {} MB. Label a part, for example --from {} --seconds {}, or raise --memory-mb",
-                input.display(),
-                part.memory / 1_000_000,
-                part.from,
-                (0.9 * fits).floor().max(1.0),
-            )));
+            return Err(too_large(input, part, (frame.time - from) as f64 / 1e9));
         }
         // Fails only if a thread ended with an error, which is then reported.
         if queue.send((number, frame.time, frame.rgb)).is_err() {
@@ -196,6 +198,17 @@ fn feed(
         )
     };
     found.ok_or_else(none)
+}
+
+/// The error if only `fits` seconds of the part fit into its memory.
+fn too_large(input: &Path, part: &Part, fits: f64) -> Error {
+    Error::invalid(format!(
+        "{}: only {fits:.1} s of it fit into {} MB. Label a part, for example --from {} --seconds {}, or raise --memory-mb",
+        input.display(),
+        part.memory / 1_000_000,
+        part.from,
+        (0.9 * fits).floor().max(1.0),
+    ))
 }
 
 fn compressed(rgb: &RgbImage) -> Result<Vec<u8>> {
