@@ -1,12 +1,11 @@
 //! `autosam-video run` on a folder of videos.
 
+use super::args::stop_flag;
 use anyhow::{Context, bail};
 use autosam::archive::{Archive, Format, Found, LeftOut, Outcome, Provenance, Shard};
 use autosam::engine::Engine;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Flags that apply only to a folder of videos.
 #[derive(clap::Args)]
@@ -79,10 +78,7 @@ pub fn run(
         shard: options.shard,
         redo: options.redo,
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("cannot install the Ctrl-C handler")?;
+    let stop = stop_flag()?;
     let mine = archive
         .shard
         .map_or(archive.videos.len(), |s| archive.videos.len().saturating_sub(s.index).div_ceil(s.count));

@@ -1,13 +1,17 @@
 //! `autosam-video bench`.
 
-use super::run::{PrecisionArg, parse_device};
+use super::args::{PrecisionArg, parse_device, parse_property, size_parser};
 use autosam::bench::live::{self, LiveBench};
 use autosam::bench::model::{self, ModelBench, STAGES};
 use autosam::bench::{Percentiles, distribution};
 use autosam::model::{DeviceChoice, Flips};
 use autosam::report::plot;
 use autosam::write_atomically;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+
+/// Smallest and largest width and height of benchmark frames.
+const LIMITS: RangeInclusive<u32> = 32..=16_384;
 
 /// Measures speed on this machine.
 #[derive(clap::Args)]
@@ -46,7 +50,7 @@ struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 100)]
     frames: usize,
     /// Frame size
-    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = size_parser(LIMITS, "1920x1080"))]
     size: (u32, u32),
     /// Folder of images [default: synthetic frames]
     #[arg(long, value_name = "DIR")]
@@ -63,7 +67,7 @@ struct LiveArgs {
     /// Video format that the element accepts: NV12, I420, UYVY, YUY2, v210, P010_10LE, RGBA, …
     #[arg(long, default_value = "NV12")]
     format: String,
-    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = size_parser(LIMITS, "1920x1080"))]
     size: (u32, u32),
     /// Frames per second
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -92,17 +96,6 @@ struct LiveArgs {
     /// Plot of the video delay's distribution; a second file next to it shows the annotation delay
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-}
-
-fn parse_size(text: &str) -> Result<(u32, u32), String> {
-    let size = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-    size.filter(|(w, h)| (32..=16_384).contains(w) && (32..=16_384).contains(h))
-        .ok_or_else(|| format!("invalid size {text:?}: expected WIDTHxHEIGHT, e.g. 1920x1080"))
-}
-
-pub fn parse_property(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-    pair.map(|(n, v)| (n.to_owned(), v.to_owned())).ok_or_else(|| format!("{text:?}: expected NAME=VALUE"))
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! `autosam-video eval`.
 
-use super::run::{MaskModeArg, PrecisionArg, parse_device, parse_part};
+use super::args::{MaskModeArg, PrecisionArg, parse_device, parse_part};
 use anyhow::bail;
 use autosam::data::{Dataset, SPLITS};
 use autosam::eval::alarms::Alarm;

@@ -1,6 +1,6 @@
 //! `autosam-video label`.
 
-use super::run::parse_device;
+use super::args::parse_device;
 use anyhow::Context;
 use autosam::frame::region::CropMode;
 use autosam::label::frames::Part;

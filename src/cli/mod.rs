@@ -11,6 +11,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 mod print;
 
 mod archive;
+mod args;
 mod bench;
 mod data;
 mod eval;

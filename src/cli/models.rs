@@ -1,6 +1,6 @@
 //! `autosam-video models`.
 
-use super::run::parse_device;
+use super::args::parse_device;
 use super::sets::open_each;
 use anyhow::bail;
 use autosam::data::Dataset;

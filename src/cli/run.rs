@@ -4,20 +4,20 @@ mod launch;
 mod output;
 mod source;
 
+use super::args::{MaskModeArg, PrecisionArg, parse_device, parse_part, stop_flag};
 use anyhow::{Context, bail};
 use autosam::data;
 use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Pending, Settings};
 use autosam::frame::region::CropMode;
 use autosam::frame::{Frame, FrameMut};
-use autosam::model::{self, DeviceChoice, Flips, MaskMode, ModelOptions, Precision};
+use autosam::model::{self, DeviceChoice, Flips, ModelOptions};
 use autosam::overlay::{OverlayMode, Style};
 use autosam::{archive, eval, weights, write_png};
 use image::{DynamicImage, GrayImage};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -104,77 +104,6 @@ enum Overlay {
     Box,
 }
 
-/// Conversion of logits to probabilities.
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum MaskModeArg {
-    Sigmoid,
-    Minmax,
-}
-
-impl MaskModeArg {
-    pub fn mode(self) -> MaskMode {
-        match self {
-            Self::Sigmoid => MaskMode::Sigmoid,
-            Self::Minmax => MaskMode::MinMax,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sigmoid => "sigmoid",
-            Self::Minmax => "minmax",
-        }
-    }
-
-    /// [`MaskSettings::hysteresis`] as given, otherwise the mode's default: the paper's masks use only the threshold.
-    pub fn hysteresis(self, given: Option<f32>) -> f32 {
-        given.unwrap_or(match self {
-            Self::Sigmoid => MaskSettings::default().hysteresis,
-            Self::Minmax => 0.0,
-        })
-    }
-}
-
-/// See [`Precision`].
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum PrecisionArg {
-    F32,
-    F16,
-    Bf16,
-    Int8,
-    Auto,
-}
-
-impl PrecisionArg {
-    pub fn precision(self) -> Precision {
-        match self {
-            Self::F32 => Precision::F32,
-            Self::F16 => Precision::F16,
-            Self::Bf16 => Precision::Bf16,
-            Self::Int8 => Precision::Int8,
-            Self::Auto => Precision::Auto,
-        }
-    }
-}
-
-pub fn parse_device(text: &str) -> Result<DeviceChoice, String> {
-    match text {
-        "auto" => Ok(DeviceChoice::Auto),
-        "cpu" => Ok(DeviceChoice::Cpu),
-        "cuda" => Ok(DeviceChoice::Cuda(0)),
-        _ => text
-            .strip_prefix("cuda:")
-            .and_then(|n| n.parse().ok())
-            .map(DeviceChoice::Cuda)
-            .ok_or_else(|| format!("unknown device {text:?}: expected auto, cpu, cuda or cuda:N")),
-    }
-}
-
-pub fn parse_part(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().map_err(|_| format!("invalid number {text:?}"))?;
-    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("{text} is not between 0 and 1")) }
-}
-
 pub fn run(args: Args) -> anyhow::Result<()> {
     super::serve_metrics(args.metrics)?;
     let options = ModelOptions {
@@ -255,10 +184,7 @@ fn provenance(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Proven
 
 /// Segments every frame of `source` and writes the outputs that `args` requests. Outputs are closed and kept even if it fails.
 fn segment(args: &Args, mut source: Source, mut engine: Engine) -> anyhow::Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("cannot install the Ctrl-C handler")?;
+    let stop = stop_flag()?;
     let bar = match source.expected() {
         Some(count) => ProgressBar::new(count)
             .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")?),

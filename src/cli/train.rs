@@ -1,5 +1,6 @@
 //! `autosam-video train`.
 
+use super::args::stop_flag;
 use anyhow::{Context, bail};
 use autosam::data::Dataset;
 use autosam::model::DeviceChoice;
@@ -7,8 +8,6 @@ use autosam::train::{self, Job, Observer, Place, Stage, StepReport, TrainConfig,
 use indicatif::{ProgressBar, ProgressStyle};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Fits the generator through a frozen SAM (stage generator), or a small SAM from scratch (stage sam).
 ///
@@ -99,9 +98,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(place) if cfg!(feature = "cuda") => DeviceChoice::Cuda(place.local_rank),
         _ => DeviceChoice::Auto,
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+    let stop = stop_flag()?;
     let job = Job {
         config,
         sam: args.sam,

@@ -1,6 +1,7 @@
 //! The live pipeline equivalent to `run` on a file.
 
-use super::{Args, MaskModeArg, PrecisionArg};
+use super::Args;
+use crate::cli::args::{MaskModeArg, PrecisionArg};
 use autosam::model::DeviceChoice;
 use autosam::video::{UPRIGHT, is_uri};
 use clap::ValueEnum;
