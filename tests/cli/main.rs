@@ -379,6 +379,19 @@ fn settings_come_from_flags_environment_and_file_in_this_order() {
 }
 
 #[test]
+fn the_settings_file_s_default_path_follows_xdg_and_home() {
+    let said = |config: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_autosam-video"));
+        command.args(["config", "check"]).env_remove("AUTOSAM_SETTINGS");
+        text(&command.env("HOME", "/nowhere").env("XDG_CONFIG_HOME", config).output().unwrap())
+    };
+    assert!(said("/elsewhere").contains("default path is /elsewhere/autosam-video/settings.toml\n"));
+    for unusable in ["", "relative"] {
+        assert!(said(unusable).contains("default path is /nowhere/.config/autosam-video/settings.toml\n"));
+    }
+}
+
+#[test]
 fn manual_pages_and_completions_are_generated() {
     let dir = tempfile::tempdir().unwrap();
     good(&["manual", path(dir.path())]);
