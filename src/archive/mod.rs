@@ -30,11 +30,11 @@ use crate::video::{Reader, Shape};
 use crate::weights;
 use crate::{Error, Result, write_atomically, write_png};
 use image::{DynamicImage, GrayImage};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -188,7 +188,7 @@ impl Archive {
                     worker = engine()?;
                 }
                 report(video, &outcome);
-                let mut tally = tally.lock().unwrap_or_else(|e| e.into_inner());
+                let mut tally = tally.lock();
                 if let Outcome::Done(summary) | Outcome::Skipped(summary) = &outcome
                     && !summary.problems.is_empty()
                 {
@@ -217,7 +217,7 @@ impl Archive {
             OpenOptions::new().create(true).append(true).open(&lock).map_err(|e| Error::io(&lock, e))?;
         file.lock().map_err(|e| Error::io(&lock, e))?;
         write_pages(&self.videos, &self.left_out, &self.output)?;
-        Ok(tally.into_inner().unwrap_or_else(|e| e.into_inner()))
+        Ok(tally.into_inner())
     }
 
     fn hidden(&self, folder: &str, video: &Video) -> PathBuf {
