@@ -29,10 +29,12 @@ use crate::frame::region::CropMode;
 use crate::video::{Reader, Shape};
 use crate::weights;
 use crate::{Error, Result, write_atomically, write_png};
+use fnv::FnvHasher;
 use image::{DynamicImage, GrayImage};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
+use std::hash::Hasher;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -333,14 +335,12 @@ impl Archive {
     /// video's path and incremented if another video has the same. Each video has room for two million frames.
     fn first_id(&self, video: &Video) -> u64 {
         // 31 bits of FNV-1a: together with 21 bits for frames they fit into the 53 bits of a JSON float.
-        let hash =
-            |v: &Video| {
-                let all =
-                    v.relative.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
-                        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
-                    });
-                (all ^ all >> 32) & 0x7fff_ffff
-            };
+        let hash = |v: &Video| {
+            let mut hasher = FnvHasher::default();
+            hasher.write(v.relative.as_os_str().as_encoded_bytes());
+            let all = hasher.finish();
+            (all ^ all >> 32) & 0x7fff_ffff
+        };
         let mine = hash(video);
         let before = self.videos.iter().take_while(|v| v.relative != video.relative);
         (mine + before.filter(|v| hash(v) == mine).count() as u64) << 21

@@ -1,6 +1,6 @@
 use super::{FrameRate, VideoFrame, describe, error_on, init, make, rgb_buffer};
+use crate::frame::fs::partial;
 use crate::{Error, Result};
-use autosam_frame::fs::partial;
 use gst::prelude::*;
 use image::RgbImage;
 use std::path::{Path, PathBuf};
