@@ -90,19 +90,29 @@ impl CropMode {
     /// # Errors
     /// If the frame is too large to be resized.
     pub fn of(self, frame: &Frame) -> Result<Rect> {
+        self.area(frame, || {
+            let mut small = ModelInput::default();
+            Resizer::new(motion::SIDE).resize(frame, &mut small)?;
+            let mut finder = Finder::default();
+            finder.look(&small, frame.info.width, frame.info.height);
+            Ok(finder.current())
+        })
+    }
+
+    /// The rectangle of `frame`, aligned to its chroma. `auto` finds that of [`Self::Auto`]; without one it is the whole
+    /// frame.
+    ///
+    /// # Errors
+    /// Those of `auto`.
+    pub fn area(self, frame: &Frame, auto: impl FnOnce() -> Result<Option<Rect>>) -> Result<Rect> {
         let (width, height) = (frame.info.width, frame.info.height);
-        let area = match self {
-            Self::Full => Rect::whole(width, height),
-            Self::Rect(part) => part.within(width, height),
-            Self::Auto => {
-                let mut small = ModelInput::default();
-                Resizer::new(motion::SIDE).resize(frame, &mut small)?;
-                let mut finder = Finder::default();
-                finder.look(&small, width, height);
-                finder.current().unwrap_or(Rect::whole(width, height))
-            }
+        let part = match self {
+            Self::Full => None,
+            Self::Rect(part) if frame.info.field => Some(part.in_field()),
+            Self::Rect(part) => Some(part),
+            Self::Auto => auto()?,
         };
-        Ok(frame.aligned(area))
+        Ok(frame.aligned(part.map_or(Rect::whole(width, height), |part| part.within(width, height))))
     }
 }
 

@@ -316,6 +316,21 @@ pub fn images_in(dir: &Path) -> Result<Vec<Item>> {
     Ok(files.into_iter().map(named_apart).collect())
 }
 
+/// The images in `dir` itself, otherwise those of the data set in `dir`.
+///
+/// # Errors
+/// If there are none.
+pub fn items_in(dir: &Path) -> Result<Vec<Item>> {
+    let mut items = images_in(dir)?;
+    if items.is_empty() {
+        items = Dataset::open(dir)?.items;
+    }
+    if items.is_empty() {
+        return Err(Error::data(dir, "no images in it (.jpg, .png, .bmp, .tif)"));
+    }
+    Ok(items)
+}
+
 /// The images in `dir` by name without extension, in SUN-SEG's frame order.
 pub(crate) fn image_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let files = list(dir, |p| is_image_file(p) && p.is_file())?;
