@@ -1,10 +1,10 @@
 //! `autosam-video run` on a folder of videos.
 
 use super::args::stop_flag;
+use super::progress;
 use anyhow::{Context, bail};
 use autosam::archive::{Archive, Format, Found, LeftOut, Outcome, Provenance, Shard};
 use autosam::engine::Engine;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
 /// Flags that apply only to a folder of videos.
@@ -82,8 +82,7 @@ pub fn run(
     let mine = archive
         .shard
         .map_or(archive.videos.len(), |s| archive.videos.len().saturating_sub(s.index).div_ceil(s.count));
-    let bar = ProgressBar::new(mine as u64)
-        .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} videos  {elapsed}  {msg}")?);
+    let bar = progress::counting(mine as u64, "videos  {elapsed}  {msg}");
     let tally = archive.run(usize::from(options.jobs), engine, &stop, &|video, outcome| {
         let name = video.name();
         match outcome {

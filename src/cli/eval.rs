@@ -1,6 +1,7 @@
 //! `autosam-video eval`.
 
 use super::args::{MaskModeArg, PrecisionArg, parse_device, parse_part};
+use super::progress;
 use anyhow::bail;
 use autosam::data::{Dataset, SPLITS};
 use autosam::eval::alarms::Alarm;
@@ -10,7 +11,6 @@ use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
 use autosam::frame::region::CropMode;
 use autosam::model::{DeviceChoice, Flips};
 use autosam::report::{self, Case, Report, Sheet};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
 /// Frames per row of a contact sheet.
@@ -153,7 +153,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let parts = match (&args.pred, &args.gt) {
         (Some(pred), Some(gt)) => {
-            let bar = progress(0);
+            let bar = progress::frames(None);
             let scored = maps::score_maps(pred, gt, || bar.inc(1))?;
             bar.finish_and_clear();
             for note in &scored.notes {
@@ -286,7 +286,8 @@ impl Args {
 /// Evaluates every data set in every mode.
 fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
     let (sets, modes, device) = (args.sets()?, args.modes(), args.device.resolve()?);
-    let bar = progress((sets.iter().map(|(_, s)| s.items.len()).sum::<usize>() * modes.len()) as u64);
+    let count = sets.iter().map(|(_, s)| s.items.len()).sum::<usize>() * modes.len();
+    let bar = progress::frames(Some(count as u64));
     let mut parts = Vec::new();
     for (name, set) in &sets {
         for mode in &modes {
@@ -422,19 +423,6 @@ pub fn write_validation_report(
         page.add(&set.name, Evaluation::new(&sequences, RATE, true), sheets);
     }
     Ok(page.write(dir)?)
-}
-
-fn progress(length: u64) -> ProgressBar {
-    let style = if length == 0 {
-        "{spinner} {pos} frames  {per_sec}"
-    } else {
-        "{bar:32} {pos}/{len} frames  {per_sec}  {eta} left"
-    };
-    let bar = if length == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(length) };
-    match ProgressStyle::with_template(style) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 fn print(name: &str, e: &Evaluation) {

@@ -18,6 +18,7 @@ mod eval;
 mod label;
 mod models;
 mod monitor;
+mod progress;
 mod run;
 mod sets;
 mod settings;

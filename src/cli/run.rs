@@ -5,6 +5,7 @@ mod output;
 mod source;
 
 use super::args::{MaskModeArg, PrecisionArg, parse_device, parse_part, stop_flag};
+use super::progress;
 use anyhow::{Context, bail};
 use autosam::data;
 use autosam::engine::mask::MaskSettings;
@@ -15,7 +16,7 @@ use autosam::model::{self, DeviceChoice, Flips, ModelOptions};
 use autosam::overlay::{OverlayMode, Style};
 use autosam::{archive, eval, weights, write_png};
 use image::{DynamicImage, GrayImage};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -185,12 +186,7 @@ fn provenance(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Proven
 /// Segments every frame of `source` and writes the outputs that `args` requests. Outputs are closed and kept even if it fails.
 fn segment(args: &Args, mut source: Source, mut engine: Engine) -> anyhow::Result<()> {
     let stop = stop_flag()?;
-    let bar = match source.expected() {
-        Some(count) => ProgressBar::new(count)
-            .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")?),
-        None => ProgressBar::new_spinner()
-            .with_style(ProgressStyle::with_template("{spinner} {pos} frames  {per_sec}")?),
-    };
+    let bar = progress::frames(source.expected());
     let output = Output::new(args.output.as_deref(), source.rate(), matches!(source, Source::Video(_)))?;
     let tally = Tally { unreadable: source.unreadable(), ..Tally::default() };
     let mut results = Results { tally, output, masks: args.masks.clone(), bar };

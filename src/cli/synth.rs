@@ -1,10 +1,10 @@
 //! `autosam-video synth`.
 
 use super::args::{size_parser, stop_flag};
+use super::progress;
 use anyhow::Context;
 use autosam::synth::{DatasetConfig, FRAME_RATE, SequenceConfig, write_dataset};
 use autosam::video::{FrameRate, Shape, Writer};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
 /// Makes labelled synthetic endoscopy sequences in SUN-SEG's layout.
@@ -55,10 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let stop = stop_flag()?;
     let total = (args.sequences + args.negatives) * args.frames;
-    let bar = ProgressBar::new(total as u64).with_style(
-        ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")
-            .expect("a valid template"),
-    );
+    let bar = progress::frames(Some(total as u64));
     let rate = FrameRate { numerator: FRAME_RATE as i32, denominator: 1 };
     let mut clip: Option<Writer> = None;
     let result = write_dataset(&args.out, &config, &stop, |rgb, _| {

@@ -1,11 +1,12 @@
 //! `autosam-video train`.
 
 use super::args::stop_flag;
+use super::progress;
 use anyhow::{Context, bail};
 use autosam::data::Dataset;
 use autosam::model::DeviceChoice;
 use autosam::train::{self, Job, Observer, Place, Stage, StepReport, TrainConfig, Trainer, Validation};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -210,9 +211,7 @@ impl Observer for Progress {
         }
         self.batch = trainer.images_per_step() as u64;
         let bar = ProgressBar::new(trainer.config().steps).with_position(trainer.step_count());
-        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {elapsed} ETA {eta}") {
-            bar.set_style(style);
-        }
+        let bar = progress::styled(bar, "{bar:24} {pos}/{len} {msg} {elapsed} ETA {eta}");
         bar.reset_eta();
         self.bar = Some(bar);
     }
