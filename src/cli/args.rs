@@ -2,10 +2,30 @@
 
 use anyhow::Context;
 use autosam::engine::mask::MaskSettings;
-use autosam::model::{DeviceChoice, MaskMode, Precision};
+use autosam::model::{DeviceChoice, Flips, MaskMode, Precision};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The network, and how it is run.
+#[derive(clap::Args)]
+pub struct Network {
+    /// Weights made by `train` [default: the built-in model]
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Processor: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: DeviceChoice,
+    /// Number format of inference: f32; f16 or bf16 on a GPU; int8 on a CPU, for models of `models quantize`; auto is int8 if the
+    /// model and the CPU support it, else f32
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub precision: PrecisionArg,
+    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
+    /// cost
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub views: Flips,
+}
 
 /// Conversion of logits to probabilities.
 #[derive(Clone, Copy, clap::ValueEnum)]

@@ -1,10 +1,9 @@
 //! `autosam-video bench`.
 
-use super::args::{PrecisionArg, parse_device, parse_property, size_parser};
+use super::args::{Network, parse_property, size_parser};
 use autosam::bench::live::{self, LiveBench};
 use autosam::bench::model::{self, ModelBench, STAGES};
 use autosam::bench::{Percentiles, distribution};
-use autosam::model::{DeviceChoice, Flips};
 use autosam::report::plot;
 use autosam::write_atomically;
 use std::ops::RangeInclusive;
@@ -29,23 +28,12 @@ enum Command {
 /// Times the model from frame to mask, one frame after another, and each stage separately.
 #[derive(clap::Args)]
 struct ModelArgs {
-    /// Weights made by `train` [default: the built-in model]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    network: Network,
     /// Random weights for a published SAM (vit_h, vit_l, vit_b, mobile_sam) and `train`'s default generator; the speed is the
     /// same as with trained weights
     #[arg(long, value_name = "SAM", conflicts_with = "model")]
     untrained: Option<String>,
-    /// Processor: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    device: DeviceChoice,
-    /// Number format of matrix products and convolutions on a GPU; a CPU computes in f32
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    precision: PrecisionArg,
-    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
-    /// cost
-    #[arg(long, value_name = "N", default_value = "1")]
-    views: Flips,
     /// Number of timed frames
     #[arg(long, value_name = "N", default_value_t = 100)]
     frames: usize,
@@ -107,11 +95,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn run_model(args: ModelArgs) -> anyhow::Result<()> {
     let bench = ModelBench {
-        model: args.model,
+        model: args.network.model,
         untrained: args.untrained,
-        device: args.device,
-        precision: args.precision.precision(),
-        views: args.views,
+        device: args.network.device,
+        precision: args.network.precision.precision(),
+        views: args.network.views,
         frames: args.frames,
         size: args.size,
         input: args.input,

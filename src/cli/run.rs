@@ -4,7 +4,7 @@ mod launch;
 mod output;
 mod source;
 
-use super::args::{MaskModeArg, PrecisionArg, parse_device, parse_part, stop_flag};
+use super::args::{MaskModeArg, Network, parse_part, stop_flag};
 use super::progress;
 use anyhow::{Context, bail};
 use autosam::data;
@@ -12,7 +12,7 @@ use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Pending, Settings};
 use autosam::frame::region::CropMode;
 use autosam::frame::{Frame, FrameMut};
-use autosam::model::{self, DeviceChoice, Flips, ModelOptions};
+use autosam::model::{self, ModelOptions};
 use autosam::overlay::{OverlayMode, Style};
 use autosam::{archive, eval, weights, write_png};
 use image::{DynamicImage, GrayImage};
@@ -51,20 +51,8 @@ pub struct Args {
     /// Folder for the masks, one PNG per frame (255 polyp, 0 background)
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
-    /// Weights made by `train` [default: the built-in model]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
-    /// Processor: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    device: DeviceChoice,
-    /// Number format of inference: f32; f16 or bf16 on a GPU; int8 on a CPU, for models of `models quantize`; auto is int8 if the
-    /// model and the CPU support it, else f32
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    precision: PrecisionArg,
-    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
-    /// cost
-    #[arg(long, value_name = "N", default_value = "1")]
-    views: Flips,
+    #[command(flatten)]
+    network: Network,
     /// Minimum probability of a polyp pixel, 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = parse_part)]
     threshold: f32,
@@ -108,12 +96,12 @@ enum Overlay {
 pub fn run(args: Args) -> anyhow::Result<()> {
     super::serve_metrics(args.metrics)?;
     let options = ModelOptions {
-        device: args.device,
-        precision: args.precision.precision(),
+        device: args.network.device,
+        precision: args.network.precision.precision(),
         mask_mode: args.mask_mode.mode(),
-        flips: args.views,
+        flips: args.network.views,
     };
-    let location = args.model.clone();
+    let location = args.network.model.clone();
     let settings = Settings {
         mask: MaskSettings {
             threshold: args.threshold,
@@ -170,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// The model and settings of the masks, which an archive stores with them.
 fn provenance(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Provenance> {
     Ok(archive::Provenance {
-        model: match &args.model {
+        model: match &args.network.model {
             Some(path) => weights::sha256_of(path)?,
             None => weights::sha256(model::SHIPPED),
         },
