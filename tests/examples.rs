@@ -1,9 +1,9 @@
 //! Runs the documented examples that need neither camera nor display.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -12,7 +12,7 @@ fn root() -> &'static Path {
 /// Runs one test at a time. Cameras and pipelines run in real time, and a slow reader would lose frames.
 fn exclusive() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    TURN.lock()
 }
 
 /// The folder of build outputs: the program, the plugin, and the examples in `examples/`.

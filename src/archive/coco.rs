@@ -2,6 +2,7 @@
 
 use super::Header;
 use super::rle;
+use crate::frame::Rect;
 use crate::{Error, Result};
 use serde_json::json;
 use std::fs::File;
@@ -57,7 +58,9 @@ impl Writer {
             Some((_, end, size)) if (*end, *size) == (frame, (w, h)) => *end += 1,
             _ => self.stretches.push((frame, frame + 1, (w, h))),
         }
-        let Some([left, top, right, bottom]) = bounds(mask, w as usize) else { return Ok(()) };
+        let Some(Rect { left, top, width, height }) = Rect::around(mask, w as usize, 0) else {
+            return Ok(());
+        };
         let runs = rle::runs(mask, w as usize, h as usize);
         let area: u64 = runs.iter().skip(1).step_by(2).map(|n| u64::from(*n)).sum();
         self.annotations += 1;
@@ -68,7 +71,7 @@ impl Writer {
             "category_id": 1,
             "segmentation": {"size": [h, w], "counts": rle::compressed(&runs)},
             "area": area,
-            "bbox": [left, top, right - left, bottom - top],
+            "bbox": [left, top, width, height],
             "iscrowd": 0,
             "score": score,
         });
@@ -89,29 +92,5 @@ impl Writer {
         }
         self.put("\n]}\n")?;
         self.file.flush().map_err(|e| Error::io(&self.path, e))
-    }
-}
-
-/// Left, top, right, bottom (the latter two exclusive) of the pixels above 0.
-pub(super) fn bounds(mask: &[u8], width: usize) -> Option<[usize; 4]> {
-    let mut found: Option<[usize; 4]> = None;
-    for (y, row) in mask.chunks_exact(width.max(1)).enumerate() {
-        let Some(first) = row.iter().position(|v| *v > 0) else { continue };
-        let last = row.iter().rposition(|v| *v > 0).unwrap_or(first);
-        let [left, top, right, _] = found.unwrap_or([first, y, last + 1, y + 1]);
-        found = Some([left.min(first), top, right.max(last + 1), y + 1]);
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bounds_end_after_the_last_pixel() {
-        let mask = [0, 0, 0, 0, 0, 255, 255, 0, 0, 255, 255, 0];
-        assert_eq!(bounds(&mask, 4), Some([1, 1, 3, 3]));
-        assert_eq!(bounds(&[0; 6], 3), None);
     }
 }

@@ -3,7 +3,7 @@
 //! CVAT has no tracks of masks. Each mask becomes a track of one frame, as in CVAT's own exports.
 
 use super::Header;
-use super::coco::bounds;
+use crate::frame::Rect;
 use crate::{Error, Result};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -57,8 +57,10 @@ impl Writer {
     /// Writes the frame's whole mask (`width × height` bytes, above 0 polyp), or nothing if it is empty.
     pub fn write(&mut self, frame: u64, (w, _): (u32, u32), mask: &[u8], made: MadeBy) -> Result<()> {
         self.frames = frame + 1;
-        let Some([left, top, right, bottom]) = bounds(mask, w as usize) else { return Ok(()) };
-        let inside = (top..bottom).flat_map(|y| &mask[y * w as usize + left..y * w as usize + right]);
+        let Some(Rect { left, top, width, height }) = Rect::around(mask, w as usize, 0) else {
+            return Ok(());
+        };
+        let inside = (top..top + height).flat_map(|y| &mask[y * w as usize + left..][..width]);
         let text = format!(
             "  <track id=\"{}\" label=\"polyp\" source=\"{}\">\n    <mask frame=\"{frame}\" keyframe=\"1\" outside=\"0\" \
              occluded=\"0\" rle=\"{}\" left=\"{left}\" top=\"{top}\" width=\"{}\" height=\"{}\" z_order=\"0\"></mask>\n  \
@@ -69,8 +71,8 @@ impl Writer {
                 MadeBy::Person => "manual",
             },
             runs(inside.map(|v| *v > 0)),
-            right - left,
-            bottom - top
+            width,
+            height
         );
         self.tracks += 1;
         self.put(&text)

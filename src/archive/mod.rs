@@ -29,12 +29,14 @@ use crate::frame::region::CropMode;
 use crate::video::{Reader, Shape};
 use crate::weights;
 use crate::{Error, Result, write_atomically, write_png};
+use fnv::FnvHasher;
 use image::{DynamicImage, GrayImage};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
+use std::hash::Hasher;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -188,7 +190,7 @@ impl Archive {
                     worker = engine()?;
                 }
                 report(video, &outcome);
-                let mut tally = tally.lock().unwrap_or_else(|e| e.into_inner());
+                let mut tally = tally.lock();
                 if let Outcome::Done(summary) | Outcome::Skipped(summary) = &outcome
                     && !summary.problems.is_empty()
                 {
@@ -217,7 +219,7 @@ impl Archive {
             OpenOptions::new().create(true).append(true).open(&lock).map_err(|e| Error::io(&lock, e))?;
         file.lock().map_err(|e| Error::io(&lock, e))?;
         write_pages(&self.videos, &self.left_out, &self.output)?;
-        Ok(tally.into_inner().unwrap_or_else(|e| e.into_inner()))
+        Ok(tally.into_inner())
     }
 
     fn hidden(&self, folder: &str, video: &Video) -> PathBuf {
@@ -333,14 +335,12 @@ impl Archive {
     /// video's path and incremented if another video has the same. Each video has room for two million frames.
     fn first_id(&self, video: &Video) -> u64 {
         // 31 bits of FNV-1a: together with 21 bits for frames they fit into the 53 bits of a JSON float.
-        let hash =
-            |v: &Video| {
-                let all =
-                    v.relative.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
-                        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
-                    });
-                (all ^ all >> 32) & 0x7fff_ffff
-            };
+        let hash = |v: &Video| {
+            let mut hasher = FnvHasher::default();
+            hasher.write(v.relative.as_os_str().as_encoded_bytes());
+            let all = hasher.finish();
+            (all ^ all >> 32) & 0x7fff_ffff
+        };
         let mine = hash(video);
         let before = self.videos.iter().take_while(|v| v.relative != video.relative);
         (mine + before.filter(|v| hash(v) == mine).count() as u64) << 21

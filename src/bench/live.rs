@@ -7,9 +7,10 @@ use crate::video::{self, FrameRate};
 use crate::{Error, Result};
 use gst::prelude::*;
 use image::GrayImage;
+use parking_lot::Mutex;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Settings of the benchmark.
@@ -270,7 +271,7 @@ impl Stream {
         let passing = self.passing.clone();
         pad("sink")?.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
             if let Some(buffer) = probe.buffer() {
-                let mut now = passing.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut now = passing.lock();
                 if counts(buffer) {
                     now.tally.frames_in += 1;
                     if now.before.is_none() {
@@ -287,7 +288,7 @@ impl Stream {
         pad("src")?.add_probe(gst::PadProbeType::BUFFER, move |pad, probe| {
             let end = Instant::now();
             let Some(buffer) = probe.buffer() else { return gst::PadProbeReturn::Ok };
-            let mut now = passing.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut now = passing.lock();
             let now = &mut *now;
             let stats = pad.parent_element().map(|e| e.property::<gst::Structure>("stats"));
             let drawn = stats.and_then(|s| s.get::<u64>("annotation-delay-last").ok()).unwrap_or(0);
@@ -347,7 +348,7 @@ impl Stream {
             _ => return Err(failure()),
         }
         let after = Counted::of(&self.element);
-        let mut passing = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut passing = self.passing.lock();
         let before = passing.before.unwrap_or_default();
         let mut tally = std::mem::take(&mut passing.tally);
         tally.inferred = after.inferred.saturating_sub(before.inferred);

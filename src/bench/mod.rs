@@ -8,10 +8,10 @@ pub mod model;
 #[cfg(feature = "video")]
 mod shown;
 
+use crate::Result;
 use crate::data;
 use crate::report::Curve;
 use crate::synth::{Sequence, SequenceConfig};
-use crate::{Error, Result};
 use image::{GrayImage, RgbImage, imageops};
 use serde::Serialize;
 use std::path::Path;
@@ -95,13 +95,7 @@ fn labelled(
         };
         return Ok(Box::new((0..most).map(frame)));
     };
-    let mut items = data::images_in(dir)?;
-    if items.is_empty() {
-        items = data::Dataset::open(dir)?.items;
-    }
-    if items.is_empty() {
-        return Err(Error::data(dir, "no images in it (.jpg, .png, .bmp, .tif)"));
-    }
+    let items = data::items_in(dir)?;
     let load = move |item: data::Item| {
         let pair = item.load()?;
         Ok(fitted(pair.rgb, item.mask.is_some().then_some(pair.mask)))

@@ -1,12 +1,11 @@
 //! `autosam-video run` on a folder of videos.
 
+use super::args::stop_flag;
+use super::progress;
 use anyhow::{Context, bail};
 use autosam::archive::{Archive, Format, Found, LeftOut, Outcome, Provenance, Shard};
 use autosam::engine::Engine;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Flags that apply only to a folder of videos.
 #[derive(clap::Args)]
@@ -79,15 +78,11 @@ pub fn run(
         shard: options.shard,
         redo: options.redo,
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("cannot install the Ctrl-C handler")?;
+    let stop = stop_flag()?;
     let mine = archive
         .shard
         .map_or(archive.videos.len(), |s| archive.videos.len().saturating_sub(s.index).div_ceil(s.count));
-    let bar = ProgressBar::new(mine as u64)
-        .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} videos  {elapsed}  {msg}")?);
+    let bar = progress::counting(mine as u64, "videos  {elapsed}  {msg}");
     let tally = archive.run(usize::from(options.jobs), engine, &stop, &|video, outcome| {
         let name = video.name();
         match outcome {

@@ -1,13 +1,16 @@
 //! `autosam-video bench`.
 
-use super::run::{PrecisionArg, parse_device};
+use super::args::{Network, parse_property, size_parser};
 use autosam::bench::live::{self, LiveBench};
 use autosam::bench::model::{self, ModelBench, STAGES};
 use autosam::bench::{Percentiles, distribution};
-use autosam::model::{DeviceChoice, Flips};
 use autosam::report::plot;
 use autosam::write_atomically;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+
+/// Smallest and largest width and height of benchmark frames.
+const LIMITS: RangeInclusive<u32> = 32..=16_384;
 
 /// Measures speed on this machine.
 #[derive(clap::Args)]
@@ -25,28 +28,17 @@ enum Command {
 /// Times the model from frame to mask, one frame after another, and each stage separately.
 #[derive(clap::Args)]
 struct ModelArgs {
-    /// Weights made by `train` [default: the built-in model]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    network: Network,
     /// Random weights for a published SAM (vit_h, vit_l, vit_b, mobile_sam) and `train`'s default generator; the speed is the
     /// same as with trained weights
     #[arg(long, value_name = "SAM", conflicts_with = "model")]
     untrained: Option<String>,
-    /// Processor: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    device: DeviceChoice,
-    /// Number format of matrix products and convolutions on a GPU; a CPU computes in f32
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    precision: PrecisionArg,
-    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
-    /// cost
-    #[arg(long, value_name = "N", default_value = "1")]
-    views: Flips,
     /// Number of timed frames
     #[arg(long, value_name = "N", default_value_t = 100)]
     frames: usize,
     /// Frame size
-    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = size_parser(LIMITS, "1920x1080"))]
     size: (u32, u32),
     /// Folder of images [default: synthetic frames]
     #[arg(long, value_name = "DIR")]
@@ -63,7 +55,7 @@ struct LiveArgs {
     /// Video format that the element accepts: NV12, I420, UYVY, YUY2, v210, P010_10LE, RGBA, …
     #[arg(long, default_value = "NV12")]
     format: String,
-    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", default_value = "1920x1080", value_parser = size_parser(LIMITS, "1920x1080"))]
     size: (u32, u32),
     /// Frames per second
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -94,17 +86,6 @@ struct LiveArgs {
     plot: Option<PathBuf>,
 }
 
-fn parse_size(text: &str) -> Result<(u32, u32), String> {
-    let size = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-    size.filter(|(w, h)| (32..=16_384).contains(w) && (32..=16_384).contains(h))
-        .ok_or_else(|| format!("invalid size {text:?}: expected WIDTHxHEIGHT, e.g. 1920x1080"))
-}
-
-pub fn parse_property(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
-    pair.map(|(n, v)| (n.to_owned(), v.to_owned())).ok_or_else(|| format!("{text:?}: expected NAME=VALUE"))
-}
-
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Model(args) => run_model(args),
@@ -114,11 +95,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn run_model(args: ModelArgs) -> anyhow::Result<()> {
     let bench = ModelBench {
-        model: args.model,
+        model: args.network.model,
         untrained: args.untrained,
-        device: args.device,
-        precision: args.precision.precision(),
-        views: args.views,
+        device: args.network.device,
+        precision: args.network.precision.precision(),
+        views: args.network.views,
         frames: args.frames,
         size: args.size,
         input: args.input,

@@ -1,10 +1,11 @@
 //! `autosam-video data`.
 
+use super::progress;
 use super::sets::open_each;
 use anyhow::bail;
 use autosam::data::split::{SplitConfig, split};
 use autosam::data::{Dataset, check, layout, reorganize};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::path::PathBuf;
 
 /// Checks and splits data sets, and assembles SUN-SEG.
@@ -71,8 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
             let (sets, apart) = (open_each(&sets)?, open_each(&apart)?);
             let count = sets.iter().chain(&apart).map(|s| s.items.len() as u64).sum();
-            let bar = ProgressBar::new(count)
-                .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} images  {eta} left")?);
+            let bar = progress::counting(count, "images  {eta} left");
             let split = split(&sets, &apart, SplitConfig { part, distance }, || bar.inc(1))?;
             bar.finish_and_clear();
             split.write(&out)?;
@@ -134,8 +134,8 @@ fn check_sets(dirs: &[PathBuf], strict: bool) -> anyhow::Result<()> {
             Err(e) => return Err(e.into()),
         }
     }
-    let bar = ProgressBar::new(sets.iter().map(|s| s.items.len() as u64).sum())
-        .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {eta} left")?);
+    let count = sets.iter().map(|s| s.items.len() as u64).sum();
+    let bar = progress::counting(count, "frames  {eta} left");
     let lines: Vec<check::Census> = sets.iter().map(|s| s.census(|| bar.inc(1))).collect();
     bar.finish_and_clear();
     println!("{}", check::HEADING);

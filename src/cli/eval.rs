@@ -1,6 +1,7 @@
 //! `autosam-video eval`.
 
-use super::run::{MaskModeArg, PrecisionArg, parse_device, parse_part};
+use super::args::{MaskModeArg, Network, parse_part};
+use super::progress;
 use anyhow::bail;
 use autosam::data::{Dataset, SPLITS};
 use autosam::eval::alarms::Alarm;
@@ -8,9 +9,8 @@ use autosam::eval::maps;
 use autosam::eval::measure::{self, Evaluation, Sequence};
 use autosam::eval::predictor::{EvalOptions, LabelledPredictor, Mode};
 use autosam::frame::region::CropMode;
-use autosam::model::{DeviceChoice, Flips};
+use autosam::model::DeviceChoice;
 use autosam::report::{self, Case, Report, Sheet};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
 /// Frames per row of a contact sheet.
@@ -32,7 +32,7 @@ const ALARMS: usize = 60;
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["pred", "data", "sunseg"])))]
 pub struct Args {
     /// Folder of predicted maps: one folder per sequence, or stills of one set or in one folder per set
-    #[arg(long, value_name = "DIR", requires = "gt", conflicts_with_all = ["data", "sunseg"])]
+    #[arg(long, value_name = "DIR", requires = "gt", conflicts_with_all = ["data", "sunseg", "views", "precision"])]
     pred: Option<PathBuf>,
     /// Folder of masks with the same names, or of data sets with masks (PraNet's TestDataset)
     #[arg(long, value_name = "DIR", requires = "pred")]
@@ -46,9 +46,8 @@ pub struct Args {
     /// Evaluate only this split, e.g. TestEasyDataset/Unseen
     #[arg(long, value_name = "NAME", requires = "sunseg")]
     split: Option<String>,
-    /// Weights made by `train` [default: the built-in model]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    network: Network,
     /// Source of SAM's prompt; several, or `all`, are compared in one table
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [ModeArg::Autosam])]
     mode: Vec<ModeArg>,
@@ -61,10 +60,6 @@ pub struct Args {
     /// Margin above 0.5 that a region must reach in at least one pixel, 0 to 1 [default: 0.27; 0 with minmax]
     #[arg(long, value_name = "P", value_parser = parse_part, conflicts_with = "pred")]
     hysteresis: Option<f32>,
-    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
-    /// cost
-    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "pred")]
-    views: Flips,
     /// Part of the frame that the network sees: auto (the endoscope's image), full, or X,Y,WIDTH,HEIGHT in pixels
     #[arg(long, value_name = "PART", default_value = "auto")]
     roi: CropMode,
@@ -78,13 +73,6 @@ pub struct Args {
     /// Frame rate of the sequences, for metrics measured in time
     #[arg(long, value_name = "N", default_value_t = RATE)]
     rate: f64,
-    /// Processor: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    device: DeviceChoice,
-    /// Number format of inference: f32; int8 on a CPU, for models of `models quantize`; auto is int8 if the model and the CPU
-    /// support it, else f32; f16 or bf16 on a GPU
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32, conflicts_with = "pred")]
-    precision: PrecisionArg,
     /// Write the metrics as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -153,7 +141,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let parts = match (&args.pred, &args.gt) {
         (Some(pred), Some(gt)) => {
-            let bar = progress(0);
+            let bar = progress::frames(None);
             let scored = maps::score_maps(pred, gt, || bar.inc(1))?;
             bar.finish_and_clear();
             for note in &scored.notes {
@@ -203,8 +191,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         autosam::write_atomically(path, serde_json::to_string_pretty(&value)?.as_bytes())?;
     }
     if let Some(dir) = &args.report {
-        let model =
-            args.model.as_ref().map_or("the shipped autosam-lite".to_owned(), |m| m.display().to_string());
+        let model = args
+            .network
+            .model
+            .as_ref()
+            .map_or("the shipped autosam-lite".to_owned(), |m| m.display().to_string());
         let about = match &args.pred {
             Some(pred) => vec![format!("maps: {}", pred.display())],
             None => vec![
@@ -285,21 +276,22 @@ impl Args {
 
 /// Evaluates every data set in every mode.
 fn models(args: &Args) -> anyhow::Result<Vec<Part>> {
-    let (sets, modes, device) = (args.sets()?, args.modes(), args.device.resolve()?);
-    let bar = progress((sets.iter().map(|(_, s)| s.items.len()).sum::<usize>() * modes.len()) as u64);
+    let (sets, modes, device) = (args.sets()?, args.modes(), args.network.device.resolve()?);
+    let count = sets.iter().map(|(_, s)| s.items.len()).sum::<usize>() * modes.len();
+    let bar = progress::frames(Some(count as u64));
     let mut parts = Vec::new();
     for (name, set) in &sets {
         for mode in &modes {
             let mut predictor = LabelledPredictor::open(
-                args.model.as_deref(),
+                args.network.model.as_deref(),
                 args.lightweight.as_deref(),
                 EvalOptions {
                     mode: mode.mode(),
                     mask_mode: args.mask_mode.mode(),
                     roi: args.roi,
                     hysteresis: args.mask_mode.hysteresis(args.hysteresis),
-                    flips: args.views,
-                    precision: args.precision.precision(),
+                    flips: args.network.views,
+                    precision: args.network.precision.precision(),
                 },
                 &device,
             )?;
@@ -422,19 +414,6 @@ pub fn write_validation_report(
         page.add(&set.name, Evaluation::new(&sequences, RATE, true), sheets);
     }
     Ok(page.write(dir)?)
-}
-
-fn progress(length: u64) -> ProgressBar {
-    let style = if length == 0 {
-        "{spinner} {pos} frames  {per_sec}"
-    } else {
-        "{bar:32} {pos}/{len} frames  {per_sec}  {eta} left"
-    };
-    let bar = if length == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(length) };
-    match ProgressStyle::with_template(style) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 fn print(name: &str, e: &Evaluation) {

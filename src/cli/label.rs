@@ -1,6 +1,7 @@
 //! `autosam-video label`.
 
-use super::run::parse_device;
+use super::args::parse_device;
+use super::progress;
 use anyhow::Context;
 use autosam::frame::region::CropMode;
 use autosam::label::frames::Part;
@@ -8,7 +9,7 @@ use autosam::label::objects::ObjectOptions;
 use autosam::label::{self, LabelOptions};
 use autosam::model::{DeviceChoice, ModelOptions};
 use autosam::serve::access::Token;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -73,8 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             roi: args.roi,
         },
     };
-    let bar = ProgressBar::new_spinner()
-        .with_style(ProgressStyle::with_template("{spinner} {pos} frames read, {per_sec}")?);
+    let bar = progress::styled(ProgressBar::new_spinner(), "{spinner} {pos} frames read, {per_sec}");
     let labeller = Arc::new(label::open(&options, |frames| bar.set_position(frames))?);
     bar.finish_and_clear();
     // From here on Ctrl-C saves first.

@@ -11,12 +11,14 @@ use tracing_subscriber::fmt::format::FmtSpan;
 mod print;
 
 mod archive;
+mod args;
 mod bench;
 mod data;
 mod eval;
 mod label;
 mod models;
 mod monitor;
+mod progress;
 mod run;
 mod sets;
 mod settings;

@@ -1,6 +1,7 @@
 //! `autosam-video models`.
 
-use super::run::parse_device;
+use super::args::parse_device;
+use super::progress;
 use super::sets::open_each;
 use anyhow::bail;
 use autosam::data::Dataset;
@@ -13,7 +14,7 @@ use autosam::model::{self, CONFIG_KEY, Calibration, DeviceChoice, ModelConfig};
 use autosam::sam::Sam;
 use autosam::weights::published::{self, PUBLISHED};
 use autosam::weights::{self, Checkpoint, Dtype, fetch, recorder};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 
 /// Lists, fetches, shows, verifies, converts, averages, calibrates and quantizes weights.
@@ -240,9 +241,8 @@ fn fetch_weights(name: &str, dir: Option<PathBuf>, url: Option<&str>) -> anyhow:
         bail!("unknown weights {name:?}; available: {}", names.join(", "));
     };
     let dir = dir.map_or_else(fetch::cache_dir, Ok)?;
-    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
-        "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
-    )?);
+    let bar =
+        progress::styled(ProgressBar::new(0), "{bar:32} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
     let path = fetch::fetch(published, url.unwrap_or(published.url), &dir, &mut |have, total| {
         bar.set_length(total.unwrap_or(have));
         bar.set_position(have);

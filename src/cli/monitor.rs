@@ -1,14 +1,12 @@
 //! `autosam-video monitor`.
 
-use super::bench::parse_property;
+use super::args::{parse_property, stop_flag};
 use super::supervisor::Supervisor;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use autosam::monitor::{Monitor, MonitorOptions, Progress};
 use autosam::serve::metrics;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Shows live video with its masks in a window, and on a web page with --http. No frame is stored.
 ///
@@ -81,10 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(address) = args.metrics {
         println!("http://{address}/metrics");
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("cannot install the Ctrl-C handler")?;
+    let stop = stop_flag()?;
     let mut supervisor = Supervisor::ready();
     monitor.run(&stop, |progress| match progress {
         Progress::Running => supervisor.runs(),

@@ -4,20 +4,21 @@ mod launch;
 mod output;
 mod source;
 
+use super::args::{MaskModeArg, Network, parse_part, stop_flag};
+use super::progress;
 use anyhow::{Context, bail};
 use autosam::data;
 use autosam::engine::mask::MaskSettings;
 use autosam::engine::{Engine, Pending, Settings};
 use autosam::frame::region::CropMode;
 use autosam::frame::{Frame, FrameMut};
-use autosam::model::{self, DeviceChoice, Flips, MaskMode, ModelOptions, Precision};
+use autosam::model::{self, ModelOptions};
 use autosam::overlay::{OverlayMode, Style};
 use autosam::{archive, eval, weights, write_png};
 use image::{DynamicImage, GrayImage};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -50,20 +51,8 @@ pub struct Args {
     /// Folder for the masks, one PNG per frame (255 polyp, 0 background)
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
-    /// Weights made by `train` [default: the built-in model]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
-    /// Processor: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    device: DeviceChoice,
-    /// Number format of inference: f32; f16 or bf16 on a GPU; int8 on a CPU, for models of `models quantize`; auto is int8 if the
-    /// model and the CPU support it, else f32
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    precision: PrecisionArg,
-    /// Test-time augmentation: number of flipped copies of each frame to average (1, 2 or 4); more accurate at a proportional
-    /// cost
-    #[arg(long, value_name = "N", default_value = "1")]
-    views: Flips,
+    #[command(flatten)]
+    network: Network,
     /// Minimum probability of a polyp pixel, 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.5, value_parser = parse_part)]
     threshold: f32,
@@ -104,86 +93,15 @@ enum Overlay {
     Box,
 }
 
-/// Conversion of logits to probabilities.
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum MaskModeArg {
-    Sigmoid,
-    Minmax,
-}
-
-impl MaskModeArg {
-    pub fn mode(self) -> MaskMode {
-        match self {
-            Self::Sigmoid => MaskMode::Sigmoid,
-            Self::Minmax => MaskMode::MinMax,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sigmoid => "sigmoid",
-            Self::Minmax => "minmax",
-        }
-    }
-
-    /// [`MaskSettings::hysteresis`] as given, otherwise the mode's default: the paper's masks use only the threshold.
-    pub fn hysteresis(self, given: Option<f32>) -> f32 {
-        given.unwrap_or(match self {
-            Self::Sigmoid => MaskSettings::default().hysteresis,
-            Self::Minmax => 0.0,
-        })
-    }
-}
-
-/// See [`Precision`].
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum PrecisionArg {
-    F32,
-    F16,
-    Bf16,
-    Int8,
-    Auto,
-}
-
-impl PrecisionArg {
-    pub fn precision(self) -> Precision {
-        match self {
-            Self::F32 => Precision::F32,
-            Self::F16 => Precision::F16,
-            Self::Bf16 => Precision::Bf16,
-            Self::Int8 => Precision::Int8,
-            Self::Auto => Precision::Auto,
-        }
-    }
-}
-
-pub fn parse_device(text: &str) -> Result<DeviceChoice, String> {
-    match text {
-        "auto" => Ok(DeviceChoice::Auto),
-        "cpu" => Ok(DeviceChoice::Cpu),
-        "cuda" => Ok(DeviceChoice::Cuda(0)),
-        _ => text
-            .strip_prefix("cuda:")
-            .and_then(|n| n.parse().ok())
-            .map(DeviceChoice::Cuda)
-            .ok_or_else(|| format!("unknown device {text:?}: expected auto, cpu, cuda or cuda:N")),
-    }
-}
-
-pub fn parse_part(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().map_err(|_| format!("invalid number {text:?}"))?;
-    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("{text} is not between 0 and 1")) }
-}
-
 pub fn run(args: Args) -> anyhow::Result<()> {
     super::serve_metrics(args.metrics)?;
     let options = ModelOptions {
-        device: args.device,
-        precision: args.precision.precision(),
+        device: args.network.device,
+        precision: args.network.precision.precision(),
         mask_mode: args.mask_mode.mode(),
-        flips: args.views,
+        flips: args.network.views,
     };
-    let location = args.model.clone();
+    let location = args.network.model.clone();
     let settings = Settings {
         mask: MaskSettings {
             threshold: args.threshold,
@@ -240,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// The model and settings of the masks, which an archive stores with them.
 fn provenance(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Provenance> {
     Ok(archive::Provenance {
-        model: match &args.model {
+        model: match &args.network.model {
             Some(path) => weights::sha256_of(path)?,
             None => weights::sha256(model::SHIPPED),
         },
@@ -255,16 +173,8 @@ fn provenance(args: &Args, mask: MaskSettings) -> anyhow::Result<archive::Proven
 
 /// Segments every frame of `source` and writes the outputs that `args` requests. Outputs are closed and kept even if it fails.
 fn segment(args: &Args, mut source: Source, mut engine: Engine) -> anyhow::Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("cannot install the Ctrl-C handler")?;
-    let bar = match source.expected() {
-        Some(count) => ProgressBar::new(count)
-            .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")?),
-        None => ProgressBar::new_spinner()
-            .with_style(ProgressStyle::with_template("{spinner} {pos} frames  {per_sec}")?),
-    };
+    let stop = stop_flag()?;
+    let bar = progress::frames(source.expected());
     let output = Output::new(args.output.as_deref(), source.rate(), matches!(source, Source::Video(_)))?;
     let tally = Tally { unreadable: source.unreadable(), ..Tally::default() };
     let mut results = Results { tally, output, masks: args.masks.clone(), bar };

@@ -11,6 +11,7 @@
 use super::Cli;
 use anyhow::{Context, bail};
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
+use etcetera::base_strategy::{BaseStrategy, Xdg};
 use serde_json::{Map, json};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -80,12 +81,10 @@ fn file(args: &[OsString]) -> anyhow::Result<Option<PathBuf>> {
     Ok(std::env::var_os("AUTOSAM_SETTINGS").map(PathBuf::from).or_else(usual))
 }
 
+/// The default path; relative, and therefore unused, if there is no home folder.
 fn place() -> PathBuf {
-    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    set("XDG_CONFIG_HOME")
-        .or_else(|| Some(set("HOME")?.join(".config")))
-        .unwrap_or_default()
-        .join("autosam-video/settings.toml")
+    let dir = Xdg::new().map(|xdg| xdg.config_dir()).ok().filter(|dir| dir.is_absolute());
+    dir.unwrap_or_default().join("autosam-video/settings.toml")
 }
 
 fn usual() -> Option<PathBuf> {

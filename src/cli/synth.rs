@@ -1,12 +1,11 @@
 //! `autosam-video synth`.
 
+use super::args::{size_parser, stop_flag};
+use super::progress;
 use anyhow::Context;
 use autosam::synth::{DatasetConfig, FRAME_RATE, SequenceConfig, write_dataset};
 use autosam::video::{FrameRate, Shape, Writer};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Makes labelled synthetic endoscopy sequences in SUN-SEG's layout.
 ///
@@ -27,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// Frame size in pixels
-    #[arg(long, value_name = "WxH", default_value = "640x512", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", default_value = "640x512", value_parser = size_parser(32..=4096, "640x512"))]
     size: (u32, u32),
     /// Number of sequences without polyps
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -43,12 +42,6 @@ pub struct Args {
     clip: Option<PathBuf>,
 }
 
-fn parse_size(text: &str) -> Result<(u32, u32), String> {
-    text.split_once(['x', 'X'])
-        .and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)))
-        .ok_or_else(|| format!("invalid size {text:?}: expected WIDTHxHEIGHT, e.g. 640x512"))
-}
-
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (width, height) = args.size;
     let config = DatasetConfig {
@@ -60,15 +53,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         force: args.force,
         ..DatasetConfig::default()
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("cannot install the Ctrl-C handler")?;
+    let stop = stop_flag()?;
     let total = (args.sequences + args.negatives) * args.frames;
-    let bar = ProgressBar::new(total as u64).with_style(
-        ProgressStyle::with_template("{bar:32} {pos}/{len} frames  {per_sec}  {eta} left")
-            .expect("a valid template"),
-    );
+    let bar = progress::frames(Some(total as u64));
     let rate = FrameRate { numerator: FRAME_RATE as i32, denominator: 1 };
     let mut clip: Option<Writer> = None;
     let result = write_dataset(&args.out, &config, &stop, |rgb, _| {

@@ -1,14 +1,14 @@
 //! `autosam-video train`.
 
+use super::args::stop_flag;
+use super::progress;
 use anyhow::{Context, bail};
 use autosam::data::Dataset;
 use autosam::model::DeviceChoice;
 use autosam::train::{self, Job, Observer, Place, Stage, StepReport, TrainConfig, Trainer, Validation};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Fits the generator through a frozen SAM (stage generator), or a small SAM from scratch (stage sam).
 ///
@@ -99,9 +99,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(place) if cfg!(feature = "cuda") => DeviceChoice::Cuda(place.local_rank),
         _ => DeviceChoice::Auto,
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+    let stop = stop_flag()?;
     let job = Job {
         config,
         sam: args.sam,
@@ -213,9 +211,7 @@ impl Observer for Progress {
         }
         self.batch = trainer.images_per_step() as u64;
         let bar = ProgressBar::new(trainer.config().steps).with_position(trainer.step_count());
-        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {elapsed} ETA {eta}") {
-            bar.set_style(style);
-        }
+        let bar = progress::styled(bar, "{bar:24} {pos}/{len} {msg} {elapsed} ETA {eta}");
         bar.reset_eta();
         self.bar = Some(bar);
     }

@@ -4,10 +4,10 @@ use crate::video::Reader;
 use crate::{Error, Result};
 use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// JPEG quality; the encoder does not subsample colours.
 const QUALITY: u8 = 95;
@@ -61,7 +61,7 @@ impl Frames {
                     outcome = outcome.and_then(|()| {
                         let jpeg = compressed(&rgb)?;
                         used.fetch_add(jpeg.len() as u64, Ordering::Relaxed);
-                        stored.lock().unwrap_or_else(PoisonError::into_inner).insert(index, (time, jpeg));
+                        stored.lock().insert(index, (time, jpeg));
                         Ok(())
                     });
                 }
@@ -75,8 +75,7 @@ impl Frames {
             }
             read
         })?;
-        let frames: Vec<Stored> =
-            stored.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect();
+        let frames: Vec<Stored> = stored.into_inner().into_values().collect();
         // The last frames were compressed after the reader had looked.
         let bytes = used.into_inner();
         if bytes > part.memory {

@@ -9,8 +9,9 @@ use super::store::Store;
 use crate::archive::rle;
 use crate::pointing::Pointing;
 use crate::{Error, Result};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A change that is not made, and why, in words for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,11 +72,6 @@ pub struct Snapshot {
     pub saved: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is complete before the lock is released, also if a panic ends it.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Labeller {
     /// Goes on with the `labels` of `store`.
     pub fn new(frames: Frames, objects: Objects, store: Store, labels: Labels) -> Self {
@@ -90,7 +86,7 @@ impl Labeller {
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         Snapshot {
             labels: state.session.labels().clone(),
             propagation: state.propagation.clone(),
@@ -102,7 +98,7 @@ impl Labeller {
 
     /// The mask of `frame`, 255 on the polyp; `None` without a label or without a polyp.
     pub fn mask(&self, frame: u64) -> Option<Vec<u8>> {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         self.decoded(state.session.label(frame)?)
     }
 
@@ -125,18 +121,18 @@ impl Labeller {
             return Err(Refused("there is no such frame".into()));
         }
         let running = || Refused("propagation runs: stop it first".into());
-        if lock(&self.state).propagation.running {
+        if self.state.lock().propagation.running {
             return Err(running());
         }
-        let objects = lock(&self.objects);
+        let objects = self.objects.lock();
         // It may have begun while this thread waited.
-        if lock(&self.state).propagation.running { Err(running()) } else { Ok(objects) }
+        if self.state.lock().propagation.running { Err(running()) } else { Ok(objects) }
     }
 
     /// Makes a change of the session and writes it.
     fn change<T>(&self, frame: Option<u64>, change: impl FnOnce(&mut Session) -> Changed<T>) -> Changed<T> {
         let _objects = self.changing(frame)?;
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let changed = change(&mut state.session)?;
         state.write()?;
         Ok(changed)
@@ -151,7 +147,7 @@ impl Labeller {
             return self.clear(frame);
         }
         let mut objects = self.changing(Some(frame))?;
-        let before = match (pointing, lock(&self.state).session.label(frame)) {
+        let before = match (pointing, self.state.lock().session.label(frame)) {
             (Pointing::Point { .. }, Some(label)) => {
                 Before { mask: self.decoded(label), prompts: label.prompts.clone() }
             }
@@ -165,7 +161,7 @@ impl Labeller {
         };
         let prompts = before.prompts.into_iter().chain([pointing]).collect();
         let mask = self.encoded(&found);
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.session.set_manual(frame, prompts, mask, found.confidence);
         Ok(state.write()?)
     }
@@ -208,17 +204,17 @@ impl Labeller {
     /// If the frame has no mask, or propagation runs already.
     pub fn propagate(self: &Arc<Self>, frame: u64) -> Changed {
         let objects = self.changing(Some(frame))?;
-        let label = lock(&self.state).session.label(frame).cloned();
+        let label = self.state.lock().session.label(frame).cloned();
         let label = label.filter(|label| label.mask.is_some());
         let label = label.ok_or_else(|| Refused("click a polyp on this frame first".into()))?;
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.propagation = Propagation { running: true, frame, ended: None };
         state.session.begin_propagation();
         state.version += 1;
         self.stop.store(false, Ordering::Release);
         let labeller = self.clone();
         let spawned = std::thread::Builder::new().name("autosam-propagate".into()).spawn(move || {
-            let objects = lock(&labeller.objects);
+            let objects = labeller.objects.lock();
             let run = || labeller.run(objects, frame, &label);
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
                 .unwrap_or_else(|_| Err(Error::engine("propagation failed: see the terminal")));
@@ -240,13 +236,13 @@ impl Labeller {
     /// Stops propagation and waits for its end.
     pub fn finish(&self) {
         self.stop();
-        while lock(&self.state).propagation.running {
+        while self.state.lock().propagation.running {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
 
     fn end(&self, reason: String) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.session.end_propagation();
         state.propagation.running = false;
         state.propagation.ended = Some(reason);
@@ -264,7 +260,7 @@ impl Labeller {
             if self.stop.load(Ordering::Acquire) {
                 return Ok(format!("stopped before frame {frame}"));
             }
-            if lock(&self.state).session.label(frame).is_some_and(Label::is_final) {
+            if self.state.lock().session.label(frame).is_some_and(Label::is_final) {
                 return Ok(format!("frame {frame} is labelled already"));
             }
             let found = match objects.follow(&self.frames.rgb(frame)?, aspect)? {
@@ -272,7 +268,7 @@ impl Labeller {
                 Err(reason) => return explain(reason, frame),
             };
             let mask = self.encoded(&found);
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             if !state.session.propagate(frame, mask, found.confidence) {
                 return Ok(format!("frame {frame} is labelled already"));
             }
@@ -288,12 +284,12 @@ impl Labeller {
     /// If propagation runs, or a file cannot be written.
     pub fn save(&self) -> Changed<Exported> {
         let _objects = self.changing(None)?;
-        let state = lock(&self.state);
+        let state = self.state.lock();
         let (labels, dir, clip) =
             (state.session.labels().clone(), state.store.dir().to_owned(), state.store.clip().clone());
         drop(state);
         let exported = export::write(&dir, &clip, &self.frames, &labels)?;
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.saved = true;
         state.version += 1;
         Ok(exported)

@@ -12,10 +12,11 @@ use crate::video::{self, autosam_element, make};
 use crate::{Error, Result};
 use gst::prelude::*;
 use page::{Board, Pointing, State};
+use parking_lot::Mutex;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Input and outputs of the monitor.
@@ -83,11 +84,11 @@ impl Monitor {
         let playing = Playing::prepare(options, &board)?;
         let started = Arc::new(Mutex::new(None::<Playing>));
         let pointed = started.clone();
-        let point = move |pointing| lock(&pointed).as_ref().is_some_and(|playing| playing.point(pointing));
+        let point = move |pointing| pointed.lock().as_ref().is_some_and(|playing| playing.point(pointing));
         let serve = |address| page::serve(address, access, board.clone(), point);
         let server = options.http.map(serve).transpose()?;
         playing.play(&options.input)?;
-        *lock(&started) = Some(playing);
+        *started.lock() = Some(playing);
         Ok(Self { server, token, options: options.clone(), board, playing: started })
     }
 
@@ -128,7 +129,7 @@ impl Monitor {
             let text = format!("{lost}; the source will be opened again in {} s", pause.as_secs());
             self.board.set_problem(Some(&text));
             report(Progress::Problem(&text));
-            let last = lock(&self.playing).take();
+            let last = self.playing.lock().take();
             drop(last);
             let waits = Instant::now();
             while waits.elapsed() < pause && !stop.load(Ordering::Relaxed) {
@@ -138,7 +139,7 @@ impl Monitor {
             pause = (2 * pause).min(PAUSES.1);
             let again = Playing::prepare(&self.options, &self.board);
             let again = again.and_then(|playing| playing.play(&self.options.input).map(|()| playing));
-            opened = again.map(|playing| *lock(&self.playing) = Some(playing));
+            opened = again.map(|playing| *self.playing.lock() = Some(playing));
         }
         Ok(())
     }
@@ -204,7 +205,7 @@ impl Monitor {
     /// If there is none, because a lost source could not be opened again.
     fn with_playing<R>(&self, f: impl FnOnce(&Playing) -> R) -> Result<R> {
         let none = || Error::Video(format!("{}: cannot be opened", self.options.input));
-        lock(&self.playing).as_ref().map(f).ok_or_else(none)
+        self.playing.lock().as_ref().map(f).ok_or_else(none)
     }
 
     /// Seeks to the beginning.
@@ -219,7 +220,7 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.server = None;
-        lock(&self.playing).take();
+        self.playing.lock().take();
     }
 }
 
@@ -228,11 +229,6 @@ fn is_live(input: &str) -> bool {
     let device =
         input.starts_with("/dev/video") || (input.starts_with("decklink") && !Path::new(input).exists());
     device || LIVE_SCHEMES.iter().any(|scheme| input.starts_with(scheme))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere does not affect the guarded values.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A pipeline from the source to window and page. Dropping it stops it.
@@ -407,7 +403,7 @@ fn page_branch(pipeline: &gst::Pipeline, tee: &gst::Element, board: &Arc<Board>)
     let (viewers, last) = (board.clone(), Mutex::new(None::<Instant>));
     let pad = queue.static_pad("sink").ok_or_else(|| Error::Video("a queue without a pad".into()))?;
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = last.lock();
         if !viewers.watched() || last.is_some_and(|l| l.elapsed() < PAGE_PERIOD) {
             // Not `Drop`: the bindings would free the buffer, and GStreamer would then warn that it has none to free.
             return gst::PadProbeReturn::Handled;

@@ -5,12 +5,13 @@ use crate::pointing;
 pub use crate::pointing::Pointing;
 use crate::serve::access::Access;
 use crate::serve::{Answer, Client, Method, Request, Server};
+use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Maximum number of viewers of the video; others get the page without video. It is below the server's limit of clients, so that
@@ -75,15 +76,10 @@ struct Shown {
 }
 
 impl Board {
-    fn shown(&self) -> MutexGuard<'_, Shown> {
-        // These are plain values, consistent even after a panic.
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Replaces the last frame (JPEG).
     pub fn show(&self, jpeg: &[u8]) {
         let jpeg = jpeg.into();
-        let mut shown = self.shown();
+        let mut shown = self.shown.lock();
         shown.number += 1;
         shown.jpeg = jpeg;
         drop(shown);
@@ -96,29 +92,29 @@ impl Board {
     }
 
     pub fn set(&self, state: State) {
-        self.shown().state = state;
+        self.shown.lock().state = state;
     }
 
     /// Sets the last problem for the page, or clears it.
     pub fn set_problem(&self, text: Option<&str>) {
-        self.shown().problem = text.map(str::to_owned);
+        self.shown.lock().problem = text.map(str::to_owned);
     }
 
     /// Sets the outcome of the last prompt for the page.
     pub fn set_prompt(&self, text: &str) {
-        self.shown().prompt = Some(text.to_owned());
+        self.shown.lock().prompt = Some(text.to_owned());
     }
 
     /// Records the confidences of a frame's regions.
     pub fn found(&self, confidences: impl Iterator<Item = f64>) {
         let (regions, confidence) = confidences.fold((0, 0.0), |(n, most), c| (n + 1, f64::max(most, c)));
-        let mut shown = self.shown();
+        let mut shown = self.shown.lock();
         let begins = shown.found.regions == 0 && regions > 0;
         shown.found = Found { regions, confidence, detections: shown.found.detections + u64::from(begins) };
     }
 
     fn document(&self) -> serde_json::Result<Vec<u8>> {
-        let shown = self.shown();
+        let shown = self.shown.lock();
         let document = Document {
             state: &shown.state,
             found: shown.found,
@@ -130,10 +126,9 @@ impl Board {
 
     /// The frame after number `last`; `None` if none arrives within a second.
     fn next(&self, last: u64) -> Option<(u64, Arc<[u8]>)> {
-        let waiting = |s: &mut Shown| s.number == last;
-        let wait = self.newer.wait_timeout_while(self.shown(), Duration::from_secs(1), waiting);
-        let (shown, late) = wait.unwrap_or_else(PoisonError::into_inner);
-        (!late.timed_out()).then(|| (shown.number, shown.jpeg.clone()))
+        let mut shown = self.shown.lock();
+        self.newer.wait_while_for(&mut shown, |shown| shown.number == last, Duration::from_secs(1));
+        (shown.number != last).then(|| (shown.number, shown.jpeg.clone()))
     }
 }
 
@@ -201,7 +196,7 @@ fn text(kind: &'static str, text: &'static str) -> Answer {
 
 /// Writes the latest frame repeatedly, as long as the client accepts it.
 fn frames(board: &Board, client: &mut Client) -> std::io::Result<()> {
-    let mut last = board.shown().number;
+    let mut last = board.shown.lock().number;
     // Browsers show a part when the next one begins, so each frame is followed by a boundary; this is the first.
     write!(client, "--{BOUNDARY}\r\n")?;
     while !client.ended() {

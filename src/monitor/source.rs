@@ -83,13 +83,7 @@ fn link_video(decoder: &gst::Element, target: &gst::Element) {
 
 /// The folder's images at a fixed frame rate, read by a thread on demand.
 fn folder(dir: &Path, repeat: bool, stop: Arc<AtomicBool>) -> Result<gst::Element> {
-    let mut items = data::images_in(dir)?;
-    if items.is_empty() {
-        items = data::Dataset::open(dir)?.items;
-    }
-    if items.is_empty() {
-        return Err(Error::data(dir, "no images in it (.jpg, .png, .bmp, .tif)"));
-    }
+    let items = data::items_in(dir)?;
     let source = gst_app::AppSrc::builder().format(gst::Format::Time).max_bytes(0).build();
     let feed = source.clone();
     let push = move || -> Result<()> {

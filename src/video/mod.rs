@@ -42,12 +42,14 @@ impl FrameRate {
         f64::from(self.numerator) / f64::from(self.denominator.max(1))
     }
 
-    /// Start of frame `index` in nanoseconds.
+    /// Start of frame `index` in nanoseconds, at most `i64::MAX`.
     pub fn time(self, index: u64) -> u64 {
-        u128::from(index)
-            .saturating_mul(1_000_000_000 * self.denominator.max(1) as u128)
-            .checked_div(self.numerator.max(1) as u128)
-            .map_or(0, |t| t as u64)
+        let [numerator, denominator] =
+            [self.numerator, self.denominator].map(|v| u64::from(v.max(1).unsigned_abs()));
+        index
+            .mul_div_floor(1_000_000_000 * denominator, numerator)
+            .unwrap_or(u64::MAX)
+            .min(i64::MAX.unsigned_abs())
     }
 }
 

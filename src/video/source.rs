@@ -3,10 +3,11 @@
 use super::make;
 use crate::{Error, Result};
 use gst::prelude::*;
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes passed to the demuxer at a time, unless it requests a number.
@@ -78,7 +79,7 @@ pub(super) fn fed<R: Read + Seek + Send + 'static>(bytes: Bytes<R>) -> Result<gs
     let bytes = Mutex::new(Some(bytes));
     element.connect("source-setup", false, move |values| {
         let source = values.get(1)?.get::<gst_app::AppSrc>().ok()?;
-        let bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let bytes = bytes.lock().take()?;
         feed(&source, bytes);
         None
     });
@@ -99,7 +100,7 @@ fn feed<R: Read + Seek + Send + 'static>(source: &gst_app::AppSrc, bytes: Bytes<
     let seeker = reader.clone();
     let callbacks = gst_app::AppSrcCallbacks::builder()
         .need_data(move |source, wanted| {
-            let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reader = reader.lock();
             let (reader, at) = &mut *reader;
             let wanted = if wanted == u32::MAX { CHUNK as u64 } else { wanted.into() };
             let mut part = Vec::new();
@@ -113,7 +114,7 @@ fn feed<R: Read + Seek + Send + 'static>(source: &gst_app::AppSrc, bytes: Bytes<
             };
         })
         .seek_data(move |_, offset| {
-            let mut reader = seeker.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reader = seeker.lock();
             let (reader, at) = &mut *reader;
             *at = offset;
             reader.seek(SeekFrom::Start(offset)).is_ok()

@@ -3,8 +3,9 @@
 use super::container::has_hole;
 use crate::Error;
 use gst::prelude::*;
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Formats in which holes are normal: uncompressed video, and lossless compression of uniform areas.
 const WITH_ZEROS: [&str; 4] = ["video/x-raw", "video/x-huffyuv", "video/x-camtasia", "video/x-ffv"];
@@ -39,10 +40,6 @@ impl Seen {
         self.audio.load(Ordering::Relaxed)
     }
 
-    fn tracks(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
-        self.tracks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Damage, one line each.
     pub fn problems(&self) -> impl Iterator<Item = String> {
         let damaged = (self.damaged.load(Ordering::Relaxed), "frames are damaged");
@@ -55,7 +52,7 @@ impl Seen {
 
     /// Tracks that are not decoded.
     pub fn notes(&self) -> Vec<String> {
-        let tracks = self.tracks();
+        let tracks = self.tracks.lock();
         if tracks.len() < 2 {
             return Vec::new();
         }
@@ -67,10 +64,10 @@ impl Seen {
 
     /// The error for a file whose video has no decoder. Without it, the file would seem to contain only sound.
     pub fn no_decoder(&self, input: &str) -> Option<Error> {
-        if !self.complete.load(Ordering::Relaxed) || !self.tracks().is_empty() {
+        if !self.complete.load(Ordering::Relaxed) || !self.tracks.lock().is_empty() {
             return None;
         }
-        let undecoded = self.undecoded.lock().unwrap_or_else(PoisonError::into_inner);
+        let undecoded = self.undecoded.lock();
         let format = undecoded.as_ref()?;
         Some(Error::Video(format!(
             "{input}: GStreamer has no decoder for its video ({format}): install gstreamer1.0-libav and \
@@ -80,7 +77,7 @@ impl Seen {
 
     /// The error if the requested track does not exist.
     pub fn missing_track(&self, input: &str) -> Option<Error> {
-        let count = self.tracks().len();
+        let count = self.tracks.lock().len();
         let missing = (1..self.track).contains(&count);
         missing.then(|| {
             Error::Video(format!("{input}: it has {count} video tracks, but no track {}", self.track))
@@ -102,11 +99,11 @@ pub(super) fn watch(source: &gst::Element, upright: &gst::Element, seen: &Arc<Se
             return;
         }
         let number = {
-            let mut current = streams.current.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut current = streams.current.lock();
             current.push(pad.name().to_string());
             current.len()
         };
-        let mut tracks = streams.tracks();
+        let mut tracks = streams.tracks.lock();
         if number > tracks.len() {
             tracks.push(size_of(&caps));
         }
@@ -118,7 +115,7 @@ pub(super) fn watch(source: &gst::Element, upright: &gst::Element, seen: &Arc<Se
     });
     let streams = seen.clone();
     source.connect_pad_removed(move |_, pad| {
-        let mut current = streams.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = streams.current.lock();
         current.retain(|name| *name != pad.name());
     });
     let streams = seen.clone();
@@ -126,7 +123,7 @@ pub(super) fn watch(source: &gst::Element, upright: &gst::Element, seen: &Arc<Se
         let caps = values.get(2)?.get::<gst::Caps>().ok()?;
         let kind = caps.structure(0)?.name().to_string();
         if kind.starts_with("video/") {
-            *streams.undecoded.lock().unwrap_or_else(PoisonError::into_inner) = Some(kind);
+            *streams.undecoded.lock() = Some(kind);
         }
         None
     });

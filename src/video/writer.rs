@@ -1,5 +1,5 @@
 use super::{FrameRate, VideoFrame, describe, error_on, init, make, rgb_buffer};
-use crate::error::partial;
+use crate::frame::fs::partial;
 use crate::{Error, Result};
 use gst::prelude::*;
 use image::RgbImage;

@@ -154,17 +154,17 @@ fn unusable_inputs_are_reported_with_path_and_reason() {
 
 #[test]
 fn a_full_disk_is_reported_with_the_path() {
-    if !Path::new("/dev/full").exists() {
-        eprintln!("SKIPPED: this system has no /dev/full");
-        return;
-    }
     let dir = tempfile::tempdir().unwrap();
     write_image(&dir.path().join("frames/1.png"), 32, 32);
     let masks = dir.path().join("masks");
-    std::fs::create_dir(&masks).unwrap();
-    std::os::unix::fs::symlink("/dev/full", masks.join("1.png.partial")).unwrap();
-    let said = bad(&["run", "--input", path(&dir.path().join("frames")), "--masks", path(&masks)]);
-    assert!(said.contains("1.png.partial") && said.contains("No space left"), "{said}");
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" run --input \"$1\" --masks \"$2\""])
+        .args([env!("CARGO_BIN_EXE_autosam-video"), path(&dir.path().join("frames")), path(&masks)])
+        .output()
+        .unwrap();
+    let said = text(&output);
+    assert!(!output.status.success() && said.contains("1.png: File too large"), "{said}");
+    assert_eq!(std::fs::read_dir(&masks).unwrap().count(), 0);
 }
 
 #[test]
@@ -376,6 +376,19 @@ fn settings_come_from_flags_environment_and_file_in_this_order() {
     let said = bad(&["config", "check", "--settings", path(&file)]);
     assert!(said.contains("settings.toml") && said.contains("treshold"), "{said}");
     assert!(bad(&["models", "list", "--settings", "nowhere.toml"]).contains("nowhere.toml"));
+}
+
+#[test]
+fn the_settings_file_s_default_path_follows_xdg_and_home() {
+    let said = |config: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_autosam-video"));
+        command.args(["config", "check"]).env_remove("AUTOSAM_SETTINGS");
+        text(&command.env("HOME", "/nowhere").env("XDG_CONFIG_HOME", config).output().unwrap())
+    };
+    assert!(said("/elsewhere").contains("default path is /elsewhere/autosam-video/settings.toml\n"));
+    for unusable in ["", "relative"] {
+        assert!(said(unusable).contains("default path is /nowhere/.config/autosam-video/settings.toml\n"));
+    }
 }
 
 #[test]

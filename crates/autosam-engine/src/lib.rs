@@ -41,7 +41,7 @@ use autosam_frame::motion::{self, Scene};
 use autosam_frame::region::{CropMode, Finder};
 use autosam_frame::resize::{InputSize, Resizer, RowsResized};
 use autosam_frame::temporal::TemporalSettings;
-use autosam_frame::{Frame, Luma, Rect};
+use autosam_frame::{Frame, Luma};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use follow::{Follower, Placement};
 use pacing::should_skip_frame;
@@ -349,19 +349,13 @@ impl Engine {
         {
             self.look(frame)?;
         }
-        let area = match settings.roi {
-            CropMode::Full => Rect::whole(width, height),
-            CropMode::Rect(part) if frame.info.field => part.in_field().within(width, height),
-            CropMode::Rect(part) => part.within(width, height),
-            CropMode::Auto => {
-                if self.finder.due() {
-                    self.small.resize(frame, &mut self.copy)?;
-                    self.finder.look(&self.copy, width, height);
-                }
-                self.finder.current().unwrap_or(Rect::whole(width, height)).within(width, height)
+        let area = settings.roi.area(frame, || {
+            if self.finder.due() {
+                self.small.resize(frame, &mut self.copy)?;
+                self.finder.look(&self.copy, width, height);
             }
-        };
-        let area = frame.aligned(area);
+            Ok(self.finder.current())
+        })?;
         if let Some(size) = self.input_size().filter(|size| *size != self.resizer.size()) {
             self.resizer = Resizer::new(size);
         }

@@ -5,7 +5,8 @@ use super::guard::{guarded, opened};
 use crate::segmenter::Segmenter;
 use crate::{Error, Result};
 use crossbeam_channel::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// Called once with the result: the new model works, or the reason why the old one stays.
@@ -38,13 +39,8 @@ impl Reloader {
         Self { state: Mutex::default(), models }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub fn replace(self: &Arc<Self>, open: ModelFactory, done: Done) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.closed {
             drop(state);
             return done(Err(Error::engine("the engine has stopped")));
@@ -74,7 +70,7 @@ impl Reloader {
     fn run(&self) {
         loop {
             let asked = {
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 let asked = state.asked.take();
                 state.working = asked.is_some();
                 asked
@@ -93,7 +89,7 @@ impl Reloader {
 
     /// Loads no further models and waits for the current load. The worker has ended before this.
     pub fn close(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.closed = true;
         let (asked, thread) = (state.asked.take(), state.thread.take());
         drop(state);

@@ -1,4 +1,5 @@
 use super::*;
+use autosam_frame::Rect;
 use autosam_frame::map::ProbMap;
 use autosam_frame::resize::InputSize;
 use image::RgbImage;

@@ -81,34 +81,3 @@ impl Error {
         Self::Device(reason.into())
     }
 }
-
-/// Path of the temporary file for `path` until it is complete: `NAME.partial` in the same folder, which is created if
-/// needed.
-pub fn partial(path: &Path) -> Result<PathBuf> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    Ok(path.with_file_name(name))
-}
-
-/// Writes `bytes` to a temporary file and renames it to `path`, creating the folder if needed. An existing file stays
-/// intact until the new one is complete.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = partial(path)?;
-    let written = std::fs::write(&partial, bytes).map_err(|e| Error::io(&partial, e));
-    if written.is_err() {
-        // A partial file is useless. The first error is the one to report.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written?;
-    std::fs::rename(&partial, path).map_err(|e| Error::io(path, e))
-}
-
-/// Writes `image` as PNG with [`write_atomically`].
-pub fn write_png(path: &Path, image: &image::DynamicImage) -> Result<()> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|e| Error::image(path, e))?;
-    write_atomically(path, bytes.get_ref())
-}

@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod flow;
+pub mod fs;
 mod lines;
 pub mod map;
 pub mod mask;
@@ -17,7 +18,8 @@ pub mod resize;
 pub mod simd;
 pub mod temporal;
 
-pub use error::{Error, Result, write_atomically, write_png};
+pub use error::{Error, Result};
+pub use fs::{write_atomically, write_png};
 pub use region::Rect;
 
 /// Pixel formats that can be resized and drawn on without conversion, with GStreamer's names.

@@ -25,6 +25,18 @@ impl Rect {
         Self { left: 0, top: 0, width, height }
     }
 
+    /// The smallest rectangle around the values above `level` of a mask of `width` columns; `None` without any.
+    pub fn around(mask: &[u8], width: usize, level: u8) -> Option<Self> {
+        let mut found: Option<Self> = None;
+        for (top, row) in mask.chunks_exact(width.max(1)).enumerate() {
+            let Some(left) = row.iter().position(|v| *v > level) else { continue };
+            let last = row.iter().rposition(|v| *v > level).unwrap_or(left);
+            let line = Self { left, top, width: last + 1 - left, height: 1 };
+            found = Some(found.map_or(line, |found| found.union(line)));
+        }
+        found
+    }
+
     /// The smallest rectangle that contains both.
     pub fn union(self, other: Self) -> Self {
         let (left, top) = (self.left.min(other.left), self.top.min(other.top));
@@ -78,19 +90,29 @@ impl CropMode {
     /// # Errors
     /// If the frame is too large to be resized.
     pub fn of(self, frame: &Frame) -> Result<Rect> {
+        self.area(frame, || {
+            let mut small = ModelInput::default();
+            Resizer::new(motion::SIDE).resize(frame, &mut small)?;
+            let mut finder = Finder::default();
+            finder.look(&small, frame.info.width, frame.info.height);
+            Ok(finder.current())
+        })
+    }
+
+    /// The rectangle of `frame`, aligned to its chroma. `auto` finds that of [`Self::Auto`]; without one it is the whole
+    /// frame.
+    ///
+    /// # Errors
+    /// Those of `auto`.
+    pub fn area(self, frame: &Frame, auto: impl FnOnce() -> Result<Option<Rect>>) -> Result<Rect> {
         let (width, height) = (frame.info.width, frame.info.height);
-        let area = match self {
-            Self::Full => Rect::whole(width, height),
-            Self::Rect(part) => part.within(width, height),
-            Self::Auto => {
-                let mut small = ModelInput::default();
-                Resizer::new(motion::SIDE).resize(frame, &mut small)?;
-                let mut finder = Finder::default();
-                finder.look(&small, width, height);
-                finder.current().unwrap_or(Rect::whole(width, height))
-            }
+        let part = match self {
+            Self::Full => None,
+            Self::Rect(part) if frame.info.field => Some(part.in_field()),
+            Self::Rect(part) => Some(part),
+            Self::Auto => auto()?,
         };
-        Ok(frame.aligned(area))
+        Ok(frame.aligned(part.map_or(Rect::whole(width, height), |part| part.within(width, height))))
     }
 }
 
@@ -385,6 +407,16 @@ mod tests {
         assert_eq!(CropMode::Full.of(&frame).unwrap(), Rect::whole(256, 144));
         let part = Rect { left: 8, top: 4, width: 16, height: 8 };
         assert_eq!(CropMode::Rect(part).of(&frame).unwrap(), part);
+    }
+
+    #[test]
+    fn a_mask_is_bounded_by_its_values_above_the_level() {
+        let mask = [0, 0, 0, 0, 0, 255, 255, 0, 9, 255, 255, 0];
+        let area = |level| Rect::around(&mask, 4, level);
+        assert_eq!(area(9), Some(Rect { left: 1, top: 1, width: 2, height: 2 }));
+        assert_eq!(area(0), Some(Rect { left: 0, top: 1, width: 3, height: 2 }));
+        assert_eq!(area(255), None);
+        assert_eq!(Rect::around(&[], 0, 0), None);
     }
 
     #[test]

@@ -12,8 +12,9 @@ use autosam_frame::map::{ModelInput, ProbMap};
 use autosam_frame::resize::InputSize;
 use autosam_ops as ops;
 use candle_core::{Device, DeviceLocation, Tensor};
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 /// Key of an open model. A file that was replaced since counts as a different one.
@@ -72,7 +73,7 @@ fn shared(location: Option<&Path>, device: &Device, precision: Precision) -> Res
     let origin = Origin::of(location, device, precision)?;
     // Held while loading, so that two threads that open the same model load it once. A panic here leaves the list
     // intact.
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut open = OPEN.lock();
     open.retain(|(_, model)| model.strong_count() > 0);
     if let Some(model) = open.iter().find(|(o, _)| *o == origin).and_then(|(_, model)| model.upgrade()) {
         return Ok(model);

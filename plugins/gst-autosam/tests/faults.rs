@@ -12,10 +12,11 @@ use common::{
 };
 use gst::prelude::*;
 use gst_check::Harness;
+use parking_lot::{Mutex, MutexGuard};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -25,7 +26,7 @@ struct Turn(#[allow(dead_code)] MutexGuard<'static, ()>);
 
 impl Turn {
     fn new() -> Self {
-        Self(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner))
+        Self(ONE_AT_A_TIME.lock())
     }
 }
 
@@ -65,7 +66,7 @@ fn fails_once(
     let (element, bus) = scripted(&[("expire-overlay", "0")], move |_| {
         let first = opened.fetch_add(1, Ordering::Relaxed) == 0;
         if !first {
-            let _ = gate.lock().unwrap().recv();
+            let _ = gate.lock().recv();
         }
         let fault = fault.clone();
         Ok(Box::new(Scripted(move |_: &ModelInput| if first { fault() } else { Ok(255) })))
@@ -386,7 +387,7 @@ fn removing_an_element_during_inference_leaves_the_pipeline_running() {
     let pad = filter.static_pad("src").unwrap();
     let probe = pad
         .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM, move |_, _| {
-            if let Some(b) = blocked.lock().unwrap().take() {
+            if let Some(b) = blocked.lock().take() {
                 b.send(()).unwrap();
             }
             gst::PadProbeReturn::Ok

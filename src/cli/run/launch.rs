@@ -1,6 +1,7 @@
 //! The live pipeline equivalent to `run` on a file.
 
-use super::{Args, MaskModeArg, PrecisionArg};
+use super::Args;
+use crate::cli::args::{MaskModeArg, PrecisionArg};
 use autosam::model::DeviceChoice;
 use autosam::video::{UPRIGHT, is_uri};
 use clap::ValueEnum;
@@ -22,17 +23,20 @@ pub fn line(args: &Args) -> Option<String> {
         args.mask_mode.hysteresis(args.hysteresis),
         args.min_area,
         args.roi,
-        args.views.count()
+        args.network.views.count()
     );
-    match args.device {
+    match args.network.device {
         DeviceChoice::Auto => {}
         DeviceChoice::Cpu => element += " device=cpu",
         DeviceChoice::Cuda(id) => element += &format!(" device=cuda device-id={id}"),
     }
     for (name, value) in [
-        ("precision", Some(args.precision).filter(|p| !matches!(p, PrecisionArg::F32)).and_then(name_of)),
+        (
+            "precision",
+            Some(args.network.precision).filter(|p| !matches!(p, PrecisionArg::F32)).and_then(name_of),
+        ),
         ("overlay-mode", name_of(args.overlay)),
-        ("model-location", args.model.as_ref().map(|m| format!("\"{}\"", m.display()))),
+        ("model-location", args.network.model.as_ref().map(|m| format!("\"{}\"", m.display()))),
     ] {
         if let Some(value) = value {
             element += &format!(" {name}={value}");

@@ -1,11 +1,10 @@
 //! Frames of a video and images of a folder, one after another.
 
-use crate::cli::sets;
+use crate::cli::{progress, sets};
 use anyhow::Context;
 use autosam::data::{self, Dataset, Item};
 use autosam::video::{FrameRate, Reader, Shape, VideoFrame};
 use image::GrayImage;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 use std::time::Instant;
 
@@ -95,8 +94,7 @@ impl Source {
 /// Prints and removes those that cannot be read, and returns their number.
 fn verify(set: &mut Dataset) -> anyhow::Result<u64> {
     let (begin, count, known) = (Instant::now(), set.items.len(), set.problems.len());
-    let bar = ProgressBar::new(count as u64)
-        .with_style(ProgressStyle::with_template("{bar:32} {pos}/{len} images verified  {eta} left")?);
+    let bar = progress::counting(count as u64, "images verified  {eta} left");
     set.verify_pixels(|| bar.inc(1));
     bar.finish_and_clear();
     let unreadable = set.problems.len() - known;

@@ -5,7 +5,7 @@ use crate::video::source::decoder;
 use crate::video::{FrameRate, rgb_buffer};
 use gst::prelude::*;
 use image::RgbImage;
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 /// Properties shared by all images.
 pub(super) struct RawFrames {
@@ -58,7 +58,7 @@ pub(super) fn fed_frames(
     let feed = Mutex::new(Some((raw, next)));
     element.connect("source-setup", false, move |values| {
         let source = values.get(1)?.get::<gst_app::AppSrc>().ok()?;
-        let (raw, mut next) = feed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let (raw, mut next) = feed.lock().take()?;
         let times = raw.times;
         let caps = gst_video::VideoCapsBuilder::new()
             .format(gst_video::VideoFormat::Rgb)

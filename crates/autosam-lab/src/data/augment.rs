@@ -235,7 +235,8 @@ struct Colour {
     offset: f32,
 }
 
-const GREY: [f32; 3] = [0.299, 0.587, 0.114];
+/// Weights of red, green and blue in BT.601's luma.
+const BT601: [f32; 3] = [0.299, 0.587, 0.114];
 
 impl Colour {
     fn new([brightness, contrast, saturation]: [f32; 3], hue: f32, source: &ModelInput) -> Self {
@@ -246,7 +247,7 @@ impl Colour {
                 *sum += f32::from(*v);
             }
         }
-        let grey: f32 = mean.iter().zip(GREY).map(|(m, g)| m / n * g).sum();
+        let grey: f32 = mean.iter().zip(BT601).map(|(m, g)| m / n * g).sum();
         // Rodrigues' rotation about (1, 1, 1).
         let (sin, cos) = (hue * std::f32::consts::TAU).sin_cos();
         let (third, root) = ((1.0 - cos) / 3.0, sin / 3f32.sqrt());
@@ -257,7 +258,7 @@ impl Colour {
         ];
         let matrix = std::array::from_fn(|i| {
             std::array::from_fn(|j| {
-                let saturated = saturation * turn[i][j] + (1.0 - saturation) * GREY[j];
+                let saturated = saturation * turn[i][j] + (1.0 - saturation) * BT601[j];
                 brightness * contrast * saturated
             })
         });

@@ -7,6 +7,7 @@ use crate::{Error, Result};
 use autosam_frame::map::ModelInput;
 use autosam_frame::region::CropMode;
 use autosam_frame::resize::InputSize;
+use parking_lot::Mutex;
 use rand::Rng;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -14,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 #[derive(Debug, Clone)]
 pub struct LoaderConfig {
@@ -206,7 +207,7 @@ impl Loader {
         let mut failed = None;
         for i in (at..self.items.len()).chain(0..at) {
             let item = &self.items[i];
-            if let Some(pair) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pairs.get(&i) {
+            if let Some(pair) = self.kept.lock().pairs.get(&i) {
                 return Ok((item, pair.clone()));
             }
             match item.load() {
@@ -217,7 +218,7 @@ impl Loader {
                 }
                 Err(e) if self.config.strict => return Err(e),
                 Err(e) => {
-                    let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut unreadable = self.unreadable.lock();
                     if unreadable.insert(item.image.clone()) {
                         tracing::warn!("left out: {e}");
                     }
@@ -233,7 +234,7 @@ impl Loader {
     /// Keeps a decoded image if there is room.
     fn keep(&self, at: usize, pair: &Arc<Pair>) {
         let bytes = (pair.rgb.len() + pair.mask.len()) as u64;
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if kept.bytes + bytes <= self.config.kept && kept.pairs.insert(at, pair.clone()).is_none() {
             kept.bytes += bytes;
         }

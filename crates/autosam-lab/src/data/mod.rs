@@ -128,13 +128,7 @@ impl Pair {
 
     /// The bounding box of all labelled pixels; `None` without any.
     pub fn labelled(&self) -> Option<Rect> {
-        let width = self.mask.width().max(1) as usize;
-        let rows = || self.mask.as_raw().chunks_exact(width);
-        let lit = |row: &[u8]| row.iter().any(|v| *v > 0);
-        let (top, bottom) = (rows().position(lit)?, rows().rposition(lit)? + 1);
-        let left = rows().filter_map(|row| row.iter().position(|v| *v > 0)).min()?;
-        let right = rows().filter_map(|row| row.iter().rposition(|v| *v > 0)).max()? + 1;
-        Some(Rect { left, top, width: right - left, height: bottom - top })
+        Rect::around(self.mask.as_raw(), self.mask.width() as usize, 0)
     }
 }
 
@@ -320,6 +314,21 @@ pub fn images_in(dir: &Path) -> Result<Vec<Item>> {
         Item::new("", name, image, None)
     };
     Ok(files.into_iter().map(named_apart).collect())
+}
+
+/// The images in `dir` itself, otherwise those of the data set in `dir`.
+///
+/// # Errors
+/// If there are none.
+pub fn items_in(dir: &Path) -> Result<Vec<Item>> {
+    let mut items = images_in(dir)?;
+    if items.is_empty() {
+        items = Dataset::open(dir)?.items;
+    }
+    if items.is_empty() {
+        return Err(Error::data(dir, "no images in it (.jpg, .png, .bmp, .tif)"));
+    }
+    Ok(items)
 }
 
 /// The images in `dir` by name without extension, in SUN-SEG's frame order.

@@ -110,7 +110,11 @@ fn place(file: &Path, dir: &Path) -> Result<()> {
     if to.exists() || fs::hard_link(file, &to).is_ok() {
         return Ok(());
     }
-    crate::write_atomically(&to, &fs::read(file).map_err(|e| Error::io(file, e))?)
+    // Not durable, because there may be thousands.
+    autosam_frame::fs::replace(&to, false, |out| {
+        let mut from = fs::File::open(file).map_err(|e| Error::io(file, e))?;
+        std::io::copy(&mut from, out).map(drop).map_err(|e| Error::io(&to, e))
+    })
 }
 
 #[cfg(test)]

@@ -136,7 +136,7 @@ pub fn measure(
             small.luma(&frame, &mut copy)?;
             let raw = predictor.raw(pair)?;
             let map = predictor.settled(raw.clone());
-            answers.push(Answer { raw, map, watched: luma(&sample), small: copy });
+            answers.push(Answer { raw, map, watched: bt601_luma(&sample), small: copy });
             done();
         }
         let metrics: Vec<FrameMetrics> = pairs
@@ -163,9 +163,11 @@ pub fn measure(
     Ok(sequences)
 }
 
-fn luma(s: &ModelInput) -> Luma {
-    let grey = |p: &[u8]| ((77 * u32::from(p[0]) + 150 * u32::from(p[1]) + 29 * u32::from(p[2])) >> 8) as u8;
-    Luma { width: s.width, height: s.height, data: s.rgb.chunks_exact(3).map(grey).collect() }
+/// BT.601's luma in 8-bit weights. `Resizer::luma` would take green, because the frame is RGB here; the metrics are defined on
+/// luma.
+fn bt601_luma(s: &ModelInput) -> Luma {
+    let luma = |p: &[u8]| ((77 * u32::from(p[0]) + 150 * u32::from(p[1]) + 29 * u32::from(p[2])) >> 8) as u8;
+    Luma { width: s.width, height: s.height, data: s.rgb.chunks_exact(3).map(luma).collect() }
 }
 
 /// Metrics of one sequence or case.

@@ -3,11 +3,11 @@
 use super::metrics::nearest;
 use crate::data::Pair;
 use crate::{Error, Result};
-use autosam_frame::Frame;
 use autosam_frame::map::{ModelInput, ProbMap};
 use autosam_frame::mask::{Mask, MaskSettings};
 use autosam_frame::region::CropMode;
 use autosam_frame::resize::Resizer;
+use autosam_frame::{Frame, Rect};
 use autosam_model::generator::LightweightDecoder;
 use autosam_model::sam::{Prompts, SamConfig};
 use autosam_model::weights;
@@ -165,7 +165,14 @@ impl LabelledPredictor {
                 let point = Tensor::new(&[[[x as f32, y as f32]]], device)?;
                 Prompts { points: Some((point, Tensor::new(&[[1f32]], device)?)), ..none }
             }
-            Mode::GtBox => Prompts { boxes: Some(Tensor::new(&[bounds(truth, width)], device)?), ..none },
+            Mode::GtBox => match Rect::around(truth, width, 127) {
+                Some(r) => {
+                    let corners = [r.left, r.top, r.left + r.width - 1, r.top + r.height - 1];
+                    let boxes = Tensor::new(&[corners.map(|v| v as f32)], device)?;
+                    Prompts { boxes: Some(boxes), ..none }
+                }
+                None => none,
+            },
             Mode::GtMask => {
                 let (size, low) = (model.image_size(), model.mask_size());
                 let at = |v: usize| v * size / low + size / low / 2;
@@ -189,17 +196,6 @@ fn random_prompt(sam: &SamConfig, device: &Device) -> Result<Tensor> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
     let values = (0..count).map(|_| rng.random_range(-1.0..1.0f32)).collect();
     Ok(Tensor::from_vec(values, shape, device)?)
-}
-
-/// The box around `mask`, which is not empty: left, top, right, bottom, inclusive.
-fn bounds(mask: &[u8], width: usize) -> [f32; 4] {
-    let (mut left, mut top, mut right, mut bottom) = (usize::MAX, usize::MAX, 0, 0);
-    for i in mask.iter().enumerate().filter(|(_, m)| **m > 127).map(|(i, _)| i) {
-        let (x, y) = (i % width, i / width);
-        (left, top) = (left.min(x), top.min(y));
-        (right, bottom) = (right.max(x), bottom.max(y));
-    }
-    [left, top, right, bottom].map(|v| v as f32)
 }
 
 /// Loads the decoder written by `train --stage lightweight` for prompts of `channels`.

@@ -6,7 +6,7 @@ use crate::eval::alarms::PolypFree;
 use crate::eval::live::Live;
 use crate::eval::measure::{Evaluation, Line};
 use crate::{Error, Result};
-use autosam_frame::error::write_atomically;
+use autosam_frame::write_atomically;
 use base64::Engine as _;
 use std::fmt::Write as _;
 use std::path::Path;

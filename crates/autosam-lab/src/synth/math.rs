@@ -1,66 +1,24 @@
-//! Vectors, interpolation and seeded noise. Everything here is a pure function of its arguments.
+//! Interpolation and seeded noise; vectors, in centimetres or as directions, are glam's. Everything here is a pure function
+//! of its arguments.
 
-use std::ops::{Add, AddAssign, Mul, Neg, Sub};
+pub use glam::{Vec3, vec3};
 
-/// A vector in centimetres or a direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Vec3 {
-    pub x: f32,
-    pub y: f32,
-    pub z: f32,
+/// Operations that glam rounds differently: a seed's frames must stay the same bit by bit.
+pub trait Blend {
+    /// The direction of `self`; a vector shorter than 1e-12 stays as it is.
+    fn unit(self) -> Self;
+    /// `self` at `t` = 0, `o` at 1.
+    fn mix(self, o: Self, t: f32) -> Self;
 }
 
-pub const fn vec3(x: f32, y: f32, z: f32) -> Vec3 {
-    Vec3 { x, y, z }
-}
-
-impl Vec3 {
-    pub fn dot(self, o: Self) -> f32 {
-        self.x * o.x + self.y * o.y + self.z * o.z
-    }
-    pub fn cross(self, o: Self) -> Self {
-        vec3(self.y * o.z - self.z * o.y, self.z * o.x - self.x * o.z, self.x * o.y - self.y * o.x)
-    }
-    pub fn length(self) -> f32 {
-        self.dot(self).sqrt()
-    }
-    /// The direction of `self`; the zero vector stays zero.
-    pub fn unit(self) -> Self {
+impl Blend for Vec3 {
+    fn unit(self) -> Self {
         let l = self.length();
         if l > 1e-12 { self * (1.0 / l) } else { self }
     }
-    pub fn mix(self, o: Self, t: f32) -> Self {
-        self + (o - self) * t
-    }
-}
 
-impl Add for Vec3 {
-    type Output = Self;
-    fn add(self, o: Self) -> Self {
-        vec3(self.x + o.x, self.y + o.y, self.z + o.z)
-    }
-}
-impl AddAssign for Vec3 {
-    fn add_assign(&mut self, o: Self) {
-        *self = *self + o;
-    }
-}
-impl Sub for Vec3 {
-    type Output = Self;
-    fn sub(self, o: Self) -> Self {
-        vec3(self.x - o.x, self.y - o.y, self.z - o.z)
-    }
-}
-impl Mul<f32> for Vec3 {
-    type Output = Self;
-    fn mul(self, k: f32) -> Self {
-        vec3(self.x * k, self.y * k, self.z * k)
-    }
-}
-impl Neg for Vec3 {
-    type Output = Self;
-    fn neg(self) -> Self {
-        vec3(-self.x, -self.y, -self.z)
+    fn mix(self, o: Self, t: f32) -> Self {
+        self + (o - self) * t
     }
 }
 

@@ -154,14 +154,20 @@ pub fn blur(image: &mut [[f32; 3]], width: usize, height: usize, sigma: f32) {
     }
 }
 
-fn luma(p: [f32; 3]) -> f32 {
+/// Weighted mean of the channels, about BT.601's luma. Every byte of a seed's frames depends on these two-digit weights.
+fn brightness(p: [f32; 3]) -> f32 {
     0.3 * p[0] + 0.59 * p[1] + 0.11 * p[2]
 }
 
 /// The factor that brings the visible part's mean brightness, highlights clipped, to `target`.
 pub fn gain(linear: &[[f32; 3]], aperture: &[f32], target: f32) -> f32 {
-    let seen: Vec<f32> =
-        linear.iter().zip(aperture).step_by(7).filter(|(_, a)| **a > 0.5).map(|(p, _)| luma(*p)).collect();
+    let seen: Vec<f32> = linear
+        .iter()
+        .zip(aperture)
+        .step_by(7)
+        .filter(|(_, a)| **a > 0.5)
+        .map(|(p, _)| brightness(*p))
+        .collect();
     if seen.is_empty() {
         return 1.0;
     }
@@ -186,7 +192,7 @@ pub fn develop(linear: &mut [[f32; 3]], chain: &Chain, gain: f32) {
         })
         .collect();
     for p in linear.iter_mut() {
-        let l = luma(*p);
+        let l = brightness(*p);
         for v in p {
             let x = (l + (*v - l) * chain.saturation).max(0.0) * gain;
             let at = (x.min(TOP) / TOP).sqrt() * STEPS as f32;
@@ -204,7 +210,7 @@ pub fn sharpen(image: &mut [[f32; 3]], width: usize, height: usize, amount: f32,
     let mut soft = image.to_vec();
     blur(&mut soft, width, height, sigma);
     for (p, s) in image.iter_mut().zip(&soft) {
-        let lift = amount * (luma(*p) - luma(*s));
+        let lift = amount * (brightness(*p) - brightness(*s));
         for v in p {
             *v += lift;
         }
@@ -219,7 +225,7 @@ pub fn noise(image: &mut [[f32; 3]], seed: u32, amount: f32) {
     for (i, p) in image.iter_mut().enumerate() {
         let h = hash(seed, i as i32, 1, 2);
         let grey = normal(h);
-        let scale = amount * (1.3 - 0.8 * luma(*p) / 255.0);
+        let scale = amount * (1.3 - 0.8 * brightness(*p) / 255.0);
         for (c, v) in p.iter_mut().enumerate() {
             *v += scale * (0.8 * grey + 0.5 * normal(hash(h, c as i32, 3, 4)));
         }

@@ -144,7 +144,8 @@ impl EmbeddingCache {
     }
 }
 
-/// FNV-1a over words of eight bytes: fast, and sufficient to detect holes and torn writes.
+/// FNV-1a over words of eight bytes: fast, and sufficient to detect holes and torn writes. Caches on disk contain it, so another
+/// checksum would make them useless.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.chunks(8).fold(0xCBF2_9CE4_8422_2325, |h, chunk| {
         let mut word = [0; 8];

@@ -3,6 +3,7 @@
 
 use super::objects::Blob;
 use crate::Result;
+use autosam_frame::Rect;
 use autosam_model::sam::Prompts;
 use candle_core::{Device, Tensor};
 use rand::Rng;
@@ -113,7 +114,9 @@ fn points(
 fn boxes(masks: &[Vec<u8>], size: usize, rng: &mut impl Rng, device: &Device) -> Result<Tensor> {
     let mut boxes = Vec::with_capacity(4 * masks.len());
     for mask in masks {
-        let (x0, y0, x1, y1) = bounding_box(mask, size).unwrap_or_else(|| {
+        let object = Rect::around(mask, size, 127);
+        let corners = object.map(|r| (r.left, r.top, r.left + r.width - 1, r.top + r.height - 1));
+        let (x0, y0, x1, y1) = corners.unwrap_or_else(|| {
             let (x, y) = (rng.random_range(0..size / 2), rng.random_range(0..size / 2));
             (x, y, x + rng.random_range(8..size / 2), y + rng.random_range(8..size / 2))
         });
@@ -190,16 +193,6 @@ fn box_mean(from: &[f32], side: usize, reach: usize, step: usize, line: usize) -
         }
     }
     to
-}
-
-/// First and last column and row (inclusive) of the pixels above half, as x0, y0, x1, y1.
-fn bounding_box(mask: &[u8], size: usize) -> Option<(usize, usize, usize, usize)> {
-    let (mut x0, mut y0, mut x1, mut y1) = (size, size, 0, 0);
-    for (i, _) in mask.iter().enumerate().filter(|(_, v)| **v > 127) {
-        let (x, y) = (i % size, i / size);
-        (x0, y0, x1, y1) = (x0.min(x), y0.min(y), x1.max(x), y1.max(y));
-    }
-    (x0 < size).then_some((x0, y0, x1, y1))
 }
 
 #[cfg(test)]

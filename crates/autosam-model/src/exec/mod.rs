@@ -14,7 +14,7 @@ use crate::Result;
 use autosam_frame::map::{ModelInput, ProbMap};
 use autosam_ops as ops;
 use candle_core::Device;
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 /// Runs inferences of one network, always with the same settings.
 #[derive(Default)]
@@ -62,6 +62,6 @@ pub(crate) fn on_device<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) 
     if device.is_cpu() {
         return ops::in_pool(f);
     }
-    let _turn = GPU_TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = GPU_TURN.lock();
     f()
 }

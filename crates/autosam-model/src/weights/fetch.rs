@@ -4,6 +4,7 @@
 use super::published::PublishedWeights;
 use super::sha256_of;
 use crate::{Error, Result};
+use etcetera::base_strategy::{BaseStrategy, Xdg};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -21,13 +22,11 @@ const LARGEST: u64 = 8 << 30;
 /// The cache folder for weights: `$XDG_CACHE_HOME/autosam-video/weights`, or below `~/.cache`.
 ///
 /// # Errors
-/// If neither variable is set.
+/// If there is no home folder.
 pub fn cache_dir() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    set("XDG_CACHE_HOME")
-        .or_else(|| Some(set("HOME")?.join(".cache")))
-        .map(|dir| dir.join("autosam-video/weights"))
-        .ok_or_else(|| Error::invalid("neither XDG_CACHE_HOME nor HOME is set; choose a folder with --dir"))
+    let dir = Xdg::new().map(|xdg| xdg.cache_dir()).ok().filter(|dir| dir.is_absolute());
+    dir.map(|dir| dir.join("autosam-video/weights"))
+        .ok_or_else(|| Error::invalid("there is no home folder; set HOME, or choose a folder with --dir"))
 }
 
 /// Downloads `published` to `dir` unless it is already there, and returns its path. `url` may name a mirror, since the

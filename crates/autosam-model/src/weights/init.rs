@@ -2,9 +2,11 @@
 
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
+use fnv::FnvHasher;
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use std::collections::HashMap;
+use std::hash::Hasher;
 
 /// Initial parameters for `shapes`, deterministic by seed: He for convolutions, PyTorch's variance for linear maps,
 /// N(0, 1) for SAM's Fourier matrix, ones and zeros for norms, biases and position tables.
@@ -12,7 +14,7 @@ pub fn initialise(shapes: &[(String, Vec<usize>)], seed: u64) -> Result<HashMap<
     let mut out = HashMap::new();
     for (name, shape) in shapes {
         // One random stream per tensor, so that adding a layer does not change the other layers' values.
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ fnv1a64(name));
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ hash(name));
         let n: usize = shape.iter().product();
         let fan_in = (n / shape.first().copied().unwrap_or(1).max(1)).max(1) as f32;
         let ends = |s: &str| name.ends_with(s);
@@ -68,9 +70,11 @@ pub fn initialise(shapes: &[(String, Vec<usize>)], seed: u64) -> Result<HashMap<
     Ok(out)
 }
 
-/// FNV-1a, a stable hash of names for seeding.
-fn fnv1a64(s: &str) -> u64 {
-    s.bytes().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3))
+/// FNV-1a of a name, stable across versions of the compiler.
+fn hash(name: &str) -> u64 {
+    let mut hasher = FnvHasher::default();
+    hasher.write(name.as_bytes());
+    hasher.finish()
 }
 
 #[cfg(test)]

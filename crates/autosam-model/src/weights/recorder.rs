@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// Names and shapes in the order in which a model loads them.
 pub type Shapes = Vec<(String, Vec<usize>)>;
@@ -12,7 +13,7 @@ struct Recorder(Arc<Mutex<Shapes>>);
 
 impl SimpleBackend for Recorder {
     fn get(&self, s: Shape, name: &str, _: candle_nn::Init, dtype: DType, dev: &Device) -> Result<Tensor> {
-        let mut seen = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut seen = self.0.lock();
         if !seen.iter().any(|(n, _)| n == name) {
             seen.push((name.to_owned(), s.dims().to_vec()));
         }
@@ -32,6 +33,6 @@ impl SimpleBackend for Recorder {
 pub fn shapes_of<T>(build: impl FnOnce(VarBuilder) -> Result<T>) -> Result<Shapes> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     build(VarBuilder::from_backend(Box::new(Recorder(seen.clone())), DType::F32, Device::Cpu))?;
-    let shapes = std::mem::take(&mut *seen.lock().unwrap_or_else(|e| e.into_inner()));
+    let shapes = std::mem::take(&mut *seen.lock());
     Ok(shapes)
 }

@@ -5,10 +5,8 @@ use super::values::{self, Numbers, View, read_storage};
 use super::{Checkpoint, Dtype, Fault, is_finite};
 use crate::{Error, Result};
 use ::safetensors::tensor::{Metadata, TensorInfo};
-use autosam_frame::error::partial;
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufRead, BufWriter, Read, Write};
 use std::path::Path;
 
@@ -151,10 +149,9 @@ pub fn save_safetensors(
     let mut header = serde_json::to_vec(&header).map_err(|e| Error::weights(path, e.to_string()))?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let aside = partial(path)?;
-    let write = || -> Result<()> {
-        let failed = |e| Error::io(&aside, e);
-        let mut file = BufWriter::new(File::create(&aside).map_err(failed)?);
+    let failed = |e| Error::io(path, e);
+    autosam_frame::fs::replace(path, true, |file| {
+        let mut file = BufWriter::new(file);
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
         file.write_all(&header).map_err(failed)?;
         for (name, tensor) in &sorted {
@@ -167,15 +164,8 @@ pub fn save_safetensors(
                     format!("{name} has values that {kind} cannot hold; choose a wider --dtype"),
                 ));
             }
-            values::write(&tensor, &mut file).map_err(|e| Error::weights(&aside, e.to_string()))?;
+            values::write(&tensor, &mut file).map_err(|e| Error::weights(path, e.to_string()))?;
         }
         file.flush().map_err(failed)
-    };
-    let result = write();
-    if result.is_err() {
-        // A partial file is useless. The first error is the one to report.
-        let _ = std::fs::remove_file(&aside);
-    }
-    result?;
-    std::fs::rename(&aside, path).map_err(|e| Error::io(path, e))
+    })
 }

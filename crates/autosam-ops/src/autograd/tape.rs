@@ -13,9 +13,10 @@ use crate::runtime::capture;
 use crate::runtime::kernel::{Differentiable, Gradients, Kernel, in_storage};
 use crate::runtime::operands::Args;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, TensorId};
+use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 thread_local! {
     static TAPE: RefCell<Option<HashMap<TensorId, Place>>> = const { RefCell::new(None) };
@@ -122,7 +123,7 @@ struct Sum(Arc<Mutex<Option<Tensor>>>);
 impl Sum {
     fn add(&self, gradient: &Tensor) -> Result<()> {
         let gradient = gradient.detach();
-        let mut sum = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = self.0.lock();
         *sum = Some(match sum.take() {
             None => gradient,
             Some(before) => capture::apply(Add, &[&before.contiguous()?, &gradient.contiguous()?])?,
@@ -131,7 +132,7 @@ impl Sum {
     }
 
     fn take(&self) -> Option<Tensor> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

@@ -9,9 +9,9 @@
 use super::kernel::{Kernel, eager};
 use super::operands::{Args, Elements, Operand, Place, Replayed};
 use candle_core::{Device, Result, Shape, Tensor};
+use parking_lot::RwLock;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
 
 thread_local! {
     static TRACE: RefCell<Option<Trace>> = const { RefCell::new(None) };
@@ -181,15 +181,15 @@ impl CapturedGraph {
     /// If an operation fails.
     pub fn run<R>(&mut self, fill: impl FnOnce(&mut [f32]), read: impl FnOnce(&[f32]) -> R) -> Result<R> {
         let (buffer, len) = self.input;
-        fill(&mut self.buffers[buffer].get_mut().unwrap_or_else(PoisonError::into_inner)[..len]);
+        fill(&mut self.buffers[buffer].get_mut()[..len]);
         replay(&self.steps, &self.buffers)?;
         let (buffer, len) = self.output;
-        Ok(read(&self.buffers[buffer].get_mut().unwrap_or_else(PoisonError::into_inner)[..len]))
+        Ok(read(&self.buffers[buffer].get_mut()[..len]))
     }
 
     /// Size of the fixed memory in bytes.
     pub fn memory(&self) -> usize {
-        let lengths = self.buffers.iter().map(|b| b.read().unwrap_or_else(PoisonError::into_inner).len());
+        let lengths = self.buffers.iter().map(|b| b.read().len());
         lengths.sum::<usize>() * size_of::<f32>()
     }
 }
@@ -220,7 +220,7 @@ fn replay(steps: &[Step], buffers: &[RwLock<Vec<f32>>]) -> Result<()> {
     for step in steps {
         match step {
             Step::One(one) => {
-                let mut out = buffers[one.to].write().unwrap_or_else(PoisonError::into_inner);
+                let mut out = buffers[one.to].write();
                 let out = &mut out[..one.len];
                 // SAFETY: the types have the same layout, and operations write only floats.
                 let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) };

@@ -2,8 +2,8 @@
 
 use autosam_frame::{Error, Result};
 use candle_core::{DType, Device};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 /// Device on which a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,7 +46,7 @@ pub enum Stream {
 pub fn cuda(id: usize, stream: Stream) -> Result<Device> {
     /// One of each per process.
     static OPEN: Mutex<BTreeMap<(usize, Stream), Device>> = Mutex::new(BTreeMap::new());
-    let mut opened = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut opened = OPEN.lock();
     if let Some(device) = opened.get(&(id, stream)) {
         return Ok(device.clone());
     }

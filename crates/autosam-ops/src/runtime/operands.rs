@@ -1,8 +1,8 @@
 //! Operands of a kernel, stored in tensors, in candle's storages, or in the buffers of a replayed graph.
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, StorageRef, Tensor};
+use parking_lot::{RwLock, RwLockReadGuard};
 use std::ops::{Deref, Range};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 /// The operands of an operation.
 #[derive(Clone, Copy)]
@@ -115,7 +115,7 @@ impl<'a> Replayed<'a> {
         match place {
             Place::Constant(tensor) => Elements::of(tensor),
             Place::Value(buffer, first) => {
-                let held = self.buffers[*buffer].read().unwrap_or_else(PoisonError::into_inner);
+                let held = self.buffers[*buffer].read();
                 Ok(Elements::of_buffer(held, *first..*first + shape.elem_count()))
             }
         }

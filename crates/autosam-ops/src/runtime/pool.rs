@@ -86,6 +86,8 @@ thread_local! {
     static ENDED: Arc<Ended> = Arc::default();
 }
 
+/// The standard library's locks, not parking_lot's: its condition variable wakes all waiting threads at once, parking_lot's
+/// only one after another.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -21,9 +21,9 @@ pub(super) fn noise(shape: &[usize], seed: u64) -> Tensor {
 
 /// Exclusive use of the GPU, because another test's work would end up in a graph that is being captured.
 #[cfg(feature = "cuda")]
-pub(crate) fn gpu_turn() -> std::sync::MutexGuard<'static, ()> {
-    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+pub(crate) fn gpu_turn() -> parking_lot::MutexGuard<'static, ()> {
+    static TURN: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    TURN.lock()
 }
 
 fn norm(t: &Tensor) -> f64 {

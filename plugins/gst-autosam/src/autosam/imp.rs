@@ -21,9 +21,10 @@ use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::subclass::prelude::*;
+use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 type TestFactory = dyn Fn(Option<&Path>) -> autosam_frame::Result<Box<dyn Segmenter>> + Send + Sync;
@@ -50,39 +51,34 @@ pub struct AutoSam {
     allocations: AtomicU64,
 }
 
-/// Ignores poisoning: the guarded values are consistent at any time, also after a panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl AutoSam {
     fn control(&self) -> Option<Control> {
-        lock(&self.control).clone()
+        self.control.lock().clone()
     }
 
     fn mask(&self) -> Option<MaskPad> {
-        lock(&self.mask).clone()
+        self.mask.lock().clone()
     }
 
     /// Present while the element runs.
     fn notices(&self) -> Option<Notices> {
-        lock(&self.notifier).as_ref().and_then(Notifier::notices).cloned()
+        self.notifier.lock().as_ref().and_then(Notifier::notices).cloned()
     }
 
     pub fn set_model_factory(&self, factory: Arc<TestFactory>) {
-        *lock(&self.test_factory) = Some(factory);
+        *self.test_factory.lock() = Some(factory);
     }
 
     fn model_factory(&self, settings: &Settings) -> ModelFactory {
         let (location, options) = (settings.model_location.clone(), settings.model());
         let rehearsed = (settings.sync_mode == SyncMode::FrameAccurate).then(|| self.times.clone());
-        match lock(&self.test_factory).clone() {
+        match self.test_factory.lock().clone() {
             Some(open) => Box::new(move || open(location.as_deref())),
             None => Box::new(move || {
                 let mut model = autosam_model::open(location.as_deref(), &options)?;
                 if let Some(times) = &rehearsed {
                     let took = latency::rehearse(model.as_mut())?;
-                    lock(times).note(took);
+                    times.lock().note(took);
                 }
                 Ok(model)
             }),
@@ -91,9 +87,9 @@ impl AutoSam {
 
     /// Latency that the element adds to a live pipeline.
     pub fn latency(&self) -> gst::ClockTime {
-        match lock(&self.settings).sync_mode {
+        match self.settings.lock().sync_mode {
             SyncMode::Async => gst::ClockTime::ZERO,
-            SyncMode::FrameAccurate => lock(&self.times).latency(),
+            SyncMode::FrameAccurate => self.times.lock().latency(),
         }
     }
 
@@ -105,7 +101,7 @@ impl AutoSam {
                 Event::Detected(_) => {}
                 Event::Prompted(event) => element.imp().announce(&event),
                 Event::Recovered => gst::info!(CAT, obj = element, "the model is loaded again"),
-                Event::Failed(e) if lock(&element.imp().settings).on_error == OnError::Fail => {
+                Event::Failed(e) if element.imp().settings.lock().on_error == OnError::Fail => {
                     failed.store(true, Ordering::Relaxed);
                     gst::element_error!(element, gst::LibraryError::Failed, ("Inference failed"), ["{e}"]);
                 }
@@ -135,7 +131,7 @@ impl AutoSam {
 
     /// Reports the outcome of a prompt.
     fn announce(&self, event: &PromptEvent) {
-        let (name, structure) = pointing::announcement(event, lock(&self.pointer).size);
+        let (name, structure) = pointing::announcement(event, self.pointer.lock().size);
         if let Some(notices) = self.notices() {
             notices.send(Notice::Detection(name, structure));
         }
@@ -143,7 +139,7 @@ impl AutoSam {
 
     /// [`Self::ask`] with the request that `request` derives from the pointer.
     pub fn ask_by(&self, request: impl FnOnce(&mut Pointer) -> Option<Request>) -> bool {
-        let request = request(&mut lock(&self.pointer));
+        let request = request(&mut self.pointer.lock());
         self.ask(request)
     }
 
@@ -163,7 +159,7 @@ impl AutoSam {
                 true
             }
             None => refused("outside-frame"),
-            Some(Request::Prompt(_)) if !lock(&self.settings).enabled => refused("disabled"),
+            Some(Request::Prompt(_)) if !self.settings.lock().enabled => refused("disabled"),
             Some(Request::Prompt(prompt)) => match control.prompt(prompt) {
                 Ok(()) => true,
                 Err(e) => {
@@ -199,7 +195,7 @@ impl ObjectImpl for AutoSam {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = lock(&self.settings);
+        let mut settings = self.settings.lock();
         if let Err(e) = settings.set(pspec.name(), value) {
             drop(settings);
             gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{e}"));
@@ -225,7 +221,7 @@ impl ObjectImpl for AutoSam {
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        if pspec.name() == "stats" { self.stats().to_value() } else { lock(&self.settings).get(pspec.name()) }
+        if pspec.name() == "stats" { self.stats().to_value() } else { self.settings.lock().get(pspec.name()) }
     }
 
     fn constructed(&self) {
@@ -278,13 +274,13 @@ impl ElementImpl for AutoSam {
             mask.event(event);
             std::ops::ControlFlow::Continue(gst::EventForeachAction::Keep)
         });
-        *lock(&self.mask) = Some(mask.clone());
+        *self.mask.lock() = Some(mask.clone());
         Some(mask.pad)
     }
 
     fn release_pad(&self, pad: &gst::Pad) {
         // Stop sending frames there first; the lock must not be held while the task ends.
-        lock(&self.mask).take_if(|m| m.pad == *pad);
+        self.mask.lock().take_if(|m| m.pad == *pad);
         let _ = pad.set_active(false);
         let _ = self.obj().remove_pad(pad);
     }
@@ -300,9 +296,9 @@ impl BaseTransformImpl for AutoSam {
         if let Err(e) = autosam_host::serve::metrics::serve_from_environment() {
             gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{e}"));
         }
-        let settings = lock(&self.settings).clone();
+        let settings = self.settings.lock().clone();
         self.failed.store(false, Ordering::Relaxed);
-        *lock(&self.times) = Times::default();
+        *self.times.lock() = Times::default();
         let mut engine =
             Engine::start(self.model_factory(&settings), settings.engine(), self.event_handler());
         if let (Err(e), OnError::Passthrough) = (&engine, settings.on_error) {
@@ -319,18 +315,18 @@ impl BaseTransformImpl for AutoSam {
             gst::error_msg!(gst::CoreError::Thread, ("Cannot start a thread for messages: {e}"))
         })?;
         let notices = notifier.notices().cloned();
-        *lock(&self.notifier) = Some(notifier);
-        *lock(&self.control) = Some(engine.control().clone());
-        *lock(&self.state) = State::new(engine, notices);
+        *self.notifier.lock() = Some(notifier);
+        *self.control.lock() = Some(engine.control().clone());
+        *self.state.lock() = State::new(engine, notices);
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         // `control` stays, so that statistics can be read until the next start.
-        let mut state = std::mem::take(&mut *lock(&self.state));
+        let mut state = std::mem::take(&mut *self.state.lock());
         state.ended(None);
         drop(state);
-        let notifier = lock(&self.notifier).take();
+        let notifier = self.notifier.lock().take();
         drop(notifier);
         Ok(())
     }
@@ -357,7 +353,7 @@ impl BaseTransformImpl for AutoSam {
         if let gst::EventView::Navigation(_) = event.view()
             && let Ok(event) = gst_video::NavigationEvent::parse(&event)
         {
-            let request = lock(&self.pointer).request(&event);
+            let request = self.pointer.lock().request(&event);
             if request.is_some() {
                 self.ask(request);
             }
@@ -383,8 +379,8 @@ impl BaseTransformImpl for AutoSam {
             return Err(gst::FlowError::Error);
         }
         self.sync(buffer.pts());
-        let settings = lock(&self.settings).clone();
-        let mut guard = lock(&self.state);
+        let settings = self.settings.lock().clone();
+        let mut guard = self.state.lock();
         let state = &mut *guard;
         state.apply_realtime_priority(settings.realtime_priority);
         let drawn = if settings.enabled {
@@ -427,7 +423,7 @@ impl BaseTransformImpl for AutoSam {
 impl AutoSam {
     /// Records how long a frame waited for its mask, and updates latency and the overload warning.
     fn waited(&self, state: &mut State, took: Duration) {
-        let mut times = lock(&self.times);
+        let mut times = self.times.lock();
         let changed = times.note(took);
         let interval = state.input.as_ref().and_then(Input::interval);
         let slow = self.live.load(Ordering::Relaxed) && interval.is_some_and(|i| times.falls_behind(i));
@@ -482,8 +478,8 @@ impl VideoFilterImpl for AutoSam {
         out_info: &gst_video::VideoInfo,
     ) -> Result<(), gst::LoggableError> {
         self.parent_set_info(incaps, in_info, outcaps, out_info)?;
-        lock(&self.pointer).size = (in_info.width() as usize, in_info.height() as usize);
-        let mut state = lock(&self.state);
+        self.pointer.lock().size = (in_info.width() as usize, in_info.height() as usize);
+        let mut state = self.state.lock();
         state.input = match Input::new(in_info) {
             Ok(input) => Some(input),
             Err(e) => {

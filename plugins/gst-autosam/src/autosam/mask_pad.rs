@@ -6,8 +6,9 @@ use autosam_engine::{Detection, Shown};
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
+use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Maximum number of queued masks; the oldest are dropped.
 const MAX_WAITING: usize = 4;
@@ -45,16 +46,8 @@ struct Queue {
 }
 
 impl Queue {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pushing(&self) -> MutexGuard<'_, ()> {
-        self.pushing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn put(&self, item: Item) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         if !waiting.active || waiting.flushing {
             return;
         }
@@ -82,7 +75,7 @@ impl Queue {
 
     /// Waits for the next item; `None` once the pad is inactive.
     fn take(&self) -> Option<(Item, u64)> {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         loop {
             if !waiting.active {
                 return None;
@@ -91,13 +84,13 @@ impl Queue {
                 waiting.masks -= usize::from(matches!(item, Item::Mask(_)));
                 return Some((item, waiting.epoch));
             }
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut waiting);
         }
     }
 
     /// Drops queued items except events that describe the stream, which survive a flush.
     fn clear(&self, change: impl FnOnce(&mut Waiting)) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         waiting.items.retain(|i| matches!(i, Item::Event(e) if describes(e)));
         waiting.masks = 0;
         waiting.epoch += 1;
@@ -154,7 +147,7 @@ impl MaskPad {
             }
             EventView::FlushStop(_) => {
                 // Wait for the push that the flush interrupted before the next one may begin.
-                drop(self.queue.pushing());
+                drop(self.queue.pushing.lock());
                 self.pad.push_event(event.clone());
                 self.queue.clear(|w| w.flushing = false);
             }
@@ -223,17 +216,17 @@ fn step(pad: &glib::WeakRef<gst::Pad>, queue: &Queue, last: &mut Rendered) {
         let _ = pad.pause_task();
         return;
     };
-    let current = || queue.waiting().epoch == epoch;
+    let current = || queue.waiting.lock().epoch == epoch;
     match item {
         Item::Event(event) => {
-            let _pushing = queue.pushing();
+            let _pushing = queue.pushing.lock();
             if describes(&event) || current() {
                 pad.push_event(event);
             }
         }
         Item::Mask(mask) => {
             let buffer = render(&mask, last);
-            let _pushing = queue.pushing();
+            let _pushing = queue.pushing.lock();
             // An unlinked pad, a flush or a downstream error here must not affect the video.
             if current()
                 && let Err(e) = pad.push(buffer)

@@ -10,10 +10,10 @@ use candle_core::cuda_backend::cudarc::driver::{CudaStream, CudaView, DevicePtr,
 use candle_core::cuda_backend::{CudaDType, CudaDevice, WrapErr};
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor};
 use half::{bf16, f16};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
-use std::sync::{Mutex, PoisonError};
 
 /// Number of algorithms timed at a product's first run.
 const CANDIDATES: usize = 8;
@@ -226,7 +226,7 @@ unsafe impl Send for Plan {}
 impl Plans {
     fn with<R>(f: impl FnOnce(&mut Self) -> R) -> R {
         static PLANS: Mutex<Option<Plans>> = Mutex::new(None);
-        let mut plans = PLANS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut plans = PLANS.lock();
         f(plans.get_or_insert_default())
     }
 

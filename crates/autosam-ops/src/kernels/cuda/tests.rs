@@ -8,7 +8,7 @@ use crate::{
     probability_bytes, relative_attention, resize_bilinear, self_attention, unpartition, windowed_attention,
 };
 use candle_core::{DType, Device, Result, Tensor, Var};
-use std::sync::MutexGuard;
+use parking_lot::MutexGuard;
 
 /// The GPU, reserved while the guard is held.
 fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
