@@ -91,7 +91,8 @@ mod tests {
     #[test]
     fn masks_survive_the_way_there_and_back_and_damage_is_noticed() {
         let (w, h) = (97, 61);
-        let blob = |i: usize| ((i % w) as f32 - 40.0).hypot((i / w) as f32 - 30.0) < 17.0 || i % 53 == 0;
+        let blob =
+            |i: usize| ((i % w) as f32 - 40.0).hypot((i / w) as f32 - 30.0) < 17.0 || i.is_multiple_of(53);
         let original: Vec<u8> = (0..w * h).map(|i| if blob(i) { 255 } else { 0 }).collect();
         for original in [original, vec![0; w * h], vec![255; w * h]] {
             let text = compressed(&runs(&original, w, h));
