@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains the shipped model, starting from a backbone pretrained on ImageNet: about four hours on two CPU cores with AVX-512.
+# Trains the shipped model, starting from a backbone pretrained on ImageNet: five to six hours on two CPU cores with AVX-512.
 #   examples/train_shipped.sh DATA OUT
 # DATA holds kvasir-seg, bkai-neopolyp, polypgen, polypgen-negative, cvc-clinicdb-sunseg, glas and monuseg; OUT gets everything else.
 # If stopped, it continues where it was. models/autosam-lite.md describes the data and their terms.
@@ -46,6 +46,22 @@ generator() {
 generator generator lite-generator sam 1 --init "$wheel"
 generator longer lite-generator-longer generator 1.5
 [ -e "$out/synthetic" ] || "$program" synth --sequences 6 --negatives 8 --frames 30 --seed 5 --out "$out/synthetic"
-generator stretched lite-generator-stretched longer 1.5 \
-    --data "$out/synthetic/TrainDataset:0.4" --data "$out/synthetic/SUN-Negative:0.4"
-cp "$out/stretched/model.safetensors" "$out/autosam-lite.safetensors"
+# Arguments: those of `generator`; with synthetic video.
+with_synthetic() {
+    generator "$@" --data "$out/synthetic/TrainDataset:0.4" --data "$out/synthetic/SUN-Negative:0.4"
+}
+# The mean of the weights of RUNS, as a run of its own. Arguments: MEAN RUNS.
+average() {
+    mkdir -p "$out/$1"
+    mean="$out/$1/model.safetensors"
+    shift
+    [ -e "$mean" ] || "$program" models average --out "$mean" "$@"
+}
+with_synthetic stretched lite-generator-stretched longer 1.5
+with_synthetic small lite-generator-small stretched 2
+with_synthetic mixed lite-generator-mixed stretched 2
+stretched="$out/stretched/model.safetensors" small="$out/small/model.safetensors" mixed="$out/mixed/model.safetensors"
+average of-three "$stretched" "$small" "$mixed"
+with_synthetic pasted lite-generator-pasted of-three 2
+average of-four "$stretched" "$small" "$mixed" "$out/pasted/model.safetensors"
+cp "$out/of-four/model.safetensors" "$out/autosam-lite.safetensors"
