@@ -238,11 +238,14 @@ mod tests {
         let out = dir.path().join("out");
         let (store, _) = Store::open(&out, &clip).unwrap();
         store.save(session().labels()).unwrap();
-        // The new file cannot be completed, as on a full disk.
-        std::fs::create_dir(out.join("label.json.partial")).unwrap();
+        // Where the folder was there is a file.
+        let aside = dir.path().join("aside");
+        std::fs::rename(&out, &aside).unwrap();
+        std::fs::write(&out, b"").unwrap();
         let text = store.save(&Labels::new()).unwrap_err().to_string();
-        assert!(text.contains("label.json.partial"), "{text}");
-        std::fs::remove_dir(out.join("label.json.partial")).unwrap();
+        assert!(text.contains(out.to_str().unwrap()), "{text}");
+        std::fs::remove_file(&out).unwrap();
+        std::fs::rename(&aside, &out).unwrap();
         drop(store);
         assert_eq!(Store::open(&out, &clip).unwrap().1, *session().labels());
     }
