@@ -144,7 +144,10 @@ fn check_folder(dir: &Path) -> Result<()> {
     }
     let mut entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
     // The program may have been killed while it wrote its first session.
-    let own = |name: &std::ffi::OsStr| name == LOCK || name == "label.json.partial";
+    let own = |name: &std::ffi::OsStr| {
+        let name = name.to_string_lossy();
+        name == LOCK || (name.starts_with(FILE) && name.ends_with(".partial"))
+    };
     match entries.any(|entry| entry.is_ok_and(|entry| !own(&entry.file_name()))) {
         true => Err(Error::data(dir, format!("has files but no {FILE}; choose a new or empty folder"))),
         false => Ok(()),
@@ -263,6 +266,13 @@ mod tests {
         let text = refused(&out, &other);
         assert!(text.contains("a session of another clip") && text.contains("--output"), "{text}");
         assert!(refused(dir.path(), &mine).contains("no label.json"));
+        let killed = dir.path().join("killed");
+        std::fs::create_dir(&killed).unwrap();
+        std::fs::write(killed.join("label.json.aB12.partial"), b"").unwrap();
+        assert!(
+            Store::open(&killed, &mine).is_ok(),
+            "a program that was killed in its first write left this"
+        );
     }
 
     #[test]
