@@ -158,14 +158,17 @@ impl Writer {
         self.put_image(&mut o)?;
         sequence(&mut o, tags::SEGMENT_SEQUENCE, vec![segment()]);
         self.put_dimensions(&mut o);
-        self.put_references(&mut o);
+        // One hash for all frames.
+        let source = uid(&[&self.video, "video"]);
+        self.put_references(&mut o, &source);
 
         let mut identification = Object::new_empty();
         put(&mut identification, tags::REFERENCED_SEGMENT_NUMBER, VR::US, 1u16);
         let mut shared = Object::new_empty();
         sequence(&mut shared, tags::SEGMENT_IDENTIFICATION_SEQUENCE, vec![identification]);
         sequence(&mut o, tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared]);
-        let groups = (1u32..).zip(&self.frames).map(|(position, frame)| self.frame_group(position, *frame));
+        let groups =
+            (1u32..).zip(&self.frames).map(|(position, frame)| frame_group(position, *frame, &source));
         let per_frame = groups.collect();
         sequence(&mut o, tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, per_frame);
 
@@ -270,47 +273,46 @@ impl Writer {
         );
     }
 
-    /// Adds a reference to the video's series.
-    fn put_references(&self, o: &mut Object) {
+    /// Adds a reference to the video's series, in which `source` is the video.
+    fn put_references(&self, o: &mut Object, source: &str) {
         let series = uid(&[&self.video, "video series"]);
         let mut referenced = item(&[(tags::SERIES_INSTANCE_UID, VR::UI, &series)]);
-        sequence(&mut referenced, tags::REFERENCED_INSTANCE_SEQUENCE, vec![self.reference()]);
+        sequence(&mut referenced, tags::REFERENCED_INSTANCE_SEQUENCE, vec![reference(source)]);
         sequence(o, tags::REFERENCED_SERIES_SEQUENCE, vec![referenced]);
     }
+}
 
-    /// A reference to the video.
-    fn reference(&self) -> Object {
-        let source = uid(&[&self.video, "video"]);
-        item(&[
-            (tags::REFERENCED_SOP_CLASS_UID, VR::UI, uids::VIDEO_ENDOSCOPIC_IMAGE_STORAGE),
-            (tags::REFERENCED_SOP_INSTANCE_UID, VR::UI, &source),
-        ])
-    }
+/// A reference to the video with the UID `source`.
+fn reference(source: &str) -> Object {
+    item(&[
+        (tags::REFERENCED_SOP_CLASS_UID, VR::UI, uids::VIDEO_ENDOSCOPIC_IMAGE_STORAGE),
+        (tags::REFERENCED_SOP_INSTANCE_UID, VR::UI, source),
+    ])
+}
 
-    /// The functional groups of the object's frame at `position`, from 1: its frame in the video, and its time.
-    fn frame_group(&self, position: u32, (frame, time): (u64, u64)) -> Object {
-        // DICOM counts a video's frames from 1.
-        let nth = u32::try_from(frame + 1).unwrap_or(u32::MAX);
-        let mut content = Object::new_empty();
-        let indices = PrimitiveValue::U32(dicom_core::smallvec::smallvec![1, position]);
-        put(&mut content, tags::DIMENSION_INDEX_VALUES, VR::UL, indices);
-        put(&mut content, tags::TEMPORAL_POSITION_INDEX, VR::UL, nth);
-        let mut of = self.reference();
-        put(&mut of, tags::SPATIAL_LOCATIONS_PRESERVED, VR::CS, "YES");
-        put(&mut of, tags::REFERENCED_FRAME_NUMBER, VR::IS, nth.to_string());
-        let purpose = code("121322", "DCM", "Source image for image processing operation");
-        sequence(&mut of, tags::PURPOSE_OF_REFERENCE_CODE_SEQUENCE, purpose);
-        let mut derivation = Object::new_empty();
-        sequence(&mut derivation, tags::SOURCE_IMAGE_SEQUENCE, vec![of]);
-        sequence(&mut derivation, tags::DERIVATION_CODE_SEQUENCE, code("113076", "DCM", "Segmentation"));
-        let mut group = Object::new_empty();
-        sequence(&mut group, tags::FRAME_CONTENT_SEQUENCE, vec![content]);
-        let mut offset = Object::new_empty();
-        put(&mut offset, tags::TEMPORAL_POSITION_TIME_OFFSET, VR::FD, super::seconds(time));
-        sequence(&mut group, tags::TEMPORAL_POSITION_SEQUENCE, vec![offset]);
-        sequence(&mut group, tags::DERIVATION_IMAGE_SEQUENCE, vec![derivation]);
-        group
-    }
+/// The functional groups of the object's frame at `position`, from 1: its frame in the video `source`, and its time.
+fn frame_group(position: u32, (frame, time): (u64, u64), source: &str) -> Object {
+    // DICOM counts a video's frames from 1.
+    let nth = u32::try_from(frame + 1).unwrap_or(u32::MAX);
+    let mut content = Object::new_empty();
+    let indices = PrimitiveValue::U32(dicom_core::smallvec::smallvec![1, position]);
+    put(&mut content, tags::DIMENSION_INDEX_VALUES, VR::UL, indices);
+    put(&mut content, tags::TEMPORAL_POSITION_INDEX, VR::UL, nth);
+    let mut of = reference(source);
+    put(&mut of, tags::SPATIAL_LOCATIONS_PRESERVED, VR::CS, "YES");
+    put(&mut of, tags::REFERENCED_FRAME_NUMBER, VR::IS, nth.to_string());
+    let purpose = code("121322", "DCM", "Source image for image processing operation");
+    sequence(&mut of, tags::PURPOSE_OF_REFERENCE_CODE_SEQUENCE, purpose);
+    let mut derivation = Object::new_empty();
+    sequence(&mut derivation, tags::SOURCE_IMAGE_SEQUENCE, vec![of]);
+    sequence(&mut derivation, tags::DERIVATION_CODE_SEQUENCE, code("113076", "DCM", "Segmentation"));
+    let mut group = Object::new_empty();
+    sequence(&mut group, tags::FRAME_CONTENT_SEQUENCE, vec![content]);
+    let mut offset = Object::new_empty();
+    put(&mut offset, tags::TEMPORAL_POSITION_TIME_OFFSET, VR::FD, super::seconds(time));
+    sequence(&mut group, tags::TEMPORAL_POSITION_SEQUENCE, vec![offset]);
+    sequence(&mut group, tags::DERIVATION_IMAGE_SEQUENCE, vec![derivation]);
+    group
 }
 
 /// The description of the only segment.
